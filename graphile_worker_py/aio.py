@@ -1,0 +1,132 @@
+"""The few asyncio helpers that asyncio itself lacks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Await work to its end, even if the waiting task is cancelled meanwhile.
+
+    For writes that must not be cut in two. A cancellation that came in between is raised after
+    the work is done; what the work raised goes before it.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:  # what the work raised is raised below
+            break
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def wait_for(event: asyncio.Event, timeout: float | None) -> bool:
+    """Wait for an event, at most `timeout` seconds (None: without limit).
+
+    Returns:
+        Whether the event is set.
+    """
+    if event.is_set():
+        return True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    return event.is_set()
+
+
+async def run_to_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], object]) -> T:
+    """Await work that is told to stop, instead of being cancelled, when the waiting task is.
+
+    `on_cancel` is called for each cancellation that comes in; the work is awaited to its end all
+    the same, and the cancellation raised afterwards.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            on_cancel()
+    if cancelled is not None and not task.cancelled() and task.exception() is None:
+        raise cancelled
+    return task.result()
+
+
+class Crew:
+    """Tasks of one owner that are cancelled together, and given up if they do not obey.
+
+    A TaskGroup would wait for ever for a task that swallows its cancellation. What a member
+    raises is its own to handle.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Start a member."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._has_ended)
+
+    async def wait(self) -> None:
+        """Wait until all have ended or were given up."""
+        await self._ended.wait()
+
+    async def cancel(self, *, patience: float) -> list[str]:
+        """Cancel all, once a second for `patience` seconds, then give up.
+
+        Returns:
+            The names of those who run on nevertheless.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while self._tasks and loop.time() < deadline:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=min(1.0, patience))
+        self._ended.set()
+        return [task.get_name() for task in self._tasks]
+
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._ended.set()
+
+
+@asynccontextmanager
+async def until(event: asyncio.Event) -> AsyncIterator[None]:
+    """Run the block until it ends, or the event is set: then the block is cut off, and left."""
+    block = asyncio.current_task()
+    if block is None:
+        raise RuntimeError("until() needs a running task")
+    cut_off = False
+
+    async def watch() -> None:
+        nonlocal cut_off
+        await event.wait()
+        cut_off = True
+        block.cancel()
+
+    watcher = asyncio.create_task(watch(), name="until")
+    try:
+        yield
+    except asyncio.CancelledError:
+        # Ours to swallow only if nobody else cancelled the task as well.
+        if not cut_off or block.uncancel() > 0:
+            raise
+    finally:
+        watcher.cancel()
+        await asyncio.wait([watcher])

@@ -1,0 +1,54 @@
+"""Gather single items while a write is under way, then write them in one statement."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from graphile_worker_py import aio
+
+T = TypeVar("T")
+
+MOST: Final = 1000
+"""Most items of one write: longer statements cost more than they save."""
+
+
+class Batcher(Generic[T]):
+    """Turn many single items into few batched writes.
+
+    Nothing waits without need: an item that comes while no write is under way is written at once,
+    items that come during a write go together in the next one.
+
+    Args:
+        write: Awaited with one non-empty batch at a time, in order. It does its own retries and
+            keeps what it raises to itself.
+        delay: Seconds to wait for company after the first item of a batch; 0 or below: none.
+    """
+
+    def __init__(self, write: Callable[[Sequence[T]], Awaitable[None]], *, delay: float) -> None:
+        self._write = write
+        self._delay = delay
+        self._items: deque[T] = deque()
+        self._wake = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    def put(self, item: T) -> None:
+        """Add an item to the next batch."""
+        self._items.append(item)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let `run` return once everything that was put is written."""
+        self._closed.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write batches until closed."""
+        while self._items or not self._closed.is_set():
+            await self._wake.wait()
+            if self._delay > 0 and not self._closed.is_set():
+                await aio.wait_for(self._closed, self._delay)
+            self._wake.clear()
+            while self._items:
+                batch = [self._items.popleft() for _ in range(min(len(self._items), MOST))]
+                await self._write(batch)

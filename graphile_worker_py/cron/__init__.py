@@ -1,0 +1,27 @@
+"""Recurring jobs: the crontab, what is due when, and the scheduler that adds it."""
+
+from graphile_worker_py.cron.crontab import get_cron_items, parse_crontab, read_crontab
+from graphile_worker_py.cron.items import (
+    CronDigest,
+    CronItem,
+    CronItemOptions,
+    Overlap,
+    ParsedCronItem,
+    parse_cron_item,
+    parse_cron_items,
+)
+from graphile_worker_py.cron.schedule import Cron
+
+__all__ = [
+    "Cron",
+    "CronDigest",
+    "CronItem",
+    "CronItemOptions",
+    "Overlap",
+    "ParsedCronItem",
+    "get_cron_items",
+    "parse_cron_item",
+    "parse_cron_items",
+    "parse_crontab",
+    "read_crontab",
+]

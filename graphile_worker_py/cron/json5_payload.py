@@ -1,0 +1,50 @@
+"""The JSON5 payload of a crontab line, with the values that JavaScript would read."""
+
+import math
+from decimal import Decimal
+from typing import Any, Final
+
+import json5
+
+_EXACT: Final = 2**53
+_PLAIN: Final = 1e21
+
+
+def loads_object(text: str) -> dict[str, Any]:
+    """Read a JSON5 object.
+
+    Numbers become what they are in JavaScript, where all are floats, so that a job is the same
+    whichever worker adds it: `1.0` is 1, big integers lose their last digits, NaN and the
+    infinities are null.
+
+    Raises:
+        ValueError: The text is no JSON5 object.
+    """
+    try:
+        value = json5.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("no object")  # noqa: TRY004  # the caller asks for one kind of error
+    return {key: _as_in_javascript(each) for key, each in value.items()}
+
+
+def _as_in_javascript(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_in_javascript(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_in_javascript(each) for each in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    if not math.isfinite(number):
+        return None
+    if isinstance(value, int) and abs(value) <= _EXACT:
+        return value
+    if not number.is_integer() or abs(number) >= _PLAIN:
+        return number
+    # The shortest digits that tell the number from its neighbours, then zeros.
+    return int(Decimal(repr(number)))

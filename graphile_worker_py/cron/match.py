@@ -1,0 +1,261 @@
+"""Which of many items are due at a minute.
+
+A timetable keeps, for each minute of the hour, hour, day and month, one big integer in which bit
+n tells whether item n matches it. What is due at a minute is then the intersection of a few
+integers, for all items at once. Measured with 1,000 items, a year takes seconds; croniter, which
+asks one item at a time, would need minutes to hours (a step of 17 to 96 µs). The tests compare
+both.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from graphile_worker_py.cron.items import CronDigest, Matcher, ParsedCronItem, zone_named
+from graphile_worker_py.cron.pattern import FIELDS, Pattern
+
+logger = logging.getLogger(__name__)
+
+MINUTE: Final = timedelta(minutes=1)
+HOUR: Final = timedelta(hours=1)
+# The longest wait is for a 29 February, eight years around a century that has none.
+HORIZON: Final = timedelta(days=8 * 366)
+
+_REMEMBERED: Final = 4096
+_ALL: Final = tuple(field.largest - field.smallest + 1 for field in FIELDS)
+
+Occurrence = tuple[datetime, tuple[ParsedCronItem, ...]]
+
+
+def floor_minute(moment: datetime) -> datetime:
+    """The full minute at or before a moment."""
+    return moment.replace(second=0, microsecond=0)
+
+
+def ceil_minute(moment: datetime) -> datetime:
+    """The full minute at or after a moment."""
+    floor = floor_minute(moment)
+    return floor if floor == moment else floor + MINUTE
+
+
+class Timetable:
+    """Tells which of the given items are due.
+
+    Items are due by UTC, or by the local time of their `timezone`. Where the local clock is put
+    forward or back, two kinds of items differ. An item that names hours is due once for each
+    local time that it names: at the first of the two if the time comes twice, and if it is
+    skipped, in the first minute after the gap (once, for all times in the gap). An item that
+    matches all 24 hours goes by elapsed time: twice in an hour that comes twice, not at all
+    in one that is skipped.
+
+    A matcher function is asked for every minute that there is. If it raises, that is logged and
+    the item is not due.
+    """
+
+    def __init__(self, items: Sequence[ParsedCronItem]) -> None:
+        self._items = tuple(items)
+        calendars: dict[str | None, _Calendar] = {}
+        for bit, item in enumerate(self._items):
+            zone = item.options.timezone
+            calendar = calendars.get(zone)
+            if calendar is None:
+                calendar = calendars[zone] = _Calendar() if zone is None else _ZonedCalendar(zone)
+            calendar.add(1 << bit, item)
+        self._calendars = tuple(calendars.values())
+        self._of_mask = lru_cache(_REMEMBERED)(self._unpacked)
+
+    def due(self, minute: datetime) -> tuple[ParsedCronItem, ...]:
+        """The items that are due at this full minute, in their order."""
+        minute = minute.astimezone(UTC)
+        mask = 0
+        for calendar in self._calendars:
+            mask |= calendar.hour(floor_hour(minute)).due(minute)
+        return self._of_mask(mask)
+
+    def between(self, start: datetime, end: datetime) -> Iterator[Occurrence]:
+        """Each minute of a span, its end excluded, at which something is due, with the items."""
+        minute = ceil_minute(start.astimezone(UTC))
+        end = end.astimezone(UTC)
+        while minute < end:
+            this_hour = floor_hour(minute)
+            hours = [calendar.hour(this_hour) for calendar in self._calendars]
+            active = [hour for hour in hours if hour.possible]
+            next_hour = this_hour + HOUR
+            if not active:
+                minute = next_hour
+                continue
+            until = min(next_hour, end)
+            while minute < until:
+                mask = 0
+                for hour in active:
+                    mask |= hour.due(minute)
+                if mask:
+                    yield minute, self._of_mask(mask)
+                minute += MINUTE
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first minute after a moment at which something is due; None if there is none."""
+        start = floor_minute(moment.astimezone(UTC)) + MINUTE
+        for minute, _ in self.between(start, start + HORIZON):
+            return minute
+        return None
+
+    def _unpacked(self, mask: int) -> tuple[ParsedCronItem, ...]:
+        due: list[ParsedCronItem] = []
+        while mask:
+            lowest = mask & -mask
+            due.append(self._items[lowest.bit_length() - 1])
+            mask ^= lowest
+        return tuple(due)
+
+
+def floor_hour(moment: datetime) -> datetime:
+    """The full hour at or before a moment."""
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
+class _Hour:
+    """One hour of UTC, as a calendar that is itself in UTC sees it."""
+
+    __slots__ = ("_calendar", "_mask", "possible")
+
+    def __init__(self, calendar: "_Calendar", hour: datetime) -> None:
+        self._calendar = calendar
+        self._mask = calendar.day(hour.date()) & calendar.hours[hour.hour]
+        self.possible = bool(self._mask or calendar.matchers)
+
+    def due(self, minute: datetime) -> int:
+        calendar = self._calendar
+        mask = self._mask & calendar.minutes[minute.minute]
+        return mask | calendar.matched(minute, minute) if calendar.matchers else mask
+
+
+class _ZonedHour:
+    """One hour of UTC, as it passes in a time zone."""
+
+    __slots__ = ("_calendar", "possible")
+
+    def __init__(self, calendar: "_ZonedCalendar", hour: datetime) -> None:
+        self._calendar = calendar
+        before = calendar.local(hour - MINUTE)
+        first = calendar.local(hour)
+        last = calendar.local(hour + HOUR - MINUTE)
+        # While the clock runs on evenly, the two local hours that are touched tell enough.
+        even = (
+            before.utcoffset() == first.utcoffset() == last.utcoffset()
+            and not first.fold | last.fold
+        )
+        self.possible = bool(
+            not even or calendar.matchers or calendar.in_hour(first) or calendar.in_hour(last)
+        )
+
+    def due(self, minute: datetime) -> int:
+        calendar = self._calendar
+        local = calendar.local(minute)
+        mask = calendar.in_hour(local) & calendar.minutes[local.minute]
+        if local.fold:
+            mask &= calendar.elapsed
+        wall, before = local.replace(tzinfo=None), calendar.local(minute - MINUTE)
+        skipped = before.replace(tzinfo=None, fold=0) + MINUTE
+        while skipped < wall:
+            mask |= calendar.in_hour(skipped) & calendar.minutes[skipped.minute] & ~calendar.elapsed
+            skipped += MINUTE
+        return mask | calendar.matched(minute, local) if calendar.matchers else mask
+
+
+@dataclass(frozen=True, slots=True)
+class _CallableItem:
+    bit: int
+    identifier: str
+    matcher: Matcher
+
+
+class _Calendar:
+    """Items that go by one clock, and the sets of them that match each part of a date."""
+
+    def __init__(self) -> None:
+        self.minutes = [0] * 60
+        self.hours = [0] * 24
+        self.matchers: list[_CallableItem] = []
+        self._dates = [0] * 32
+        self._months = [0] * 13
+        self._dows = [0] * 7
+        self._on_each_day = 0
+        self._on_dates = 0
+        self._on_dows = 0
+        # Due twice in an hour that the clock passes twice, and not at all in a skipped one.
+        self.elapsed = 0
+        self.day = lru_cache(8)(self._day)
+
+    def add(self, bit: int, item: ParsedCronItem) -> None:
+        """Put an item in, which this bit stands for."""
+        if not isinstance(item.match, Pattern):
+            self.matchers.append(_CallableItem(bit, item.identifier, item.match))
+            return
+        pattern = item.match
+        fields = (pattern.minutes, pattern.hours, pattern.dates, pattern.months, pattern.dows)
+        columns = (self.minutes, self.hours, self._dates, self._months, self._dows)
+        for values, column in zip(fields, columns, strict=True):
+            for value in values:
+                column[value] |= bit
+        _, every_hour, every_date, _, every_dow = (
+            len(values) == count for values, count in zip(fields, _ALL, strict=True)
+        )
+        if every_date and every_dow:
+            self._on_each_day |= bit
+        if not every_date:
+            self._on_dates |= bit
+        if not every_dow:
+            self._on_dows |= bit
+        if every_hour:
+            self.elapsed |= bit
+
+    def hour(self, hour: datetime) -> "_Hour | _ZonedHour":
+        """An hour of UTC."""
+        return _Hour(self, hour)
+
+    def in_hour(self, local: datetime) -> int:
+        """The items that match the hour and the day of a local time."""
+        return self.day(local.date()) & self.hours[local.hour]
+
+    def matched(self, minute: datetime, local: datetime) -> int:
+        """The items whose function says so."""
+        digest = CronDigest(
+            min=local.minute,
+            hour=local.hour,
+            date=local.day,
+            month=local.month,
+            dow=local.isoweekday() % 7,
+            timestamp=minute,
+        )
+        mask = 0
+        for item in self.matchers:
+            try:
+                if item.matcher(digest):
+                    mask |= item.bit
+            except Exception:  # whatever a user's function raises, the others stay on time
+                logger.exception("Matcher of cron item %r failed", item.identifier)
+        return mask
+
+    def _day(self, day: date) -> int:
+        by_date = self._on_dates & self._dates[day.day]
+        by_dow = self._on_dows & self._dows[day.isoweekday() % 7]
+        return self._months[day.month] & (self._on_each_day | by_date | by_dow)
+
+
+class _ZonedCalendar(_Calendar):
+    """Items that go by the local time of a zone."""
+
+    def __init__(self, zone: str) -> None:
+        super().__init__()
+        self._zone = zone_named(zone)
+
+    def hour(self, hour: datetime) -> _ZonedHour:
+        return _ZonedHour(self, hour)
+
+    def local(self, minute: datetime) -> datetime:
+        """The local time of a minute, its seconds cut off (offsets of old had some)."""
+        return floor_minute(minute.astimezone(self._zone))

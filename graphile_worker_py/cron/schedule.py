@@ -1,0 +1,303 @@
+"""Add the jobs of cron items when they are due, each once among all workers of a database."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import psycopg
+
+from graphile_worker_py import json_codec
+from graphile_worker_py.aio import wait_for
+from graphile_worker_py.backoff import CONTENTION, Backoff, backoff_for
+from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
+from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
+from graphile_worker_py.db import Database, one_line
+from graphile_worker_py.events import (
+    CronBackfill,
+    CronOverdueTimer,
+    CronPrematureTimer,
+    CronSchedule,
+    CronScheduled,
+    CronStarted,
+    CronStarting,
+    Events,
+)
+from graphile_worker_py.sql import known_crontabs
+from graphile_worker_py.sql.known_crontabs import AddedCronJob, CronJob, KnownCrontab
+
+logger = logging.getLogger(__name__)
+
+Clock = Callable[[], datetime]
+Wait = Callable[[asyncio.Event, float | None], Awaitable[bool]]
+
+RESTART: Final = Backoff(shortest=0.2, longest=60.0)
+"""Between two starts of the protocol, after an error that lasted."""
+CLOSING_TIME: Final = 1.0
+"""Seconds that a statement has to end after `close`."""
+
+# A timer is set to just after the minute, so that a clock that is read a bit coarser agrees.
+_MARGIN: Final = 0.001
+# No wait is longer, so that a clock that was put right is noticed.
+_LONGEST_WAIT: Final = 60.0
+# A period beyond this is the same as for ever, and within what a timedelta can hold.
+_FOR_EVER: Final = 100 * 366 * 86400.0
+_DAY: Final = timedelta(days=1)
+
+
+def utc_now() -> datetime:
+    """The time now, in UTC."""
+    return datetime.now(UTC)
+
+
+class Cron:
+    """Adds jobs when cron items are due.
+
+    The protocol is Graphile Worker's, so any number of workers in either language may have the
+    same items: a table knows the last run of each, and a job is added in the statement that
+    records its run. Each start goes through these steps:
+
+    - **Register.** Items that the table does not hold are recorded as known since now.
+    - **Backfill.** For items that were known before, runs that were missed within their
+      `backfill_period` are added, oldest first.
+    - **Minute loop.** At each minute, what is due is added with one statement. If the clock is
+      behind, nothing is due yet; if it is ahead (the machine slept, the clock was put right),
+      the minutes between are caught up.
+
+    A statement that fails is sent again for up to a minute. If the trouble lasts, it all begins
+    again at the first step, after a growing delay, for as long as it takes.
+
+    Args:
+        database: Where jobs are added.
+        items: From `parse_crontab` or `parse_cron_items`; their identifiers must differ.
+        events: Told what happens.
+        clock: Tells the time, aware. The clocks of all workers of a database should agree.
+        wait: Waits for an event at most so many seconds, as `aio.wait_for` does.
+
+    Raises:
+        CrontabError: An item has a value that can't be stored, or identifiers are not unique.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        items: Iterable[ParsedCronItem],
+        *,
+        events: Events,
+        clock: Clock = utc_now,
+        wait: Wait = wait_for,
+    ) -> None:
+        self._items = tuple(items)
+        check_items(self._items)
+        self._database = database
+        self._events = events
+        self._clock = clock
+        self._wait = wait
+        self._timetable = Timetable(self._items)
+        self._closed = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+        self._failures = 0
+
+    def close(self) -> None:
+        """Let `run` return, at once or when the statement that was sent has ended."""
+        self._closed.set()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + CLOSING_TIME)
+
+    async def run(self) -> None:
+        """Register, backfill and add jobs until closed. The owner starts this in a task group."""
+        if not self._items or self._closed.is_set():
+            return
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._limit = limit
+                await self._run_for_ever()
+        except TimeoutError:
+            # A statement of an unreachable database; what it was to add, the next start adds.
+            if not limit.expired():
+                raise
+        finally:
+            self._limit = None
+
+    async def _run_for_ever(self) -> None:
+        while not self._closed.is_set():
+            try:
+                await self._run_until_error()
+            except (psycopg.Error, OSError) as error:
+                self._failures += 1
+                delay = RESTART.delay(self._failures)
+                logger.warning("Cron failed (%s); starts again in %.1f s", one_line(error), delay)
+                await self._wait(self._closed, delay)
+
+    async def _run_until_error(self) -> None:
+        # Node knows milliseconds only; both must come to the same answer at the edges.
+        now = self._clock().astimezone(UTC)
+        start = now.replace(microsecond=now.microsecond // 1000 * 1000)
+        self._events.emit(CronStarting(start=start))
+        identifiers = [item.identifier for item in self._items]
+        known = await self._database.run(known_crontabs.register(identifiers, start))
+        await self._backfill(start, known)
+        self._events.emit(CronStarted(start=start))
+        await self._each_minute(ceil_minute(start))
+
+    async def _backfill(self, start: datetime, known: Mapping[str, KnownCrontab]) -> None:
+        """Add the runs that were missed before the start."""
+        since: dict[str, datetime] = {}
+        for item in self._items:
+            row = known.get(item.identifier)
+            period = item.options.backfill_period
+            if row is None or period == 0:
+                continue
+            first = start - timedelta(seconds=min(period, _FOR_EVER))
+            if row.last_execution is None:
+                since[item.identifier] = max(first, row.known_since)
+            else:
+                since[item.identifier] = max(first, row.last_execution + timedelta.resolution)
+        for day in self._missed(since, start):
+            for minute, items in day:
+                if self._closed.is_set():
+                    return
+                names = [item.identifier for item in items]
+                self._events.emit(CronBackfill(identifiers=names, timestamp=minute))
+                await self._add(minute, items, backfilled=True)
+            await asyncio.sleep(0)
+
+    async def _each_minute(self, expected: datetime) -> None:
+        """Add what is due from the expected minute on. That one only ever moves forward."""
+        while await self._reached(expected):
+            current = floor_minute(self._clock().astimezone(UTC))
+            if current > expected:
+                self._events.emit(
+                    CronOverdueTimer(current_timestamp=current, expected_timestamp=expected)
+                )
+                since = {item.identifier: expected for item in self._items}
+                for day in self._missed(since, current):
+                    for minute, items in day:
+                        await self._tick(minute, items)
+                    await asyncio.sleep(0)
+            due = self._timetable.due(current)
+            if due:
+                await self._tick(current, due)
+            expected = current + MINUTE
+
+    async def _reached(self, expected: datetime) -> bool:
+        """Wait until the clock shows a minute; False if closed before."""
+        while not self._closed.is_set():
+            left = (expected - self._clock()).total_seconds()
+            if left <= 0:
+                return True
+            await self._wait(self._closed, min(left + _MARGIN, _LONGEST_WAIT))
+            now = self._clock()
+            if now < expected and left < _LONGEST_WAIT and not self._closed.is_set():
+                self._events.emit(
+                    CronPrematureTimer(
+                        current_timestamp=now.astimezone(UTC), expected_timestamp=expected
+                    )
+                )
+        return False
+
+    def _missed(self, since: dict[str, datetime], end: datetime) -> Iterator[list[Occurrence]]:
+        """The minutes before `end` at which items were due since their time.
+
+        In pieces of a day, so that others get their turn between: years of minutes take seconds.
+        """
+        items = [item for item in self._items if item.identifier in since]
+        for item in items:
+            most = item.options.max_backfill
+            if most is not None:
+                runs = Timetable([item]).between(since[item.identifier], end)
+                latest = deque((minute for minute, _ in runs), maxlen=most)
+                since[item.identifier] = latest[0] if latest else end
+        timetable = Timetable(items)
+        day = min(since.values(), default=end)
+        while day < end:
+            missed: list[Occurrence] = []
+            for minute, due in timetable.between(day, min(day + _DAY, end)):
+                items_missed = tuple(item for item in due if since[item.identifier] <= minute)
+                if items_missed:
+                    missed.append((minute, items_missed))
+            yield missed
+            day += _DAY
+
+    async def _tick(self, minute: datetime, items: Sequence[ParsedCronItem]) -> None:
+        if self._closed.is_set():
+            return
+        names = [item.identifier for item in items]
+        self._events.emit(CronSchedule(identifiers=names, timestamp=minute))
+        await self._add(minute, items, backfilled=False)
+        self._events.emit(CronScheduled(identifiers=names, timestamp=minute))
+
+    async def _add(
+        self, minute: datetime, items: Sequence[ParsedCronItem], *, backfilled: bool
+    ) -> None:
+        """Add the runs of one minute, unless other workers did."""
+        query = known_crontabs.add(
+            minute, [cron_job(item, minute, backfilled=backfilled) for item in items]
+        )
+        give_up = self._clock() + MINUTE
+        failures = 0
+        while True:
+            try:
+                added = await self._database.run(query)
+                break
+            except (psycopg.Error, OSError) as error:
+                backoff = _backoff_for(error)
+                failures += 1
+                delay = 0.0 if backoff is None else backoff.delay(failures)
+                if backoff is None or self._clock() + timedelta(seconds=delay) >= give_up:
+                    raise
+                logger.warning(
+                    "Could not add cron jobs of %s (%s); again in %.2f s",
+                    minute.isoformat(),
+                    one_line(error),
+                    delay,
+                )
+                if await self._wait(self._closed, delay):
+                    return
+        self._failures = 0
+        for job in added:
+            if job.skipped:
+                logger.info("Cron item %r skipped: job %d is there", *_names(job))
+            else:
+                logger.debug("Cron item %r added job %d", *_names(job))
+
+
+def cron_job(item: ParsedCronItem, minute: datetime, *, backfilled: bool) -> CronJob:
+    """The job of an item that is due at a minute."""
+    options = item.options
+    payload = dict(item.payload or {})
+    payload["_cron"] = {"ts": timestamp(minute), "backfilled": backfilled}
+    run_at = minute
+    if options.jitter > 0:
+        run_at += timedelta(seconds=random.uniform(0, options.jitter))  # noqa: S311  # scatter
+    mode = options.job_key_mode
+    return CronJob(
+        cron_identifier=item.identifier,
+        task=item.task,
+        payload=json_codec.dumps(payload).decode(),
+        run_at=run_at,
+        queue_name=options.queue_name,
+        max_attempts=options.max_attempts,
+        job_key=options.job_key,
+        priority=options.priority,
+        job_key_mode=None if mode is None else str(mode),
+        skip_if_there=options.overlap == Overlap.SKIP,
+    )
+
+
+def timestamp(minute: datetime) -> str:
+    """A full minute as `_cron.ts` holds it: ISO 8601 in UTC, with milliseconds."""
+    return minute.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:00.000Z")
+
+
+def _backoff_for(error: BaseException) -> Backoff | None:
+    if isinstance(error, psycopg.Error) and error.sqlstate == known_crontabs.LOST_RACE_SQLSTATE:
+        return CONTENTION
+    return backoff_for(error)
+
+
+def _names(job: AddedCronJob) -> tuple[str, int]:
+    return job.cron_identifier, job.job_id

@@ -1,0 +1,1 @@
+"""How a task is called: on the event loop, or in a thread."""

@@ -1,0 +1,105 @@
+"""Call plain functions in threads, so that they never block the event loop."""
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+THREAD_NAME: Final = "graphile-worker-py-task"
+_JOIN_PATIENCE: Final = 1.0
+
+_Work = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+
+
+class ThreadExecutor:
+    """Threads that are made when needed and used again.
+
+    They are daemons: a function that never returns must not keep a process alive that was told
+    twice to end. The pools of the standard library wait for such a one at exit.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[_TaskThread] = []
+        self._busy: set[_TaskThread] = set()
+
+    @property
+    def busy(self) -> int:
+        """How many functions are running, those included that nobody waits for any more."""
+        return len(self._busy)
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """Call a function in a thread, with the caller's context variables.
+
+        If the caller is cancelled the function runs on to its end, and its result is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+        context = contextvars.copy_context()
+        thread = self._idle.pop() if self._idle else _TaskThread(self, loop)
+        self._busy.add(thread)
+        thread.submit(lambda: context.run(function), done)
+        return await done
+
+    def release(self, thread: "_TaskThread") -> None:
+        """Take back a thread that has finished; called on the loop."""
+        self._busy.discard(thread)
+        self._idle.append(thread)
+
+    def close(self) -> int:
+        """End the idle threads.
+
+        Returns:
+            How many threads run on, because their functions have not returned.
+        """
+        idle, self._idle = self._idle, []
+        for thread in idle:
+            thread.end()
+        return len(self._busy)
+
+
+class _TaskThread:
+    """A thread that calls one function after the other."""
+
+    def __init__(self, owner: ThreadExecutor, loop: asyncio.AbstractEventLoop) -> None:
+        self._owner = owner
+        self._loop = loop
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    def submit(self, function: Callable[[], Any], done: "asyncio.Future[Any]") -> None:
+        self._work.put((function, done))
+
+    def end(self) -> None:
+        self._work.put(None)
+        self._thread.join(_JOIN_PATIENCE)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            function, done = work
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as raised:  # SystemExit included: it is the task's failure
+                error = raised
+            # The loop is closed if the program ended without waiting for this function.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._finish, done, result, error)
+            del function, done, work, result, error
+
+    def _finish(
+        self, done: "asyncio.Future[Any]", result: Any, error: BaseException | None
+    ) -> None:
+        self._owner.release(self)
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        elif isinstance(error, StopIteration):
+            # A future refuses it, because it would end the coroutine that awaits it.
+            done.set_exception(RuntimeError(f"task raised StopIteration: {error}"))
+        else:
+            done.set_exception(error)

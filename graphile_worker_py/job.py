@@ -1,0 +1,325 @@
+"""What crosses the boundary to the database: a job as stored, and a job as asked for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from graphile_worker_py import json_codec
+from graphile_worker_py.errors import ConfigurationError
+
+MAX_IDENTIFIER_LENGTH: Final = 128
+MAX_QUEUE_NAME_LENGTH: Final = 128
+MAX_JOB_KEY_LENGTH: Final = 512
+SMALLINT_MIN: Final = -32768
+SMALLINT_MAX: Final = 32767
+
+_POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime.max.replace(tzinfo=UTC)
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+_INFINITY: Final = 2**63 - 1
+_MINUS_INFINITY: Final = -(2**63)
+
+
+class JobKeyMode(StrEnum):
+    """What adding a job does when its `job_key` is taken, as Graphile Worker defines it."""
+
+    REPLACE = "replace"
+    """Overwrite the job that waits with that key, its `run_at` included. The default."""
+    PRESERVE_RUN_AT = "preserve_run_at"
+    """Overwrite it, but keep its `run_at` if it was not tried yet (a throttle, not a debounce)."""
+    UNSAFE_DEDUPE = "unsafe_dedupe"
+    """Leave the existing job alone, even if it is running or has failed for good."""
+
+
+class Job:
+    """A job as it is stored, read-only.
+
+    The attributes are the columns of the jobs table under their own names, and `task_identifier`.
+    Times and the payload are decoded when they are first looked at, so that a value Python can't
+    hold is the trouble of that one job, and of nobody who does not ask.
+
+    Times are aware, in UTC. PostgreSQL's `infinity`, and times outside of Python's years, become
+    the nearest `datetime` there is.
+    """
+
+    __slots__ = ("_payload", "_row", "task_identifier")
+
+    _row: tuple[Any, ...]
+    task_identifier: str
+    """Name of the task that runs this job."""
+
+    def __init__(self, row: tuple[Any, ...], task_identifier: str) -> None:
+        self._row = row
+        self.task_identifier = task_identifier
+
+    @property
+    def id(self) -> int:
+        """Number of the job; grows, with gaps."""
+        return self._row[0]  # type: ignore[no-any-return]
+
+    @property
+    def job_queue_id(self) -> int | None:
+        """Id of the serial queue; None for a job without queue."""
+        return self._row[1]  # type: ignore[no-any-return]
+
+    @property
+    def task_id(self) -> int:
+        """Id of the task identifier in this database."""
+        return self._row[2]  # type: ignore[no-any-return]
+
+    @property
+    def payload(self) -> Any:
+        """The payload, decoded.
+
+        Raises:
+            ValueError: The stored JSON can't be decoded by Python (nested too deeply).
+        """
+        try:
+            return self._payload
+        except AttributeError:
+            self._payload: Any = json_codec.loads(self._row[3])
+            return self._payload
+
+    @property
+    def payload_json(self) -> bytes:
+        """The payload as stored, JSON text in UTF-8."""
+        return bytes(self._row[3])
+
+    @property
+    def priority(self) -> int:
+        """Smaller runs first."""
+        return self._row[4]  # type: ignore[no-any-return]
+
+    @property
+    def run_at(self) -> datetime:
+        """The job is not run before this time."""
+        return _from_timestamp(self._row[5])
+
+    @property
+    def attempts(self) -> int:
+        """How often the job was fetched; counts the current attempt while it runs."""
+        return self._row[6]  # type: ignore[no-any-return]
+
+    @property
+    def max_attempts(self) -> int:
+        """A job that failed this often is not tried again."""
+        return self._row[7]  # type: ignore[no-any-return]
+
+    @property
+    def last_error(self) -> str | None:
+        """Message of the last failure; None if there was none."""
+        return self._row[8]  # type: ignore[no-any-return]
+
+    @property
+    def created_at(self) -> datetime:
+        """When the job was first added."""
+        return _from_timestamp(self._row[9])
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it was last changed by an SQL function; running it changes nothing here."""
+        return _from_timestamp(self._row[10])
+
+    @property
+    def key(self) -> str | None:
+        """The job key, unique in the whole schema; None for a job without key."""
+        return self._row[11]  # type: ignore[no-any-return]
+
+    @property
+    def locked_at(self) -> datetime | None:
+        """When a worker took it; None while nobody has it."""
+        value = self._row[12]
+        return None if value is None else _from_timestamp(value)
+
+    @property
+    def locked_by(self) -> str | None:
+        """Id of the worker pool that has it; None while nobody has it."""
+        return self._row[13]  # type: ignore[no-any-return]
+
+    @property
+    def revision(self) -> int:
+        """How often the job was replaced or deduplicated through its key."""
+        return self._row[14]  # type: ignore[no-any-return]
+
+    @property
+    def flags(self) -> dict[str, bool] | None:
+        """The flags, as `{flag: True}`; None for a job without flags."""
+        return self._row[15]  # type: ignore[no-any-return]
+
+    @property
+    def is_available(self) -> bool:
+        """Whether a worker may take it (nobody has it, attempts are left)."""
+        return self._row[16]  # type: ignore[no-any-return]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All columns and `task_identifier` by name."""
+        return {name: getattr(self, name) for name in (*JOB_COLUMNS, "task_identifier")}
+
+    def __repr__(self) -> str:
+        # No payload: a job is printed in logs, a payload may hold what must not be there.
+        return (
+            f"Job(id={self.id}, task_identifier={self.task_identifier!r}, key={self.key!r}, "
+            f"attempts={self.attempts}/{self.max_attempts})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Job):
+            return NotImplemented
+        return self._row == other._row and self.task_identifier == other.task_identifier
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.revision, self.attempts))
+
+
+JOB_COLUMNS: Final = (
+    "id",
+    "job_queue_id",
+    "task_id",
+    "payload",
+    "priority",
+    "run_at",
+    "attempts",
+    "max_attempts",
+    "last_error",
+    "created_at",
+    "updated_at",
+    "key",
+    "locked_at",
+    "locked_by",
+    "revision",
+    "flags",
+    "is_available",
+)
+"""Columns of the jobs table in their order, which is the order of a `Job`'s row."""
+
+
+def _from_timestamp(value: bytes) -> datetime:
+    """Decode PostgreSQL's binary timestamptz: microseconds since 2000 in eight bytes."""
+    microseconds = int.from_bytes(value, "big", signed=True)
+    if microseconds == _INFINITY:
+        return _LATEST
+    if microseconds == _MINUS_INFINITY:
+        return _EARLIEST
+    try:
+        return _POSTGRES_EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return _LATEST if microseconds > 0 else _EARLIEST
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job to be added.
+
+    Args:
+        identifier: Name of the task that is to run it; at most 128 characters.
+        payload: Any JSON value; None means an empty object, as the Node worker has it.
+        queue_name: Serial queue, at most 128 characters: its jobs run one after the other. None
+            means no queue.
+        run_at: Not before this time, an aware datetime; None means now.
+        priority: Smaller runs first, -32768 to 32767; None means 0.
+        max_attempts: 1 to 32767; None means 25.
+        job_key: 1 to 512 characters, unique over all tasks; None means no key.
+        job_key_mode: What happens if the key is taken; None means `replace`.
+        flags: Names by which workers may refuse the job.
+
+    Raises:
+        ConfigurationError: A value is not allowed; the message names it.
+    """
+
+    identifier: str
+    payload: Any = None
+    queue_name: str | None = None
+    run_at: datetime | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+    job_key: str | None = None
+    job_key_mode: JobKeyMode | str | None = None
+    flags: Iterable[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_text("identifier", self.identifier, longest=MAX_IDENTIFIER_LENGTH)
+        if self.queue_name is not None:
+            check_text("queue_name", self.queue_name, longest=MAX_QUEUE_NAME_LENGTH)
+        if self.job_key is not None:
+            check_text("job_key", self.job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
+        if self.run_at is not None:
+            check_aware("run_at", self.run_at)
+        if self.priority is not None:
+            check_smallint("priority", self.priority)
+        if self.max_attempts is not None:
+            check_smallint("max_attempts", self.max_attempts, smallest=1)
+        # Without a key the mode means nothing and the SQL functions take any; so do we.
+        if self.job_key_mode is not None and self.job_key is not None:
+            modes = [str(mode) for mode in JobKeyMode]
+            if self.job_key_mode not in modes:
+                raise ConfigurationError(
+                    f"job_key_mode {self.job_key_mode!r} is not one of {', '.join(modes)}"
+                )
+        if self.flags is not None:
+            if isinstance(self.flags, (str, bytes)):
+                raise ConfigurationError(
+                    f"flags must be a list of strings, not the string {self.flags!r}"
+                )
+            flags = list(self.flags)
+            for flag in flags:
+                check_text("flags", flag)
+            object.__setattr__(self, "flags", flags)
+
+    def payload_json(self) -> str:
+        """The payload as JSON text.
+
+        Raises:
+            ConfigurationError: The payload can't be written as JSON.
+        """
+        if self.payload is None:
+            return "{}"
+        try:
+            return json_codec.dumps(self.payload).decode()
+        except ValueError as error:
+            raise ConfigurationError(f"payload of task {self.identifier!r} is {error}") from error
+
+
+def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:
+    """Check a text of a job; PostgreSQL counts characters, and can't store U+0000."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a string, not {value!r}")
+    if len(value) < shortest:
+        raise ConfigurationError(f"{name} must not be empty")
+    if longest is not None and len(value) > longest:
+        raise ConfigurationError(
+            f"{name} has {len(value)} characters, at most {longest} are allowed: {value[:40]!r}…"
+        )
+    if "\0" in value:
+        raise ConfigurationError(f"{name} {value!r} contains U+0000, which can't be stored")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name} {value!r} contains a lone surrogate, which can't be stored"
+        ) from error
+    return value
+
+
+def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) -> int:
+    """Check a number that the schema stores as smallint."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
+    if not smallest <= value <= SMALLINT_MAX:
+        raise ConfigurationError(
+            f"{name} {value} is out of range, allowed are {smallest} to {SMALLINT_MAX}"
+        )
+    return value
+
+
+def check_aware(name: str, value: object) -> datetime:
+    """Check a point in time: a naive one would mean another instant on each machine."""
+    if not isinstance(value, datetime):
+        raise ConfigurationError(f"{name} must be a datetime, not {value!r}")
+    if value.utcoffset() is None:
+        raise ConfigurationError(
+            f"{name} {value!r} has no time zone; use an aware datetime, "
+            f"for example datetime.now(UTC)"
+        )
+    return value

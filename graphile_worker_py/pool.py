@@ -1,0 +1,459 @@
+"""A worker pool: owns all parts that run jobs, starts them, stops them in order.
+
+Parts live in three rings. The outer one writes outcomes, so it sees every one; the middle one
+feeds (local queue, listener, sweep for stale locks); the inner one works. Stopping goes from the
+inside out: no more jobs are handed out, running ones finish, what was fetched and not started is
+returned, the last outcomes are written.
+
+Parts are told to stop, never cancelled; only the workers are, at a forced stop. Cancelling
+`WorkerPool.run` is a forced stop, too.
+"""
+
+import asyncio
+import inspect
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import psycopg
+
+from graphile_worker_py import aio, events, migrate
+from graphile_worker_py.backoff import backoff_for
+from graphile_worker_py.batcher import Batcher
+from graphile_worker_py.context import Abort
+from graphile_worker_py.db import Database, Query, connect_like, one_line
+from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
+from graphile_worker_py.events import Events
+from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.job import Job
+from graphile_worker_py.listener import Listener
+from graphile_worker_py.local_queue import LocalQueue
+from graphile_worker_py.options import LocalQueueOptions, WorkerOptions, check_texts
+from graphile_worker_py.sql.complete_jobs import complete_jobs
+from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
+from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
+from graphile_worker_py.sql.reset_locked_at import reset_locked_at
+from graphile_worker_py.sql.return_jobs import return_jobs, return_unknown_jobs
+from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
+from graphile_worker_py.tasks import Task
+from graphile_worker_py.worker import Surroundings, Worker
+
+KILL_PATIENCE: Final = 5.0
+"""Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
+FIRST_SWEEP_WITHIN: Final = 60.0
+
+
+class WorkerPool:
+    """Runs jobs of one database and schema, some at a time.
+
+    Args:
+        database: Where the jobs are.
+        tasks: Tasks by identifier.
+        options: How to run them.
+        logger: Where jobs log to.
+        events: Where to tell what happens.
+        once: Whether to end when no job is due any more, instead of waiting for more.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        tasks: Mapping[str, Task],
+        options: WorkerOptions,
+        *,
+        logger: logging.Logger,
+        events: Events,
+        once: bool = False,
+    ) -> None:
+        self.pool_id = f"{'otpool' if once else 'pool'}-{secrets.token_hex(9)}"
+        self._database = database
+        self._tasks = tasks
+        self._options = options
+        self._logger = logger
+        self._events = events
+        self._once = once
+        self._task_ids: dict[int, str] = {}
+        self._fetch_in_doubt = False
+        self._fatal: BaseException | None = None
+        self._stopping: str | None = None
+        self._killing: str | None = None
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+        self._settlers: list[asyncio.Task[None]] = []
+        self._cut_off: list[Job] = []
+        self._abort = Abort()
+        self._threads = ThreadExecutor()
+        self._completer = Batcher(self._complete, delay=options.complete_job_batch_delay)
+        self._failer = Batcher(self._fail, delay=options.fail_job_batch_delay)
+        self._returner = Batcher(self._return, delay=0)
+        self._queue = LocalQueue(
+            pool_id=self.pool_id,
+            fetch=self._fetch,
+            give_back=self._return,
+            options=self._local_queue_options(),
+            poll_interval=options.poll_interval,
+            drain=once,
+            events=events,
+        )
+        self._workers: list[Worker] = []
+
+    def nudge(self, count: int) -> None:
+        """Look for jobs now; `count` says how many there may be."""
+        if not self._stop.is_set():
+            self._queue.nudge(count)
+
+    def stop(self, reason: str = "Worker pool is shutting down gracefully") -> None:
+        """Stop gracefully: fetch no more, let running jobs finish. `run` returns when done."""
+        if self._stopping is not None:
+            return
+        self._stopping = reason
+        self._stop.set()
+        self._queue.stop()
+        self._events.emit(events.PoolGracefulShutdown(pool_id=self.pool_id, message=reason))
+
+    def kill(self, reason: str = "Terminated through .kill() command") -> None:
+        """Stop at once: running jobs are cut off and returned with their attempt."""
+        self.stop(reason)
+        if self._killing is not None:
+            return
+        self._killing = reason
+        self._events.emit(events.PoolForcefulShutdown(pool_id=self.pool_id, message=reason))
+        self._abort.set()
+        self._kill.set()
+        # Cancelled tasks get their time, then the last outcomes get theirs; a database that is
+        # away does not hold us any longer.
+        asyncio.get_running_loop().call_later(2 * KILL_PATIENCE, self._give_up)
+
+    async def run(self) -> None:
+        """Run until stopped, or, with `once`, until no job is due.
+
+        Raises:
+            WorkerPoolError: Outcomes could not be recorded, or tasks did not end when cut off.
+            IncompatibleSchemaError: The schema changed into one that this release can't work on.
+        """
+        await aio.run_to_end(self._run(), on_cancel=lambda: self.kill("Cancelled"))
+
+    async def _run(self) -> None:
+        self._events.emit(events.PoolCreate(pool_id=self.pool_id))
+        try:
+            if not self._stop.is_set():
+                await self._register_tasks()
+                await self._settle_and_below()
+        finally:
+            self._end()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _end(self) -> None:
+        still_running = self._threads.close()
+        if still_running:
+            self._logger.warning(
+                "%d thread(s) run on: their functions did not return", still_running
+            )
+        if self._killing is None:
+            self._events.emit(events.PoolGracefulShutdownComplete(pool_id=self.pool_id))
+        else:
+            self._events.emit(
+                events.PoolForcefulShutdownComplete(
+                    pool_id=self.pool_id, returned=tuple(self._cut_off)
+                )
+            )
+        left = self._queue.known_ids
+        if left and self._fatal is None:
+            self._fatal = WorkerPoolError(
+                f"stopped with {len(left)} job(s) whose outcome could not be recorded; they stay "
+                f"locked by {self.pool_id}: {', '.join(map(str, left[:10]))}"
+            )
+        self._events.emit(events.PoolRelease(pool_id=self.pool_id))
+
+    async def _register_tasks(self) -> None:
+        names = list(self._tasks)
+        run = self._database.run_retrying
+        await run(register_tasks(names), what="register the tasks")
+        self._task_ids = await run(read_task_ids(names), what="read the task ids")
+
+    # The three rings, from the outside in.
+
+    async def _settle_and_below(self) -> None:
+        async with asyncio.TaskGroup() as settling:
+            for batcher, action in (
+                (self._completer, "complete jobs"),
+                (self._failer, "fail jobs"),
+                (self._returner, "return jobs"),
+            ):
+                part = self._guarded(batcher.run(), action)
+                self._settlers.append(settling.create_task(part, name=action))
+            try:
+                await self._feed_and_below()
+            finally:
+                self._completer.close()
+                self._failer.close()
+                self._returner.close()
+
+    async def _feed_and_below(self) -> None:
+        listener = Listener(
+            pool_id=self.pool_id,
+            connect=lambda: connect_like(self._database.pool),
+            nudge=self.nudge,
+            schema_changed=self._check_schema,
+            events=self._events,
+        )
+        async with asyncio.TaskGroup() as feeding:
+            part = self._guarded(self._queue.run(), "fetch jobs")
+            self._settlers.append(feeding.create_task(part, name="local queue"))
+            if not self._once:
+                feeding.create_task(self._guarded(listener.run(), "listen"), name="listener")
+                feeding.create_task(self._guarded(self._sweep(), "reset locks"), name="sweep")
+            try:
+                await self._work()
+            finally:
+                self.stop("No more jobs are due" if self._once else "All workers have ended")
+                listener.close()
+                self._queue.close()
+
+    async def _work(self) -> None:
+        crew = aio.Crew()
+        around = Surroundings(
+            pool_id=self.pool_id,
+            database=self._database,
+            tasks=self._tasks,
+            threads=self._threads,
+            abort=self._abort,
+            events=self._events,
+            logger=self._logger,
+            get_job=self._queue.get,
+            complete=self._completer.put,
+            fail=self._failer.put,
+            give_back=self._take_back,
+            is_killed=self._kill.is_set,
+        )
+        for _ in range(self._options.concurrent_jobs):
+            worker = Worker(f"worker-{secrets.token_hex(9)}", around)
+            self._workers.append(worker)
+            self._emit_worker(events.WorkerCreate, worker, tasks=tuple(self._tasks))
+            crew.start(self._run_worker(worker), name=worker.worker_id)
+        async with asyncio.TaskGroup() as watching:
+            abort = watching.create_task(self._abort_in_time(), name="abort")
+            killer = watching.create_task(self._kill_crew(crew), name="kill")
+            await crew.wait()
+            abort.cancel()
+            if not self._kill.is_set():
+                killer.cancel()
+
+    async def _run_worker(self, worker: Worker) -> None:
+        error: BaseException | None = None
+        try:
+            await worker.run()
+        except asyncio.CancelledError:
+            # Cancelled by `kill`, and by nobody else: a task that cancels itself only fails.
+            pass
+        except Exception as broken:
+            # Nothing that a task does ends a worker, so this is a fault of ours.
+            error = broken
+            self._emit_worker(events.WorkerFatalError, worker, error=broken)
+            job = worker.abandon()
+            if job is not None:
+                self._take_back(job, worker.worker_id)
+            self._break(broken, "run a worker")
+        self._emit_worker(events.WorkerStop, worker, error=error)
+
+    async def _abort_in_time(self) -> None:
+        """Some seconds into a graceful stop, tell jobs that they should end."""
+        await self._stop.wait()
+        await asyncio.sleep(self._options.graceful_shutdown_abort_timeout)
+        self._abort.set()
+
+    async def _kill_crew(self, crew: aio.Crew) -> None:
+        """At a forced stop cut off what runs, and give up on what does not end."""
+        await self._kill.wait()
+        stubborn = await crew.cancel(patience=KILL_PATIENCE)
+        for worker in self._workers:
+            if worker.worker_id in stubborn:
+                job = worker.abandon()
+                if job is not None:
+                    self._take_back(job, worker.worker_id)
+        if stubborn:
+            self._fatal = self._fatal or WorkerPoolError(
+                f"{len(stubborn)} task(s) did not end within {KILL_PATIENCE:g} s of being "
+                f"cancelled; their jobs were returned"
+            )
+
+    # What the parts need of the pool.
+
+    async def _fetch(self, count: int) -> Fetched:
+        flags = await self._forbidden_flags()
+        if self._fetch_in_doubt:
+            known = self._queue.known_ids
+            await self._database.run(return_unknown_jobs(known, pool_id=self.pool_id))
+            self._fetch_in_doubt = False
+        query = get_jobs(
+            pool_id=self.pool_id, task_ids=self._task_ids, count=count, forbidden_flags=flags
+        )
+        try:
+            return await self._database.run(query)
+        except (psycopg.Error, OSError):
+            # The answer may have been lost on its way, with jobs locked for us.
+            self._fetch_in_doubt = True
+            raise
+
+    async def _forbidden_flags(self) -> Sequence[str] | None:
+        flags = self._options.forbidden_flags
+        if not callable(flags):
+            return flags
+        asked = flags()
+        if inspect.isawaitable(asked):
+            asked = await asked
+        return None if asked is None else check_texts("forbidden_flags", asked)
+
+    def _local_queue_options(self) -> LocalQueueOptions:
+        # Flags that are asked for before each fetch may be a rate limit: they must count when the
+        # job starts, not when it was put in store.
+        if callable(self._options.forbidden_flags):
+            return LocalQueueOptions()
+        return self._options.local_queue
+
+    def _take_back(self, job: Job, worker_id: str) -> None:
+        self._cut_off.append(job)
+        self._events.emit(
+            events.JobReturned(
+                pool_id=self.pool_id,
+                worker_id=worker_id,
+                job=job,
+                reason=self._killing or "its worker broke down",
+            )
+        )
+        self._returner.put(job)
+
+    async def _complete(self, jobs: Sequence[Job]) -> None:
+        await self._settle(jobs, lambda some: complete_jobs(some, pool_id=self.pool_id), "complete")
+
+    async def _fail(self, failures: Sequence[Failure]) -> None:
+        by_id = {failure.job.id: failure for failure in failures}
+        await self._settle(
+            [failure.job for failure in failures],
+            lambda some: fail_jobs([by_id[job.id] for job in some], pool_id=self.pool_id),
+            "fail",
+        )
+
+    async def _return(self, jobs: Sequence[Job]) -> None:
+        await self._settle(jobs, lambda some: return_jobs(some, pool_id=self.pool_id), "return")
+
+    async def _settle(
+        self,
+        jobs: Sequence[Job],
+        query: Callable[[Sequence[Job]], Query[set[int]]],
+        action: str,
+    ) -> None:
+        """Record an outcome, however long it takes: until then the jobs stay locked."""
+        failures = 0
+        while True:
+            try:
+                written = await self._database.run(query(jobs))
+                break
+            except (psycopg.Error, OSError) as error:
+                failures += 1
+                backoff = backoff_for(error)
+                if backoff is None:
+                    await self._settle_singly(jobs, query, action, error)
+                    return
+                delay = backoff.delay(failures)
+                self._logger.warning(
+                    "Could not %s %d job(s) (%s); again in %.1f s",
+                    action,
+                    len(jobs),
+                    one_line(error),
+                    delay,
+                    extra={"pool_id": self.pool_id},
+                )
+                await asyncio.sleep(delay)
+        # After a failure rows may be missing because the first write arrived all the same.
+        if len(written) < len(jobs) and failures == 0:
+            lost = [job.id for job in jobs if job.id not in written]
+            self._events.emit(events.JobLost(pool_id=self.pool_id, job_ids=lost))
+        self._queue.settled(jobs)
+
+    async def _settle_singly(
+        self,
+        jobs: Sequence[Job],
+        query: Callable[[Sequence[Job]], Query[set[int]]],
+        action: str,
+        error: Exception,
+    ) -> None:
+        """One outcome of several can't be written, for no passing reason. The others can."""
+        if len(jobs) == 1:
+            self._break(
+                WorkerPoolError(f"could not {action} job {jobs[0].id}: {one_line(error)}"),
+                f"{action} jobs",
+            )
+            return
+        for job in jobs:
+            await self._settle([job], query, action)
+
+    def _give_up(self) -> None:
+        for settler in self._settlers:
+            settler.cancel()
+
+    async def _check_schema(self) -> None:
+        """Stop if the schema, and not another one of this database, has changed too much."""
+        try:
+            await migrate.check_revision(self._database)
+        except IncompatibleSchemaError as error:
+            self._break(error, "work on the schema")
+
+    async def _sweep(self) -> None:
+        """Free locks older than four hours, every eight to ten minutes, as Node workers do."""
+        shortest = self._options.min_reset_locked_interval
+        longest = self._options.max_reset_locked_interval
+        delay = random.random() * min(FIRST_SWEEP_WITHIN, longest)  # noqa: S311
+        while not await aio.wait_for(self._stop, delay):
+            delay = shortest + random.random() * (longest - shortest)  # noqa: S311
+            self._events.emit(events.ResetLockedStarted(pool_id=self.pool_id))
+            try:
+                freed = await self._database.run(reset_locked_at())
+            except (psycopg.Error, OSError) as error:
+                self._logger.warning("Could not reset stale locks (%s)", one_line(error))
+                self._events.emit(
+                    events.ResetLockedFailure(pool_id=self.pool_id, error=error, delay=delay)
+                )
+                continue
+            if freed:
+                self._logger.warning(
+                    "Reset the locks of %d job(s), older than four hours: %s",
+                    len(freed),
+                    ", ".join(map(str, freed[:10])),
+                    extra={"pool_id": self.pool_id},
+                )
+                self.nudge(len(freed))
+            self._events.emit(events.ResetLockedSuccess(pool_id=self.pool_id, delay=delay))
+
+    async def _guarded(self, part: Awaitable[None], action: str) -> None:
+        """Run a part; should it break, stop the pool in order instead of tearing it down."""
+        try:
+            await part
+        except Exception as error:  # raised again by run()
+            self._break(error, action)
+
+    def _break(self, error: BaseException, action: str) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            self._events.emit(
+                events.PoolFatalError(pool_id=self.pool_id, error=error, action=action)
+            )
+        self.stop(f"Could not {action}")
+
+    def _emit_worker(
+        self, kind: Callable[..., events.WorkerEvent], worker: Worker, **about: object
+    ) -> None:
+        self._events.emit(kind(pool_id=self.pool_id, worker_id=worker.worker_id, **about))
+
+    def _emit_end(self) -> None:
+        if self._killing is not None:
+            self._events.emit(
+                events.PoolForcefulShutdownComplete(
+                    pool_id=self.pool_id, returned=tuple(self._cut_off)
+                )
+            )
+        else:
+            self._events.emit(events.PoolGracefulShutdownComplete(pool_id=self.pool_id))

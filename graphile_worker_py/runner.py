@@ -1,0 +1,349 @@
+"""Wire the parts: what a program calls to run jobs."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from graphile_worker_py import config, events, migrate
+from graphile_worker_py.cron import Cron, ParsedCronItem, parse_crontab, read_crontab
+from graphile_worker_py.db import AsyncPool, Database, opened_pool
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
+from graphile_worker_py.event_log import log_events
+from graphile_worker_py.events import Events
+from graphile_worker_py.options import (
+    WORKER_OPTION_NAMES,
+    ForbiddenFlags,
+    LocalQueueOptions,
+    WorkerOptions,
+)
+from graphile_worker_py.pool import WorkerPool
+from graphile_worker_py.signals import handle_signals
+from graphile_worker_py.task_loader import load_tasks
+from graphile_worker_py.tasks import Task, Tasks, task_list
+from graphile_worker_py.worker_utils import JobAdder
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The options of `run`, `run_once` and `Runner`; None means not given.
+
+    `tasks` or `task_directory` must be given. Those that `WorkerOptions` has too are explained
+    there.
+    """
+
+    tasks: Tasks | None
+    """`@task` functions, or callables by identifier."""
+    task_directory: str | Path | None
+    """Folder, or Python file, with tasks."""
+    schema: str | None
+    concurrent_jobs: int | None
+    poll_interval: float | None
+    max_pool_size: int | None
+    prepared_statements: bool | None
+    crontab: str | None
+    """Text of a crontab."""
+    crontab_file: str | Path | None
+    """File with a crontab. At most one of these three may be given."""
+    parsed_cron_items: Sequence[ParsedCronItem] | None
+    """Cron items made in code with `parse_cron_items`."""
+    forbidden_flags: ForbiddenFlags | None
+    local_queue: LocalQueueOptions | None
+    complete_job_batch_delay: float | None
+    fail_job_batch_delay: float | None
+    min_reset_locked_interval: float | None
+    max_reset_locked_interval: float | None
+    graceful_shutdown_abort_timeout: float | None
+    no_handle_signals: bool | None
+    """Leave signals to the caller."""
+    events: Events | None
+    """Where to tell events; None makes a new one, `Runner.events`."""
+    logger: logging.Logger | None
+    """Where to log; None means the logger `graphile_worker_py`."""
+
+
+class Runner(JobAdder):
+    """Runs jobs in the background of an `async with` block.
+
+    Entering it connects, installs or upgrades the schema, and starts to work. Leaving the block
+    stops gracefully: running jobs finish.
+
+    Args:
+        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller's, or None
+            for `DATABASE_URL` or libpq's variables.
+        options: See `RunnerOptions`.
+
+    Raises:
+        ConfigurationError: An option is unknown, or its value not allowed.
+    """
+
+    def __init__(
+        self, source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]
+    ) -> None:
+        self._setup = _Setup(source, options)
+        self._stack = AsyncExitStack()
+        self._working: asyncio.Task[None] | None = None
+        self._pool: WorkerPool | None = None
+        self._cron: Cron | None = None
+
+    @property
+    def events(self) -> Events:
+        """Where to subscribe to what happens."""
+        return self._setup.events
+
+    @property
+    def pool_id(self) -> str:
+        """Id of the worker pool, which is what its jobs are locked by."""
+        return self._started_pool().pool_id
+
+    async def __aenter__(self) -> Self:
+        if self._working is not None:
+            raise GraphileWorkerError("this Runner was started before; make a new one")
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.stop()
+        finally:
+            await self._stack.aclose()
+
+    async def stop(self, reason: str = "Runner is stopping") -> None:
+        """Stop gracefully: fetch no more, let running jobs finish, record their outcome.
+
+        Raises:
+            WorkerPoolError: It did not stop cleanly.
+        """
+        self._started_pool().stop(reason)
+        await self.wait()
+
+    async def kill(self, reason: str = "Terminated through .kill() command") -> None:
+        """Stop at once: running jobs are cut off, and returned with their attempt.
+
+        Raises:
+            WorkerPoolError: It did not stop cleanly.
+        """
+        self._started_pool().kill(reason)
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Wait until the runner has stopped, for whatever reason.
+
+        Raises:
+            WorkerPoolError: It could not run on, or not stop cleanly.
+            IncompatibleSchemaError: The schema changed while it ran.
+        """
+        if self._working is None:
+            raise GraphileWorkerError("this Runner was not started: use `async with`")
+        # Whoever waits may be cancelled; the work is not.
+        await asyncio.shield(self._working)
+
+    async def _start(self) -> None:
+        setup = self._setup
+        pool = await self._stack.enter_async_context(setup.opened_pool())
+        database = setup.database(pool)
+        super().__init__(database)
+        await migrate.migrate(database)
+        self._stack.callback(log_events(setup.events, setup.logger))
+        self._pool = setup.worker_pool(database)
+        if setup.cron_items:
+            self._cron = Cron(database, setup.cron_items, events=setup.events)
+        if setup.handles_signals:
+            self._stack.enter_context(handle_signals(stop=self._on_stop, kill=self._on_kill))
+        self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
+
+    async def _work(self) -> None:
+        pool = self._started_pool()
+        try:
+            if self._cron is None:
+                await pool.run()
+            else:
+                await _run_beside(self._cron, pool)
+        finally:
+            self.events.emit(events.Stop())
+
+    def _on_stop(self, name: str) -> None:
+        self.events.emit(events.GracefulShutdown(signal=name))
+        self._started_pool().stop(f"Graceful worker shutdown due to {name}")
+
+    def _on_kill(self, name: str) -> None:
+        self.events.emit(events.ForcefulShutdown(signal=name))
+        self._started_pool().kill(f"Forced worker shutdown due to {name}")
+
+    def _started_pool(self) -> WorkerPool:
+        if self._pool is None:
+            raise GraphileWorkerError("this Runner was not started: use `async with`")
+        return self._pool
+
+
+async def run(source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]) -> None:
+    """Run jobs until SIGINT or SIGTERM, or until cancelled.
+
+    The first signal stops gracefully: running jobs finish. The second one cuts them off and
+    returns them. A cancellation stops gracefully, too.
+
+    Args:
+        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller's, or None
+            for `DATABASE_URL` or libpq's variables.
+        options: See `RunnerOptions`.
+
+    Raises:
+        ConfigurationError: An option is unknown, or its value not allowed.
+        psycopg.OperationalError: The database can't be reached at the start.
+        MigrationError: The schema can't be installed or upgraded.
+        IncompatibleSchemaError: The schema is newer than this release can work on.
+        WorkerPoolError: It could not run on, or not stop cleanly.
+    """
+    async with Runner(source, **options) as runner:
+        await runner.wait()
+
+
+async def run_once(source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]) -> None:
+    """Run all jobs that are due, and what they add that is due, then return.
+
+    Serial queues are drained. Jobs that fail wait for their next attempt and are not waited for.
+    No cron, and no sweep for stale locks.
+
+    Args:
+        source: As for `run`.
+        options: As for `run`; those about cron are checked and not used.
+
+    Raises:
+        As `run`.
+    """
+    setup = _Setup(source, options)
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(setup.opened_pool())
+        database = setup.database(pool)
+        await migrate.migrate(database)
+        stack.callback(log_events(setup.events, setup.logger))
+        workers = setup.worker_pool(database, once=True)
+        if setup.handles_signals:
+            stack.enter_context(
+                handle_signals(
+                    stop=lambda name: workers.stop(f"Graceful worker shutdown due to {name}"),
+                    kill=lambda name: workers.kill(f"Forced worker shutdown due to {name}"),
+                )
+            )
+        await workers.run()
+
+
+async def run_migrations(
+    source: str | AsyncPool | None = None, *, schema: str | None = None
+) -> None:
+    """Install the schema, or upgrade it; nothing happens if it is up to date.
+
+    Args:
+        source: As for `run`.
+        schema: Name of the schema; None means `GRAPHILE_WORKER_SCHEMA`, else `graphile_worker`.
+
+    Raises:
+        MigrationError: It can't be done; the message says why.
+    """
+    name = config.schema_name(schema)
+    where = config.conninfo(source) if source is None else source
+    async with opened_pool(where, max_size=2) as pool:
+        await migrate.migrate(Database(pool, schema=name))
+
+
+class _Setup:
+    """Options checked, and what is made from them."""
+
+    def __init__(self, source: str | AsyncPool | None, options: RunnerOptions) -> None:
+        unknown = set(options) - set(RunnerOptions.__annotations__)
+        if unknown:
+            raise ConfigurationError(
+                f"unknown option {min(unknown)!r}; options are "
+                f"{', '.join(sorted(RunnerOptions.__annotations__))}"
+            )
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        self._source = config.conninfo(source) if source is None else source
+        self.logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
+        self.events: Events = given.get("events", Events())
+        self.handles_signals = not given.get("no_handle_signals", False)
+        self._options: WorkerOptions = config.worker_options(
+            {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
+        )
+        self._tasks = _tasks(given, self.logger)
+        self.cron_items = _cron_items(given)
+
+    def opened_pool(self) -> Any:
+        """The connection pool, as an async context manager."""
+        return opened_pool(self._source, max_size=self._options.max_pool_size)
+
+    def database(self, pool: AsyncPool) -> Database:
+        """The database behind a pool."""
+        return Database(
+            pool,
+            schema=self._options.schema,
+            prepared_statements=self._options.prepared_statements,
+        )
+
+    def worker_pool(self, database: Database, *, once: bool = False) -> WorkerPool:
+        """A worker pool, not running yet."""
+        return WorkerPool(
+            database,
+            self._tasks,
+            self._options,
+            logger=self.logger,
+            events=self.events,
+            once=once,
+        )
+
+
+def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task]:
+    if "tasks" in given and "task_directory" in given:
+        raise ConfigurationError("tasks and task_directory were both given; give one of them")
+    if "task_directory" in given:
+        return load_tasks(given["task_directory"], logger=logger)
+    if "tasks" not in given:
+        raise ConfigurationError("neither tasks nor task_directory was given")
+    return task_list(given["tasks"])
+
+
+def _cron_items(given: dict[str, Any]) -> Sequence[ParsedCronItem]:
+    sources = [name for name in ("crontab", "crontab_file", "parsed_cron_items") if name in given]
+    match sources:
+        case []:
+            return ()
+        case ["crontab"]:
+            return parse_crontab(given["crontab"])
+        case ["crontab_file"]:
+            return read_crontab(given["crontab_file"])
+        case ["parsed_cron_items"]:
+            return tuple(given["parsed_cron_items"])
+    raise ConfigurationError(f"{' and '.join(sources)} were given; give one of them")
+
+
+async def _run_beside(cron: Cron, pool: WorkerPool) -> None:
+    """Run cron for as long as a pool runs; what breaks in cron stops the pool in order."""
+    broken: list[Exception] = []
+
+    async def run_cron() -> None:
+        try:
+            await cron.run()
+        except Exception as error:  # raised below
+            broken.append(error)
+            pool.stop("Cron has failed")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run_cron(), name="cron")
+        try:
+            await pool.run()
+        finally:
+            cron.close()
+    if broken:
+        raise broken[0]

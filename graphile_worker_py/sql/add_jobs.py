@@ -1,0 +1,131 @@
+"""Adding jobs, through the public SQL functions that triggers and Node workers use too."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from graphile_worker_py import json_codec
+from graphile_worker_py.db import Query
+from graphile_worker_py.job import Job, JobSpec
+
+_ADD_JOB: Final = """
+select job.*
+from :GRAPHILE_WORKER_SCHEMA.add_job(
+  identifier => $1::text,
+  payload => $2::json,
+  queue_name => $3::text,
+  run_at => $4::timestamptz,
+  max_attempts => $5::int4,
+  job_key => $6::text,
+  priority => $7::int4,
+  flags => $8::text[],
+  job_key_mode => $9::text
+) as job
+"""
+
+
+def add_job(spec: JobSpec) -> Query[Job | None]:
+    """Add one job. None if its key belongs to a job that was being fetched at that moment."""
+    mode = None if spec.job_key_mode is None else str(spec.job_key_mode)
+    values = (
+        spec.identifier,
+        spec.payload_json(),
+        spec.queue_name,
+        spec.run_at,
+        spec.max_attempts,
+        spec.job_key,
+        spec.priority,
+        None if spec.flags is None else list(spec.flags),
+        mode,
+    )
+
+    def read(rows: list[tuple[Any, ...]]) -> Job | None:
+        # The function answers "nothing was added" with a row of nulls.
+        return None if rows[0][0] is None else Job(rows[0], spec.identifier)
+
+    return Query(_ADD_JOB, values, read)
+
+
+# The payload travels as a string within the JSON: what is unpacked from a JSON document is
+# decoded on the way, and PostgreSQL refuses to decode U+0000, which a payload may hold.
+_ADD_JOBS: Final = """
+select job.*
+from :GRAPHILE_WORKER_SCHEMA.add_jobs(
+  specs => array(
+    select row(
+      spec.identifier,
+      spec.payload::json,
+      spec.queue_name,
+      spec.run_at,
+      spec.max_attempts,
+      spec.job_key,
+      spec.priority,
+      spec.flags
+    ):::GRAPHILE_WORKER_SCHEMA.job_spec
+    from json_to_recordset($1::json) as spec (
+      identifier text,
+      payload text,
+      queue_name text,
+      run_at timestamptz,
+      max_attempts int2,
+      job_key text,
+      priority int2,
+      flags text[]
+    )
+  ),
+  job_key_preserve_run_at => $2::bool
+) as job
+"""
+
+
+def add_jobs(specs: Sequence[JobSpec], *, preserve_run_at: bool) -> Query[list[tuple[Any, ...]]]:
+    """Add jobs in one statement; their rows, in no particular order.
+
+    A spec whose key belongs to a job that was being fetched at that moment has no row. Keys must
+    differ, and modes count for all alike: the SQL function has no mode for a single spec.
+    """
+    records = [
+        {
+            "identifier": spec.identifier,
+            "payload": spec.payload_json(),
+            "queue_name": spec.queue_name,
+            "run_at": spec.run_at,
+            "max_attempts": spec.max_attempts,
+            "job_key": spec.job_key,
+            "priority": spec.priority,
+            "flags": spec.flags,
+        }
+        for spec in specs
+    ]
+    return Query(_ADD_JOBS, (json_codec.dumps(records).decode(), preserve_run_at), list)
+
+
+_NAMES: Final = """
+select true, tasks.id, tasks.identifier
+from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
+where tasks.identifier = any($1::text[])
+union all
+select false, queues.id, queues.queue_name
+from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+where queues.queue_name = any($2::text[])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names of tasks and queues by their ids."""
+
+    tasks: Mapping[int, str]
+    queues: Mapping[int, str]
+
+
+def read_names(identifiers: Iterable[str], queue_names: Iterable[str]) -> Query[Names]:
+    """Read the ids of tasks and queues."""
+
+    def read(rows: list[tuple[Any, ...]]) -> Names:
+        return Names(
+            tasks={row[1]: row[2] for row in rows if row[0]},
+            queues={row[1]: row[2] for row in rows if not row[0]},
+        )
+
+    return Query(_NAMES, (list(identifiers), list(queue_names)), read)

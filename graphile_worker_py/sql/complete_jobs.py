@@ -1,0 +1,44 @@
+"""Recording success: the jobs are deleted, their queues are free again."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+from graphile_worker_py.job import Job
+
+# Only jobs that are still ours: one that was taken from us, and is maybe running elsewhere, stays.
+_COMPLETE: Final = """
+delete from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
+returning jobs.id
+"""
+
+_COMPLETE_QUEUED: Final = """
+with done as (
+  delete from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
+  returning jobs.id, jobs.job_queue_id
+),
+unlocked as (
+  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  set locked_by = null,
+    locked_at = null
+  where queues.id = any (
+      array(select done.job_queue_id from done where done.job_queue_id is not null)
+    )
+    and queues.locked_by = $1::text
+)
+select done.id from done
+"""
+
+
+def complete_jobs(jobs: Sequence[Job], *, pool_id: str) -> Query[set[int]]:
+    """Delete jobs of a pool and free their queues; the ids that were still the pool's."""
+    queued = any(job.job_queue_id is not None for job in jobs)
+    text = _COMPLETE_QUEUED if queued else _COMPLETE
+    return Query(text, (pool_id, [job.id for job in jobs]), ids)
+
+
+def ids(rows: list[tuple[Any, ...]]) -> set[int]:
+    """Read the first column."""
+    return {row[0] for row in rows}

@@ -1,0 +1,72 @@
+"""Recording failure: the error is stored, the job waits for its next attempt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from graphile_worker_py.db import Query
+from graphile_worker_py.job import Job
+from graphile_worker_py.sql.complete_jobs import ids
+
+# `attempts` was counted by the fetch. The wait grows with it: e^attempts seconds, from the tenth
+# attempt on six hours.
+_FAIL: Final = """
+with failed as (
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  set last_error = failure.message,
+    run_at = greatest(now(), jobs.run_at)
+      + exp(least(jobs.attempts, 10)) * interval '1 second',
+    locked_by = null,
+    locked_at = null,
+    payload = coalesce(failure.payload::json, jobs.payload)
+  from unnest($2::int8[], $3::text[], $4::text[]) as failure (job_id, message, payload)
+  where jobs.id = failure.job_id and jobs.locked_by = $1::text
+  returning jobs.id, jobs.job_queue_id
+),
+unlocked as (
+  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  set locked_by = null,
+    locked_at = null
+  where queues.id = any (
+      array(select failed.job_queue_id from failed where failed.job_queue_id is not null)
+    )
+    and queues.locked_by = $1::text
+)
+select failed.id from failed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A job that failed.
+
+    Args:
+        job: The job.
+        message: What goes to `last_error`.
+        payload: JSON text that replaces the payload; None keeps it.
+    """
+
+    job: Job
+    message: str
+    payload: str | None = None
+
+
+def fail_jobs(failures: Sequence[Failure], *, pool_id: str) -> Query[set[int]]:
+    """Record failures and free the jobs' queues; the ids that were still the pool's."""
+    values = (
+        pool_id,
+        [failure.job.id for failure in failures],
+        [storable(failure.message) for failure in failures],
+        [failure.payload for failure in failures],
+    )
+    return Query(_FAIL, values, ids)
+
+
+def storable(text: str) -> str:
+    """A text as PostgreSQL can store it: U+0000 and lone surrogates are written out.
+
+    They would fail the statement, and with it the outcome of every job in it.
+    """
+    if "\0" in text:
+        text = text.replace("\0", "\\u0000")
+    return text.encode("utf-8", "backslashreplace").decode()

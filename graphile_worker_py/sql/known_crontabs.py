@@ -1,0 +1,218 @@
+"""Cron items as all workers of a database know them, and the jobs that they add."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+
+_LATEST: Final = datetime.max.replace(tzinfo=UTC)
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownCrontab:
+    """A row of the table: when an item was first seen, and the last run that was added."""
+
+    identifier: str
+    known_since: datetime
+    last_execution: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronJob:
+    """A job that a cron item adds.
+
+    Args:
+        cron_identifier: Identifier of the item.
+        task: Task identifier of the job.
+        payload: JSON text.
+        run_at: The minute at which the item is due, and its jitter.
+        skip_if_there: Whether to leave an unfinished job with the same key alone.
+    """
+
+    cron_identifier: str
+    task: str
+    payload: str
+    run_at: datetime
+    queue_name: str | None
+    max_attempts: int | None
+    job_key: str | None
+    priority: int | None
+    job_key_mode: str | None
+    skip_if_there: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedCronJob:
+    """What became of a run that was ours to add: `skipped` if the last one was still there."""
+
+    cron_identifier: str
+    job_id: int
+    skipped: bool
+
+
+# The statement reads what was there before it began, so what it inserts is not in its result: a
+# new item is known from now on, and has missed nothing.
+_REGISTER: Final = """
+with registered as (
+  insert into :GRAPHILE_WORKER_SCHEMA._private_known_crontabs (identifier, known_since)
+  select item.identifier, $2::timestamptz
+  from unnest($1::text[]) with ordinality as item (identifier, position)
+  where not exists (
+    select 1
+    from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
+    where known.identifier = item.identifier
+  )
+  order by item.position
+  on conflict do nothing
+)
+select
+  known.identifier,
+  extract(epoch from known.known_since)::float8,
+  extract(epoch from known.last_execution)::float8
+from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
+where known.identifier = any($1::text[])
+"""
+
+
+def register(identifiers: Sequence[str], now: datetime) -> Query[dict[str, KnownCrontab]]:
+    """Make items known; those that were known before, by identifier."""
+
+    def read(rows: list[tuple[Any, ...]]) -> dict[str, KnownCrontab]:
+        return {row[0]: _known(row) for row in rows}
+
+    return Query(_REGISTER, (list(identifiers), now), read)
+
+
+_LIST: Final = """
+select
+  known.identifier,
+  extract(epoch from known.known_since)::float8,
+  extract(epoch from known.last_execution)::float8
+from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
+order by known.identifier
+"""
+
+
+def list_known() -> Query[list[KnownCrontab]]:
+    """All items that were ever registered."""
+    return Query(_LIST, (), lambda rows: [_known(row) for row in rows])
+
+
+# One statement, so that a run is recorded if and only if its job is added. The row lock of the
+# upsert and the strict comparison give each run to one worker, whatever language that is in.
+# The rows are taken in the order of the items, which is Node's order too: two workers with the
+# same crontab can't wait for each other in a circle.
+#
+# With skip_if_there an existing job stays as it is (unsafe_dedupe), unless it failed for good,
+# which would block the item for ever. That is decided within add_job, after the wait for other
+# schedulers, and not by looking first.
+#
+# add_job answers with nulls if the key's job was being fetched just then and nothing was added;
+# then the division fails, and with it the statement, so that it is sent again (22012).
+_ADD: Final = """
+with due as (
+  select item.*
+  from unnest(
+    $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+    $7::int4[], $8::text[], $9::int4[], $10::text[], $11::bool[]
+  ) with ordinality as item (
+    identifier, task, payload, queue_name, run_at,
+    max_attempts, job_key, priority, job_key_mode, skip_if_there, position
+  )
+),
+recorded as (
+  insert into :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
+    (identifier, known_since, last_execution)
+  select due.identifier, $1::timestamptz, $1::timestamptz
+  from due
+  order by due.position
+  on conflict (identifier) do update
+  set last_execution = excluded.last_execution
+  where known.last_execution is null or known.last_execution < excluded.last_execution
+  returning known.identifier
+),
+ours as (
+  select
+    due.*,
+    case
+      when not due.skip_if_there then due.job_key_mode
+      when exists (
+        select 1
+        from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+        where jobs.key = due.job_key
+          and jobs.locked_at is null
+          and jobs.attempts >= jobs.max_attempts
+      ) then 'replace'
+      else 'unsafe_dedupe'
+    end as mode
+  from recorded
+  join due on due.identifier = recorded.identifier
+  order by due.position
+)
+select
+  ours.identifier,
+  coalesce(job.id, 1 / (job.id is not null)::int4),
+  ours.skip_if_there and ours.mode = 'unsafe_dedupe' and job.revision > 0
+from ours
+cross join lateral :GRAPHILE_WORKER_SCHEMA.add_job(
+  ours.task,
+  ours.payload::json,
+  ours.queue_name,
+  ours.run_at,
+  ours.max_attempts,
+  ours.job_key,
+  ours.priority,
+  null,
+  ours.mode
+) as job
+"""
+
+LOST_RACE_SQLSTATE: Final = "22012"
+"""SQLSTATE with which `add` fails if a job with one of its keys was being fetched just then."""
+
+
+def add(minute: datetime, jobs: Sequence[CronJob]) -> Query[list[AddedCronJob]]:
+    """Add the runs of one minute that no worker has added yet, and record them.
+
+    May be sent again without harm: what was recorded is not added twice.
+    """
+
+    def read(rows: list[tuple[Any, ...]]) -> list[AddedCronJob]:
+        return [AddedCronJob(cron_identifier=row[0], job_id=row[1], skipped=row[2]) for row in rows]
+
+    values = (
+        minute,
+        [job.cron_identifier for job in jobs],
+        [job.task for job in jobs],
+        [job.payload for job in jobs],
+        [job.queue_name for job in jobs],
+        [job.run_at for job in jobs],
+        [job.max_attempts for job in jobs],
+        [job.job_key for job in jobs],
+        [job.priority for job in jobs],
+        [job.job_key_mode for job in jobs],
+        [job.skip_if_there for job in jobs],
+    )
+    return Query(_ADD, values, read)
+
+
+def _known(row: tuple[Any, ...]) -> KnownCrontab:
+    return KnownCrontab(
+        identifier=row[0],
+        known_since=_moment(row[1]),
+        last_execution=None if row[2] is None else _moment(row[2]),
+    )
+
+
+def _moment(epoch: float) -> datetime:
+    """A point in time from seconds since 1970; beyond Python's years, the nearest there is."""
+    if math.isfinite(epoch):
+        try:
+            return datetime.fromtimestamp(epoch, UTC)
+        except (OverflowError, ValueError, OSError):
+            pass
+    return _LATEST if epoch > 0 else _EARLIEST

@@ -1,0 +1,28 @@
+"""The sweep: locks older than four hours are taken from whoever held them."""
+
+from typing import Final
+
+from graphile_worker_py.db import Query
+
+_RESET: Final = """
+with jobs_reset as (
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  set locked_by = null,
+    locked_at = null,
+    run_at = greatest(jobs.run_at, now())
+  where jobs.locked_at < now() - interval '4 hours'
+  returning jobs.id
+),
+queues_reset as (
+  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  set locked_by = null,
+    locked_at = null
+  where queues.locked_at < now() - interval '4 hours'
+)
+select jobs_reset.id from jobs_reset
+"""
+
+
+def reset_locked_at() -> Query[list[int]]:
+    """Free all jobs and queues that were locked more than four hours ago; the ids of the jobs."""
+    return Query(_RESET, (), lambda rows: [row[0] for row in rows])

@@ -1,0 +1,40 @@
+"""Task identifiers and the numbers that stand for them in one database."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+
+# Looked for before they are inserted: an insert that meets a conflict still uses up a number.
+_REGISTER: Final = """
+insert into :GRAPHILE_WORKER_SCHEMA._private_tasks (identifier)
+select supported.identifier
+from unnest($1::text[]) as supported (identifier)
+where not exists (
+  select 1
+  from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
+  where tasks.identifier = supported.identifier
+)
+on conflict do nothing
+"""
+
+
+def register_tasks(identifiers: Sequence[str]) -> Query[None]:
+    """Insert the identifiers that are missing."""
+    return Query(_REGISTER, (list(identifiers),), lambda _: None)
+
+
+_READ: Final = """
+select tasks.id, tasks.identifier
+from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
+where tasks.identifier = any($1::text[])
+"""
+
+
+def read_task_ids(identifiers: Sequence[str]) -> Query[dict[int, str]]:
+    """Read the numbers of the identifiers."""
+
+    def read(rows: list[tuple[Any, ...]]) -> dict[int, str]:
+        return {row[0]: row[1] for row in rows}
+
+    return Query(_READ, (list(identifiers),), read)

@@ -1,0 +1,256 @@
+"""One worker: get a job, run its task, tell the outcome."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final
+
+from graphile_worker_py import events, json_codec
+from graphile_worker_py.context import Abort, JobContext, SyncJobContext
+from graphile_worker_py.db import Database
+from graphile_worker_py.errors import GraphileWorkerError, UnknownTaskError
+from graphile_worker_py.events import Events
+from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.job import Job
+from graphile_worker_py.sql.fail_jobs import Failure
+from graphile_worker_py.tasks import Task
+
+
+class TaskTimeoutError(GraphileWorkerError, TimeoutError):
+    """A task ran longer than its `timeout`."""
+
+
+class BatchJobError(GraphileWorkerError):
+    """Items of a batch job failed; they alone are tried again.
+
+    Attributes:
+        errors: What the failed items raised, in the order of the payload.
+        items: The failed items.
+    """
+
+    def __init__(self, errors: Sequence[BaseException], items: Sequence[Any]) -> None:
+        self.errors = errors
+        self.items = items
+        messages = "\n".join(message_of(error) for error in errors)
+        super().__init__(f"Batch failures:\n{messages}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all workers of a pool share."""
+
+    pool_id: str
+    database: Database
+    tasks: Mapping[str, Task]
+    threads: ThreadExecutor
+    abort: Abort
+    events: Events
+    logger: logging.Logger
+    get_job: Callable[[], Awaitable[Job | None]]
+    complete: Callable[[Job], None]
+    fail: Callable[[Failure], None]
+    give_back: Callable[[Job, str], None]
+    is_killed: Callable[[], bool]
+
+
+class Worker:
+    """Runs one job after the other.
+
+    Args:
+        worker_id: Id for logs and events.
+        around: What it shares with the other workers of its pool.
+    """
+
+    def __init__(self, worker_id: str, around: Surroundings) -> None:
+        self.worker_id = worker_id
+        self._around = around
+        self._events = around.events
+        self._job: Job | None = None
+
+    @property
+    def job(self) -> Job | None:
+        """The job that is running; None between two jobs."""
+        return self._job
+
+    async def run(self) -> None:
+        """Run jobs until there are to be no more."""
+        get_job = self._around.get_job
+        while (job := await get_job()) is not None:
+            self._job = job
+            await self._run_job(job)
+            self._job = None
+
+    def abandon(self) -> Job | None:
+        """Give up on the running job: whatever its task does, its outcome counts no more."""
+        job, self._job = self._job, None
+        return job
+
+    async def _run_job(self, job: Job) -> None:
+        """Run a job to exactly one outcome: completed, failed or returned."""
+        if self._events.wants(events.JobStart):
+            self._emit(events.JobStart, job)
+        started = perf_counter()
+        error: BaseException | None = None
+        try:
+            await self._call_task(job)
+        except asyncio.CancelledError as cancelled:
+            if self._around.is_killed():
+                self._give_back(job)
+                raise
+            # Nobody but the task itself can have cancelled: that is its failure, not our end.
+            _uncancel()
+            error = cancelled
+        except KeyboardInterrupt:
+            self._give_back(job)
+            raise
+        except BaseException as raised:  # SystemExit included: it is the task's failure
+            error = raised
+        if self._job is None:
+            return  # abandoned meanwhile; the pool has given the job back
+        duration = perf_counter() - started
+        if error is None:
+            if self._events.wants(events.JobSuccess):
+                self._emit(events.JobSuccess, job, duration=duration)
+            self._around.complete(job)
+        else:
+            self._fail(job, error, duration)
+        if self._events.wants(events.JobComplete):
+            self._emit(events.JobComplete, job, error=error)
+
+    async def _call_task(self, job: Job) -> None:
+        task = self._around.tasks.get(job.task_identifier)
+        if task is None:
+            raise UnknownTaskError(f"there is no task {job.task_identifier!r} here")
+        if task.timeout is None:
+            result = await self._result(task, job)
+        else:
+            try:
+                async with asyncio.timeout(task.timeout) as limit:
+                    result = await self._result(task, job)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise TaskTimeoutError(
+                    f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
+                ) from error
+        if result is not None and isinstance(result, list):
+            await self._settle_batch(job, result)
+
+    async def _result(self, task: Task, job: Job) -> Any:
+        payload = job.payload
+        if task.is_async:
+            if task.arguments == 2:
+                return await task.function(payload, self._context(JobContext, job))
+            return await task.function(*(payload,)[: task.arguments])
+        arguments: tuple[Any, ...] = (payload,)[: task.arguments]
+        if task.arguments == 2:
+            arguments = (payload, self._context(SyncJobContext, job))
+        result = await self._around.threads.run(lambda: task.function(*arguments))
+        return await result if inspect.isawaitable(result) else result
+
+    def _context(self, kind: type[Any], job: Job) -> Any:
+        around = self._around
+        return kind(
+            job,
+            database=around.database,
+            abort=around.abort,
+            logger=around.logger,
+            worker_id=self.worker_id,
+            pool_id=around.pool_id,
+        )
+
+    async def _settle_batch(self, job: Job, results: list[Any]) -> None:
+        """Read a task's list of results, if the payload makes it one of a batch job.
+
+        Raises:
+            BatchJobError: Some items failed.
+        """
+        # Decoded anew: the task may have changed the list that it was given.
+        items = json_codec.loads(job.payload_json)
+        if not isinstance(items, list):
+            return
+        if len(results) != len(items):
+            self._around.logger.warning(
+                "Task %r returned %d results for %d payload items; taken as success",
+                job.task_identifier,
+                len(results),
+                len(items),
+            )
+            return
+        failures: dict[int, BaseException] = {}
+
+        async def await_item(at: int, item: Awaitable[Any]) -> None:
+            try:
+                await item
+            except asyncio.CancelledError as cancelled:
+                if _is_cancelled():
+                    raise
+                failures[at] = cancelled
+            except Exception as error:  # the item's failure, recorded below
+                failures[at] = error
+
+        async with asyncio.TaskGroup() as group:
+            for at, item in enumerate(results):
+                if inspect.isawaitable(item):
+                    group.create_task(await_item(at, item))
+        if failures:
+            failed = sorted(failures)
+            raise BatchJobError([failures[at] for at in failed], [items[at] for at in failed])
+
+    def _fail(self, job: Job, error: BaseException, duration: float) -> None:
+        payload: str | None = None
+        batch_errors: Sequence[BaseException] | None = None
+        if isinstance(error, BatchJobError):
+            batch_errors = error.errors
+            payload = json_codec.dumps(error.items).decode()
+        about = {"error": error, "duration": duration, "batch_job_errors": batch_errors}
+        if self._events.wants(events.JobError):
+            self._emit(events.JobError, job, **about)
+        if job.attempts >= job.max_attempts and self._events.wants(events.JobFailed):
+            self._emit(events.JobFailed, job, **about)
+        self._around.fail(Failure(job, message_of(error), payload))
+
+    def _give_back(self, job: Job) -> None:
+        if self._job is None:
+            return
+        self._around.give_back(job, self.worker_id)
+
+    def _emit(self, kind: Callable[..., events.JobEvent], job: Job, **about: Any) -> None:
+        self._events.emit(
+            kind(pool_id=self._around.pool_id, worker_id=self.worker_id, job=job, **about)
+        )
+
+
+_SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, asyncio.CancelledError)
+"""Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
+
+
+def message_of(error: BaseException) -> str:
+    """What is stored as `last_error`: the message; the kind, where that alone says nothing."""
+    try:
+        message = str(error)
+    except Exception:  # an exception class of the user's may fail to describe itself
+        message = ""
+    if isinstance(error, BaseExceptionGroup):
+        parts = "\n".join(f"- {message_of(part)}" for part in error.exceptions)
+        return f"{message}\n{parts}"
+    if not message:
+        return type(error).__name__
+    if isinstance(error, _SAYS_NOTHING):
+        return f"{type(error).__name__}: {message}"
+    return message
+
+
+def _is_cancelled() -> bool:
+    """Whether the running asyncio task was cancelled, instead of raising CancelledError itself."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+def _uncancel() -> None:
+    current = asyncio.current_task()
+    while current is not None and current.cancelling() > 0:
+        current.uncancel()

@@ -1,0 +1,4 @@
+-- Nothing changes in the schema. This revision marks a breaking change of the protocol: `locked_by`
+-- now holds the id of a worker pool instead of the id of a single worker. Workers that know only
+-- revision 18 must stop, because they would not recognise the locks of the others. The row in
+-- `migrations` tells them.

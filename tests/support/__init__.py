@@ -1,0 +1,1 @@
+"""What the tests share: a PostgreSQL server, Node, child processes, waiting."""

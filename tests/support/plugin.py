@@ -1,0 +1,183 @@
+"""The fixtures of all tests, and the checks that nothing outlives a test."""
+
+import asyncio
+import inspect
+import os
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from graphile_worker_py.dev.postgres import EmbeddedPostgres
+from tests.support.node import LATEST, Node
+from tests.support.processes import Processes
+from tests.support.server import SETTINGS, Server, bin_dir_of
+
+SCHEMA = "graphile_worker"
+THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()
+THREAD_END_TIME = 1.0
+
+Install = Callable[..., None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the caller choose the server version."""
+    parser.addoption(
+        "--postgres",
+        default=os.environ.get("GRAPHILE_WORKER_PY_TEST_POSTGRES", "18"),
+        help="PostgreSQL server to test on: 18, 17, 16, system, or a directory with its programs",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which server is used."""
+    return f"postgres: {bin_dir_of(config.getoption('--postgres'))}"
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """Starts child processes; each is killed when its test ends."""
+    processes = Processes()
+    yield processes
+    processes.end_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left(processes: Processes) -> Iterator[None]:
+    yield
+    processes.end_all()
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Iterator[Server]:
+    """A PostgreSQL server of this test run's own."""
+    bin_dir = bin_dir_of(pytestconfig.getoption("--postgres"))
+    with EmbeddedPostgres(bin_dir=bin_dir, settings=SETTINGS) as postgres:
+        yield Server(postgres)
+
+
+@pytest.fixture(scope="session")
+def node(processes: Processes) -> Node:
+    """Node and the graphile-worker package."""
+    npm = shutil.which("npm")
+    if npm is None:
+        reason = "npm is not installed: nothing can be compared with the Node package"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return Node(npm, processes)
+
+
+@pytest.fixture(scope="session")
+def install(request: pytest.FixtureRequest) -> Install:
+    """Install the schema with `install(installer, dsn, schema="graphile_worker")`."""
+
+    def install_schema(installer: str, dsn: str, schema: str = SCHEMA) -> None:
+        if installer == "node":
+            node: Node = request.getfixturevalue("node")
+            node.cli(LATEST, "--schema-only", "--connection", dsn, "--schema", schema)
+        else:
+            _install_with_python(dsn, schema)
+
+    return install_schema
+
+
+def _install_with_python(dsn: str, schema: str) -> None:
+    from graphile_worker_py import run_migrations
+
+    # In a thread of its own, where no event loop runs yet.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, run_migrations(dsn, schema=schema)).result()
+
+
+@pytest.fixture(scope="session")
+def template(server: Server, install: Install) -> Callable[[str], str]:
+    """The database that an installer prepared, made when first asked for."""
+    made: dict[str, str] = {}
+
+    def template_of(installer: str) -> str:
+        if installer not in made:
+            dsn = server.create_database()
+            install(installer, dsn)
+            made[installer] = dsn
+        return made[installer]
+
+    return template_of
+
+
+@pytest.fixture(params=["node", "python"])
+def installer(request: pytest.FixtureRequest) -> str:
+    """Who installed the schema: each test that uses it runs for both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def dsn(
+    installer: str,
+    template: Callable[[str], str],
+    server: Server,
+    processes: Processes,
+) -> Iterator[str]:
+    """A database of the test's own, with the schema `graphile_worker` installed."""
+    yield from _database(server, processes, template(installer))
+
+
+@pytest.fixture
+def empty_dsn(server: Server, processes: Processes) -> Iterator[str]:
+    """An empty database of the test's own."""
+    yield from _database(server, processes, None)
+
+
+def _database(server: Server, processes: Processes, template: str | None) -> Iterator[str]:
+    dsn = server.create_database(template)
+    yield dsn
+    processes.end_all()  # first, for their connections are no leak of the test's
+    leaked = server.open_connections(dsn)
+    server.drop_database(dsn)
+    if leaked:
+        pytest.fail("the test left connections open:\n" + "\n".join(leaked))
+
+
+@pytest.fixture(autouse=True)
+def _no_task_left_in_async_tests(request: pytest.FixtureRequest) -> None:
+    # Asked for here, before the test's own fixtures, so that it ends after them.
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_no_task_left")
+
+
+@pytest.fixture
+async def _no_task_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(10):  # what was cancelled or has just returned may need a turn or two
+        await asyncio.sleep(0)
+    leaked = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if leaked:
+        names = "\n".join(repr(task) for task in leaked)
+        for task in leaked:
+            task.cancel()
+        pytest.fail("the test left asyncio tasks running:\n" + names)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Note the threads that run before the test and its fixtures."""
+    item.stash[THREADS_BEFORE] = set(threading.enumerate())
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Fail the test if a thread outlives it and its fixtures, event loop included."""
+    result = yield
+    before = item.stash[THREADS_BEFORE]
+    deadline = time.monotonic() + THREAD_END_TIME
+    while leaked := set(threading.enumerate()) - before:
+        if time.monotonic() >= deadline:
+            names = ", ".join(sorted(thread.name for thread in leaked))
+            pytest.fail(f"the test left threads running: {names}")
+        time.sleep(0.01)
+    return result
