@@ -89,6 +89,24 @@ class Lines:
         """A valid pattern."""
         return " ".join(self._field(low, high) for low, high in FIELDS)
 
+    def any_pattern(self) -> str:
+        """A pattern, maybe a broken one."""
+        pick = self._random
+        fault = pick.choice(("", "", "field", "space", "shape", "around"))
+        fields = [self._field(low, high) for low, high in FIELDS]
+        if fault == "field":
+            fields[pick.randrange(5)] = pick.choice(BROKEN_FIELDS)
+        elif fault == "shape":
+            fields = fields[: pick.randrange(5)] if pick.random() < 0.5 else [*fields, "*"]
+        pattern = fields[0] if fields else ""
+        gap = pick.randrange(1, 5) if fault == "space" else 0
+        for number, field in enumerate(fields[1:], start=1):
+            pattern += pick.choice(NO_SPACES if number == gap else SPACES) + field
+        if fault != "around":
+            return pattern
+        space = pick.choice((*SPACES, *NO_SPACES, "\n"))
+        return pick.choice((space + pattern, pattern + space))
+
     def file(self) -> str:
         """A few lines with any line ends."""
         lines = [self.line() for _ in range(self._random.randrange(2, 6))]

@@ -22,8 +22,8 @@ from compat_tests.twins import (
     call,
     given,
     on_jobs,
-    open_twins,
     twins_at_18,
+    twins_at_20,
 )
 from tests.support.node import Node
 from tests.support.server import Server
@@ -148,12 +148,8 @@ EDGE_BASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def twins(server: Server, template: Callable[[str], str]) -> Iterator[Twins]:
-    node_dsn = server.create_database(template("node"))
-    python_dsn = server.create_database(template("python"))
-    with open_twins(node_dsn, python_dsn) as twins:
+    with twins_at_20(server, template) as twins:
         yield twins
-    server.drop_database(node_dsn)
-    server.drop_database(python_dsn)
 
 
 @pytest.fixture(scope="module")

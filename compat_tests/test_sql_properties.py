@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from compat_tests.twins import Step, Twins, add_jobs, age, call, on_jobs, open_twins
+from compat_tests.twins import Step, Twins, add_jobs, age, call, on_jobs, twins_at_20
 from compat_tests.twins import given as prepared
 from tests.support.server import Server
 
@@ -125,15 +125,12 @@ moves: SearchStrategy[list[Step]] = st.one_of(
 
 @pytest.fixture(scope="module")
 def twins(server: Server, template: Callable[[str], str]) -> Iterator[Twins]:
-    node_dsn = server.create_database(template("node"))
-    python_dsn = server.create_database(template("python"))
-    with open_twins(node_dsn, python_dsn) as twins:
+    with twins_at_20(server, template) as twins:
         yield twins
-    server.drop_database(node_dsn)
-    server.drop_database(python_dsn)
 
 
 ADD = [call("add_job", identifier="a", job_key="k", payload="[1]")]
+APPEND = [call("add_job", identifier="a", job_key="k", payload="[2]")]
 ADD_MORE = [add_jobs([{"identifier": "a", "job_key": "k"}], job_key_preserve_run_at=True)]
 REMOVE = [call("remove_job", job_key="k")]
 LATER = [age("1 second")]
@@ -148,6 +145,7 @@ LATER = [age("1 second")]
 )
 @given(st.lists(moves, min_size=4, max_size=14))
 @example([ADD, fetched("pool-1", "true"), LATER, ADD, failed("pool-1"), ADD])
+@example([ADD, APPEND, ADD_MORE, APPEND])
 @example([ADD, LATER, ADD_MORE, fetched("pool-1", "true"), failed("pool-1"), LATER, ADD_MORE])
 @example([ADD, fetched("pool-1", "true"), [age("4 hours")], LATER, REMOVE, ADD])
 @example([ADD, [on_jobs("permanently_fail_jobs", "true")], LATER, ADD, REMOVE])

@@ -8,7 +8,7 @@ statement got which number, for that depends on the plan of a join.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +335,17 @@ def install_from_files(dsn: str, *, revision: int) -> None:
             if int(file.stem) <= revision:
                 text = file.read_text().replace(":GRAPHILE_WORKER_SCHEMA", '"graphile_worker"')
                 connection.execute(text.encode())
+
+
+@contextmanager
+def twins_at_20(server: Server, template: Callable[[str], str]) -> Iterator[Twins]:
+    """The databases as both installers leave them today."""
+    node_dsn = server.create_database(template("node"))
+    python_dsn = server.create_database(template("python"))
+    with open_twins(node_dsn, python_dsn) as twins:
+        yield twins
+    server.drop_database(node_dsn)
+    server.drop_database(python_dsn)
 
 
 @contextmanager

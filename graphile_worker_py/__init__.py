@@ -36,8 +36,9 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec
 from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
 from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
+from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 from graphile_worker_py.tasks import Task, task
-from graphile_worker_py.worker_utils import SyncWorkerUtils, WorkerUtils, add_job_adhoc
+from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
 
 __all__ = [
     "ConfigurationError",

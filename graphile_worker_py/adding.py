@@ -61,13 +61,14 @@ def add_many(specs: Sequence[JobSpec]) -> Steps[list[Job]]:
     return [added[last[spec.job_key or at]] for at, spec in enumerate(specs)]
 
 
-def statements_needed(specs: Sequence[JobSpec]) -> int:
-    """How many writes `add_many` will send at least; more than one want a transaction."""
-    needed = 0
-    for mode, chosen in _by_mode(specs, range(len(specs))).items():
-        chunk = 1 if mode is JobKeyMode.UNSAFE_DEDUPE else CHUNK
-        needed += -(-len(chosen) // chunk)
-    return needed
+def needs_transaction(specs: Sequence[JobSpec]) -> bool:
+    """Whether `add_many` may write with more than one statement.
+
+    It may as soon as there is a key: its job may have to be added by a second try.
+    """
+    return len(specs) > CHUNK or (
+        len(specs) > 1 and any(spec.job_key is not None for spec in specs)
+    )
 
 
 def _by_mode(specs: Sequence[JobSpec], places: Iterable[int]) -> dict[JobKeyMode, list[int]]:

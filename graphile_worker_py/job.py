@@ -95,7 +95,7 @@ class Job:
     @property
     def run_at(self) -> datetime:
         """The job is not run before this time."""
-        return _from_timestamp(self._row[5])
+        return from_timestamp(self._row[5])
 
     @property
     def attempts(self) -> int:
@@ -115,12 +115,12 @@ class Job:
     @property
     def created_at(self) -> datetime:
         """When the job was first added."""
-        return _from_timestamp(self._row[9])
+        return from_timestamp(self._row[9])
 
     @property
     def updated_at(self) -> datetime:
         """When it was last changed by an SQL function; running it changes nothing here."""
-        return _from_timestamp(self._row[10])
+        return from_timestamp(self._row[10])
 
     @property
     def key(self) -> str | None:
@@ -131,7 +131,7 @@ class Job:
     def locked_at(self) -> datetime | None:
         """When a worker took it; None while nobody has it."""
         value = self._row[12]
-        return None if value is None else _from_timestamp(value)
+        return None if value is None else from_timestamp(value)
 
     @property
     def locked_by(self) -> str | None:
@@ -195,7 +195,7 @@ JOB_COLUMNS: Final = (
 """Columns of the jobs table in their order, which is the order of a `Job`'s row."""
 
 
-def _from_timestamp(value: bytes) -> datetime:
+def from_timestamp(value: bytes) -> datetime:
     """Decode PostgreSQL's binary timestamptz: microseconds since 2000 in eight bytes."""
     microseconds = int.from_bytes(value, "big", signed=True)
     if microseconds == _INFINITY:

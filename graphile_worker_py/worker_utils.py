@@ -1,27 +1,23 @@
 """What a program may do with jobs without running them: add and administer."""
 
-import asyncio
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import psycopg_pool
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection
 
 from graphile_worker_py import adding, config, migrate
 from graphile_worker_py.adding import Steps
-from graphile_worker_py.db import (
-    AsyncPool,
-    Database,
-    SyncDatabase,
-    opened_pool,
-    opened_sync_pool,
-)
+from graphile_worker_py.db import AsyncPool, Database, Query, opened_pool
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.sql import admin, inspect
+from graphile_worker_py.sql import cleanup as cleaning
+from graphile_worker_py.sql.admin import Unlocked
+from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
 
 T = TypeVar("T")
 
@@ -95,7 +91,7 @@ class JobAdder:
         """
         wanted = checked_specs(specs)
         steps = adding.add_many(wanted)
-        if adding.statements_needed(wanted) <= 1:
+        if not adding.needs_transaction(wanted):
             return await self._drive(steps, conn)
         if conn is not None:
             _check_async(conn)
@@ -179,6 +175,190 @@ class WorkerUtils(JobAdder):
         """
         await migrate.migrate(self._database)
 
+    async def complete_jobs(
+        self, ids: Iterable[int | str], *, conn: AsyncConnection[Any] | None = None
+    ) -> list[Job]:
+        """Delete jobs as if they had succeeded.
+
+        Jobs that a worker has locked within the last four hours, and ids that nobody has, are
+        skipped; so they are by `permanently_fail_jobs` and `reschedule_jobs`.
+
+        Args:
+            ids: Ids of the jobs.
+            conn: Connection to use, within its transaction; None means one from the pool. All
+                methods take it alike.
+
+        Returns:
+            The jobs that were deleted, by id.
+
+        Raises:
+            ConfigurationError: A value is not allowed; the message names it.
+            psycopg.Error: The database could not do it.
+        """
+        return await self._run(admin.complete_jobs(ids), conn)
+
+    async def permanently_fail_jobs(
+        self,
+        ids: Iterable[int | str],
+        reason: str | None = None,
+        *,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Job]:
+        """Give jobs up: they keep their rows, and are not tried again.
+
+        Args:
+            ids: Ids of the jobs.
+            reason: Their `last_error`; None means `Manually marked as failed`.
+            conn: As for `complete_jobs`.
+
+        Returns:
+            The jobs that were changed, as they are now, by id.
+        """
+        return await self._run(admin.permanently_fail_jobs(ids, reason), conn)
+
+    async def reschedule_jobs(
+        self,
+        ids: Iterable[int | str],
+        *,
+        run_at: datetime | None = None,
+        priority: int | None = None,
+        attempts: int | None = None,
+        max_attempts: int | None = None,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[Job]:
+        """Change when and how often jobs run. None leaves a value as it is; 0 is a value.
+
+        Workers are not told: they find the jobs when they next poll.
+
+        Args:
+            ids: Ids of the jobs.
+            run_at: Not before this time, an aware datetime.
+            priority: Smaller runs first.
+            attempts: How often a job counts as tried; 0 gives it all its attempts back.
+            max_attempts: It is given up after so many failures, at least 1.
+            conn: As for `complete_jobs`.
+
+        Returns:
+            The jobs that were changed, as they are now, by id.
+        """
+        query = admin.reschedule_jobs(
+            ids, run_at=run_at, priority=priority, attempts=attempts, max_attempts=max_attempts
+        )
+        return await self._run(query, conn)
+
+    async def remove_job(
+        self, job_key: str, *, conn: AsyncConnection[Any] | None = None
+    ) -> Job | None:
+        """Delete the job with a key. One that is running loses its key, and is not tried again.
+
+        Returns:
+            The job, deleted or (if `locked_by` is set) as it is now; None if no job has the key.
+        """
+        return await self._run(admin.remove_job(job_key), conn)
+
+    async def force_unlock_workers(
+        self, pool_ids: Iterable[str], *, conn: AsyncConnection[Any] | None = None
+    ) -> Unlocked:
+        """Free the jobs and queues of worker pools that died. They must not be running any more.
+
+        Args:
+            pool_ids: Their ids, as in `Job.locked_by`; `workers` lists them.
+            conn: As for `complete_jobs`.
+
+        Returns:
+            How many jobs and queues the pools had locked.
+        """
+        return await self._run(admin.force_unlock_workers(pool_ids), conn)
+
+    async def cleanup(
+        self,
+        tasks: Iterable[CleanupTask | str] | None = None,
+        *,
+        task_identifiers_to_keep: Iterable[str] | None = None,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> dict[CleanupTask, int]:
+        """Delete jobs that were given up, and task identifiers and queues without jobs.
+
+        Best done while no worker runs and no transaction is adding jobs: a job that is not
+        committed yet can't be seen, and is never run if its task or queue is deleted.
+
+        Args:
+            tasks: What to do (`CleanupTask`); always done in the order of that enum. None means
+                `GC_JOB_QUEUES`, and `GC_TASK_IDENTIFIERS` too if it is said what to keep.
+            task_identifiers_to_keep: Not deleted by `GC_TASK_IDENTIFIERS`.
+            conn: As for `complete_jobs`. Without it each of the tasks is committed by itself.
+
+        Returns:
+            How many rows each of the tasks deleted.
+        """
+        queries = cleaning.cleanup(tasks, task_identifiers_to_keep)
+        return {task: await self._run(query, conn) for task, query in queries.items()}
+
+    async def get_job(
+        self, job_id: int | str, *, conn: AsyncConnection[Any] | None = None
+    ) -> ListedJob | None:
+        """Read one job; None if there is none with that id."""
+        return await self._run(inspect.get_job(job_id), conn)
+
+    async def list_jobs(
+        self,
+        *,
+        state: JobState | str | None = None,
+        task: str | None = None,
+        queue: str | None = None,
+        key: str | None = None,
+        text: str | None = None,
+        locked_by: str | None = None,
+        limit: int | None = inspect.DEFAULT_LIMIT,
+        after: int | str | None = None,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> list[ListedJob]:
+        """Read jobs, the newest first. Conditions that are given must all hold.
+
+        Args:
+            state: Where the job stands.
+            task: Identifier of its task.
+            queue: Name of its queue.
+            key: Its job key.
+            text: Found in its payload, key or `last_error`, in upper or lower case.
+            locked_by: Id of the worker pool that runs it.
+            limit: At most so many jobs; None means all.
+            after: Go on after this job: the id of the last one of the page before.
+            conn: As for `complete_jobs`.
+        """
+        query = inspect.list_jobs(
+            state=state,
+            task=task,
+            queue=queue,
+            key=key,
+            text=text,
+            locked_by=locked_by,
+            limit=limit,
+            after=after,
+        )
+        return await self._run(query, conn)
+
+    async def counts(self, *, conn: AsyncConnection[Any] | None = None) -> JobCounts:
+        """Count the jobs by state, in all and for each task."""
+        return await self._run(inspect.count_jobs(), conn)
+
+    async def queues(self, *, conn: AsyncConnection[Any] | None = None) -> list[JobQueue]:
+        """Read all queues by name, with how many jobs they have and who has them locked."""
+        return await self._run(inspect.list_queues(), conn)
+
+    async def workers(self, *, conn: AsyncConnection[Any] | None = None) -> list[LockHolder]:
+        """Read which worker pools have jobs or queues locked, the oldest lock first.
+
+        A pool that has nothing locked can't be seen, and one that died is seen until its locks
+        are freed: by `force_unlock_workers`, or by any worker after four hours.
+        """
+        return await self._run(inspect.list_lock_holders(), conn)
+
+    async def _run(self, query: Query[T], conn: AsyncConnection[Any] | None) -> T:
+        if conn is not None:
+            _check_async(conn)
+        return await self._database.run(query, conn=conn)
+
 
 async def add_job_adhoc(
     source: str | AsyncPool | None,
@@ -201,125 +381,6 @@ async def add_job_adhoc(
         return await utils.add_job(identifier, payload, **spec)
 
 
-class SyncWorkerUtils:
-    """`WorkerUtils` without an event loop, for Django, Flask and scripts; a context manager.
-
-    Args:
-        source: A connection string, a `psycopg_pool.ConnectionPool` of the caller's, or None for
-            `DATABASE_URL` or libpq's variables.
-        schema: As for `WorkerUtils`.
-        max_pool_size: Most connections to hold.
-        prepared_statements: Off behind poolers that can't do them.
-    """
-
-    def __init__(
-        self,
-        source: str | psycopg_pool.ConnectionPool[Any] | None = None,
-        *,
-        schema: str | None = None,
-        max_pool_size: int = 10,
-        prepared_statements: bool = True,
-    ) -> None:
-        self._source = config.conninfo(source) if source is None else source
-        self._schema = config.schema_name(schema)
-        self._max_pool_size = max_pool_size
-        self._prepared_statements = prepared_statements
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        pool = self._stack.enter_context(
-            opened_sync_pool(self._source, max_size=self._max_pool_size)
-        )
-        self._database = SyncDatabase(
-            pool, schema=self._schema, prepared_statements=self._prepared_statements
-        )
-        try:
-            self.migrate()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    @property
-    def pool(self) -> psycopg_pool.ConnectionPool[Any]:
-        """The connection pool, for transactions that add jobs with other data."""
-        return self._database.pool
-
-    def migrate(self) -> None:
-        """Install or upgrade the schema. See `WorkerUtils.migrate`."""
-        # The migrator is written once, as async code; it gets a loop of its own, in a thread
-        # because the caller's may have one that is running.
-        dsn = self._database.pool.conninfo
-
-        async def run() -> None:
-            async with opened_pool(str(dsn), max_size=2) as pool:
-                await migrate.migrate(Database(pool, schema=self._schema))
-
-        with ThreadPoolExecutor(1, "graphile-worker-py-migrate") as executor:
-            executor.submit(asyncio.run, run()).result()
-
-    def add_job(
-        self,
-        identifier: str,
-        payload: Any = None,
-        *,
-        queue_name: str | None = None,
-        run_at: datetime | None = None,
-        priority: int | None = None,
-        max_attempts: int | None = None,
-        job_key: str | None = None,
-        job_key_mode: JobKeyMode | str | None = None,
-        flags: Iterable[str] | None = None,
-        conn: Connection[Any] | None = None,
-    ) -> Job:
-        """Add a job. See `WorkerUtils.add_job`."""
-        spec = JobSpec(
-            identifier,
-            payload,
-            queue_name=queue_name,
-            run_at=run_at,
-            priority=priority,
-            max_attempts=max_attempts,
-            job_key=job_key,
-            job_key_mode=job_key_mode,
-            flags=flags,
-        )
-        return self._drive(adding.add_one(spec), conn)
-
-    def add_jobs(
-        self, specs: Iterable[JobSpec], *, conn: Connection[Any] | None = None
-    ) -> list[Job]:
-        """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
-        wanted = checked_specs(specs)
-        steps = adding.add_many(wanted)
-        if adding.statements_needed(wanted) <= 1:
-            return self._drive(steps, conn)
-        if conn is not None:
-            _check_sync(conn)
-            with conn.transaction():
-                return self._drive(steps, conn)
-        with self._database.pool.connection() as own, own.transaction():
-            return self._drive(steps, own)
-
-    def _drive(self, steps: Steps[T], conn: Connection[Any] | None) -> T:
-        if conn is not None:
-            _check_sync(conn)
-        try:
-            query = next(steps)
-            while True:
-                query = steps.send(self._database.run(query, conn=conn))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
 def checked_specs(specs: Iterable[JobSpec]) -> list[JobSpec]:
     """Check that specs are specs."""
     if isinstance(specs, str | bytes | Mapping) or not isinstance(specs, Iterable):
@@ -336,12 +397,4 @@ def _check_async(conn: object) -> None:
         raise ConfigurationError(
             f"conn must be a psycopg.AsyncConnection here, not {conn!r}; "
             f"SyncWorkerUtils takes a psycopg.Connection"
-        )
-
-
-def _check_sync(conn: object) -> None:
-    if not isinstance(conn, Connection):
-        raise ConfigurationError(
-            f"conn must be a psycopg.Connection here, not {conn!r}; "
-            f"WorkerUtils takes a psycopg.AsyncConnection"
         )

@@ -282,6 +282,8 @@ def _prepare_data_dir(bin_dir: Path, data_dir: Path, scratch: Path, account: _Ac
     _write_secret(pwfile, password, account)
     options = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={pwfile}"]
     options += ["--encoding=UTF8", "--no-locale"]
+    if data_dir.is_relative_to(scratch):
+        options.append("--no-sync")  # nothing of it has to survive a crash of the machine
     _run([str(bin_dir / "initdb"), f"--pgdata={data_dir}", *options], account)
     # Written last: a data directory that has it is complete.
     _write_secret(password_file, password, account)

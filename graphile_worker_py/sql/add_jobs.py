@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
@@ -89,7 +90,8 @@ def add_jobs(specs: Sequence[JobSpec], *, preserve_run_at: bool) -> Query[list[t
             "identifier": spec.identifier,
             "payload": spec.payload_json(),
             "queue_name": spec.queue_name,
-            "run_at": spec.run_at,
+            # In UTC, because JSON writes offsets in minutes; some old ones have seconds.
+            "run_at": None if spec.run_at is None else spec.run_at.astimezone(UTC),
             "max_attempts": spec.max_attempts,
             "job_key": spec.job_key,
             "priority": spec.priority,

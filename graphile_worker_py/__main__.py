@@ -1,0 +1,5 @@
+"""`python -m graphile_worker_py`: the command line."""
+
+from graphile_worker_py.cli import main
+
+main()

@@ -1,0 +1,66 @@
+"""How the command line writes its log: lines for people, or JSON for machines."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from graphile_worker_py import json_codec
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_COLOURS: Final = {"ERROR": "31", "CRITICAL": "31", "WARNING": "33", "DEBUG": "2"}
+
+
+class PlainFormatter(logging.Formatter):
+    """`19:04:05.123 INFO  Completed job 7 (send_email, 1.52 ms)`, in local time."""
+
+    def __init__(self, *, colour: bool) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as a line, and its traceback below."""
+        moment = datetime.fromtimestamp(record.created).astimezone()
+        time = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
+        level = f"{record.levelname:<7}"
+        if self._colour and record.levelname in _COLOURS:
+            level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
+        text = f"{time} {level} {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, and the record's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record as a JSON object."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                line[name] = value
+        if record.exc_info and record.exc_info[1] is not None:
+            line["traceback"] = self.formatException(record.exc_info)
+        try:
+            return json_codec.dumps(line).decode()
+        except ValueError:
+            return json_codec.dumps({name: str(value) for name, value in line.items()}).decode()
+
+
+def configure_logging(*, json: bool, level: str) -> None:
+    """Write the root logger's records to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter() if json else PlainFormatter(colour=handler.stream.isatty())
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # The pool of connections logs each one that it opens; that is detail, also at info.
+    logging.getLogger("psycopg.pool").setLevel(max(logging.WARNING, root.level))
+    logging.captureWarnings(capture=True)

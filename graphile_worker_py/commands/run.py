@@ -1,0 +1,209 @@
+"""The `run` command: a worker in a process of its own."""
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from graphile_worker_py.commands.errors import (
+    EXIT_FAILURE,
+    EXIT_INCOMPATIBLE_WHILE_RUNNING,
+    exit_with,
+    told_clearly,
+)
+from graphile_worker_py.commands.logs import configure_logging
+from graphile_worker_py.commands.options import database_options
+from graphile_worker_py.cron.crontab import DEFAULT_FILE as DEFAULT_CRONTAB
+from graphile_worker_py.db import one_line
+from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
+from graphile_worker_py.events import ForcefulShutdown
+from graphile_worker_py.options import LocalQueueOptions
+from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations
+from graphile_worker_py.runner import run_once as library_run_once
+from graphile_worker_py.tasks import Task, Tasks
+
+DEFAULT_TASK_DIRECTORY: Final = "tasks"
+
+logger = logging.getLogger("graphile_worker_py")
+
+
+@click.command()
+@database_options
+@click.option("-j", "--jobs", type=int, metavar="N", help="Jobs to run at the same time (1).")
+@click.option(
+    "-m", "--max-pool-size", type=int, metavar="N", help="Most database connections (10)."
+)
+@click.option(
+    "--poll-interval", type=float, metavar="S", help="Seconds between looks for due jobs (2)."
+)
+@click.option("--tasks", metavar="MODULE[:ATTR]", help="Tasks in a Python module.")
+@click.option(
+    "--task-directory", metavar="DIR", help="Tasks in a folder (./tasks if there is one)."
+)
+@click.option("--crontab", metavar="FILE", help="Recurring jobs (./crontab if there is one).")
+@click.option("--once", is_flag=True, help="End when no job is due.")
+@click.option("--schema-only", is_flag=True, help="Install or upgrade the schema, and end.")
+@click.option(
+    "--forbidden-flag", multiple=True, metavar="F", help="Leave jobs with this flag to others."
+)
+@click.option("--no-prepared-statements", is_flag=True, help="For poolers that can't do them.")
+@click.option(
+    "--local-queue-size", type=int, metavar="N", help="Fetch jobs N at a time, ahead of need."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or for machines.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is worth a line.",
+)
+def run(
+    connection: str | None,
+    schema: str | None,
+    jobs: int | None,
+    max_pool_size: int | None,
+    poll_interval: float | None,
+    tasks: str | None,
+    task_directory: str | None,
+    crontab: str | None,
+    once: bool,
+    schema_only: bool,
+    forbidden_flag: tuple[str, ...],
+    no_prepared_statements: bool,
+    local_queue_size: int | None,
+    log_format: str,
+    log_level: str,
+) -> None:
+    """Run jobs until SIGINT or SIGTERM.
+
+    The first signal lets running jobs finish, a second one cuts them off and gives them back.
+    """
+    if once and schema_only:
+        raise click.UsageError("--once and --schema-only exclude each other")
+    configure_logging(json=log_format == "json", level=log_level)
+    with told_clearly():
+        if schema_only:
+            run_in_loop(run_migrations(connection, schema=schema))
+            click.echo("Schema updated")
+            return
+        options: RunnerOptions = {
+            "schema": schema,
+            "concurrent_jobs": jobs,
+            "max_pool_size": max_pool_size,
+            "poll_interval": poll_interval,
+            "forbidden_flags": list(forbidden_flag) or None,
+            "prepared_statements": False if no_prepared_statements else None,
+            "local_queue": None
+            if local_queue_size is None
+            else LocalQueueOptions(local_queue_size),
+            "logger": logger,
+        }
+        _add_tasks(options, tasks, task_directory)
+        if crontab is not None or Path(DEFAULT_CRONTAB).is_file():
+            options["crontab_file"] = crontab or DEFAULT_CRONTAB
+        if once:
+            run_in_loop(library_run_once(connection, **options))
+        else:
+            run_in_loop(_run_until_stopped(connection, options))
+
+
+async def _run_until_stopped(connection: str | None, options: RunnerOptions) -> None:
+    forced = False
+
+    def by_force(_event: ForcefulShutdown) -> None:
+        nonlocal forced
+        forced = True
+
+    started = False
+    try:
+        async with Runner(connection, **options) as runner:
+            started = True
+            runner.events.subscribe(ForcefulShutdown, by_force)
+            logger.info("Working as %s", runner.pool_id, extra={"pool_id": runner.pool_id})
+            await runner.wait()
+    except IncompatibleSchemaError as error:
+        if not started:
+            raise
+        exit_with(str(error), EXIT_INCOMPATIBLE_WHILE_RUNNING)
+    finally:
+        if forced:
+            # All is recorded that can be. A task that ignores its cancellation would keep an
+            # orderly exit waiting for ever.
+            logging.shutdown()
+            os._exit(EXIT_FAILURE)
+
+
+def _add_tasks(options: RunnerOptions, tasks: str | None, task_directory: str | None) -> None:
+    if tasks is not None and task_directory is not None:
+        raise ConfigurationError("--tasks and --task-directory exclude each other")
+    if tasks is not None:
+        options["tasks"] = import_tasks(tasks)
+    elif task_directory is not None or Path(DEFAULT_TASK_DIRECTORY).is_dir():
+        options["task_directory"] = task_directory or DEFAULT_TASK_DIRECTORY
+    else:
+        raise ConfigurationError(
+            "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
+        )
+
+
+def import_tasks(where: str) -> Tasks:
+    """Tasks of a module: those of an attribute (a list, a mapping or one task), or all it has.
+
+    Raises:
+        ConfigurationError: There is no such module or attribute, or it holds no tasks.
+    """
+    module_name, _, attribute = where.partition(":")
+    # As `python -m` does it: what lies in the working directory can be imported.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigurationError(f"--tasks {where}: {one_line(error)}") from error
+        raise ConfigurationError(f"--tasks {where}: there is no module {error.name!r}") from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigurationError(
+            f"--tasks {where}: {one_line(error)} ({place.filename}, line {place.lineno})"
+        ) from error
+    if not attribute:
+        found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
+        if not found:
+            raise ConfigurationError(f"--tasks {where}: the module has no @task functions")
+        return list(found.values())
+    try:
+        tasks: Any = getattr(module, attribute)
+    except AttributeError as error:
+        raise ConfigurationError(
+            f"--tasks {where}: module {module_name!r} has no attribute {attribute!r}"
+        ) from error
+    return [tasks] if isinstance(tasks, Task) else tasks
+
+
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, on uvloop where that is installed."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as loop:
+        loop.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

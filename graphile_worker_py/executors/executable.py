@@ -1,0 +1,291 @@
+"""Run an executable file, of any language, as a task."""
+
+import asyncio
+import codecs
+import errno
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+from graphile_worker_py import aio
+from graphile_worker_py.context import JobContext
+from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.job import Job
+from graphile_worker_py.tasks import Task
+
+DEFAULT_TIMEOUT: Final = 4 * 3600.0
+"""Seconds; after this time the job's lock counts as stale, and others may run it."""
+TERMINATION_GRACE: Final = 2.0
+"""Seconds between SIGTERM and SIGKILL; the worker pool itself waits five."""
+LINE_LIMIT: Final = 16_384
+STDERR_TAIL: Final = 2048
+
+# What outlives a SIGKILL has left our process group, and we read its output no longer than this.
+_STRAY_OUTPUT_TIME: Final = 1.0
+
+
+class ExecutableTaskError(GraphileWorkerError):
+    """An executable could not be started, exited with a code other than 0, or was killed.
+
+    Attributes:
+        returncode: The exit code, or minus the number of the signal; None if it did not start.
+        stderr: The end of what it wrote to its standard error.
+    """
+
+    def __init__(self, message: str, *, returncode: int | None = None, stderr: str = "") -> None:
+        super().__init__(f"{message}:\n{stderr}" if stderr else message)
+        self.returncode = returncode
+        self.stderr = stderr
+
+
+def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIMEOUT) -> Task:
+    """Make an executable file a task.
+
+    The file is run without arguments, in the worker's working directory, in a session of its own.
+    It reads `{"payload": …}` from its standard input; `GRAPHILE_WORKER_*` variables tell about the
+    job. Lines of its standard output are logged at info, those of its standard error at error. The
+    job is done when it has exited with code 0, and nobody holds its output open any more.
+
+    When the worker pool's abort event is set, its process group gets SIGTERM. When the task is
+    cut off (forced stop, timeout), the group gets SIGTERM, and SIGKILL two seconds later or when
+    the program has exited.
+
+    Args:
+        path: The file.
+        identifier: The name that its jobs carry.
+        timeout: Seconds after which it is cut off and the job fails.
+    """
+    return Task(_Executable(path.absolute(), identifier), identifier, timeout=timeout)
+
+
+class _Executable:
+    def __init__(self, path: Path, identifier: str) -> None:
+        self._path = path
+        self._identifier = identifier
+
+    def __repr__(self) -> str:
+        return f"<executable {self._path}>"
+
+    async def __call__(self, _payload: Any, ctx: JobContext) -> None:
+        # The stored JSON goes to the program unchanged, so that no number loses digits on its way.
+        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx)
+        await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
+
+    async def _run(self, child: "_Child", ctx: JobContext) -> None:
+        await self._start(child, _environment(ctx.job))
+        try:
+            async with asyncio.TaskGroup() as group:
+                abort = group.create_task(child.end_on(ctx.abort_event), name="executable abort")
+                await child.closed.wait()
+                abort.cancel()
+        finally:
+            child.drop()
+        returncode = child.returncode
+        if returncode == 0 or child.is_stopped:
+            return  # if it was stopped, the cancellation that did it is raised instead
+        message = f"task {self._identifier!r} {_end(returncode)}"
+        if child.is_terminated:
+            message += " when the worker pool asked it to end"
+        raise ExecutableTaskError(message, returncode=returncode, stderr=child.stderr)
+
+    async def _start(self, child: "_Child", environment: dict[str, str]) -> None:
+        path = str(self._path)
+        try:
+            try:
+                await _spawn(child, [path], environment)
+            except OSError as error:
+                # A script without `#!` line: it is for the shell, as everywhere else on Unix.
+                if error.errno != errno.ENOEXEC:
+                    raise
+                await _spawn(child, ["/bin/sh", path], environment)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno == errno.ENOENT and self._path.exists():
+                reason = "the interpreter that its first line names does not exist"
+            message = f"task {self._identifier!r} could not start {path}: {reason}"
+            raise ExecutableTaskError(message) from error
+
+
+class _Child(asyncio.SubprocessProtocol):
+    """A running program: feeds it, logs what it says, ends it when told."""
+
+    def __init__(self, stdin: bytes, ctx: JobContext) -> None:
+        self.closed = asyncio.Event()
+        self.is_terminated = False
+        self.is_stopped = False
+        self.stderr = ""
+        self._stdin = stdin
+        logger = ctx.logger
+        self._lines = {1: _Lines(logger.info), 2: _Lines(logger.error)}
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._pid = 0
+        self._timers: list[asyncio.TimerHandle] = []
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._transport is None else self._transport.get_returncode()
+
+    async def end_on(self, abort: asyncio.Event) -> None:
+        """Ask it to end when the event is set; like any task, it may take its time."""
+        await abort.wait()
+        self._terminate()
+
+    def stop(self) -> None:
+        """End it, with all that it has started: by SIGTERM first, then by SIGKILL."""
+        if self.is_stopped or self.closed.is_set():
+            return
+        self.is_stopped = True
+        self._terminate()
+        if self.returncode is None:
+            self._later(TERMINATION_GRACE, self._kill)
+        else:
+            self._kill()  # only what it left behind is still there
+
+    def drop(self) -> None:
+        """Leave nothing behind, even if the event loop ends before the program has."""
+        for timer in self._timers:
+            timer.cancel()
+        if not self.closed.is_set():
+            self._signal(signal.SIGKILL)
+            self._close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._pid = self._transport.get_pid()
+        pipe = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
+        pipe.write(self._stdin)
+        pipe.close()  # once all is written
+        self._stdin = b""
+        if self.is_terminated:
+            self._signal(signal.SIGTERM)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        text = self._lines[fd].feed(data)
+        if fd == 2:
+            self.stderr = (self.stderr + text)[-STDERR_TAIL:]
+
+    def pipe_connection_lost(self, fd: int, _exc: Exception | None) -> None:
+        # For stdin a broken pipe: the program did not want to read it all, which is its right.
+        if fd in self._lines:
+            self._lines[fd].end()
+
+    def process_exited(self) -> None:
+        if self._transport is not None:
+            pipe = self._transport.get_pipe_transport(0)
+            if pipe is not None:
+                cast("asyncio.WriteTransport", pipe).abort()
+        if self.is_stopped:
+            self._kill()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """It has exited and all its pipes are closed."""
+        self._close()
+        self.closed.set()
+
+    def _terminate(self) -> None:
+        if not self.is_terminated:
+            self.is_terminated = True
+            self._signal(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._later(_STRAY_OUTPUT_TIME, self._close)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signal the program and what it has started: its process group."""
+        if self._pid == 0 or (self.returncode is not None and _exists(self._pid)):
+            # Not started yet; or gone with its whole group, and the number is another process's:
+            # as long as somebody is left in the group, the system does not give it away.
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, number)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _later(self, delay: float, action: Callable[[], None]) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(delay, action))
+
+
+class _Lines:
+    """Cuts a stream of bytes into log records: one for each line, several for a very long one."""
+
+    def __init__(self, log: Callable[..., None]) -> None:
+        self._log = log
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def feed(self, data: bytes) -> str:
+        """Log the lines that are complete; the text of `data`."""
+        text = self._decoder.decode(data)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._write(line.removesuffix("\r"))
+        while len(self._rest) > LINE_LIMIT:
+            self._write(self._rest[:LINE_LIMIT])
+            self._rest = self._rest[LINE_LIMIT:]
+        return text
+
+    def end(self) -> None:
+        """Log what has no end of line."""
+        self._write(self._rest + self._decoder.decode(b"", final=True))
+        self._rest = ""
+
+    def _write(self, line: str) -> None:
+        for at in range(0, len(line), LINE_LIMIT):
+            self._log("%s", line[at : at + LINE_LIMIT])
+
+
+async def _spawn(child: _Child, command: list[str], environment: dict[str, str]) -> None:
+    loop = asyncio.get_running_loop()
+    # A session of its own, so that Ctrl-C in our terminal reaches us alone, and a signal to its
+    # group reaches all that it starts.
+    await loop.subprocess_exec(lambda: child, *command, env=environment, start_new_session=True)
+
+
+def _environment(job: Job) -> dict[str, str]:
+    """Our environment, and what Graphile Worker tells an executable about its job."""
+    environment = {
+        **os.environ,
+        "GRAPHILE_WORKER_PAYLOAD_FORMAT": "json",
+        "GRAPHILE_WORKER_TASK_IDENTIFIER": job.task_identifier,
+        "GRAPHILE_WORKER_JOB_ID": str(job.id),
+        "GRAPHILE_WORKER_JOB_ATTEMPTS": str(job.attempts),
+        "GRAPHILE_WORKER_JOB_MAX_ATTEMPTS": str(job.max_attempts),
+        "GRAPHILE_WORKER_JOB_PRIORITY": str(job.priority),
+        "GRAPHILE_WORKER_JOB_RUN_AT": _iso(job.run_at),
+    }
+    # Ours may come from a job that this worker itself is part of.
+    environment.pop("GRAPHILE_WORKER_JOB_KEY", None)
+    if job.key is not None:
+        environment["GRAPHILE_WORKER_JOB_KEY"] = job.key
+    return environment
+
+
+def _iso(time: datetime) -> str:
+    """As JavaScript writes a time: UTC, milliseconds, `Z`."""
+    return time.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def _end(returncode: int | None) -> str:
+    if returncode is None or returncode >= 0:
+        return f"exited with code {returncode}"
+    try:
+        return f"was ended by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was ended by signal {-returncode}"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

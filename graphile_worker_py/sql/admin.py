@@ -1,0 +1,179 @@
+"""Changing jobs from outside, through the public SQL functions that Node's tools use too.
+
+They leave alone what a worker has locked within the last four hours, and skip ids and keys that
+nobody has.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job import (
+    JOB_COLUMNS,
+    MAX_JOB_KEY_LENGTH,
+    Job,
+    check_aware,
+    check_smallint,
+    check_text,
+)
+
+_BIGINT_MAX: Final = 2**63 - 1
+
+# The functions return rows of the jobs table, which hold the task's id. Its identifier was there
+# before the statement began, so the same statement can look it up. A task whose row somebody
+# deleted has none; its jobs are shown nevertheless.
+_COMPLETE: Final = """
+select job.*, coalesce(tasks.identifier, '')
+from :GRAPHILE_WORKER_SCHEMA.complete_jobs($1::int8[]) as job
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
+order by job.id
+"""
+
+
+def complete_jobs(ids: Iterable[int | str]) -> Query[list[Job]]:
+    """Delete jobs; they are returned as they were."""
+    return Query(_COMPLETE, (checked_ids(ids),), read_jobs)
+
+
+_FAIL: Final = """
+select job.*, coalesce(tasks.identifier, '')
+from :GRAPHILE_WORKER_SCHEMA.permanently_fail_jobs($1::int8[], $2::text) as job
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
+order by job.id
+"""
+
+
+def permanently_fail_jobs(ids: Iterable[int | str], reason: str | None) -> Query[list[Job]]:
+    """Use up all attempts of jobs."""
+    if reason is not None:
+        check_text("reason", reason)
+    return Query(_FAIL, (checked_ids(ids), reason), read_jobs)
+
+
+_RESCHEDULE: Final = """
+select job.*, coalesce(tasks.identifier, '')
+from :GRAPHILE_WORKER_SCHEMA.reschedule_jobs(
+  $1::int8[],
+  run_at => $2::timestamptz,
+  priority => $3::int4,
+  attempts => $4::int4,
+  max_attempts => $5::int4
+) as job
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
+order by job.id
+"""
+
+
+def reschedule_jobs(
+    ids: Iterable[int | str],
+    *,
+    run_at: datetime | None,
+    priority: int | None,
+    attempts: int | None,
+    max_attempts: int | None,
+) -> Query[list[Job]]:
+    """Change when and how often jobs run; None leaves a value as it is."""
+    if run_at is not None:
+        check_aware("run_at", run_at)
+    if priority is not None:
+        check_smallint("priority", priority)
+    if attempts is not None:
+        check_smallint("attempts", attempts, smallest=0)
+    if max_attempts is not None:
+        check_smallint("max_attempts", max_attempts, smallest=1)
+    values = (checked_ids(ids), run_at, priority, attempts, max_attempts)
+    return Query(_RESCHEDULE, values, read_jobs)
+
+
+_REMOVE: Final = """
+select job.*, coalesce(tasks.identifier, '')
+from :GRAPHILE_WORKER_SCHEMA.remove_job($1::text) as job
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
+"""
+
+
+def remove_job(job_key: str) -> Query[Job | None]:
+    """Delete the job with a key, or take key and attempts from it while it runs."""
+    check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
+
+    def read(rows: list[tuple[Any, ...]]) -> Job | None:
+        # The function answers "no such key" with a row of nulls.
+        return None if rows[0][0] is None else read_jobs(rows)[0]
+
+    return Query(_REMOVE, (job_key,), read)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlocked:
+    """What was freed.
+
+    Args:
+        jobs: How many jobs the pools had locked.
+        queues: How many queues they had locked.
+    """
+
+    jobs: int
+    queues: int
+
+
+# The counts are of the statement's own snapshot, from before the function is called.
+_UNLOCK: Final = """
+select
+  (
+    select count(*)
+    from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+    where jobs.locked_by = any($1::text[])
+  ),
+  (
+    select count(*)
+    from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+    where queues.locked_by = any($1::text[])
+  ),
+  :GRAPHILE_WORKER_SCHEMA.force_unlock_workers($1::text[])
+"""
+
+
+def force_unlock_workers(pool_ids: Iterable[str]) -> Query[Unlocked]:
+    """Free all jobs and queues that pools have locked."""
+    wanted = checked_texts("pool_ids", pool_ids)
+
+    def read(rows: list[tuple[Any, ...]]) -> Unlocked:
+        return Unlocked(jobs=rows[0][0], queues=rows[0][1])
+
+    return Query(_UNLOCK, (wanted,), read)
+
+
+def read_jobs(rows: list[tuple[Any, ...]]) -> list[Job]:
+    """Jobs from rows of the jobs table that are followed by the task's identifier."""
+    return [Job(row[: len(JOB_COLUMNS)], row[-1]) for row in rows]
+
+
+def checked_ids(ids: Iterable[int | str]) -> list[int]:
+    """Check job ids: whole numbers, or the same as text, as Node writes them."""
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+        raise ConfigurationError(f"ids must be a list of job ids, not {ids!r}")
+    return [checked_id("ids", each) for each in ids]
+
+
+def checked_id(name: str, value: object) -> int:
+    """Check one job id."""
+    number: object = value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        number = int(value) if len(value) < 20 else _BIGINT_MAX + 1
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ConfigurationError(f"{name}: a job id is a whole number, not {value!r}")
+    if not 0 <= number <= _BIGINT_MAX:
+        raise ConfigurationError(
+            f"{name}: job id {value!r} is out of range, allowed are 0 to {_BIGINT_MAX}"
+        )
+    return number
+
+
+def checked_texts(name: str, values: Iterable[str]) -> list[str]:
+    """Check a list of strings."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise ConfigurationError(f"{name} must be a list of strings, not {values!r}")
+    return [check_text(name, value) for value in values]

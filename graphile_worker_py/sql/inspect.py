@@ -1,0 +1,331 @@
+"""Looking at jobs, queues and locks. Nothing here changes or locks a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job import JOB_COLUMNS, Job, check_text, from_timestamp
+from graphile_worker_py.options import check_whole
+from graphile_worker_py.sql.admin import checked_id
+
+DEFAULT_LIMIT: Final = 100
+
+_BIGINT_MAX: Final = 2**63 - 1
+
+
+class JobState(StrEnum):
+    """Where a job stands; each job is in one of these."""
+
+    READY = "ready"
+    """Due, and waiting for a worker, or for the job of its queue that is running."""
+    SCHEDULED = "scheduled"
+    """Not due yet: put off by whoever added it, or waiting to be tried again."""
+    RUNNING = "running"
+    """Locked by a worker pool."""
+    FAILED = "failed"
+    """Given up: no attempts are left."""
+
+
+class ListedJob(Job):
+    """A job with the name of its queue, and with its state when it was read.
+
+    `task_identifier` is an empty string if the row of the task was deleted; no worker runs
+    such a job.
+    """
+
+    __slots__ = ("queue_name", "state")
+
+    queue_name: str | None
+    """Name of the serial queue; None for a job without queue."""
+    state: JobState
+    """Where the job stood, by the clock of the database."""
+
+    def __init__(
+        self,
+        row: tuple[Any, ...],
+        task_identifier: str,
+        *,
+        queue_name: str | None,
+        state: JobState,
+    ) -> None:
+        super().__init__(row, task_identifier)
+        self.queue_name = queue_name
+        self.state = state
+
+    def to_dict(self) -> dict[str, Any]:
+        """All columns, `task_identifier`, `queue_name` and `state` by name."""
+        return {**super().to_dict(), "queue_name": self.queue_name, "state": self.state}
+
+
+# Newest first, by id: the primary key gives that order, and a place in it stays the same place
+# while jobs come and go. A key, a task or a queue that is given by name is looked up once, by its
+# unique index. The conditions on a state are those of its definition, so that is_available finds
+# its partial indexes; what is locked or failed has none, and is searched for.
+#
+# With its values known, the planner drops the conditions that are not asked for.
+_LIST: Final = """
+select
+  jobs.*,
+  coalesce(tasks.identifier, ''),
+  queues.queue_name,
+  case
+    when jobs.locked_at is not null then 'running'
+    when jobs.attempts >= jobs.max_attempts then 'failed'
+    when jobs.run_at > now() then 'scheduled'
+    else 'ready'
+  end
+from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = jobs.task_id
+left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = jobs.job_queue_id
+where ($1::int8 is null or jobs.id = $1::int8)
+  and ($2::int8 is null or jobs.id < $2::int8)
+  and ($3::text is null
+    or ($3::text = 'ready' and jobs.is_available = true and jobs.run_at <= now())
+    or ($3::text = 'scheduled' and jobs.is_available = true and jobs.run_at > now())
+    or ($3::text = 'running' and jobs.locked_at is not null)
+    or ($3::text = 'failed' and jobs.locked_at is null and jobs.attempts >= jobs.max_attempts)
+  )
+  and ($4::text is null or jobs.task_id = (
+    select tasks.id
+    from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
+    where tasks.identifier = $4::text
+  ))
+  and ($5::text is null or jobs.job_queue_id = (
+    select queues.id
+    from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+    where queues.queue_name = $5::text
+  ))
+  and ($6::text is null or jobs.key = $6::text)
+  and ($7::text is null or jobs.locked_by = $7::text)
+  and ($8::text is null
+    or position(lower($8::text) in lower(jobs.payload::text)) > 0
+    or position(lower($8::text) in lower(jobs.key)) > 0
+    or position(lower($8::text) in lower(jobs.last_error)) > 0
+  )
+order by jobs.id desc
+limit $9::int8
+"""
+
+
+def get_job(job_id: int | str) -> Query[ListedJob | None]:
+    """Read one job."""
+    values = (checked_id("id", job_id), None, None, None, None, None, None, None, 1)
+    return Query(_LIST, values, lambda rows: _listed(rows[0]) if rows else None)
+
+
+def list_jobs(
+    *,
+    state: JobState | str | None,
+    task: str | None,
+    queue: str | None,
+    key: str | None,
+    text: str | None,
+    locked_by: str | None,
+    limit: int | None,
+    after: int | str | None,
+) -> Query[list[ListedJob]]:
+    """Read jobs, newest first."""
+    if state is not None and state not in list(JobState):
+        raise ConfigurationError(f"state {state!r} is not one of {', '.join(JobState)}")
+    for name, value in (
+        ("task", task),
+        ("queue", queue),
+        ("key", key),
+        ("text", text),
+        ("locked_by", locked_by),
+    ):
+        if value is not None:
+            check_text(name, value)
+    if limit is not None:
+        check_whole("limit", limit, smallest=1, or_else="(None for all)")
+    values = (
+        None,
+        None if after is None else checked_id("after", after),
+        None if state is None else str(state),
+        task,
+        queue,
+        key,
+        locked_by,
+        text,
+        None if limit is None else min(limit, _BIGINT_MAX),
+    )
+    return Query(_LIST, values, lambda rows: [_listed(row) for row in rows])
+
+
+def _listed(row: tuple[Any, ...]) -> ListedJob:
+    identifier, queue_name, state = row[-3:]
+    columns = row[: len(JOB_COLUMNS)]
+    return ListedJob(columns, identifier, queue_name=queue_name, state=JobState(state))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateCounts:
+    """How many jobs are in each state.
+
+    Args:
+        ready: Due and not running.
+        scheduled: Not due yet.
+        running: Locked by a worker pool.
+        failed: Given up, no attempts left.
+    """
+
+    ready: int
+    scheduled: int
+    running: int
+    failed: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.ready + self.scheduled + self.running + self.failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCounts(StateCounts):
+    """How many jobs there are, in all and by task.
+
+    Args:
+        tasks: The counts of each task that has jobs, by its identifier.
+    """
+
+    tasks: dict[str, StateCounts]
+
+
+# Grouped by id before the names are looked up, which are fewer; then again, for the tasks that
+# are gone have one name, the empty one.
+_COUNT: Final = """
+select
+  coalesce(tasks.identifier, '') as identifier,
+  sum(counted.ready)::int8,
+  sum(counted.scheduled)::int8,
+  sum(counted.running)::int8,
+  sum(counted.failed)::int8
+from (
+  select
+    jobs.task_id,
+    count(*) filter (where jobs.is_available = true and jobs.run_at <= now()) as ready,
+    count(*) filter (where jobs.is_available = true and jobs.run_at > now()) as scheduled,
+    count(*) filter (where jobs.locked_at is not null) as running,
+    count(*) filter (where jobs.locked_at is null and jobs.attempts >= jobs.max_attempts) as failed
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  group by jobs.task_id
+) as counted
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = counted.task_id
+group by 1
+order by 1
+"""
+
+
+def count_jobs() -> Query[JobCounts]:
+    """Count the jobs by state and by task; reads the whole table."""
+
+    def read(rows: list[tuple[Any, ...]]) -> JobCounts:
+        tasks = {row[0]: StateCounts(**_by_state(row[1:])) for row in rows}
+        totals = [sum(row[at] for row in rows) for at in range(1, 5)]
+        return JobCounts(**_by_state(totals), tasks=tasks)
+
+    return Query(_COUNT, (), read)
+
+
+def _by_state(numbers: Sequence[int]) -> dict[str, int]:
+    return dict(zip(JobState, numbers, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQueue:
+    """A serial queue.
+
+    Args:
+        name: Its name.
+        jobs: How many jobs it has, in whatever state.
+        locked_by: Id of the worker pool that runs a job of it; None if nobody does.
+        locked_at: Since when.
+    """
+
+    name: str
+    jobs: int
+    locked_by: str | None
+    locked_at: datetime | None
+
+
+_QUEUES: Final = """
+select queues.queue_name, coalesce(counted.jobs, 0), queues.locked_by, queues.locked_at
+from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+left join (
+  select jobs.job_queue_id, count(*) as jobs
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  where jobs.job_queue_id is not null
+  group by jobs.job_queue_id
+) as counted on counted.job_queue_id = queues.id
+order by queues.queue_name
+"""
+
+
+def list_queues() -> Query[list[JobQueue]]:
+    """Read all queues by name, those without jobs too; reads the whole table of jobs."""
+
+    def read(rows: list[tuple[Any, ...]]) -> list[JobQueue]:
+        return [
+            JobQueue(name=row[0], jobs=row[1], locked_by=row[2], locked_at=_moment(row[3]))
+            for row in rows
+        ]
+
+    return Query(_QUEUES, (), read)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockHolder:
+    """A worker pool that has something locked, whether it still lives or not.
+
+    Args:
+        pool_id: Its id, which is what `force_unlock_workers` takes.
+        jobs: How many jobs it has locked.
+        queues: How many queues it has locked.
+        locked_at: Since when it has the oldest of these locks.
+    """
+
+    pool_id: str
+    jobs: int
+    queues: int
+    locked_at: datetime | None
+
+
+# Nothing in the schema registers a pool: those that have nothing locked can't be seen.
+_LOCK_HOLDERS: Final = """
+select
+  locks.locked_by,
+  count(*) filter (where locks.is_job),
+  count(*) filter (where not locks.is_job),
+  min(locks.locked_at)
+from (
+  select jobs.locked_by, jobs.locked_at, true
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  where jobs.locked_by is not null
+  union all
+  select queues.locked_by, queues.locked_at, false
+  from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  where queues.locked_by is not null
+) as locks (locked_by, locked_at, is_job)
+group by locks.locked_by
+order by min(locks.locked_at), locks.locked_by
+"""
+
+
+def list_lock_holders() -> Query[list[LockHolder]]:
+    """Read which pools have jobs or queues locked, the oldest lock first."""
+
+    def read(rows: list[tuple[Any, ...]]) -> list[LockHolder]:
+        return [
+            LockHolder(pool_id=row[0], jobs=row[1], queues=row[2], locked_at=_moment(row[3]))
+            for row in rows
+        ]
+
+    return Query(_LOCK_HOLDERS, (), read)
+
+
+def _moment(value: bytes | None) -> datetime | None:
+    return None if value is None else from_timestamp(value)

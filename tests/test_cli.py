@@ -1,0 +1,226 @@
+"""The command line as a person or a process manager uses it."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.processes import Process, Processes
+
+COMMAND = [sys.executable, "-m", "graphile_worker_py"]
+
+TASKS = """
+from graphile_worker_py import task
+
+@task
+async def hello(payload, ctx):
+    print("hello", payload["name"], flush=True)
+
+@task("long/one")
+async def long_one(payload, ctx):
+    print("began", flush=True)
+    await ctx.abort_event.wait()
+    print("aborted", flush=True)
+
+only_hello = [hello]
+not_tasks = 42
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app_tasks.py").write_text(TASKS)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(processes: Processes, folder: Path, dsn: str) -> "Cli":
+    return Cli(processes, folder, dsn)
+
+
+class Cli:
+    """Runs the command in a folder with tasks, on the test's database."""
+
+    def __init__(self, processes: Processes, folder: Path, dsn: str) -> None:
+        self._processes = processes
+        self._folder = folder
+        self.dsn = dsn
+
+    def start(self, *arguments: str, dsn: str | None = None) -> Process:
+        return self._processes.start(
+            [*COMMAND, *arguments], cwd=self._folder, env={"DATABASE_URL": dsn or self.dsn}
+        )
+
+    def run(self, *arguments: str, dsn: str | None = None) -> Process:
+        process = self.start(*arguments, dsn=dsn)
+        process.wait(timeout=15)
+        return process
+
+    def sql(self, statement: str) -> list[tuple[object, ...]]:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            cursor = conn.execute(statement)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+
+ADD_HELLO = "select graphile_worker.add_job('hello', '{\"name\": \"world\"}')"
+
+
+def test_once_runs_what_is_due_and_ends_with_0(cli: Cli) -> None:
+    cli.sql(ADD_HELLO)
+    process = cli.run("--once", "--tasks", "app_tasks")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "hello world\n"
+    assert "Completed job" in process.stderr
+    assert cli.sql("select * from graphile_worker.jobs") == []
+
+
+def test_an_attribute_chooses_the_tasks(cli: Cli) -> None:
+    process = cli.run("run", "--once", "--tasks", "app_tasks:only_hello")
+    assert process.returncode == 0, process.stderr
+    assert cli.sql("select identifier from graphile_worker._private_tasks") == [("hello",)]
+
+
+def test_schema_only_installs_and_ends(cli: Cli, empty_dsn: str) -> None:
+    process = cli.run("--schema-only", dsn=empty_dsn)
+    assert (process.returncode, process.stdout) == (0, "Schema updated\n")
+    with psycopg.connect(empty_dsn) as conn:
+        row = conn.execute("select max(id) from graphile_worker.migrations").fetchone()
+    assert row == (20,)
+
+
+def test_sigterm_lets_the_running_job_finish_and_ends_with_0(cli: Cli) -> None:
+    cli.sql("select graphile_worker.add_job('long/one')")
+    process = cli.start("--tasks", "app_tasks")
+    process.wait_for("began")
+    process.terminate()
+    assert process.wait(timeout=15) == 0, process.stderr
+    assert process.lines("aborted") == ["aborted"]
+    assert cli.sql("select * from graphile_worker.jobs") == []
+
+
+def test_logs_for_machines_are_json_with_the_fields_of_the_job(cli: Cli) -> None:
+    cli.sql(ADD_HELLO)
+    process = cli.run("--once", "--tasks", "app_tasks", "--log-format", "json")
+    lines = [json.loads(line) for line in process.stderr.splitlines()]
+    (done,) = [line for line in lines if "job_id" in line]
+    assert done["level"] == "info"
+    assert done["task_identifier"] == "hello"
+    assert done["attempt"] == 1
+    assert done["worker_id"].startswith("worker-")
+    assert done["duration"] > 0
+
+
+def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
+    cli.sql("select graphile_worker.add_job('hello', '{\"name\": \"x\"}', flags => '{eu}')")
+    process = cli.run("--once", "--tasks", "app_tasks", "--forbidden-flag", "eu")
+    assert (process.returncode, process.stdout) == (0, "")
+    assert cli.sql("select attempts from graphile_worker.jobs") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "nowhere"], "--tasks nowhere: there is no module 'nowhere'"),
+        (["--tasks", "app_tasks:nothing"], "module 'app_tasks' has no attribute 'nothing'"),
+        (["--tasks", "app_tasks:not_tasks"], "not 42"),
+        (["--tasks", "json"], "the module has no @task functions"),
+        ([], "no tasks: give --tasks MODULE[:ATTR]"),
+        (["--tasks", "app_tasks", "-j", "0"], "concurrent_jobs must be a whole number"),
+        (["--tasks", "app_tasks", "--poll-interval", "nan"], "poll_interval must be seconds"),
+        (["--tasks", "app_tasks", "--task-directory", "."], "exclude each other"),
+        (["--tasks", "app_tasks", "--schema", ""], "schema '' is not a name"),
+        (["--tasks", "app_tasks", "-c", "nonsense"], "connection string 'nonsense'"),
+        (["--once", "--schema-only"], "--once and --schema-only exclude each other"),
+        (["--no-such-flag"], "No such option"),
+    ],
+)
+def test_a_wrong_word_is_named_and_ends_with_2(
+    processes: Processes, folder: Path, arguments: list[str], message: str
+) -> None:
+    process = processes.start([*COMMAND, *arguments], cwd=folder, env={"DATABASE_URL": "host=x"})
+    assert process.wait(timeout=15) == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_module_that_breaks_on_import_is_named_with_file_and_line(
+    processes: Processes, folder: Path
+) -> None:
+    (folder / "broken.py").write_text("x = 1\nraise RuntimeError('half done')\n")
+    process = processes.start([*COMMAND, "--tasks", "broken"], cwd=folder)
+    assert process.wait(timeout=15) == 2
+    assert "RuntimeError: half done" in process.stderr
+    assert "broken.py, line 2" in process.stderr
+
+
+def test_a_refused_connection_ends_with_1_and_says_why(processes: Processes, folder: Path) -> None:
+    dsn = "postgresql://me:secret@127.0.0.1:1/x"
+    process = processes.start([*COMMAND, "--tasks", "app_tasks", "-c", dsn], cwd=folder)
+    assert process.wait(timeout=15) == 1
+    assert "127.0.0.1" in process.stderr
+    assert "refused" in process.stderr
+    assert "secret" not in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_the_embedded_server_runs_until_it_is_interrupted(processes: Processes) -> None:
+    process = processes.start([*COMMAND, "postgres"])
+    dsn = process.wait_for("postgresql://")
+    with psycopg.connect(dsn) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+    process.interrupt()
+    assert process.wait(timeout=15) == 0, process.stderr
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(dsn)
+
+
+def test_a_newer_breaking_schema_is_refused_with_1(cli: Cli) -> None:
+    cli.sql("insert into graphile_worker.migrations (id, breaking) values (21, true)")
+    process = cli.run("--tasks", "app_tasks")
+    assert process.returncode == 1
+    assert "breaking change at 21" in process.stderr
+
+
+def test_a_breaking_change_while_running_ends_with_57(cli: Cli) -> None:
+    cli.sql(ADD_HELLO)
+    process = cli.start("--tasks", "app_tasks")
+    process.wait_for("hello world")
+    with psycopg.connect(cli.dsn) as conn:
+        conn.execute("insert into graphile_worker.migrations (id, breaking) values (21, true)")
+        conn.execute("""notify "worker:migrate", '{"migrationNumber":21,"breaking":true}'""")
+    assert process.wait(timeout=15) == 57, process.stderr
+    assert "breaking change at 21" in process.stderr
+
+
+def test_a_second_signal_cuts_the_job_off_and_gives_it_back(cli: Cli, folder: Path) -> None:
+    (folder / "stuck.py").write_text(
+        "import asyncio\nfrom graphile_worker_py import task\n"
+        "@task\nasync def hang(payload):\n    print('began', flush=True)\n"
+        "    await asyncio.sleep(3600)\n"
+    )
+    cli.sql("select graphile_worker.add_job('hang')")
+    process = cli.start("--tasks", "stuck")
+    process.wait_for("began")
+    process.terminate()
+    _wait_for_log(process, "Stopping: Graceful worker shutdown due to SIGTERM")
+    while process.returncode is None and "Stopping at once" not in process.stderr:
+        # Signals that come at once are one: a process manager may send its own beside ours.
+        process.terminate()
+        _pause()
+    assert process.wait(timeout=15) == 1, process.stderr
+    rows = cli.sql("select attempts, locked_by, last_error from graphile_worker.jobs")
+    assert rows == [(0, None, None)]
+
+
+def _wait_for_log(process: Process, text: str) -> None:
+    deadline = time.monotonic() + 10
+    while text not in process.stderr:
+        assert time.monotonic() < deadline, process.stderr
+        _pause()
+
+
+def _pause() -> None:
+    time.sleep(0.05)
