@@ -55,7 +55,9 @@ const answers = JSON.parse(readFileSync(input, "utf8")).map(({ text, bases }) =>
         minutes: range(0, 59).filter((min) => match({ ...base, min })),
         hours: range(0, 23).filter((hour) => match({ ...base, hour })),
         months: range(1, 12).filter((month) => match({ ...base, month })),
-        days: range(1, 31).map((date) => range(0, 6).filter((dow) => match({ ...base, date, dow }))),
+        days: range(1, 31).map((date) =>
+          range(0, 6).filter((dow) => match({ ...base, date, dow })),
+        ),
       };
       return { task, identifier, options, payload, found };
     }),

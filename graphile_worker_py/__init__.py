@@ -33,9 +33,11 @@ from graphile_worker_py.errors import (
     WorkerPoolError,
 )
 from graphile_worker_py.events import Events
+from graphile_worker_py.hooks import FetchRequest, Plugin, SchemaStep
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec
 from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
 from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
+from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 from graphile_worker_py.tasks import Task, task
 from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
@@ -46,6 +48,8 @@ __all__ = [
     "CronItemOptions",
     "CrontabError",
     "Events",
+    "FetchRequest",
+    "Fetched",
     "GraphileWorkerError",
     "IncompatibleSchemaError",
     "Job",
@@ -55,9 +59,11 @@ __all__ = [
     "LocalQueueOptions",
     "MigrationError",
     "ParsedCronItem",
+    "Plugin",
     "RefetchDelay",
     "Runner",
     "RunnerOptions",
+    "SchemaStep",
     "SyncJobContext",
     "SyncWorkerUtils",
     "Task",

@@ -2,7 +2,7 @@
 
 import click
 
-from graphile_worker_py.commands import cron, development
+from graphile_worker_py.commands import add, admin, cron, development, show
 from graphile_worker_py.commands.run import run
 
 
@@ -25,5 +25,13 @@ def main() -> None:
     """
 
 
-for command in (run, cron.cron, *development.COMMANDS):
+COMMANDS = (
+    run,
+    *add.COMMANDS,
+    *show.COMMANDS,
+    *admin.COMMANDS,
+    cron.cron,
+    *development.COMMANDS,
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -16,6 +16,7 @@ from graphile_worker_py.errors import (
     MigrationError,
     UnsupportedPostgresError,
 )
+from graphile_worker_py.hooks import Hooks, SchemaStep
 from graphile_worker_py.sql import migrations
 from graphile_worker_py.sql.migrations import Revisions
 
@@ -44,10 +45,14 @@ _BOOTSTRAP_TRIES: Final = 10
 _INSTALL_PATIENCE: Final = 3.0
 
 
-async def migrate(database: Database) -> None:
+async def migrate(database: Database, hooks: Hooks | None = None) -> None:
     """Bring the schema to revision 20, or do nothing if it is there.
 
     Safe to run from many processes at once, Python and Node alike.
+
+    Args:
+        database: Where.
+        hooks: Plugins that wrap the steps; None means none.
 
     Raises:
         UnsupportedPostgresError: The server is older than PostgreSQL 12.
@@ -60,7 +65,7 @@ async def migrate(database: Database) -> None:
         autocommit = conn.autocommit
         await conn.set_autocommit(True)
         try:
-            await _Migrator(database, conn).run()
+            await _Migrator(database, conn, hooks or Hooks()).run()
         except errors.InsufficientPrivilege as error:
             raise MigrationError(
                 f"role {conn.info.user!r} may not install or upgrade schema "
@@ -79,26 +84,32 @@ async def check_revision(database: Database) -> None:
     Raises:
         IncompatibleSchemaError: It can't.
     """
-    _check_supported(await database.run(migrations.read_revisions()), database.schema)
+    check_supported(await database.run(migrations.read_revisions()), database.schema)
 
 
 class _Migrator:
     """One run of the migrator on one connection."""
 
-    def __init__(self, database: Database, conn: AsyncConnection[Any]) -> None:
+    def __init__(self, database: Database, conn: AsyncConnection[Any], hooks: Hooks) -> None:
         self._database = database
         self._conn = conn
+        self._hooks = hooks
 
     async def run(self) -> None:
         revisions = await self._read_or_bootstrap()
         _check_postgres(revisions.server_version)
+        await self._hooks.migrate(
+            self._step(revisions.server_version), lambda _: self._migrate(revisions)
+        )
+
+    async def _migrate(self, revisions: Revisions) -> None:
         fresh = False
         if revisions.latest is None:
             fresh = await self._apply(range(1, BASELINE_REVISION + 1), fresh=True)
         latest = await self._wait_for_baseline()
         for revision in range(latest + 1, LATEST_REVISION + 1):
             await self._apply([revision], fresh=fresh)
-        _check_supported(await self._read(), self._database.schema)
+        check_supported(await self._read(), self._database.schema)
 
     async def _read(self) -> Revisions:
         return await self._database.run(migrations.read_revisions(), conn=self._conn)
@@ -111,19 +122,29 @@ class _Migrator:
             except _NOT_INSTALLED:
                 pass
             try:
-                await self._bootstrap()
+                await self._bootstrap_within_hooks()
             except _CLASHES:
                 await asyncio.sleep(_CLASH_PAUSE + random.uniform(0, 0.2))  # noqa: S311
         raise MigrationError(
             f"schema {self._database.schema!r} could not be prepared: others kept changing it"
         )
 
-    async def _bootstrap(self) -> None:
+    def _step(self, server_version: int) -> SchemaStep:
+        return SchemaStep(
+            conn=self._conn, schema=self._database.schema, server_version=server_version
+        )
+
+    async def _bootstrap_within_hooks(self) -> None:
         query = migrations.read_server(self._database.schema)
         server_version, exists = await self._database.run(query, conn=self._conn)
         _check_postgres(server_version)
+        await self._hooks.bootstrap(
+            self._step(server_version), lambda _: self._bootstrap(schema_exists=exists)
+        )
+
+    async def _bootstrap(self, *, schema_exists: bool) -> None:
         async with self._conn.transaction():
-            if not exists:
+            if not schema_exists:
                 # Not "if not exists", which asks for a right even where there is nothing to do.
                 await self._conn.execute(self._database.statements[migrations.CREATE_SCHEMA])
             await self._conn.execute(self._database.statements[migrations.BOOTSTRAP])
@@ -197,7 +218,12 @@ def _check_postgres(server_version: int) -> None:
         )
 
 
-def _check_supported(revisions: Revisions, schema: str) -> None:
+def check_supported(revisions: Revisions, schema: str) -> None:
+    """Check that this release can work on a schema of these revisions.
+
+    Raises:
+        IncompatibleSchemaError: It can't.
+    """
     breaking = revisions.latest_breaking
     if breaking is not None and breaking > LATEST_REVISION:
         raise IncompatibleSchemaError(

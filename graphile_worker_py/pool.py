@@ -27,6 +27,7 @@ from graphile_worker_py.db import Database, Query, connect_like, one_line
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.hooks import FetchRequest, Hooks
 from graphile_worker_py.job import Job
 from graphile_worker_py.listener import Listener
 from graphile_worker_py.local_queue import LocalQueue
@@ -54,6 +55,7 @@ class WorkerPool:
         options: How to run them.
         logger: Where jobs log to.
         events: Where to tell what happens.
+        hooks: Plugins that wrap fetches and task calls.
         once: Whether to end when no job is due any more, instead of waiting for more.
     """
 
@@ -65,6 +67,7 @@ class WorkerPool:
         *,
         logger: logging.Logger,
         events: Events,
+        hooks: Hooks,
         once: bool = False,
     ) -> None:
         self.pool_id = f"{'otpool' if once else 'pool'}-{secrets.token_hex(9)}"
@@ -74,6 +77,8 @@ class WorkerPool:
         self._logger = logger
         self._events = events
         self._once = once
+        self._hooks = hooks
+        self._get_jobs = hooks.get_jobs(self._lock_jobs)
         self._task_ids: dict[int, str] = {}
         self._fetch_in_doubt = False
         self._fatal: BaseException | None = None
@@ -222,6 +227,7 @@ class WorkerPool:
             threads=self._threads,
             abort=self._abort,
             events=self._events,
+            hooks=self._hooks,
             logger=self._logger,
             get_job=self._queue.get,
             complete=self._completer.put,
@@ -288,8 +294,16 @@ class WorkerPool:
             known = self._queue.known_ids
             await self._database.run(return_unknown_jobs(known, pool_id=self.pool_id))
             self._fetch_in_doubt = False
+        return await self._get_jobs(
+            FetchRequest(pool_id=self.pool_id, count=count, forbidden_flags=flags)
+        )
+
+    async def _lock_jobs(self, request: FetchRequest) -> Fetched:
         query = get_jobs(
-            pool_id=self.pool_id, task_ids=self._task_ids, count=count, forbidden_flags=flags
+            pool_id=self.pool_id,
+            task_ids=self._task_ids,
+            count=request.count,
+            forbidden_flags=request.forbidden_flags,
         )
         try:
             return await self._database.run(query)

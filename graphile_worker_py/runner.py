@@ -14,6 +14,7 @@ from graphile_worker_py.db import AsyncPool, Database, opened_pool
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.event_log import log_events
 from graphile_worker_py.events import Events
+from graphile_worker_py.hooks import Hooks, Plugins
 from graphile_worker_py.options import (
     WORKER_OPTION_NAMES,
     ForbiddenFlags,
@@ -58,6 +59,8 @@ class RunnerOptions(TypedDict, total=False):
     graceful_shutdown_abort_timeout: float | None
     no_handle_signals: bool | None
     """Leave signals to the caller."""
+    hooks: Plugins | None
+    """Plugins that take part in what happens: objects, or names of installed entry points."""
     events: Events | None
     """Where to tell events; None makes a new one, `Runner.events`."""
     logger: logging.Logger | None
@@ -154,7 +157,7 @@ class Runner(JobAdder):
         pool = await self._stack.enter_async_context(setup.opened_pool())
         database = setup.database(pool)
         super().__init__(database)
-        await migrate.migrate(database)
+        await migrate.migrate(database, setup.hooks)
         self._stack.callback(log_events(setup.events, setup.logger))
         self._pool = setup.worker_pool(database)
         if setup.cron_items:
@@ -226,7 +229,7 @@ async def run_once(source: str | AsyncPool | None = None, **options: Unpack[Runn
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(setup.opened_pool())
         database = setup.database(pool)
-        await migrate.migrate(database)
+        await migrate.migrate(database, setup.hooks)
         stack.callback(log_events(setup.events, setup.logger))
         workers = setup.worker_pool(database, once=True)
         if setup.handles_signals:
@@ -273,6 +276,8 @@ class _Setup:
         self._source = config.conninfo(source) if source is None else source
         self.logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
         self.events: Events = given.get("events", Events())
+        self.hooks = Hooks(given.get("hooks", ()))
+        self.hooks.setup(self.events)
         self.handles_signals = not given.get("no_handle_signals", False)
         self._options: WorkerOptions = config.worker_options(
             {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
@@ -300,6 +305,7 @@ class _Setup:
             self._options,
             logger=self.logger,
             events=self.events,
+            hooks=self.hooks,
             once=once,
         )
 

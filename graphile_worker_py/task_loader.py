@@ -1,33 +1,22 @@
-"""Tasks from a directory, or from a single file.
-
-The files of a directory are the modules of one package: they import each other, and helpers whose
-name begins with an underscore, by relative imports (`from ._lib import render`). A directory that
-is a package which Python finds by itself (it has an `__init__.py`) is imported under its own name,
-as everywhere else in the program. Any other becomes a private package, read anew by each load.
-"""
+"""Tasks from a directory, or from a single file."""
 
 import asyncio
-import errno
-import hashlib
-import importlib
-import importlib.util
+import inspect
 import logging
 import os
 import re
 import stat
-import sys
-import traceback
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.executors.executable import executable_task
-from graphile_worker_py.tasks import Task, task
+from graphile_worker_py.task_modules import forget, import_file, line_of, open_package
+from graphile_worker_py.tasks import Task
 
 ENTRY_NAMES: Final = ("task", "run", "default")
 """Functions that stand for their file: they are the task that the file is named after."""
@@ -63,18 +52,12 @@ def load_tasks(
     """
     where = Path(path)
     loader = _Loader(where, logger=logger or logging.getLogger(__name__), strict=strict)
-    importlib.invalidate_caches()
     try:
-        if where.is_dir():
-            found = loader.load(where, list(loader.files()))
-        else:
-            file = _TaskFile(where.absolute(), where.name.partition(".")[0], where.stat().st_mode)
-            found = loader.load(where.absolute().parent, [file])
+        found = loader.load()
     except OSError as error:
-        reason = error.strerror or str(error)
         raise ConfigurationError(
-            f"can't read the task directory {str(where)!r} ({reason}); expected is a directory "
-            f"with {_EXPECTED}"
+            f"can't read {error.filename or str(where)!r} ({error.strerror}); expected is a "
+            f"directory with {_EXPECTED}"
         ) from error
     if not found:
         faults = "".join(f"\n- {fault}" for fault in loader.faults)
@@ -110,7 +93,7 @@ async def watch_tasks(
         if now == seen:
             continue
         seen = now
-        _forget_under(Path(path))
+        forget(path)
         try:
             tasks = load_tasks(path, logger=log, strict=True)
         except ConfigurationError as error:
@@ -120,28 +103,21 @@ async def watch_tasks(
         yield tasks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _TaskFile:
     """A file that may hold tasks.
 
     Attributes:
-        path: Where it is; not resolved, because a link is named by its own name.
-        identifier: The identifier that its path gives.
-        mode: Its type and permissions.
+        path: Where it is. Not resolved: a link goes by its own name.
+        identifier: The task identifier that its path gives.
+        is_python: Whether it is imported.
+        is_executable: Whether its owner may execute it.
     """
 
     path: Path
     identifier: str
-    mode: int
-
-    @property
-    def is_python(self) -> bool:
-        # The whole extension: `send.test.py` is no task.
-        return self.path.name.partition(".")[2] == "py"
-
-    @property
-    def is_executable(self) -> bool:
-        return os.name == "posix" and stat.S_ISREG(self.mode) and bool(self.mode & stat.S_IXUSR)
+    is_python: bool
+    is_executable: bool
 
 
 class _Loader:
@@ -149,31 +125,52 @@ class _Loader:
 
     def __init__(self, where: Path, *, logger: logging.Logger, strict: bool) -> None:
         self.faults: list[str] = []
-        self._where = where
+        self._where = where.absolute()
         self._logger = logger
         self._strict = strict
         self._tasks: dict[str, Task] = {}
         self._places: dict[str, str] = {}
 
-    def files(self) -> Iterator[_TaskFile]:
-        """The files of the directory and those below that can be tasks, in order."""
-        yield from self._files_in(self._where.absolute(), "")
-
-    def load(self, directory: Path, files: list[_TaskFile]) -> dict[str, Task]:
-        """Load files of a directory; their tasks by identifier."""
+    def load(self) -> dict[str, Task]:
+        """Load everything; the tasks by identifier."""
+        if self._where.is_dir():
+            directory, files = self._where, list(self._files_in(self._where, ""))
+        else:
+            directory, files = self._where.parent, [self._single_file()]
         self._reject_twins(files)
-        package = _Package(directory)
+        package = self._open_package(directory)
+        modules: list[tuple[_TaskFile, ModuleType]] = []
         for file in files:
-            if file.is_python:
-                self._load_python(package, file)
-            elif file.is_executable:
-                with self._guard(file):
+            with self._tolerance(file):
+                if file.is_python:
+                    parts = file.path.relative_to(directory).with_suffix("").parts
+                    modules.append((file, import_file(package, parts, file.path)))
+                else:
                     self._add(executable_task(file.path, file.identifier), str(file.path))
-            else:
-                self._logger.warning(
-                    "Skipped %s: it is neither a Python file nor executable", file.path
-                )
+        owners = _owners([module for _, module in modules])
+        for file, module in modules:
+            with self._tolerance(file):
+                self._add_tasks_of(module, file, owners)
         return self._tasks
+
+    def _open_package(self, directory: Path) -> str:
+        try:
+            return open_package(directory)
+        except (Exception, SystemExit) as error:  # without its package no file can be loaded
+            raise ConfigurationError(_fault(directory / "__init__.py", error)) from error
+
+    def _single_file(self) -> _TaskFile:
+        path = self._where
+        mode = path.stat().st_mode
+        file = _TaskFile(
+            path=path,
+            identifier=path.name.partition(".")[0],
+            is_python=path.suffix == ".py",
+            is_executable=_is_executable(mode),
+        )
+        if not file.is_python and not file.is_executable:
+            raise ConfigurationError(f"{str(path)!r} is neither a Python file nor executable")
+        return file
 
     def _files_in(self, directory: Path, prefix: str) -> Iterator[_TaskFile]:
         for path in sorted(directory.iterdir()):
@@ -184,14 +181,23 @@ class _Loader:
             except OSError as error:
                 self._logger.info("Skipped %s: %s", path, error.strerror)
                 continue
+            base, _, extension = path.name.partition(".")
             if stat.S_ISDIR(mode):
                 yield from self._files_below(path, prefix)
             elif not stat.S_ISREG(mode):
                 self._logger.info("Skipped %s: it is not a regular file", path)
             elif _FILE_NAME.fullmatch(path.name) is None:
                 self._logger.info("Skipped %s: its name can't be a task identifier", path)
+            elif extension == "py" or _is_executable(mode):
+                # The whole extension counts: `send.test.py` is no Python file of tasks.
+                yield _TaskFile(
+                    path=path,
+                    identifier=prefix + base,
+                    is_python=extension == "py",
+                    is_executable=_is_executable(mode),
+                )
             else:
-                yield _TaskFile(path, prefix + path.name.partition(".")[0], mode)
+                self._logger.warning("Skipped %s: it is no Python file, nor executable", path)
 
     def _files_below(self, directory: Path, prefix: str) -> Iterator[_TaskFile]:
         if directory.is_symlink():
@@ -204,11 +210,120 @@ class _Loader:
     def _reject_twins(self, files: list[_TaskFile]) -> None:
         seen: dict[str, _TaskFile] = {}
         for file in files:
-            if not file.is_python and not file.is_executable:
-                continue
             other = seen.setdefault(file.identifier, file)
             if other is not file:
                 raise ConfigurationError(
                     f"two files are named after task {file.identifier!r}: "
                     f"{other.path} and {file.path}"
                 )
+
+    def _add_tasks_of(
+        self, module: ModuleType, file: _TaskFile, owners: dict[Task, ModuleType]
+    ) -> None:
+        decorated = _tasks_in(module)
+        for found in decorated:
+            if owners[found] is module:
+                named = _named_after_file(found, module, file.identifier)
+                self._add(named, _place(named, file.path))
+        if decorated:
+            return
+        function = _entry_function(module)
+        if function is None:
+            self._logger.warning(
+                "Skipped %s: there is no @task function in it, and no function named %s; the "
+                "name of a file without tasks should begin with an underscore",
+                file.path,
+                " or ".join(ENTRY_NAMES),
+            )
+        else:
+            named = Task(function, file.identifier)
+            self._add(named, _place(named, file.path))
+
+    def _add(self, found: Task, place: str) -> None:
+        name = found.identifier
+        if name in self._tasks:
+            other = self._places[name]
+            hint = " (imported twice; use a relative import)" if other == place else ""
+            raise _TwinTasksError(f"two tasks are named {name!r}: {other} and {place}{hint}")
+        self._tasks[name] = found
+        self._places[name] = place
+
+    @contextmanager
+    def _tolerance(self, file: _TaskFile) -> Iterator[None]:
+        """Keep what is wrong in one file from the others."""
+        try:
+            yield
+        except _TwinTasksError:
+            raise
+        except (Exception, SystemExit) as error:  # a module may raise whatever it likes
+            fault = _fault(file.path, error)
+            if self._strict:
+                raise ConfigurationError(fault) from error
+            self.faults.append(fault)
+            self._logger.exception("Skipped a task file: %s", fault)
+
+
+class _TwinTasksError(ConfigurationError):
+    """Two tasks of one identifier: nobody could tell which one runs."""
+
+
+def _is_executable(mode: int) -> bool:
+    return os.name == "posix" and stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)
+
+
+def _tasks_in(module: ModuleType) -> list[Task]:
+    return list(dict.fromkeys(value for value in vars(module).values() if isinstance(value, Task)))
+
+
+def _owners(modules: Iterable[ModuleType]) -> dict[Task, ModuleType]:
+    """The module that each task is counted for, if others of them import it."""
+    owners: dict[Task, ModuleType] = {}
+    for module in modules:
+        for found in _tasks_in(module):
+            if found not in owners or found.__module__ == module.__name__:
+                owners[found] = module
+    return owners
+
+
+def _named_after_file(found: Task, module: ModuleType, identifier: str) -> Task:
+    if found.identifier in ENTRY_NAMES and vars(module).get(found.identifier) is found:
+        return Task(found.function, identifier, timeout=found.timeout)
+    return found
+
+
+def _entry_function(module: ModuleType) -> Callable[..., Any] | None:
+    for name in ENTRY_NAMES:
+        value: Callable[..., Any] | None = vars(module).get(name)
+        # Defined here: `from subprocess import run` makes no task.
+        if (
+            callable(value)
+            and not inspect.isclass(value)
+            and getattr(value, "__module__", None) == module.__name__
+        ):
+            return value
+    return None
+
+
+def _place(found: Task, path: Path) -> str:
+    code = getattr(inspect.unwrap(found.function), "__code__", None)
+    return str(path) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _fault(path: Path, error: BaseException) -> str:
+    line = line_of(path, error)
+    where = str(path) if line is None else f"{path}, line {line}"
+    return f"could not load {where}: {type(error).__name__}: {error}"
+
+
+def _snapshot(path: Path) -> dict[Path, tuple[int, int, int, int]]:
+    """What tells that a file has changed, for each file there is."""
+    files = [path] if not path.is_dir() else []
+    for directory, below, names in os.walk(path):
+        below[:] = [name for name in below if name != "__pycache__" and not name.startswith(".")]
+        files += [Path(directory, name) for name in names if not name.startswith(".")]
+    found = {}
+    for file in files:
+        with suppress(OSError):  # gone meanwhile, or a link to nowhere
+            known = file.stat()
+            found[file] = (known.st_mtime_ns, known.st_size, known.st_mode, known.st_ino)
+    return found

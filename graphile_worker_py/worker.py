@@ -14,6 +14,7 @@ from graphile_worker_py.db import Database
 from graphile_worker_py.errors import GraphileWorkerError, UnknownTaskError
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql.fail_jobs import Failure
 from graphile_worker_py.tasks import Task
@@ -48,6 +49,7 @@ class Surroundings:
     threads: ThreadExecutor
     abort: Abort
     events: Events
+    hooks: Hooks
     logger: logging.Logger
     get_job: Callable[[], Awaitable[Job | None]]
     complete: Callable[[Job], None]
@@ -68,6 +70,8 @@ class Worker:
         self.worker_id = worker_id
         self._around = around
         self._events = around.events
+        # Without plugins the task is called directly.
+        self._run_task = around.hooks.run_job(self._call_task)
         self._job: Job | None = None
 
     @property
@@ -95,7 +99,9 @@ class Worker:
         started = perf_counter()
         error: BaseException | None = None
         try:
-            await self._call_task(job)
+            result = await self._run_task(job)
+            if isinstance(result, list):
+                await self._settle_batch(job, result)
         except asyncio.CancelledError as cancelled:
             if self._around.is_killed():
                 self._give_back(job)
@@ -120,24 +126,21 @@ class Worker:
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=error)
 
-    async def _call_task(self, job: Job) -> None:
+    async def _call_task(self, job: Job) -> Any:
         task = self._around.tasks.get(job.task_identifier)
         if task is None:
             raise UnknownTaskError(f"there is no task {job.task_identifier!r} here")
         if task.timeout is None:
-            result = await self._result(task, job)
-        else:
-            try:
-                async with asyncio.timeout(task.timeout) as limit:
-                    result = await self._result(task, job)
-            except TimeoutError as error:
-                if not limit.expired():
-                    raise
-                raise TaskTimeoutError(
-                    f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
-                ) from error
-        if result is not None and isinstance(result, list):
-            await self._settle_batch(job, result)
+            return await self._result(task, job)
+        try:
+            async with asyncio.timeout(task.timeout) as limit:
+                return await self._result(task, job)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TaskTimeoutError(
+                f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
+            ) from error
 
     async def _result(self, task: Task, job: Job) -> Any:
         payload = job.payload

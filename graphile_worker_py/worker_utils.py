@@ -252,7 +252,8 @@ class WorkerUtils(JobAdder):
         """Delete the job with a key. One that is running loses its key, and is not tried again.
 
         Returns:
-            The job, deleted or (if `locked_by` is set) as it is now; None if no job has the key.
+            The job as it was when it was deleted, or, without key, as it goes on running; None if
+            no job has the key.
         """
         return await self._run(admin.remove_job(job_key), conn)
 

@@ -8,7 +8,13 @@ from zoneinfo import ZoneInfo
 import pytest
 from croniter import croniter
 
-from graphile_worker_py.cron import CronItem, ParsedCronItem, parse_cron_item, parse_cron_items
+from graphile_worker_py.cron import (
+    CronDigest,
+    CronItem,
+    ParsedCronItem,
+    parse_cron_item,
+    parse_cron_items,
+)
 from graphile_worker_py.cron.match import MINUTE, Timetable
 from graphile_worker_py.cron.pattern import Pattern
 
@@ -280,15 +286,12 @@ def test_random_patterns_follow_the_stated_policy_over_transitions(zone: str, st
 
 def test_matcher_function_sees_the_local_time_of_its_item() -> None:
     seen: list[tuple[int, ...]] = []
-    item = parse_cron_item(
-        CronItem(
-            "task",
-            lambda digest: bool(
-                seen.append((digest.min, digest.hour, digest.date, digest.month, digest.dow))
-            ),
-            options={"timezone": "Asia/Kolkata"},
-        )
-    )
+
+    def matcher(digest: CronDigest) -> bool:
+        seen.append((digest.min, digest.hour, digest.date, digest.month, digest.dow))
+        return False
+
+    item = parse_cron_item(CronItem("task", matcher, options={"timezone": "Asia/Kolkata"}))
 
     Timetable([item]).due(utc("2026-02-28T19:05"))
 

@@ -99,27 +99,35 @@ def test_numbers_of_a_payload_are_what_they_are_in_javascript() -> None:
         (
             "* * * JAN * t",
             7,
-            "month 'JAN' is not understood: expected a number, a range a-b, * or */n "
-            "(allowed are 1 to 12)",
+            (
+                "month 'JAN' is not understood: expected a number, a range a-b, * or */n "
+                "(allowed are 1 to 12)"
+            ),
         ),
         (
             " * * * *",
             2,
-            "'* * * *' is incomplete: expected five fields (minute, hour, day of month, month, "
-            "day of week) and a task identifier",
+            (
+                "'* * * *' is incomplete: expected five fields (minute, hour, day of month, month, "
+                "day of week) and a task identifier"
+            ),
         ),
         (
             "* * * * * 1t",
             11,
-            "task identifier '1t' is not allowed: expected a letter or _, then letters, digits, "
-            "_ : / -",
+            (
+                "task identifier '1t' is not allowed: expected a letter or _, then letters, "
+                "digits, _ : / -"
+            ),
         ),
         ("* * * * * t ?", 13, "'?' stands without options: expected ?key=value&key=value"),
         (
             "* * * * * t ?max=1&foo=2",
             20,
-            "there is no option 'foo': allowed are id, fill, max, queue, jobKey, jobKeyMode, "
-            "priority",
+            (
+                "there is no option 'foo': allowed are id, fill, max, queue, jobKey, jobKeyMode, "
+                "priority"
+            ),
         ),
         ("* * * * * t ?max=1&max=1", 20, "option 'max' is given twice"),
         (
@@ -135,8 +143,10 @@ def test_numbers_of_a_payload_are_what_they_are_in_javascript() -> None:
         (
             "* * * * * t {a:1} # c",
             13,
-            "'{a:1} # c' is not understood: expected a payload from { to } up to the end of the "
-            "line, or ?options before it",
+            (
+                "'{a:1} # c' is not understood: expected a payload from { to } up to the end of "
+                "the line, or ?options before it"
+            ),
         ),
         ("* * * * * t\t[1]", 13, "'[1]' is not understood: expected a payload from { to }"),
         ("* * * * * t {a}", 13, "payload '{a}' is no JSON5 object: "),

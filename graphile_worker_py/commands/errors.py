@@ -28,6 +28,8 @@ def told_clearly() -> Iterator[None]:
         exit_with(str(error), EXIT_USAGE)
     except GraphileWorkerError as error:
         exit_with(str(error), EXIT_FAILURE)
+    except BrokenPipeError:
+        raise  # nobody reads on, as with `| head`: click ends quietly
     except (psycopg.Error, OSError) as error:
         exit_with(one_line(error), EXIT_FAILURE)
 

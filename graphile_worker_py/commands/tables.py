@@ -1,0 +1,80 @@
+"""Output: rows as a table for people, or as JSON for programs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import click
+import orjson
+
+from graphile_worker_py import json_codec
+from graphile_worker_py.job import JOB_COLUMNS, Job
+from graphile_worker_py.sql.inspect import ListedJob
+
+WIDEST_CELL: Final = 60
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on one line."""
+    click.echo(json_codec.dumps(value))
+
+
+def print_table(rows: Sequence[Mapping[str, object]], *, if_none: str) -> None:
+    """Print rows that have the same columns, or what to say if there are none."""
+    if not rows:
+        click.echo(if_none)
+        return
+    cells = [{name: name for name in rows[0]}]
+    cells += [{name: _cell(value) for name, value in row.items()} for row in rows]
+    widths = {name: max(len(row[name]) for row in cells) for name in rows[0]}
+    for row in cells:
+        click.echo("  ".join(f"{row[name]:{width}}" for name, width in widths.items()).rstrip())
+
+
+def job_rows(jobs: Iterable[Job]) -> list[dict[str, object]]:
+    """Jobs as rows of a table: what tells them apart and how they do; no payloads."""
+    return [_job_row(job) for job in jobs]
+
+
+def _job_row(job: Job) -> dict[str, object]:
+    row: dict[str, object] = {"id": job.id}
+    if isinstance(job, ListedJob):
+        row["state"] = job.state
+    row["task"] = job.task_identifier
+    if isinstance(job, ListedJob):
+        row["queue"] = job.queue_name
+    row |= {
+        "key": job.key,
+        "priority": job.priority,
+        "run at": job.run_at,
+        "attempts": f"{job.attempts}/{job.max_attempts}",
+        "locked by": job.locked_by,
+        "last error": job.last_error,
+    }
+    return row
+
+
+def job_as_json(job: Job) -> dict[str, Any]:
+    """A job's columns by name, for `print_json`.
+
+    The payload is passed on as it is stored, so that it keeps its digits, and is shown even if
+    Python can't decode it.
+    """
+    names = [*JOB_COLUMNS, "task_identifier"]
+    if isinstance(job, ListedJob):
+        names += ["queue_name", "state"]
+    columns = {name: getattr(job, name) for name in names if name != "payload"}
+    return {**columns, "payload": orjson.Fragment(job.payload_json)}
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%SZ")
+    text = str(value)
+    if len(text) > WIDEST_CELL:
+        text = text[: WIDEST_CELL - 1] + "…"
+    # Keys and messages come from anywhere: what would move the cursor or break the line is shown
+    # as its escape.
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -1,0 +1,136 @@
+"""Import the Python files of a directory, whatever it is called and wherever it lies.
+
+The files are the modules of one package: they import each other, and their helpers, by relative
+imports. A directory that is a package which Python finds by itself (it has an `__init__.py`) is
+imported under its own name, as everywhere else in the program. Any other becomes a private package
+whose name nobody else uses; it is read anew by each load.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+_INIT = "__init__.py"
+
+
+def open_package(directory: Path) -> str:
+    """Make a directory ready for the import of its files; the name of the package.
+
+    Raises:
+        Exception: Whatever its `__init__.py` raises.
+    """
+    importlib.invalidate_caches()
+    name = _own_name(directory)
+    if name is not None:
+        return name
+    name = f"graphile_worker_tasks_{hashlib.blake2b(os.fsencode(directory)).hexdigest()[:12]}"
+    _forget(_modules_of(name))
+    init = directory / _INIT
+    if init.is_file():
+        _execute(name, init, search_locations=[str(directory)])
+    else:
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(directory)]
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    return name
+
+
+def import_file(package: str, parts: Sequence[str], path: Path) -> ModuleType:
+    """Import a file as a module of an open package.
+
+    Args:
+        package: The name that `open_package` gave.
+        parts: Where in the package the file is: directories, and its name without `.py`.
+        path: The file.
+
+    Raises:
+        BaseException: Whatever the file raises.
+    """
+    *parents, stem = parts
+    within = ".".join([package, *parents])
+    if "." in stem or path.with_suffix("").is_dir():
+        # The import system would take the dot for a level, or the directory of the same name.
+        importlib.import_module(within)
+        return _execute(f"{within}.{stem.replace('.', '_')}_py", path, search_locations=None)
+    return importlib.import_module(f"{within}.{stem}")
+
+
+def forget(path: str | Path) -> None:
+    """Have the modules of a directory, or a file, imported anew the next time.
+
+    Those of a private package are, anyway.
+    """
+    where = Path(path).absolute()
+    directory = where if where.is_dir() else where.parent
+    name = _own_name(directory)
+    if name is not None:
+        _forget(_modules_of(name) if directory == where else [f"{name}.{where.stem}"])
+
+
+def line_of(path: Path, error: BaseException) -> int | None:
+    """Line of a file at which an error came up; None if it has nothing to do with the file."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == str(path)
+    ]
+    return lines[-1] if lines else None
+
+
+def _own_name(directory: Path) -> str | None:
+    """The name by which Python finds a directory as a package; None if it does not."""
+    names: list[str] = []
+    top = directory
+    while (top / _INIT).is_file():
+        names.insert(0, top.name)
+        top = top.parent
+    if not names:
+        return None
+    try:
+        spec = importlib.util.find_spec(names[0])
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return ".".join(names) if (top / names[0] / _INIT).samefile(spec.origin) else None
+
+
+def _execute(name: str, path: Path, *, search_locations: list[str] | None) -> ModuleType:
+    """Import a file under a name of our choice."""
+    spec = importlib.util.spec_from_file_location(
+        name, path, submodule_search_locations=search_locations
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _modules_of(package: str) -> list[str]:
+    return [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
+
+
+def _forget(names: Sequence[str]) -> None:
+    for name in names:
+        spec = getattr(sys.modules.pop(name, None), "__spec__", None)
+        # A compiled file counts as fresh if the source has the same size and was changed within
+        # the same second. That is too rough right after a change.
+        if spec is not None and spec.cached is not None:
+            with suppress(OSError):
+                Path(spec.cached).unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""Plugins take part in migrating, fetching and running."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import (
+    ConfigurationError,
+    Events,
+    Fetched,
+    FetchRequest,
+    Job,
+    Plugin,
+    SchemaStep,
+    WorkerUtils,
+    run_once,
+)
+from graphile_worker_py.events import JobSuccess
+
+
+async def ran(dsn: str, *plugins: Any, payloads: list[Any], flags: list[str] | None = None) -> Any:
+    """Add a job a payload, run what is due; what the task saw, and the jobs that are left."""
+    seen: list[Any] = []
+
+    async def note(payload: Any) -> str:
+        seen.append(payload)
+        return "noted"
+
+    async with WorkerUtils(dsn) as utils:
+        for payload in payloads:
+            await utils.add_job("note", payload, flags=flags)
+        await run_once(dsn, tasks={"note": note}, hooks=plugins)
+        async with utils.pool.connection() as conn:
+            cursor = await conn.execute(
+                "select attempts, last_error from graphile_worker.jobs order by id"
+            )
+            return seen, await cursor.fetchall()
+
+
+async def test_run_job_wraps_the_task_the_first_plugin_outermost(dsn: str) -> None:
+    order: list[str] = []
+
+    class Outer(Plugin):
+        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+            order.append(f"outer before {job.task_identifier}")
+            result = await proceed(job)
+            order.append(f"outer after {result}")
+            return result
+
+    class Inner(Plugin):
+        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+            order.append("inner before")
+            return await proceed(job)
+
+    seen, left = await ran(dsn, Outer(), Inner, payloads=[1])
+    assert order == ["outer before note", "inner before", "outer after noted"]
+    assert (seen, left) == ([1], [])
+
+
+async def test_an_error_in_a_plugin_fails_the_job(dsn: str) -> None:
+    class Guard(Plugin):
+        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+            if job.payload == 1:
+                raise PermissionError("not this one")
+            return await proceed(job)
+
+    seen, left = await ran(dsn, Guard(), payloads=[1, 2])
+    assert (seen, left) == ([2], [(1, "not this one")])
+
+
+async def test_a_plugin_may_skip_the_task_and_the_job_is_done(dsn: str) -> None:
+    class Skip(Plugin):
+        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+            return None
+
+    assert await ran(dsn, Skip(), payloads=[1]) == ([], [])
+
+
+async def test_a_plugin_may_leave_jobs_to_others(dsn: str) -> None:
+    class NotHere(Plugin):
+        async def get_jobs(
+            self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+        ) -> Fetched:
+            return await proceed(replace(request, forbidden_flags=["eu"]))
+
+    assert await ran(dsn, NotHere(), payloads=[1], flags=["eu"]) == ([], [(0, None)])
+
+
+async def test_a_plugin_may_veto_a_fetch(dsn: str) -> None:
+    class Closed(Plugin):
+        async def get_jobs(
+            self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+        ) -> Fetched:
+            return Fetched([], more=False)
+
+    assert await ran(dsn, Closed(), payloads=[1]) == ([], [(0, None)])
+
+
+async def test_plugins_see_the_schema_being_made_and_migrated(empty_dsn: str) -> None:
+    steps: list[str] = []
+
+    class Watch(Plugin):
+        async def bootstrap(
+            self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
+        ) -> None:
+            await proceed(step)
+            steps.append(f"bootstrapped {step.schema}")
+
+        async def migrate(
+            self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
+        ) -> None:
+            assert step.server_version >= 120000
+            await proceed(step)
+            cursor = await step.conn.execute("select max(id) from graphile_worker.migrations")
+            steps.append(f"migrated to {(await cursor.fetchone() or [None])[0]}")
+
+    async def nothing(payload: Any) -> None: ...
+
+    await run_once(empty_dsn, tasks={"nothing": nothing}, hooks=[Watch()])
+    assert steps == ["bootstrapped graphile_worker", "migrated to 20"]
+    await run_once(empty_dsn, tasks={"nothing": nothing}, hooks=[Watch()])
+    assert steps[2:] == ["migrated to 20"]
+
+
+async def test_a_plugin_may_subscribe_to_events(dsn: str) -> None:
+    successes: list[int] = []
+
+    class Count(Plugin):
+        def setup(self, events: Events) -> None:
+            events.subscribe(JobSuccess, lambda event: successes.append(event.job.id))
+
+    await ran(dsn, Count(), payloads=[1, 2])
+    assert len(successes) == 2
+
+
+class OfAPackage(Plugin):
+    """What an installed package would offer."""
+
+    ran = False
+
+    async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+        OfAPackage.ran = True
+        return await proceed(job)
+
+
+async def test_an_installed_plugin_is_found_by_its_name(
+    dsn: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "some_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        f"[graphile_worker_py.plugins]\nwatcher = {__name__}:OfAPackage\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    await ran(dsn, "watcher", payloads=[1])
+    assert OfAPackage.ran
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        (["no-such"], "no installed package offers a plugin 'no-such'"),
+        ([42], "42 is not a plugin"),
+        ("watcher", "hooks must be a list of plugins, not 'watcher'"),
+        (Plugin(), "hooks must be a list of plugins"),
+    ],
+)
+async def test_what_is_no_plugin_is_named(hooks: Any, message: str) -> None:
+    async def nothing(payload: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=message):
+        await run_once("", tasks={"nothing": nothing}, hooks=hooks)
