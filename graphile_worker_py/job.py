@@ -322,4 +322,8 @@ def check_aware(name: str, value: object) -> datetime:
             f"{name} {value!r} has no time zone; use an aware datetime, "
             f"for example datetime.now(UTC)"
         )
+    try:
+        value.astimezone(UTC)
+    except OverflowError as error:
+        raise ConfigurationError(f"{name} {value!r} is beyond the year 1 or 9999 in UTC") from error
     return value

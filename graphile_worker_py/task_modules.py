@@ -37,9 +37,7 @@ def open_package(directory: Path) -> str:
     if init.is_file():
         _execute(name, init, search_locations=[str(directory)])
     else:
-        spec = ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = [str(directory)]
-        sys.modules[name] = importlib.util.module_from_spec(spec)
+        _make_package(name, directory)
     return name
 
 
@@ -55,10 +53,16 @@ def import_file(package: str, parts: Sequence[str], path: Path) -> ModuleType:
         BaseException: Whatever the file raises.
     """
     *parents, stem = parts
-    within = ".".join([package, *parents])
+    within = package
+    for depth, parent in enumerate(parents):
+        within = f"{within}.{parent}"
+        directory = path.parents[len(parents) - depth - 1]
+        # The import system would rather take a file of the same name, where there is one.
+        if within not in sys.modules and not (directory / _INIT).is_file():
+            _make_package(within, directory)
+    importlib.import_module(within)
     if "." in stem or path.with_suffix("").is_dir():
-        # The import system would take the dot for a level, or the directory of the same name.
-        importlib.import_module(within)
+        # It would take the dot for a level, and knows the directory by the name of the file.
         return _execute(f"{within}.{stem.replace('.', '_')}_py", path, search_locations=None)
     return importlib.import_module(f"{within}.{stem}")
 
@@ -103,6 +107,13 @@ def _own_name(directory: Path) -> str | None:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     return ".".join(names) if (top / names[0] / _INIT).samefile(spec.origin) else None
+
+
+def _make_package(name: str, directory: Path) -> None:
+    """Let a directory without `__init__.py` be a package."""
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [str(directory)]
+    sys.modules[name] = importlib.util.module_from_spec(spec)
 
 
 def _execute(name: str, path: Path, *, search_locations: list[str] | None) -> ModuleType:

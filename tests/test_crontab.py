@@ -9,7 +9,6 @@ from graphile_worker_py.cron import (
     CronItemOptions,
     Overlap,
     ParsedCronItem,
-    get_cron_items,
     parse_cron_item,
     parse_cron_items,
     parse_crontab,
@@ -313,22 +312,6 @@ def test_crontab_file_is_read_as_node_reads_it(tmp_path: Path) -> None:
     assert read_crontab(path)[0].payload == {"a": "\ufffd"}
 
 
-def test_options_of_a_runner_lead_to_its_items(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert get_cron_items() == []
-    (tmp_path / "crontab").write_text("* * * * * from_default_file")
-    (tmp_path / "other").write_text("* * * * * from_other_file")
-    items = parse_crontab("* * * * * from_code")
-
-    assert [item.task for item in get_cron_items()] == ["from_default_file"]
-    assert [item.task for item in get_cron_items(crontab_file="other")] == ["from_other_file"]
-    assert [item.task for item in get_cron_items(crontab="* * * * * text")] == ["text"]
-    assert get_cron_items(crontab="") == []
-    assert get_cron_items(parsed_cron_items=items) == items
-    assert get_cron_items(parsed_cron_items=[]) == []
-    with pytest.raises(ConfigurationError, match="crontab and parsed_cron_items exclude"):
-        get_cron_items(crontab="", parsed_cron_items=items)
-    with pytest.raises(ConfigurationError, match="'missing' can't be read: No such file"):
-        get_cron_items(crontab_file="missing")
+def test_crontab_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="missing' can't be read: No such file"):
+        read_crontab(tmp_path / "missing")

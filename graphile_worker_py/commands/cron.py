@@ -11,7 +11,7 @@ import click
 import psycopg
 
 from graphile_worker_py import config, json_codec
-from graphile_worker_py.cron.crontab import DEFAULT_FILE, parse_crontab, read_crontab
+from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Timetable
 from graphile_worker_py.cron.pattern import FIELDS, Pattern
@@ -20,6 +20,7 @@ from graphile_worker_py.db import SyncDatabase, one_line, opened_sync_pool
 from graphile_worker_py.errors import ConfigurationError, CrontabError
 from graphile_worker_py.sql import known_crontabs
 
+DEFAULT_FILE: Final = "crontab"
 _EXACT: Final = 2**53
 
 file_argument = click.argument("file")

@@ -1,6 +1,6 @@
 """Recurring jobs: the crontab, what is due when, and the scheduler that adds it."""
 
-from graphile_worker_py.cron.crontab import get_cron_items, parse_crontab, read_crontab
+from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import (
     CronDigest,
     CronItem,
@@ -19,7 +19,6 @@ __all__ = [
     "CronItemOptions",
     "Overlap",
     "ParsedCronItem",
-    "get_cron_items",
     "parse_cron_item",
     "parse_cron_items",
     "parse_crontab",

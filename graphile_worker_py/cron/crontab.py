@@ -31,7 +31,6 @@ from graphile_worker_py.cron.pattern import (
 )
 from graphile_worker_py.errors import ConfigurationError, CrontabError
 
-DEFAULT_FILE: Final = "crontab"
 PYTHON_ONLY: Final = "#py:"
 
 _LINE_END: Final = re.compile("\r?\n")
@@ -82,41 +81,6 @@ def parse_crontab(text: str) -> list[ParsedCronItem]:
         errors.append(_unused(extras))
     raise_all([*errors, *duplicates(items)], of="crontab")
     return items
-
-
-def get_cron_items(
-    *,
-    crontab: str | None = None,
-    crontab_file: str | Path | None = None,
-    parsed_cron_items: list[ParsedCronItem] | None = None,
-) -> list[ParsedCronItem]:
-    """The cron items that the options of a runner stand for.
-
-    Args:
-        crontab: Text of a crontab.
-        crontab_file: Path of a crontab; None means `crontab` in the working directory, if there
-            is such a file.
-        parsed_cron_items: Items made by a parse function; goes with neither of the others.
-
-    Raises:
-        CrontabError: The crontab can't be understood.
-        ConfigurationError: The file can't be read, or options exclude each other.
-    """
-    given = {
-        "crontab": crontab,
-        "crontab_file": crontab_file,
-        "parsed_cron_items": parsed_cron_items,
-    }
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise ConfigurationError(f"options {' and '.join(names)} exclude each other: give one")
-    if parsed_cron_items is not None:
-        return list(parsed_cron_items)
-    if crontab is not None:
-        return parse_crontab(crontab)
-    if crontab_file is not None:
-        return read_crontab(crontab_file)
-    return read_crontab(DEFAULT_FILE) if Path(DEFAULT_FILE).is_file() else []
 
 
 def read_crontab(path: str | Path) -> list[ParsedCronItem]:

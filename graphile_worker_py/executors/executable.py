@@ -37,7 +37,8 @@ class ExecutableTaskError(GraphileWorkerError):
     """
 
     def __init__(self, message: str, *, returncode: int | None = None, stderr: str = "") -> None:
-        super().__init__(f"{message}:\n{stderr}" if stderr else message)
+        complaint = stderr.rstrip()
+        super().__init__(f"{message}:\n{complaint}" if complaint else message)
         self.returncode = returncode
         self.stderr = stderr
 
@@ -118,7 +119,8 @@ class _Child(asyncio.SubprocessProtocol):
         self.is_terminated = False
         self.is_stopped = False
         self.stderr = ""
-        self._stdin = stdin
+        self._payload = stdin
+        self._input: asyncio.WriteTransport | None = None
         logger = ctx.logger
         self._lines = {1: _Lines(logger.info), 2: _Lines(logger.error)}
         self._transport: asyncio.SubprocessTransport | None = None
@@ -156,10 +158,10 @@ class _Child(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
         self._pid = self._transport.get_pid()
-        pipe = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
-        pipe.write(self._stdin)
-        pipe.close()  # once all is written
-        self._stdin = b""
+        self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
+        self._input.write(self._payload)
+        self._input.close()  # once all is written
+        self._payload = b""
         if self.is_terminated:
             self._signal(signal.SIGTERM)
 
@@ -169,15 +171,17 @@ class _Child(asyncio.SubprocessProtocol):
             self.stderr = (self.stderr + text)[-STDERR_TAIL:]
 
     def pipe_connection_lost(self, fd: int, _exc: Exception | None) -> None:
-        # For stdin a broken pipe: the program did not want to read it all, which is its right.
-        if fd in self._lines:
+        if fd == 0:
+            # Maybe a broken pipe: the program did not want to read it all, which is its right.
+            self._input = None
+        else:
             self._lines[fd].end()
 
     def process_exited(self) -> None:
-        if self._transport is not None:
-            pipe = self._transport.get_pipe_transport(0)
-            if pipe is not None:
-                cast("asyncio.WriteTransport", pipe).abort()
+        if self._input is not None:
+            # What is left to write, nobody reads. uvloop minds if it has just seen that, too.
+            with suppress(RuntimeError):
+                self._input.abort()
         if self.is_stopped:
             self._kill()
 

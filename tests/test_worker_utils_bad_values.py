@@ -1,0 +1,143 @@
+"""A value that is not allowed is refused before anything is sent, by an error that names it."""
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import ConfigurationError, JobSpec, WorkerUtils
+from tests.worker_utils_support import Tables
+
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001  # that is what is wrong with it
+BEYOND = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+SPECS: list[tuple[str, dict[str, Any]]] = [
+    ("identifier", {"identifier": "i" * 129}),
+    ("identifier", {"identifier": None}),
+    ("identifier", {"identifier": 5}),
+    ("identifier", {"identifier": "a\0"}),
+    ("identifier", {"identifier": "\udc80"}),
+    ("payload", {"payload": object()}),
+    ("payload", {"payload": {1, 2}}),
+    ("payload", {"payload": CYCLE}),
+    ("queue_name", {"queue_name": "q" * 129}),
+    ("queue_name", {"queue_name": 5}),
+    ("run_at", {"run_at": NAIVE}),
+    ("run_at", {"run_at": BEYOND}),
+    ("run_at", {"run_at": "2030-01-01T00:00:00Z"}),
+    ("run_at", {"run_at": date(2030, 1, 1)}),
+    ("priority", {"priority": 32768}),
+    ("priority", {"priority": -32769}),
+    ("priority", {"priority": 1.0}),
+    ("priority", {"priority": False}),
+    ("max_attempts", {"max_attempts": 0}),
+    ("max_attempts", {"max_attempts": 32768}),
+    ("max_attempts", {"max_attempts": "3"}),
+    ("job_key", {"job_key": ""}),
+    ("job_key", {"job_key": "k" * 513}),
+    ("job_key", {"job_key": 5}),
+    ("job_key_mode", {"job_key": "k", "job_key_mode": "dedupe"}),
+    ("job_key_mode", {"job_key": "k", "job_key_mode": 5}),
+    ("flags", {"flags": "eu"}),
+    ("flags", {"flags": [None]}),
+    ("flags", {"flags": ["a\0"]}),
+]
+
+CALLS: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
+    ("JobSpec", "add_jobs", ([{"identifier": "a"}],), {}),
+    ("JobSpec", "add_jobs", (JobSpec("a"),), {}),
+    ("JobSpec", "add_jobs", ("a",), {}),
+    ("conn", "add_job", ("a",), {"conn": "postgresql://"}),
+    ("conn", "add_jobs", ([JobSpec("a")],), {"conn": 5}),
+    ("conn", "complete_jobs", ([1],), {"conn": 5}),
+    *[
+        ("ids", method, (ids,), {})
+        for method in ("complete_jobs", "permanently_fail_jobs", "reschedule_jobs")
+        for ids in (
+            ["x"],
+            [1.5],
+            [True],
+            [-1],
+            [2**63],
+            ["-1"],
+            [None],
+            ["9" * 30],
+            ["٣"],
+            [""],
+            "12",
+            b"12",
+            12,
+            None,
+            {12: 12},
+        )
+    ],
+    *[
+        ("reason", "permanently_fail_jobs", ([1], reason), {})
+        for reason in (5, "U+0000 \0", b"no", "\ud800")
+    ],
+    *[("run_at", "reschedule_jobs", ([1],), {"run_at": at}) for at in (NAIVE, BEYOND, "now")],
+    *[
+        (name, "reschedule_jobs", ([1],), {name: value})
+        for name, smallest in (("priority", -32768), ("attempts", 0), ("max_attempts", 1))
+        for value in (smallest - 1, 32768, 1.5, True, "1")
+    ],
+    *[
+        ("pool_ids", "force_unlock_workers", (pool_ids,), {})
+        for pool_ids in ("pool-1", None, 5, [1], [None], ["\0"], {"pool-1": 1})
+    ],
+    *[("job_key", "remove_job", (key,), {}) for key in ("", "k" * 513, None, 5, "\0")],
+    *[
+        ("tasks", "cleanup", (tasks,), {})
+        for tasks in ("GC_JOB_QUEUES", 5, [5], ["gc_job_queues"], ["ALL"], {"GC_JOB_QUEUES": 1})
+    ],
+    *[
+        ("task_identifiers_to_keep", "cleanup", (), {"task_identifiers_to_keep": keep})
+        for keep in ("a", 5, [5])
+    ],
+    *[("id", "get_job", (value,), {}) for value in (None, "x", 1.0, 2**63)],
+    ("state", "list_jobs", (), {"state": "done"}),
+    ("state", "list_jobs", (), {"state": 5}),
+    *[
+        (name, "list_jobs", (), {name: value})
+        for name in ("task", "queue", "key", "text", "locked_by")
+        for value in (5, "\0")
+    ],
+    *[("limit", "list_jobs", (), {"limit": value}) for value in (0, -1, "5", 1.5, True)],
+    *[("after", "list_jobs", (), {"after": value}) for value in ("x", -1, 1.5)],
+]
+
+
+async def test_every_call_names_the_value(utils: WorkerUtils, tables: Tables) -> None:
+    job = await utils.add_job("a", job_key="there")
+    before = tables.jobs()
+    for name, method, args, kwargs in CALLS:
+        with pytest.raises(ConfigurationError) as caught:
+            await getattr(utils, method)(*args, **kwargs)
+        assert name in str(caught.value), (method, args, kwargs)
+    assert tables.jobs() == before
+    assert await utils.get_job(job.id) is not None
+
+
+async def test_add_job_names_the_value(utils: WorkerUtils, tables: Tables) -> None:
+    for name, given in SPECS:
+        arguments = {"identifier": "a", **given}
+        with pytest.raises(ConfigurationError) as caught:
+            await utils.add_job(**arguments)
+        assert name in str(caught.value), given
+    assert tables.jobs() == []
+
+
+@pytest.mark.parametrize(("name", "given"), SPECS)
+def test_a_spec_names_the_value_when_it_is_made(name: str, given: dict[str, Any]) -> None:
+    arguments = {"identifier": "a", **given}
+    with pytest.raises(ConfigurationError, match=name):
+        JobSpec(**arguments).payload_json()
+
+
+def test_what_the_schema_can_hold_is_allowed() -> None:
+    JobSpec("", queue_name="", run_at=datetime.min.replace(tzinfo=UTC), priority=-32768)
+    JobSpec("i" * 128, queue_name="q" * 128, job_key="k" * 512, max_attempts=32767, flags=[])
+    JobSpec("😀" * 128, queue_name="😀" * 128, job_key="😀" * 512)
+    JobSpec("a", job_key_mode="whatever, without a key it means nothing")
