@@ -20,7 +20,6 @@ from graphile_worker_py.commands.errors import (
 )
 from graphile_worker_py.commands.logs import configure_logging
 from graphile_worker_py.commands.options import database_options
-from graphile_worker_py.cron.crontab import DEFAULT_FILE as DEFAULT_CRONTAB
 from graphile_worker_py.db import one_line
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
 from graphile_worker_py.events import ForcefulShutdown
@@ -30,6 +29,7 @@ from graphile_worker_py.runner import run_once as library_run_once
 from graphile_worker_py.tasks import Task, Tasks
 
 DEFAULT_TASK_DIRECTORY: Final = "tasks"
+DEFAULT_CRONTAB: Final = "crontab"
 
 logger = logging.getLogger("graphile_worker_py")
 
