@@ -35,6 +35,8 @@ from graphile_worker_py.sql.get_jobs import Fetched
 
 logger = logging.getLogger(__name__)
 
+SECOND_LOOK: Final = (0.03, 0.09)
+"""Seconds, from and to, after which announced jobs that were not there are looked for once more."""
 PATIENT: Final = Backoff(shortest=1.0, longest=60.0)
 """After a fetch that failed for no passing reason: a missing right, a fault in a callback."""
 
@@ -200,7 +202,7 @@ class LocalQueue:
     async def _fetch_jobs(self) -> None:
         count = self._options.size if self._prefetches else len(self._waiting)
         self._due = False
-        self._announced = 0
+        announced, self._announced = self._announced, 0
         try:
             fetched = await self._fetch(count)
         except Exception as error:
@@ -209,9 +211,14 @@ class LocalQueue:
             await self._recover(error)
             return
         self._failures = 0
-        self._next_poll = asyncio.get_running_loop().time() + self._poll_interval
         self._due = self._due or fetched.more
         jobs = fetched.jobs
+        pause = self._poll_interval
+        if len(jobs) < announced:
+            # Others may have taken them; or only hidden them, for the moment in which their own
+            # fetch had the rows locked.
+            pause = min(pause, random.uniform(*SECOND_LOOK))  # noqa: S311
+        self._next_poll = asyncio.get_running_loop().time() + pause
         if self._events.wants(events.LocalQueueGetJobsComplete):
             self._events.emit(
                 events.LocalQueueGetJobsComplete(pool_id=self._pool_id, jobs=tuple(jobs))

@@ -20,7 +20,7 @@ select tasks.identifier, (jobs.payload #>> '{_cron,ts}')::timestamptz,
   (jobs.payload #>> '{_cron,backfilled}')::bool
 from graphile_worker._private_jobs as jobs
 join graphile_worker._private_tasks as tasks on tasks.id = jobs.task_id
-order by 2, jobs.id
+order by 2, 1, jobs.id
 """
 
 
@@ -147,7 +147,7 @@ async def run_cron(
 
 
 def added(dsn: str) -> list[tuple[str, datetime, bool]]:
-    """The jobs there are: task, `_cron.ts`, `_cron.backfilled`; in the order of their minutes."""
+    """The jobs there are: task, `_cron.ts`, `_cron.backfilled`; in the order of minutes and tasks."""
     with psycopg.connect(dsn) as connection:
         return [(task, ts.astimezone(UTC), late) for task, ts, late in connection.execute(JOBS)]
 

@@ -234,7 +234,15 @@ async def test_of_many_complaints_the_last_are_stored(
     assert len(error) < STDERR_TAIL + 100
 
 
-@pytest.mark.parametrize("body", ["exit 0", "exec 0<&-; sleep 0.1", "head -c 5 > /dev/null"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "exit 0",
+        "exec 0<&-; sleep 0.1",
+        "head -c 5 > /dev/null",
+        "exec 4<&0; sleep 1 <&4 > /dev/null 2>&1 &",  # what it leaves behind holds the pipe
+    ],
+)
 async def test_a_program_need_not_read_its_input(
     dsn: str, utils: WorkerUtils, tmp_path: Path, body: str
 ) -> None:

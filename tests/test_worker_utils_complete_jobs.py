@@ -1,6 +1,5 @@
 """Jobs can be completed from outside."""
 
-
 from graphile_worker_py import WorkerUtils
 from tests.worker_utils_support import Tables
 

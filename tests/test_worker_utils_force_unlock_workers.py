@@ -1,7 +1,5 @@
 """What dead worker pools had locked can be freed."""
 
-
-
 from graphile_worker_py import WorkerUtils
 from tests.worker_utils_support import Tables
 

@@ -1,7 +1,5 @@
 """A job can be removed by its key."""
 
-
-
 from graphile_worker_py import WorkerUtils
 from tests.worker_utils_support import Tables
 

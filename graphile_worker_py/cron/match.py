@@ -134,23 +134,34 @@ class _Hour:
 
 
 class _ZonedHour:
-    """One hour of UTC, as it passes in a time zone."""
+    """One hour of UTC, as it passes in a time zone where the clock runs on evenly."""
+
+    __slots__ = ("_calendar", "_first_minute", "_masks", "possible")
+
+    def __init__(self, calendar: "_ZonedCalendar", first: datetime, last: datetime) -> None:
+        self._calendar = calendar
+        self._first_minute = first.minute
+        # With an offset of half an hour, it touches two hours of local time.
+        self._masks = (calendar.in_hour(first), calendar.in_hour(last))
+        self.possible = bool(any(self._masks) or calendar.matchers)
+
+    def due(self, minute: datetime) -> int:
+        calendar = self._calendar
+        hours_on, local_minute = divmod(self._first_minute + minute.minute, 60)
+        mask = self._masks[hours_on] & calendar.minutes[local_minute]
+        if calendar.matchers:
+            mask |= calendar.matched(minute, calendar.local(minute))
+        return mask
+
+
+class _UnevenHour:
+    """One hour of UTC in or around which a zone's clock is put forward or back."""
 
     __slots__ = ("_calendar", "possible")
 
-    def __init__(self, calendar: "_ZonedCalendar", hour: datetime) -> None:
+    def __init__(self, calendar: "_ZonedCalendar") -> None:
         self._calendar = calendar
-        before = calendar.local(hour - MINUTE)
-        first = calendar.local(hour)
-        last = calendar.local(hour + HOUR - MINUTE)
-        # While the clock runs on evenly, the two local hours that are touched tell enough.
-        even = (
-            before.utcoffset() == first.utcoffset() == last.utcoffset()
-            and not first.fold | last.fold
-        )
-        self.possible = bool(
-            not even or calendar.matchers or calendar.in_hour(first) or calendar.in_hour(last)
-        )
+        self.possible = True
 
     def due(self, minute: datetime) -> int:
         calendar = self._calendar
@@ -213,7 +224,7 @@ class _Calendar:
         if every_hour:
             self.elapsed |= bit
 
-    def hour(self, hour: datetime) -> "_Hour | _ZonedHour":
+    def hour(self, hour: datetime) -> "_Hour | _ZonedHour | _UnevenHour":
         """An hour of UTC."""
         return _Hour(self, hour)
 
@@ -253,8 +264,14 @@ class _ZonedCalendar(_Calendar):
         super().__init__()
         self._zone = zone_named(zone)
 
-    def hour(self, hour: datetime) -> _ZonedHour:
-        return _ZonedHour(self, hour)
+    def hour(self, hour: datetime) -> _ZonedHour | _UnevenHour:
+        before = self.local(hour - MINUTE)
+        first = self.local(hour)
+        last = self.local(hour + HOUR - MINUTE)
+        offset = first.utcoffset()
+        if offset != before.utcoffset() or offset != last.utcoffset() or first.fold or last.fold:
+            return _UnevenHour(self)
+        return _ZonedHour(self, first, last)
 
     def local(self, minute: datetime) -> datetime:
         """The local time of a minute, its seconds cut off (offsets of old had some)."""

@@ -27,7 +27,7 @@ from graphile_worker_py.events import (
     Events,
 )
 from graphile_worker_py.sql import known_crontabs
-from graphile_worker_py.sql.known_crontabs import AddedCronJob, CronJob, KnownCrontab
+from graphile_worker_py.sql.known_crontabs import CronJob, KnownCrontab
 
 logger = logging.getLogger(__name__)
 
@@ -258,11 +258,9 @@ class Cron:
                 if await self._wait(self._closed, delay):
                     return
         self._failures = 0
-        for job in added:
-            if job.skipped:
-                logger.info("Cron item %r skipped: job %d is there", *_names(job))
-            else:
-                logger.debug("Cron item %r added job %d", *_names(job))
+        for run in added:
+            done = "skipped, the last job is there" if run.skipped else "added"
+            logger.debug("Run of cron item %r at %s: %s", run.cron_identifier, minute, done)
 
 
 def cron_job(item: ParsedCronItem, minute: datetime, *, backfilled: bool) -> CronJob:
@@ -297,7 +295,3 @@ def _backoff_for(error: BaseException) -> Backoff | None:
     if isinstance(error, psycopg.Error) and error.sqlstate == known_crontabs.LOST_RACE_SQLSTATE:
         return CONTENTION
     return backoff_for(error)
-
-
-def _names(job: AddedCronJob) -> tuple[str, int]:
-    return job.cron_identifier, job.job_id

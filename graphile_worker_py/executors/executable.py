@@ -159,7 +159,8 @@ class _Child(asyncio.SubprocessProtocol):
         self._transport = cast("asyncio.SubprocessTransport", transport)
         self._pid = self._transport.get_pid()
         self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
-        self._input.write(self._payload)
+        with suppress(RuntimeError):  # uvloop's answer if the program has ended by now
+            self._input.write(self._payload)
         self._input.close()  # once all is written
         self._payload = b""
         if self.is_terminated:
@@ -178,10 +179,9 @@ class _Child(asyncio.SubprocessProtocol):
             self._lines[fd].end()
 
     def process_exited(self) -> None:
-        if self._input is not None:
-            # What is left to write, nobody reads. uvloop minds if it has just seen that, too.
-            with suppress(RuntimeError):
-                self._input.abort()
+        # What is still to be written nobody reads, even if a child of its own holds the pipe open.
+        if self._input is not None and self._input.get_write_buffer_size() > 0:
+            self._input.abort()
         if self.is_stopped:
             self._kill()
 

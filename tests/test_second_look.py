@@ -1,0 +1,29 @@
+"""A job that was hidden for a moment does not wait for the next poll."""
+
+import asyncio
+
+import psycopg
+
+from graphile_worker_py import Events, Runner
+from graphile_worker_py.events import WorkerGetJobEmpty
+
+
+async def test_a_job_hidden_by_anothers_fetch_is_found_without_a_poll(dsn: str) -> None:
+    """Each fetch, a Node worker's too, locks all free queues for a moment and hides their jobs."""
+    looked, done = asyncio.Event(), asyncio.Event()
+    events = Events()
+    events.subscribe(WorkerGetJobEmpty, lambda _: looked.set())
+
+    async def work(payload: object) -> None:
+        done.set()
+
+    async with Runner(dsn, tasks={"work": work}, poll_interval=3600, events=events) as runner:
+        await asyncio.wait_for(looked.wait(), 5)
+        with psycopg.connect(dsn) as another:
+            another.execute("insert into graphile_worker._private_job_queues values (default, 'q')")
+            another.commit()
+            another.execute("select 1 from graphile_worker._private_job_queues for update")
+            # Let go at the very moment at which the worker has found nothing.
+            events.subscribe(WorkerGetJobEmpty, lambda _: another.rollback())
+            await runner.add_job("work", queue_name="q")
+            await asyncio.wait_for(done.wait(), 5)

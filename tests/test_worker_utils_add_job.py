@@ -1,0 +1,186 @@
+"""One job can be added, replaced or left alone."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+
+from graphile_worker_py import JobKeyMode, WorkerUtils, add_job_adhoc
+from tests.worker_utils_support import Api, Tables
+
+LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=5)))
+EVEN_LATER = LATER + timedelta(days=1)
+
+
+async def test_what_is_given_is_stored_and_returned(utils: WorkerUtils, tables: Tables) -> None:
+    job = await utils.add_job(
+        "send",
+        {"to": "ä@example.com"},
+        queue_name="mail",
+        run_at=LATER,
+        priority=-5,
+        max_attempts=3,
+        job_key="welcome:42",
+        job_key_mode="replace",
+        flags=["eu", "big"],
+    )
+
+    (row,) = tables.jobs()
+    assert row["task_identifier"] == job.task_identifier == "send"
+    assert row["queue_name"] == "mail"
+    assert row["payload"] == job.payload == {"to": "ä@example.com"}
+    assert row["flags"] == job.flags == {"eu": True, "big": True}
+    for name, value in job.to_dict().items():
+        assert row[name] == value, name
+    assert (job.run_at, job.run_at.utcoffset()) == (LATER, timedelta(0))
+    assert (job.priority, job.max_attempts, job.key) == (-5, 3, "welcome:42")
+    assert (job.attempts, job.revision, job.last_error, job.locked_at) == (0, 0, None, None)
+    assert job.is_available
+
+
+async def test_what_is_not_given_has_upstreams_defaults(utils: WorkerUtils) -> None:
+    job = await utils.add_job("a")
+    assert job.payload == {}
+    assert job.payload_json == b"{}"
+    assert (job.job_queue_id, job.key, job.flags) == (None, None, None)
+    assert (job.priority, job.max_attempts) == (0, 25)
+    assert job.run_at == job.created_at == job.updated_at
+
+
+async def test_zero_and_empty_values_are_values(utils: WorkerUtils, tables: Tables) -> None:
+    job = await utils.add_job("", 0, queue_name="", priority=0, flags=[])
+    (row,) = tables.jobs()
+    assert (row["task_identifier"], row["queue_name"]) == ("", "")
+    assert (row["payload"], job.payload, row["flags"]) == (0, 0, None)
+
+
+async def test_payloads_of_every_shape_come_back_as_they_were(utils: WorkerUtils) -> None:
+    payloads: list[Any] = [
+        [],
+        "",
+        False,
+        1.5,
+        -0.0,
+        2**70,
+        "\0",
+        "\u2028 % $1 :GRAPHILE_WORKER_SCHEMA ü 😀",
+        {"": {"deep": [None, {"a": [1, "2"]}]}},
+        [None],
+        "null",
+    ]
+    for payload in payloads:
+        job = await utils.add_job("a", payload)
+        assert json.dumps(job.payload) == json.dumps(payload)
+
+
+async def test_old_time_zones_with_odd_seconds_keep_the_instant(utils: WorkerUtils) -> None:
+    moment = datetime(1900, 1, 1, tzinfo=ZoneInfo("Europe/Amsterdam"))
+    assert (await utils.add_job("a", run_at=moment)).run_at == moment
+
+
+async def test_replace_overwrites_the_waiting_job_and_resets_what_is_not_given(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    first = await utils.add_job(
+        "a", {"n": 1}, job_key="k", queue_name="q", priority=3, run_at=LATER, flags=["f"]
+    )
+    second = await utils.add_job("b", {"m": 2}, job_key="k", job_key_mode=JobKeyMode.REPLACE)
+
+    assert (second.id, second.revision, second.task_identifier) == (first.id, 1, "b")
+    (row,) = tables.jobs()
+    assert (row["payload"], row["queue_name"], row["priority"]) == ({"m": 2}, None, 0)
+    assert (row["flags"], row["max_attempts"]) == (None, 25)
+    assert row["run_at"] < LATER
+    assert row["created_at"] == first.created_at
+
+
+async def test_preserve_run_at_keeps_the_time_until_the_job_was_tried(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    first = await utils.add_job("a", job_key="k", run_at=LATER)
+    second = await utils.add_job(
+        "a", {"n": 2}, job_key="k", run_at=EVEN_LATER, job_key_mode="preserve_run_at"
+    )
+    assert (second.id, second.run_at, second.payload) == (first.id, LATER, {"n": 2})
+
+    await utils.reschedule_jobs([first.id], attempts=1)
+    third = await utils.add_job("a", job_key="k", run_at=EVEN_LATER, job_key_mode="preserve_run_at")
+    assert (third.id, third.run_at, third.attempts) == (first.id, EVEN_LATER, 0)
+    assert len(tables.jobs()) == 1
+
+
+async def test_unsafe_dedupe_leaves_the_job_alone_whatever_its_state(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    first = await utils.add_job("a", {"n": 1}, job_key="k", job_key_mode="unsafe_dedupe")
+    assert first.revision == 0
+    for revision, change in enumerate((lambda *_: None, tables.exhaust, tables.lock), start=1):
+        change(first.id)
+        again = await utils.add_job("a", {"n": 2}, job_key="k", job_key_mode="unsafe_dedupe")
+        assert (again.id, again.revision, again.payload) == (first.id, revision, {"n": 1})
+    assert len(tables.jobs()) == 1
+
+
+async def test_a_running_job_loses_its_key_to_a_new_one(utils: WorkerUtils, tables: Tables) -> None:
+    first = await utils.add_job("a", {"n": 1}, job_key="k")
+    tables.lock(first.id)
+
+    second = await utils.add_job("a", {"n": 2}, job_key="k")
+
+    assert second.id != first.id
+    assert (second.key, second.revision, second.payload) == ("k", 0, {"n": 2})
+    running = tables.job(first.id)
+    assert (running["key"], running["attempts"], running["locked_by"]) == (None, 25, "pool-1")
+    assert running["payload"] == {"n": 1}
+
+
+async def test_a_failed_job_makes_way_for_a_new_one_with_its_key(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    first = await utils.add_job("a", job_key="k")
+    tables.exhaust(first.id)
+    second = await utils.add_job("a", job_key="k")
+    assert second.id != first.id
+    failed = tables.job(first.id)
+    assert (failed["key"], failed["attempts"], failed["last_error"]) == (None, 25, "no")
+
+
+async def test_array_payloads_with_one_key_are_joined(utils: WorkerUtils) -> None:
+    await utils.add_job("a", [1, {"b": 2}], job_key="k")
+    joined = await utils.add_job("a", [3], job_key="k")
+    assert joined.payload == [1, {"b": 2}, 3]
+    assert (await utils.add_job("a", {"n": 4}, job_key="k")).payload == {"n": 4}
+
+
+async def test_a_worker_is_notified_for_each_job(utils: WorkerUtils, dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as listener:
+        listener.execute('listen "jobs:insert"')
+        await utils.add_job("a", job_key="k", job_key_mode="unsafe_dedupe")
+        await utils.add_job("a", job_key="k", job_key_mode="unsafe_dedupe")  # adds nothing
+        await utils.remove_job("k")
+        told = [json.loads(note.payload) for note in listener.notifies(timeout=5, stop_after=2)]
+    assert [each["count"] for each in told] == [1, -1]
+
+
+async def test_a_job_can_be_added_ad_hoc(dsn: str, tables: Tables) -> None:
+    job = await add_job_adhoc(dsn, "a", {"n": 1}, job_key="k", run_at=LATER)
+    (row,) = tables.jobs()
+    assert (row["id"], row["key"], row["payload"]) == (job.id, "k", {"n": 1})
+    assert row["run_at"] == LATER
+
+
+async def test_a_schema_of_any_name_is_installed_on_entering(api: Api, empty_dsn: str) -> None:
+    schema = 'Other-S "x" $1 %s'
+    async with api.opened(empty_dsn, schema=schema) as utils:
+        job = await utils.add_job("a", {"n": 1}, job_key="k")
+        await utils.migrate()
+        assert await utils.get_job(job.id) == await utils.remove_job("k")
+        assert (await utils.counts()).total == 0
+
+
+async def test_run_at_is_exact_to_the_microsecond(utils: WorkerUtils, tables: Tables) -> None:
+    moment = datetime.now(UTC).replace(microsecond=123457)
+    job = await utils.add_job("a", run_at=moment)
+    assert job.run_at == tables.job(job.id)["run_at"] == moment

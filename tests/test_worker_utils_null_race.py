@@ -1,0 +1,112 @@
+"""A job whose key is being fetched at that very moment is added all the same."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from graphile_worker_py import Job, JobSpec, WorkerUtils
+from tests.worker_utils_support import Api, Tables
+
+# What is forced here: the fetch has marked the job and is not committed, so adding sees a job
+# that waits, tries to replace it, waits for its row, finds it locked, and writes nothing.
+
+
+@asynccontextmanager
+async def during_a_fetch(
+    tables: Tables, add: Callable[[], Awaitable[Any]]
+) -> AsyncIterator[asyncio.Task[Any]]:
+    """Add while the job with the key "k" is being fetched; the fetch ends once we wait for it."""
+    with tables.fetching("k") as fetch:
+        adding = asyncio.ensure_future(add())
+        await tables.somebody_waits()
+        fetch.commit()
+    yield adding
+    await adding
+
+
+def assert_added_beside(old: Job, new: Job, tables: Tables) -> None:
+    """Check that the running job lost its key to the new one."""
+    assert new.id != old.id
+    assert (new.key, new.revision, new.payload) == ("k", 0, {"n": 2})
+    running = tables.job(old.id)
+    assert (running["key"], running["attempts"]) == (None, 25)
+    assert running["locked_by"] == "pool-1"
+    assert running["payload"] == {"n": 1}
+    assert tables.job(new.id)["key"] == "k"
+
+
+async def test_by_add_job(utils: WorkerUtils, tables: Tables) -> None:
+    old = await utils.add_job("a", {"n": 1}, job_key="k")
+    async with during_a_fetch(tables, lambda: utils.add_job("a", {"n": 2}, job_key="k")) as adding:
+        assert_added_beside(old, await adding, tables)
+
+
+async def test_by_add_job_with_preserve_run_at(utils: WorkerUtils, tables: Tables) -> None:
+    old = await utils.add_job("a", {"n": 1}, job_key="k")
+
+    def add() -> Awaitable[Job]:
+        return utils.add_job("a", {"n": 2}, job_key="k", job_key_mode="preserve_run_at")
+
+    async with during_a_fetch(tables, add) as adding:
+        assert_added_beside(old, await adding, tables)
+
+
+async def test_by_add_jobs_among_others(utils: WorkerUtils, tables: Tables) -> None:
+    old = await utils.add_job("a", {"n": 1}, job_key="k")
+    specs = [
+        JobSpec("b", {"n": 1}),
+        JobSpec("a", {"n": 2}, job_key="k"),
+        JobSpec("a", {"n": 2}, job_key="other"),
+        JobSpec("a", {"n": 2}),
+    ]
+    async with during_a_fetch(tables, lambda: utils.add_jobs(specs)) as adding:
+        jobs = await adding
+    assert [(job.task_identifier, job.key) for job in jobs] == [
+        ("b", None),
+        ("a", "k"),
+        ("a", "other"),
+        ("a", None),
+    ]
+    assert_added_beside(old, jobs[1], tables)
+    assert len(tables.jobs()) == 5
+
+
+async def test_in_a_callers_transaction(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+) -> None:
+    old = await utils.add_job("a", {"n": 1}, job_key="k")
+    async with api.connection(dsn) as conn:
+
+        def add() -> Awaitable[Job]:
+            return utils.add_job("a", {"n": 2}, job_key="k", conn=conn)
+
+        async with during_a_fetch(tables, add) as adding:
+            new = await adding
+        assert [row["id"] for row in tables.jobs()] == [old.id]  # not committed yet
+        await api.on(conn, "commit")
+    assert_added_beside(old, new, tables)
+
+
+async def test_a_fetch_that_is_given_up_lets_the_job_be_replaced(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    old = await utils.add_job("a", {"n": 1}, job_key="k")
+    with tables.fetching("k") as fetch:
+        adding = asyncio.ensure_future(utils.add_job("a", {"n": 2}, job_key="k"))
+        await tables.somebody_waits()
+        fetch.rollback()
+    new = await adding
+    assert (new.id, new.revision, new.payload, new.attempts) == (old.id, 1, {"n": 2}, 0)
+
+
+async def test_two_adders_of_one_key_make_one_job(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+) -> None:
+    async with api.connection(dsn) as conn:
+        first = await utils.add_job("a", [1], job_key="k", conn=conn)
+        adding = asyncio.ensure_future(utils.add_job("a", [2], job_key="k"))
+        await tables.somebody_waits()
+        await api.on(conn, "commit")
+    second = await adding
+    assert (second.id, second.revision, second.payload) == (first.id, 1, [1, 2])

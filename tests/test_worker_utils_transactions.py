@@ -1,0 +1,137 @@
+"""Jobs are added and changed together with the caller's own data, or not at all."""
+
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import psycopg_pool
+import pytest
+
+from graphile_worker_py import JobSpec, SyncWorkerUtils, WorkerUtils
+from tests.worker_utils_support import Api, Tables
+
+
+class RolledBack(Exception):
+    """What a caller raises to give its transaction up."""
+
+
+async def test_a_job_commits_with_the_callers_transaction(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+) -> None:
+    async with api.connection(dsn) as conn:
+        await api.on(conn, "execute", "create table orders (id int)")
+        await utils.add_job("ship", conn=conn)
+        await utils.add_jobs([JobSpec("ship"), JobSpec("bill", job_key="k")], conn=conn)
+        assert tables.jobs() == []
+        await api.on(conn, "commit")
+    assert [job["task_identifier"] for job in tables.jobs()] == ["ship", "ship", "bill"]
+
+
+async def test_a_job_is_gone_with_the_callers_transaction(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+) -> None:
+    async with api.connection(dsn) as conn:
+        await utils.add_job("ship", conn=conn)
+        await utils.add_jobs([JobSpec("ship"), JobSpec("bill", job_key="k")], conn=conn)
+        await api.on(conn, "rollback")
+    assert tables.jobs() == []
+
+
+async def test_changes_from_outside_are_gone_with_the_callers_transaction(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+) -> None:
+    jobs = await utils.add_jobs([JobSpec("a", job_key=key) for key in "abcde"])
+    tables.lock(jobs[4].id)
+    before = tables.jobs()
+    async with api.connection(dsn) as conn:
+        assert await utils.complete_jobs([jobs[0].id], conn=conn)
+        assert await utils.permanently_fail_jobs([jobs[1].id], conn=conn)
+        assert await utils.reschedule_jobs([jobs[2].id], priority=1, conn=conn)
+        assert await utils.remove_job("d", conn=conn)
+        assert (await utils.force_unlock_workers(["pool-1"], conn=conn)).jobs == 1
+        assert await utils.cleanup(["DELETE_PERMAFAILED_JOBS"], conn=conn) == {
+            "DELETE_PERMAFAILED_JOBS": 1
+        }
+        assert [job.key for job in await utils.list_jobs(conn=conn)] == ["e", "c"]
+        assert await utils.get_job(jobs[0].id, conn=conn) is None
+        assert (await utils.counts(conn=conn)).total == 2
+        assert await utils.queues(conn=conn) == await utils.workers(conn=conn) == []
+        await api.on(conn, "rollback")
+    assert tables.jobs() == before
+
+
+async def test_a_transaction_on_the_pool_of_worker_utils(dsn: str, tables: Tables) -> None:
+    async with WorkerUtils(dsn) as utils:
+        async with utils.pool.connection() as conn, conn.transaction():
+            await conn.execute("create table orders ()")
+            await utils.add_job("kept", conn=conn)
+        with suppress(RolledBack):
+            async with utils.pool.connection() as conn, conn.transaction():
+                await utils.add_job("lost", conn=conn)
+                raise RolledBack
+    assert [job["task_identifier"] for job in tables.jobs()] == ["kept"]
+
+
+def test_a_transaction_on_the_pool_of_sync_worker_utils(dsn: str, tables: Tables) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        with utils.pool.connection() as conn, conn.transaction():
+            conn.execute("create table orders ()")
+            utils.add_job("kept", conn=conn)
+        with suppress(RolledBack), utils.pool.connection() as conn, conn.transaction():
+            utils.add_job("lost", conn=conn)
+            raise RolledBack
+    assert [job["task_identifier"] for job in tables.jobs()] == ["kept"]
+
+
+async def test_a_failed_add_inside_a_savepoint_leaves_the_transaction_usable(
+    dsn: str, tables: Tables
+) -> None:
+    tables.query(
+        "alter table graphile_worker._private_tasks"
+        " add constraint test_forbidden check (identifier <> 'forbidden')"
+    )
+    specs = [JobSpec("a", job_key="k"), JobSpec("forbidden", job_key="l")]
+    async with WorkerUtils(dsn) as utils, utils.pool.connection() as conn, conn.transaction():
+        await utils.add_job("before", conn=conn)
+        with pytest.raises(psycopg.errors.CheckViolation):
+            await utils.add_jobs(specs, conn=conn)
+        await utils.add_job("after", conn=conn)
+    assert [job["task_identifier"] for job in tables.jobs()] == ["before", "after"]
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_a_callers_pool_is_used_as_it_is_and_left_open(
+    dsn: str, tables: Tables, autocommit: bool
+) -> None:
+    options: dict[str, Any] = {"kwargs": {"autocommit": autocommit}, "min_size": 1, "max_size": 2}
+    async with psycopg_pool.AsyncConnectionPool[Any](dsn, open=False, **options) as pool:
+        async with WorkerUtils(pool) as utils:
+            await utils.add_job("a")
+            await utils.add_jobs([JobSpec("b", job_key="k"), JobSpec("c")])
+        async with pool.connection() as conn:
+            assert conn.autocommit is autocommit
+    assert len(tables.jobs()) == 3
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_callers_sync_pool_is_used_as_it_is_and_left_open(
+    empty_dsn: str, autocommit: bool
+) -> None:
+    given = psycopg.conninfo.conninfo_to_dict(empty_dsn)
+    dbname = given.pop("dbname")
+    # Part of where it goes stands in the keyword arguments, beside what only psycopg knows.
+    kwargs = {**given, "autocommit": autocommit, "prepare_threshold": None}
+    with psycopg_pool.ConnectionPool[Any](f"dbname={dbname}", kwargs=kwargs, open=False) as pool:
+        with SyncWorkerUtils(pool) as utils:
+            utils.add_job("a")
+            utils.add_jobs([JobSpec("b", job_key="k"), JobSpec("c")])
+        with pool.connection() as conn:
+            assert conn.autocommit is autocommit
+    assert len(Tables(empty_dsn).jobs()) == 3
+
+
+async def test_sync_worker_utils_works_where_an_event_loop_runs(dsn: str, tables: Tables) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        utils.migrate()
+        utils.add_job("a")
+    assert len(tables.jobs()) == 1
