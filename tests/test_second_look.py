@@ -5,14 +5,17 @@ import asyncio
 import psycopg
 
 from graphile_worker_py import Events, Runner
-from graphile_worker_py.events import WorkerGetJobEmpty
+from graphile_worker_py.events import PoolListenSuccess, WorkerGetJobEmpty
 
 
 async def test_a_job_hidden_by_anothers_fetch_is_found_without_a_poll(dsn: str) -> None:
     """Each fetch, a Node worker's too, locks all free queues for a moment and hides their jobs."""
-    looked, done = asyncio.Event(), asyncio.Event()
+    listening, looked, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
     events = Events()
-    events.subscribe(WorkerGetJobEmpty, lambda _: looked.set())
+    events.subscribe(PoolListenSuccess, lambda _: listening.set())
+    # Beginning to listen is a reason to look, and as nothing is found, to look a second time.
+    looks = iter([lambda: None, looked.set])
+    events.subscribe(WorkerGetJobEmpty, lambda _: listening.is_set() and next(looks, int)())
 
     async def work(payload: object) -> None:
         done.set()
