@@ -134,13 +134,16 @@ APPEND = [call("add_job", identifier="a", job_key="k", payload="[2]")]
 ADD_ONCE = [call("add_job", identifier="b", job_key="k", job_key_mode="unsafe_dedupe")]
 ADD_WRONGLY = [call("add_job", identifier="b", job_key="k", job_key_mode="unknown")]
 ADD_MORE = [add_jobs([{"identifier": "a", "job_key": "k"}], job_key_preserve_run_at=True)]
+ADD_IN_QUEUE = [call("add_job", identifier="a", job_key="k", queue_name="q", flags=["f"])]
+COMPLETE = [on_jobs("complete_jobs", "true")]
+RESCHEDULE = [on_jobs("reschedule_jobs", "true", run_at="-1 minute", attempts=0)]
 REMOVE = [call("remove_job", job_key="k")]
 LATER = [age("1 second")]
 
 
 # The same examples in every run; the database is emptied before each.
 @settings(
-    max_examples=80,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
@@ -151,6 +154,8 @@ LATER = [age("1 second")]
 @example([ADD, LATER, ADD_MORE, fetched("pool-1", "true"), failed("pool-1"), LATER, ADD_MORE])
 @example([ADD, fetched("pool-1", "true"), LATER, REMOVE, ADD, REMOVE])
 @example([ADD, fetched("pool-1", "true"), [age("4 hours")], REMOVE, LATER, REMOVE, ADD])
+@example([ADD, ADD_IN_QUEUE, fetched("pool-1", "true"), LATER, unlocked(["pool-1"])])
+@example([ADD_IN_QUEUE, RESCHEDULE, fetched("pool-1", "true"), [age("5 hours")], COMPLETE])
 @example([ADD, [on_jobs("permanently_fail_jobs", "true")], LATER, ADD, REMOVE])
 def test_any_sequence_of_calls_leads_to_the_same_state(
     twins: Twins, sequence: list[list[Step]]

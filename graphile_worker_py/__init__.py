@@ -28,21 +28,33 @@ from graphile_worker_py.errors import (
     GraphileWorkerError,
     IncompatibleSchemaError,
     MigrationError,
+    PayloadError,
     UnknownTaskError,
     UnsupportedPostgresError,
     WorkerPoolError,
 )
 from graphile_worker_py.events import Events
 from graphile_worker_py.hooks import FetchRequest, Plugin, SchemaStep
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, TaskName
 from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
 from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
+from graphile_worker_py.sql.admin import Unlocked
+from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.sql.inspect import (
+    JobCounts,
+    JobQueue,
+    JobState,
+    ListedJob,
+    LockHolder,
+    StateCounts,
+)
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 from graphile_worker_py.tasks import Task, task
 from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
 
 __all__ = [
+    "CleanupTask",
     "ConfigurationError",
     "CronItem",
     "CronItemOptions",
@@ -54,20 +66,29 @@ __all__ = [
     "IncompatibleSchemaError",
     "Job",
     "JobContext",
+    "JobCounts",
     "JobKeyMode",
+    "JobQueue",
     "JobSpec",
+    "JobState",
+    "ListedJob",
     "LocalQueueOptions",
+    "LockHolder",
     "MigrationError",
     "ParsedCronItem",
+    "PayloadError",
     "Plugin",
     "RefetchDelay",
     "Runner",
     "RunnerOptions",
     "SchemaStep",
+    "StateCounts",
     "SyncJobContext",
     "SyncWorkerUtils",
     "Task",
+    "TaskName",
     "UnknownTaskError",
+    "Unlocked",
     "UnsupportedPostgresError",
     "WorkerOptions",
     "WorkerPoolError",

@@ -64,6 +64,16 @@ async def run_to_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], ob
     return task.result()
 
 
+async def absorb_cancellation() -> None:
+    """Go on as if the running asyncio task had not been cancelled."""
+    current = asyncio.current_task()
+    while current is not None and current.cancelling() > 0:
+        current.uncancel()
+    # It strikes at the next wait only, if the task was cancelled from within.
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+
+
 class Crew:
     """Tasks of one owner that are cancelled together, and given up if they do not obey.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import psycopg
 from psycopg import errors
+from psycopg_pool import PoolClosed
 
 # A statement that lost a race: it may succeed at once.
 _CONTENTION = (errors.SerializationFailure, errors.DeadlockDetected)
@@ -65,6 +66,8 @@ def backoff_for(error: BaseException) -> Backoff | None:
 
 def is_outage(error: BaseException) -> bool:
     """Tell whether the database, or the way to it, failed rather than the statement."""
+    if isinstance(error, PoolClosed):
+        return False  # by its owner, and not for a while
     if isinstance(error, _UNAVAILABLE):
         return True
     if not isinstance(error, psycopg.Error):

@@ -2,7 +2,7 @@
 
 import click
 
-from graphile_worker_py.commands import add, admin, cron, development, show
+from graphile_worker_py.commands import add, admin, config, cron, development, show
 from graphile_worker_py.commands.run import run
 
 
@@ -31,6 +31,7 @@ COMMANDS = (
     *show.COMMANDS,
     *admin.COMMANDS,
     cron.cron,
+    *config.COMMANDS,
     *development.COMMANDS,
 )
 for command in COMMANDS:

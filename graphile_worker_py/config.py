@@ -1,10 +1,43 @@
-"""Where option values come from, and which source wins: default < environment < code or flag."""
+"""Where option values come from, and which source wins.
 
+Each value is looked for in code or a flag, then in the environment, then in a file; what is found
+nowhere is the default. Code (`run`, `Runner`, `WorkerUtils`) reads of the environment what Graphile
+Worker reads too, schema and connection, and no file. The command line reads all of it.
+"""
+
+import difflib
 import os
-from collections.abc import Mapping
-from typing import Any
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
 
-from graphile_worker_py.options import DEFAULT_SCHEMA, WorkerOptions, check_schema
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.options import (
+    DEFAULT_SCHEMA,
+    OPTIONS,
+    WORKER_OPTION_NAMES,
+    Kind,
+    LocalQueueOptions,
+    Option,
+    RefetchDelay,
+    WorkerOptions,
+    check_schema,
+)
+
+CONFIG_FILE: Final = "graphile_worker.toml"
+PROJECT_FILE: Final = "pyproject.toml"
+PROJECT_TABLE: Final = "graphile-worker"
+"""The table below `tool` in `pyproject.toml`."""
+VARIABLE_PREFIX: Final = "GRAPHILE_WORKER_"
+
+_LOCAL_QUEUE: Final = "local_queue."
+_REFETCH_DELAY: Final = "local_queue.refetch_delay."
+_EITHER_OR: Final = ("tasks", "task_directory")
+_YES: Final = ("true", "yes", "on", "1")
+_NO: Final = ("false", "no", "off", "0")
 
 
 def worker_options(given: Mapping[str, Any]) -> WorkerOptions:
@@ -38,3 +71,246 @@ def conninfo(given: str | None) -> str:
     if given is not None:
         return given
     return os.environ.get("DATABASE_URL", "")
+
+
+class Origin(StrEnum):
+    """Where a value comes from; later ones win."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENVIRONMENT = "environment"
+    FLAG = "flag"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The value that an option has.
+
+    Attributes:
+        value: The value; None if the option is not set.
+        origin: Where it comes from.
+        place: The file or the environment variable; empty for flags and defaults.
+    """
+
+    value: Any
+    origin: Origin = Origin.DEFAULT
+    place: str = ""
+
+
+def read_settings(
+    flags: Mapping[str, Any],
+    *,
+    file: str | Path | None = None,
+    directory: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Setting]:
+    """The value of every option, for a command.
+
+    Args:
+        flags: What was given on the command line, by the names of options; None is not given.
+        file: Configuration file. None means `graphile_worker.toml`, else the table
+            `[tool.graphile-worker]` of `pyproject.toml`, in the directory, if there is one.
+        directory: Where to look for files; None means the working directory.
+        environment: Variables; None means those of the process.
+
+    Raises:
+        ConfigurationError: A source has a value that is not allowed, or a file an unknown key.
+    """
+    where = Path() if directory is None else directory
+    variables = os.environ if environment is None else environment
+    found: dict[str, Setting] = {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    _add(found, given, Origin.FLAG, {})
+    names = {name: variable_of(name) for name in OPTIONS if variables.get(variable_of(name))}
+    texts = {name: _from_text(OPTIONS[name], variables[names[name]]) for name in names}
+    _add(found, texts, Origin.ENVIRONMENT, names)
+    path = _file_in(where) if file is None else Path(file)
+    if path is not None:
+        in_file = dict(_read_file(path, variables, skip_connection="connection" in found))
+        _add(found, in_file, Origin.FILE, dict.fromkeys(in_file, str(path)))
+    defaults = _defaults(where, has_tasks="tasks" in found or "task_directory" in found)
+    return {name: found.get(name, Setting(value=defaults[name])) for name in OPTIONS}
+
+
+def runner_values(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """What of the settings is to be given to a runner: options of its pool that are not defaults.
+
+    Raises:
+        ConfigurationError: Values do not fit together.
+    """
+    set_values = {
+        name: setting.value
+        for name, setting in settings.items()
+        if setting.origin is not Origin.DEFAULT
+    }
+    values = {name: value for name, value in set_values.items() if name in WORKER_OPTION_NAMES}
+    delay = _below(_REFETCH_DELAY, set_values)
+    queue = _below(_LOCAL_QUEUE, set_values)
+    if delay:
+        if "duration" not in delay:
+            raise ConfigurationError(
+                f"{_REFETCH_DELAY}duration must be given where {_REFETCH_DELAY}{min(delay)} is"
+            )
+        queue["refetch_delay"] = RefetchDelay(**delay)
+    if queue:
+        values["local_queue"] = LocalQueueOptions(**queue)
+    worker_options(values)
+    return values
+
+
+def variable_of(name: str) -> str:
+    """The environment variable that an option is read from."""
+    if name == "connection":
+        return "DATABASE_URL"
+    return f"{VARIABLE_PREFIX}{name.replace('.', '_').upper()}"
+
+
+def passed_over_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that are no option's but look like one's, and the one that may be meant.
+
+    Others of our prefix are nobody's mistake: executables are started with some of them.
+    """
+    variables = os.environ if environment is None else environment
+    known = [variable_of(name) for name in OPTIONS]
+    close = {
+        name: difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        for name in variables
+        if name.startswith(VARIABLE_PREFIX) and name not in known
+    }
+    return {name: matches[0] for name, matches in close.items() if matches}
+
+
+def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values directly below a prefix, without it."""
+    found = {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
+    return {name: value for name, value in found.items() if "." not in name}
+
+
+def _defaults(directory: Path, *, has_tasks: bool) -> dict[str, Any]:
+    """The default of each option; of two it depends on what lies in the directory."""
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    if not has_tasks and (directory / "tasks").is_dir():
+        defaults["task_directory"] = "tasks"
+    if (directory / "crontab").is_file():
+        defaults["crontab_file"] = "crontab"
+    return defaults
+
+
+def _add(
+    found: dict[str, Setting],
+    values: Mapping[str, Any],
+    origin: Origin,
+    places: Mapping[str, str],
+) -> None:
+    """Check the values of a source, and take those that no stronger source has."""
+    if all(name in values for name in _EITHER_OR):
+        place = places.get(_EITHER_OR[0])
+        raise ConfigurationError(
+            f"{f'{place}: ' if place else ''}{' and '.join(_EITHER_OR)} exclude each other"
+        )
+    # Whoever names tasks in one way does not want those that a weaker source names in another.
+    has_tasks = any(name in found for name in _EITHER_OR)
+    for name, value in values.items():
+        place = places.get(name, "")
+        try:
+            OPTIONS[name].check(name, value)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{place}: {error}" if place else str(error)) from error
+        if name not in found and not (has_tasks and name in _EITHER_OR):
+            found[name] = Setting(value=value, origin=origin, place=place)
+
+
+def _from_text(option: Option, text: str) -> Any:
+    """The value that a variable spells; the text itself, for the check to refuse, if it is none."""
+    match option.kind:
+        case Kind.WHOLE | Kind.SECONDS:
+            try:
+                return int(text) if option.kind is Kind.WHOLE else float(text)
+            except ValueError:
+                return text
+        case Kind.YES_NO:
+            return text.lower() in _YES if text.lower() in (*_YES, *_NO) else text
+        case Kind.TEXTS:
+            return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _file_in(directory: Path) -> Path | None:
+    own = directory / CONFIG_FILE
+    if own.is_file():
+        return own
+    project = directory / PROJECT_FILE
+    if project.is_file() and PROJECT_TABLE in _parsed(project).get("tool", {}):
+        return project
+    return None
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+
+
+def _read_file(
+    path: Path, variables: Mapping[str, str], *, skip_connection: bool
+) -> Iterator[tuple[str, Any]]:
+    """The options in a file, by name.
+
+    Args:
+        path: The file.
+        variables: The environment, for `connection = {env = "NAME"}`.
+        skip_connection: Do not look for that variable: another source has the connection.
+    """
+    document = _parsed(path)
+    if path.name == PROJECT_FILE:
+        try:
+            document = document["tool"][PROJECT_TABLE]
+        except KeyError as error:
+            raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]") from error
+    for name, value in _flat(document, "", path):
+        if name == "connection" and isinstance(value, dict):
+            if not skip_connection:
+                yield name, _connection_from(value, variables, path)
+        elif OPTIONS[name].kind is Kind.PATH and isinstance(value, str):
+            # Relative to the file, so that it means the same wherever the worker is started.
+            yield name, str(path.parent / value) if value else value
+        else:
+            yield name, value
+
+
+def _flat(table: Mapping[str, Any], prefix: str, path: Path) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if name in OPTIONS:
+            yield name, value
+        elif any(option.startswith(f"{name}.") for option in OPTIONS):
+            if not isinstance(value, dict):
+                raise ConfigurationError(f"{path}: {name} must be a table, not {value!r}")
+            yield from _flat(value, f"{name}.", path)
+        else:
+            raise ConfigurationError(f"{path}: unknown key {name!r}{_suggestion(name)}")
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7)
+    if not close:
+        # Perhaps it only stands in the wrong table.
+        close = [option for option in OPTIONS if option.rpartition(".")[2] == name]
+    return f"; did you mean {close[0]!r}?" if close else f"; keys are {', '.join(OPTIONS)}"
+
+
+def _connection_from(value: dict[str, Any], variables: Mapping[str, str], path: Path) -> str:
+    variable = value.get("env")
+    if not isinstance(variable, str) or len(value) != 1:
+        raise ConfigurationError(
+            f'{path}: connection must be a string or {{env = "VARIABLE"}}, not {value!r}'
+        )
+    if not variables.get(variable):
+        raise ConfigurationError(
+            f"{path}: connection is to be read from the environment variable {variable}, "
+            f"which is not set"
+        )
+    return variables[variable]

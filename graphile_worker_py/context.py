@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from psycopg import AsyncConnection, Connection
 
 from graphile_worker_py.db import Database, connection_target
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.sql.queue_names import read_queue_names
 from graphile_worker_py.worker_utils import JobAdder
 
@@ -109,8 +109,8 @@ class SyncJobContext:
 
     def add_job(
         self,
-        identifier: str,
-        payload: Any = None,
+        identifier: str | TaskName[PayloadT],
+        payload: PayloadT | None = None,
         *,
         queue_name: str | None = None,
         run_at: datetime | None = None,

@@ -15,9 +15,10 @@ from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor, conn
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
+from psycopg.rows import tuple_row
 
 from graphile_worker_py.backoff import backoff_for
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, message_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,20 @@ class _BytesLoader(Loader):
         return bytes(data)
 
 
+class _RecodingLoader(Loader):
+    """Bring JSON into UTF-8 on a connection that has it in another encoding."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        encoding = "utf-8" if self.connection is None else self.connection.info.encoding
+        return bytes(data).decode(encoding).encode()
+
+
 def _load_raw(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> None:
-    for name in ("timestamptz", "json"):
-        cursor.adapters.register_loader(name, _BytesLoader)
+    utf8 = cursor.connection.info.encoding == "utf-8"
+    cursor.adapters.register_loader("json", _BytesLoader if utf8 else _RecodingLoader)
+    cursor.adapters.register_loader("timestamptz", _BytesLoader)
 
 
 def quoted(schema: str) -> str:
@@ -94,8 +106,10 @@ def checked_conninfo(dsn: str) -> str:
             f"connection string {masked(dsn)!r} can't be understood: expected "
             f"postgresql://user:password@host:port/database or key=value words"
         ) from error
-    given.setdefault("application_name", APPLICATION_NAME)
+    given.setdefault("fallback_application_name", APPLICATION_NAME)
     given.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    # Otherwise it is the database's, which may not have all characters that there are.
+    given.setdefault("client_encoding", "UTF8")
     return conninfo.make_conninfo("", **given)
 
 
@@ -109,8 +123,9 @@ def masked(dsn: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """An error for a log line: its kind and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    said = message_of(error).strip().partition("\n")[0]
+    return said if said.startswith(kind) else f"{kind}: {said}"
 
 
 @asynccontextmanager
@@ -229,7 +244,7 @@ class Database:
                 await asyncio.sleep(delay)
 
     async def _send(self, conn: AsyncConnection[Any], query: Query[T]) -> T:
-        async with AsyncRawCursor(conn) as cursor:
+        async with AsyncRawCursor(conn, row_factory=tuple_row) as cursor:
             _load_raw(cursor)
             await cursor.execute(
                 self.statements[query.text], query.values, prepare=self._prepare, binary=True
@@ -259,7 +274,7 @@ class SyncDatabase:
             return self._send(own, query)
 
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:
-        with RawCursor(conn) as cursor:
+        with RawCursor(conn, row_factory=tuple_row) as cursor:
             _load_raw(cursor)
             cursor.execute(
                 self.statements[query.text], query.values, prepare=self._prepare, binary=True

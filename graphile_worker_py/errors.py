@@ -1,10 +1,32 @@
 """Every exception that this package raises; psycopg's errors pass through unwrapped."""
 
+from asyncio import CancelledError
 from collections.abc import Sequence
+from typing import Final
 
 
 class GraphileWorkerError(Exception):
     """Base of every error that this package raises itself."""
+
+
+_SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, CancelledError)
+"""Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says; its kind, where it says nothing or can't."""
+    try:
+        message = str(error)
+    except Exception:  # an exception class of the user's may fail to describe itself
+        message = ""
+    if isinstance(error, BaseExceptionGroup):
+        parts = "\n".join(f"- {message_of(part)}" for part in error.exceptions)
+        return f"{message}\n{parts}"
+    if not message:
+        return type(error).__name__
+    if isinstance(error, _SAYS_NOTHING):
+        return f"{type(error).__name__}: {message}"
+    return message
 
 
 class ConfigurationError(GraphileWorkerError, ValueError):
@@ -46,6 +68,18 @@ class CrontabError(ConfigurationError):
 
 class UnknownTaskError(GraphileWorkerError):
     """A job's task identifier has no task here."""
+
+
+class PayloadError(GraphileWorkerError, ValueError):
+    """A job's payload does not fit what its task is annotated with; the job fails.
+
+    Attributes:
+        faults: What is wrong, each with its place: `$.to: expected str, got int`.
+    """
+
+    def __init__(self, message: str, *, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class MigrationError(GraphileWorkerError):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from graphile_worker_py import events
+from graphile_worker_py.errors import message_of
 from graphile_worker_py.events import Events
 
 
@@ -46,7 +47,7 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
             job.attempts,
             job.max_attempts,
             ", giving up" if final else "",
-            str(event.error) or type(event.error).__name__,
+            message_of(event.error),
             exc_info=event.error,
             extra={**about(event), "duration": event.duration},
         )

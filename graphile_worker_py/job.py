@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.errors import ConfigurationError
@@ -208,13 +208,32 @@ def from_timestamp(value: bytes) -> datetime:
         return _LATEST if microseconds > 0 else _EARLIEST
 
 
-@dataclass(frozen=True, slots=True)
+PayloadT = TypeVar("PayloadT")
+PayloadT_contra = TypeVar("PayloadT_contra", contravariant=True)
+
+
+class TaskName(Generic[PayloadT_contra]):
+    """The identifier of a task and, for type checkers, what payload its jobs have.
+
+    Every `Task` is one. For a task that runs elsewhere, in Node say, make one:
+    `TaskName[Invoice]("render_invoice")`.
+    """
+
+    def __init__(self, identifier: str) -> None:
+        self.identifier = check_text("task identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.identifier!r})"
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class JobSpec:
     """A job to be added.
 
     Args:
-        identifier: Name of the task that is to run it; at most 128 characters.
-        payload: Any JSON value; None means an empty object, as the Node worker has it.
+        identifier: The task that is to run it, or its name; at most 128 characters.
+        payload: Any JSON value, or an object of a type that `json_codec.dumps` writes; None means
+            an empty object, as the Node worker has it.
         queue_name: Serial queue, at most 128 characters: its jobs run one after the other. None
             means no queue.
         run_at: Not before this time, an aware datetime; None means now.
@@ -229,17 +248,44 @@ class JobSpec:
     """
 
     identifier: str
-    payload: Any = None
-    queue_name: str | None = None
-    run_at: datetime | None = None
-    priority: int | None = None
-    max_attempts: int | None = None
-    job_key: str | None = None
-    job_key_mode: JobKeyMode | str | None = None
-    flags: Iterable[str] | None = None
+    payload: Any
+    queue_name: str | None
+    run_at: datetime | None
+    priority: int | None
+    max_attempts: int | None
+    job_key: str | None
+    job_key_mode: JobKeyMode | str | None
+    flags: list[str] | None
 
-    def __post_init__(self) -> None:
-        check_text("identifier", self.identifier, longest=MAX_IDENTIFIER_LENGTH)
+    # Written out, because type checkers then compare the payload with what its task takes.
+    def __init__(
+        self,
+        identifier: str | TaskName[PayloadT],
+        payload: PayloadT | None = None,
+        queue_name: str | None = None,
+        run_at: datetime | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        job_key: str | None = None,
+        job_key_mode: JobKeyMode | str | None = None,
+        flags: Iterable[str] | None = None,
+    ) -> None:
+        if not isinstance(identifier, str):
+            # Whatever has an identifier will do; what has none is told by the check.
+            identifier = getattr(identifier, "identifier", identifier)
+        put = object.__setattr__
+        put(self, "identifier", check_text("identifier", identifier, longest=MAX_IDENTIFIER_LENGTH))
+        put(self, "payload", payload)
+        put(self, "queue_name", queue_name)
+        put(self, "run_at", run_at)
+        put(self, "priority", priority)
+        put(self, "max_attempts", max_attempts)
+        put(self, "job_key", job_key)
+        put(self, "job_key_mode", job_key_mode)
+        put(self, "flags", None if flags is None else _checked_flags(flags))
+        self._check()
+
+    def _check(self) -> None:
         if self.queue_name is not None:
             check_text("queue_name", self.queue_name, longest=MAX_QUEUE_NAME_LENGTH)
         if self.job_key is not None:
@@ -257,15 +303,6 @@ class JobSpec:
                 raise ConfigurationError(
                     f"job_key_mode {self.job_key_mode!r} is not one of {', '.join(modes)}"
                 )
-        if self.flags is not None:
-            if isinstance(self.flags, (str, bytes)):
-                raise ConfigurationError(
-                    f"flags must be a list of strings, not the string {self.flags!r}"
-                )
-            flags = list(self.flags)
-            for flag in flags:
-                check_text("flags", flag)
-            object.__setattr__(self, "flags", flags)
 
     def payload_json(self) -> str:
         """The payload as JSON text.
@@ -279,6 +316,12 @@ class JobSpec:
             return json_codec.dumps(self.payload).decode()
         except ValueError as error:
             raise ConfigurationError(f"payload of task {self.identifier!r} is {error}") from error
+
+
+def _checked_flags(flags: Iterable[str]) -> list[str]:
+    if isinstance(flags, (str, bytes)):
+        raise ConfigurationError(f"flags must be a list of strings, not the string {flags!r}")
+    return [check_text("flags", flag) for flag in flags]
 
 
 def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:

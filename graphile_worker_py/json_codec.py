@@ -1,7 +1,11 @@
 """JSON as job payloads need it: orjson's speed, without its limits on numbers and text."""
 
+import functools
+import importlib
 import json
 import re
+from dataclasses import fields
+from types import ModuleType
 from typing import Any, Final
 
 import orjson
@@ -13,30 +17,61 @@ _LONG_DIGITS: Final = re.compile(rb"[0-9]{20}")
 def dumps(value: Any) -> bytes:
     """Encode a value as compact JSON.
 
-    Beyond plain JSON values orjson's types are taken too: dataclasses, datetimes, UUIDs, enums.
-    NaN and the infinities become `null`, as JSON.stringify has it. Integers of any size keep all
-    their digits.
+    Beyond plain JSON values orjson's types are taken too (datetimes, UUIDs, enums), and objects
+    with fields: dataclasses, msgspec structs, pydantic models. NaN and the infinities become
+    `null`, as JSON.stringify has it. Integers of any size keep all their digits.
 
     Raises:
         ValueError: The value can't be written as JSON; the message names the reason.
     """
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, _encoded, orjson.OPT_PASSTHROUGH_DATACLASS)
     except TypeError as error:
-        reason = error
+        # orjson tells which object it could not write; why not is in the cause.
+        reason = error.__cause__ or error
     try:
         # Integers beyond 64 bits and lone surrogates: the standard library writes both.
         return json.dumps(
-            value, separators=(",", ":"), allow_nan=False, default=_default, ensure_ascii=True
+            value, separators=(",", ":"), allow_nan=False, default=_plain, ensure_ascii=True
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         message = str(reason) if isinstance(error, TypeError) else str(error)
         raise ValueError(f"not JSON-serialisable: {message}") from error
 
 
-def _default(value: Any) -> Any:
-    """Write what orjson knows and the standard library does not."""
+def _encoded(value: Any) -> orjson.Fragment:
+    """Write an object with fields, by the library that can read it back."""
+    kind = type(value)
+    if hasattr(kind, "__pydantic_serializer__"):
+        return orjson.Fragment(kind.__pydantic_serializer__.to_json(value, by_alias=True))
+    if not hasattr(kind, "__struct_fields__") and not hasattr(kind, "__dataclass_fields__"):
+        raise TypeError(f"Type is not JSON serializable: {kind.__name__}")
+    msgspec = _msgspec()
+    if msgspec is None:
+        return orjson.Fragment(orjson.dumps(value, _encoded))
+    return orjson.Fragment(msgspec.json.encode(value, enc_hook=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """Turn what the standard library and msgspec do not write into what they do."""
+    kind = type(value)
+    if hasattr(kind, "__pydantic_serializer__"):
+        return kind.__pydantic_serializer__.to_python(value, mode="json", by_alias=True)
+    if hasattr(kind, "__struct_fields__") or hasattr(kind, "__dataclass_fields__"):
+        msgspec = _msgspec()
+        if msgspec is None:
+            return {field.name: getattr(value, field.name) for field in fields(value)}
+        return msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)
     return json.loads(orjson.dumps(value))
+
+
+@functools.cache
+def _msgspec() -> ModuleType | None:
+    """The library msgspec, where it is installed: it writes more kinds of fields than orjson."""
+    try:
+        return importlib.import_module("msgspec")
+    except ModuleNotFoundError:
+        return None
 
 
 def loads(text: bytes | str) -> Any:

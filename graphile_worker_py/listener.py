@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from math import ceil
 from typing import Any, Final
 
 import psycopg
@@ -108,7 +109,12 @@ def announced_jobs(payload: str) -> int:
     """How many jobs a notification announces; one, where it does not say."""
     said = _object(payload).get("count", 1)
     # A bool is an int in Python, and no number for anybody else.
-    return int(said) if isinstance(said, int | float) and not isinstance(said, bool) else 1
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        return 1
+    try:
+        return ceil(said)
+    except (ValueError, OverflowError):  # NaN, infinity
+        return 1
 
 
 def is_breaking(payload: str) -> bool:

@@ -232,6 +232,10 @@ class LocalQueue:
 
     def _hand_out(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
+            if job.id in self._unsettled and not self._stopped.is_set():
+                # It was unlocked while it ran here (a job of hours, an operator), and is locked
+                # anew. It runs on; nobody runs it beside itself.
+                continue
             while self._waiting and self._waiting[0].done():
                 self._waiting.popleft()
             if self._waiting:
@@ -264,6 +268,7 @@ class LocalQueue:
         if not self._held:
             return
         jobs = list(self._held)
+        self._unsettled.update((job.id, job) for job in jobs)
         self._held.clear()
         if self._events.wants(events.LocalQueueReturnJobs):
             self._events.emit(events.LocalQueueReturnJobs(pool_id=self._pool_id, jobs=tuple(jobs)))

@@ -1,9 +1,11 @@
 """Every option once: its name, type, default, unit and check."""
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 from graphile_worker_py.errors import ConfigurationError
 
@@ -16,6 +18,8 @@ ForbiddenFlags = (
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
 MAX_SCHEMA_BYTES: Final = 63
+LOG_FORMATS: Final = ("text", "json")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def check_schema(value: object) -> str:
@@ -74,55 +78,152 @@ def check_texts(name: str, value: object) -> list[str]:
     return list(value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefetchDelay:
-    """How long a local queue rests after a fetch that brought few jobs.
+def check_one_of(name: str, value: object, *, allowed: Sequence[str]) -> None:
+    """Check a choice."""
+    if value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
-    Args:
-        duration: Seconds, scattered by 0.5 to 1.5; at most the poll interval.
-        threshold: A fetch that brings more jobs than this is not followed by a rest.
-        max_abort_threshold: A random share of this many announced jobs ends the rest early;
-            None means five times the size of the local queue.
+
+def check_filled(name: str, value: object) -> None:
+    """Check a text that means nothing when it is empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name} must be a string that is not empty, not {value!r}")
+
+
+Check: TypeAlias = Callable[[str, object], object]
+"""Given name and value of an option, raises ConfigurationError if the value is not allowed."""
+
+
+class Kind(StrEnum):
+    """What a value is, as those who write files and environment variables say it."""
+
+    TEXT = "text"
+    PATH = "path"
+    WHOLE = "whole number"
+    SECONDS = "seconds"
+    YES_NO = "true or false"
+    TEXTS = "list of texts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option, for what reads or documents all of them.
+
+    Attributes:
+        name: Its name; with dots where it is part of another (`local_queue.size`).
+        kind: What its value is.
+        default: The value that it has if none is given; None if it then is not set.
+        doc: What it does.
+        check: Says whether a value is allowed.
     """
 
-    duration: float
-    threshold: int = 0
-    max_abort_threshold: int | None = None
+    name: str
+    kind: Kind
+    default: Any = None
+    doc: str
+    check: Check
+
+
+def _about(doc: str, kind: Kind, check: Check) -> dict[str, Any]:
+    return {"doc": doc, "kind": kind, "check": check}
+
+
+def _option(doc: str, kind: Kind, check: Check, *, default: Any) -> Any:
+    return field(default=default, metadata=_about(doc, kind, check))
+
+
+def _group(of: type, check: Check, *, default: Any) -> Any:
+    return field(default=default, metadata={"group": of, "check": check})
+
+
+def _check_fields(options: Any, prefix: str = "") -> None:
+    for each in fields(options):
+        each.metadata["check"](f"{prefix}{each.name}", getattr(options, each.name))
+
+
+def _or_none(check: Check) -> Check:
+    def check_or_none(name: str, value: object) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_or_none
+
+
+def _check_flags(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        check_texts(name, value)
+
+
+def _check_local_queue_size(name: str, value: object) -> None:
+    if value != -1:
+        check_whole(name, value, smallest=1, or_else="or -1 for none")
+
+
+def _check_is(name: str, value: object, *, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {value!r}")
+
+
+_at_least_0: Final = partial(check_whole, smallest=0)
+_at_least_1: Final = partial(check_whole, smallest=1)
+_at_least_2: Final = partial(check_whole, smallest=2)
+_above_zero: Final = partial(check_seconds, above_zero=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefetchDelay:
+    """How long a local queue rests after a fetch that brought few jobs."""
+
+    # By `field` itself, so that type checkers see that there is no default.
+    duration: float = field(
+        metadata=_about(
+            "seconds of rest after a fetch that brought few jobs, scattered by 0.5 to 1.5; at "
+            "most the poll interval",
+            Kind.SECONDS,
+            check_seconds,
+        )
+    )
+    threshold: int = _option(
+        "a fetch that brings more jobs than this is not followed by a rest",
+        Kind.WHOLE,
+        _at_least_0,
+        default=0,
+    )
+    max_abort_threshold: int | None = _option(
+        "a random share of this many announced jobs ends the rest early; if not set, five times "
+        "the size of the local queue",
+        Kind.WHOLE,
+        _or_none(_at_least_0),
+        default=None,
+    )
 
     def __post_init__(self) -> None:
-        check_seconds("local_queue.refetch_delay.duration", self.duration)
-        check_whole("local_queue.refetch_delay.threshold", self.threshold, smallest=0)
-        if self.max_abort_threshold is not None:
-            check_whole(
-                "local_queue.refetch_delay.max_abort_threshold",
-                self.max_abort_threshold,
-                smallest=0,
-            )
+        _check_fields(self, "local_queue.refetch_delay.")
 
 
 @dataclass(frozen=True, slots=True)
 class LocalQueueOptions:
-    """Prefetching: jobs are fetched in batches ahead of the workers.
+    """Prefetching: jobs are fetched in batches ahead of the workers."""
 
-    Args:
-        size: Most jobs to hold; -1 turns prefetching off, so that no job is locked before a
-            worker is there to run it.
-        ttl: Seconds after which jobs that nobody took are returned to the database.
-        refetch_delay: Rest after a fetch that brought few jobs; None means none.
-    """
-
-    size: int = -1
-    ttl: float = 300.0
-    refetch_delay: RefetchDelay | None = None
+    size: int = _option(
+        "most jobs to fetch ahead; -1 fetches none, so that no job is locked before a worker is "
+        "there to run it",
+        Kind.WHOLE,
+        _check_local_queue_size,
+        default=-1,
+    )
+    ttl: float = _option(
+        "seconds after which fetched jobs that nobody took are returned to the database",
+        Kind.SECONDS,
+        check_seconds,
+        default=300.0,
+    )
+    refetch_delay: RefetchDelay | None = _group(
+        RefetchDelay, _or_none(partial(_check_is, kind=RefetchDelay)), default=None
+    )
 
     def __post_init__(self) -> None:
-        if self.size != -1:
-            check_whole("local_queue.size", self.size, smallest=1, or_else="or -1 for none")
-        check_seconds("local_queue.ttl", self.ttl)
-
-
-def _option(doc: str, *, default: Any) -> Any:
-    return field(default=default, metadata={"doc": doc})
+        _check_fields(self, "local_queue.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,59 +234,77 @@ class WorkerOptions:
         ConfigurationError: A value is not allowed; the message names option, value and range.
     """
 
-    schema: str = _option("PostgreSQL schema of the job tables", default=DEFAULT_SCHEMA)
-    concurrent_jobs: int = _option("jobs that this process runs at the same time", default=1)
+    schema: str = _option(
+        "PostgreSQL schema of the job tables",
+        Kind.TEXT,
+        lambda _, value: check_schema(value),
+        default=DEFAULT_SCHEMA,
+    )
+    concurrent_jobs: int = _option(
+        "jobs that this process runs at the same time", Kind.WHOLE, _at_least_1, default=1
+    )
     poll_interval: float = _option(
-        "seconds between looks for jobs that nobody announced (retries, future jobs)", default=2.0
+        "seconds between looks for jobs that nobody announced (retries, future jobs)",
+        Kind.SECONDS,
+        _above_zero,
+        default=2.0,
     )
     max_pool_size: int = _option(
-        "most database connections, the listening one not counted", default=10
+        "most database connections, the listening one not counted",
+        Kind.WHOLE,
+        _at_least_2,
+        default=10,
     )
     prepared_statements: bool = _option(
-        "whether statements are prepared on the server; off behind some poolers", default=True
+        "whether statements are prepared on the server; off behind some poolers",
+        Kind.YES_NO,
+        check_flag,
+        default=True,
     )
     forbidden_flags: ForbiddenFlags | None = _option(
-        "jobs with one of these flags are left for others", default=None
+        "jobs with one of these flags are left for others", Kind.TEXTS, _check_flags, default=None
     )
-    local_queue: LocalQueueOptions = _option("prefetching of jobs", default=LocalQueueOptions())
+    local_queue: LocalQueueOptions = _group(
+        LocalQueueOptions, partial(_check_is, kind=LocalQueueOptions), default=LocalQueueOptions()
+    )
     complete_job_batch_delay: float = _option(
-        "seconds to gather completed jobs for one write; -1 writes at once", default=-1.0
+        "seconds to gather completed jobs for one write; -1 writes at once",
+        Kind.SECONDS,
+        check_delay,
+        default=-1.0,
     )
     fail_job_batch_delay: float = _option(
-        "seconds to gather failed jobs for one write; -1 writes at once", default=-1.0
+        "seconds to gather failed jobs for one write; -1 writes at once",
+        Kind.SECONDS,
+        check_delay,
+        default=-1.0,
     )
     min_reset_locked_interval: float = _option(
-        "least seconds between two sweeps for locks older than four hours", default=480.0
+        "least seconds between two sweeps for locks older than four hours",
+        Kind.SECONDS,
+        _above_zero,
+        default=480.0,
     )
     max_reset_locked_interval: float = _option(
-        "most seconds between two sweeps for locks older than four hours", default=600.0
+        "most seconds between two sweeps for locks older than four hours",
+        Kind.SECONDS,
+        _above_zero,
+        default=600.0,
     )
     graceful_shutdown_abort_timeout: float = _option(
-        "seconds of a graceful stop after which running jobs see their abort event", default=5.0
+        "seconds of a graceful stop after which running jobs see their abort event",
+        Kind.SECONDS,
+        check_seconds,
+        default=5.0,
     )
 
     def __post_init__(self) -> None:
-        check_schema(self.schema)
-        check_whole("concurrent_jobs", self.concurrent_jobs, smallest=1)
-        check_seconds("poll_interval", self.poll_interval, above_zero=True)
-        check_whole("max_pool_size", self.max_pool_size, smallest=2)
-        check_flag("prepared_statements", self.prepared_statements)
-        if self.forbidden_flags is not None and not callable(self.forbidden_flags):
-            check_texts("forbidden_flags", self.forbidden_flags)
-        if not isinstance(self.local_queue, LocalQueueOptions):
-            raise ConfigurationError(
-                f"local_queue must be LocalQueueOptions(...), not {self.local_queue!r}"
-            )
-        check_delay("complete_job_batch_delay", self.complete_job_batch_delay)
-        check_delay("fail_job_batch_delay", self.fail_job_batch_delay)
-        check_seconds("min_reset_locked_interval", self.min_reset_locked_interval, above_zero=True)
-        check_seconds("max_reset_locked_interval", self.max_reset_locked_interval, above_zero=True)
+        _check_fields(self)
         if self.max_reset_locked_interval < self.min_reset_locked_interval:
             raise ConfigurationError(
                 f"max_reset_locked_interval {self.max_reset_locked_interval} is below "
                 f"min_reset_locked_interval {self.min_reset_locked_interval}"
             )
-        check_seconds("graceful_shutdown_abort_timeout", self.graceful_shutdown_abort_timeout)
         delay = self.local_queue.refetch_delay
         if delay is not None and delay.duration > self.poll_interval:
             raise ConfigurationError(
@@ -195,3 +314,66 @@ class WorkerOptions:
 
 
 WORKER_OPTION_NAMES: Final = frozenset(f.name for f in fields(WorkerOptions))
+"""Names of the options that a worker pool has."""
+
+PROCESS_OPTIONS: Final = (
+    Option(
+        name="connection",
+        kind=Kind.TEXT,
+        doc="connection string of the database; libpq's `PG*` variables fill in what is not said",
+        check=check_filled,
+    ),
+    Option(
+        name="tasks",
+        kind=Kind.TEXT,
+        doc="Python module with the tasks, as `MODULE` or `MODULE:ATTRIBUTE`",
+        check=check_filled,
+    ),
+    Option(
+        name="task_directory",
+        kind=Kind.PATH,
+        doc="instead of `tasks`: folder with tasks, or Python file; `./tasks` if there is one",
+        check=check_filled,
+    ),
+    Option(
+        name="crontab_file",
+        kind=Kind.PATH,
+        doc="file with recurring jobs; `./crontab` if there is one",
+        check=check_filled,
+    ),
+    Option(
+        name="hooks",
+        kind=Kind.TEXTS,
+        doc="names of installed plugins, the outermost first",
+        check=check_texts,
+    ),
+    Option(
+        name="log_format",
+        kind=Kind.TEXT,
+        default=LOG_FORMATS[0],
+        doc="`text` writes lines for people, `json` objects for machines",
+        check=partial(check_one_of, allowed=LOG_FORMATS),
+    ),
+    Option(
+        name="log_level",
+        kind=Kind.TEXT,
+        default="info",
+        doc="what is worth a line: `debug`, `info`, `warning` or `error`",
+        check=partial(check_one_of, allowed=LOG_LEVELS),
+    ),
+)
+"""What a worker process is told besides the options of its pool."""
+
+
+def _options_of(group: type, prefix: str = "") -> Iterator[Option]:
+    for each in fields(group):
+        name = f"{prefix}{each.name}"
+        if "group" in each.metadata:
+            yield from _options_of(each.metadata["group"], f"{name}.")
+            continue
+        default = None if each.default is MISSING else each.default
+        yield Option(name=name, default=default, **each.metadata)
+
+
+OPTIONS: Final = {option.name: option for option in (*PROCESS_OPTIONS, *_options_of(WorkerOptions))}
+"""Every option that can be written in a file, by its name."""

@@ -15,12 +15,13 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import psycopg
 
 from graphile_worker_py import aio, events, migrate
-from graphile_worker_py.backoff import backoff_for
+from graphile_worker_py.backoff import backoff_for, is_outage
 from graphile_worker_py.batcher import Batcher
 from graphile_worker_py.context import Abort
 from graphile_worker_py.db import Database, Query, connect_like, one_line
@@ -62,7 +63,7 @@ class WorkerPool:
     def __init__(
         self,
         database: Database,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, Task[Any]],
         options: WorkerOptions,
         *,
         logger: logging.Logger,
@@ -86,7 +87,7 @@ class WorkerPool:
         self._killing: str | None = None
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
-        self._settlers: list[asyncio.Task[None]] = []
+        self._parts: list[asyncio.Task[None]] = []
         self._cut_off: list[Job] = []
         self._abort = Abort()
         self._threads = ThreadExecutor()
@@ -143,8 +144,11 @@ class WorkerPool:
     async def _run(self) -> None:
         self._events.emit(events.PoolCreate(pool_id=self.pool_id))
         try:
+            async with aio.until(self._stop):
+                await self._register_tasks(
+                    partial(self._database.run_retrying, what="register the tasks")
+                )
             if not self._stop.is_set():
-                await self._register_tasks()
                 await self._settle_and_below()
         finally:
             self._end()
@@ -173,11 +177,10 @@ class WorkerPool:
             )
         self._events.emit(events.PoolRelease(pool_id=self.pool_id))
 
-    async def _register_tasks(self) -> None:
+    async def _register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         names = list(self._tasks)
-        run = self._database.run_retrying
-        await run(register_tasks(names), what="register the tasks")
-        self._task_ids = await run(read_task_ids(names), what="read the task ids")
+        await run(register_tasks(names))
+        self._task_ids = await run(read_task_ids(names))
 
     # The three rings, from the outside in.
 
@@ -188,8 +191,7 @@ class WorkerPool:
                 (self._failer, "fail jobs"),
                 (self._returner, "return jobs"),
             ):
-                part = self._guarded(batcher.run(), action)
-                self._settlers.append(settling.create_task(part, name=action))
+                self._start_part(settling, batcher.run(), action)
             try:
                 await self._feed_and_below()
             finally:
@@ -206,11 +208,10 @@ class WorkerPool:
             events=self._events,
         )
         async with asyncio.TaskGroup() as feeding:
-            part = self._guarded(self._queue.run(), "fetch jobs")
-            self._settlers.append(feeding.create_task(part, name="local queue"))
+            self._start_part(feeding, self._fetch_jobs(), "fetch jobs")
             if not self._once:
-                feeding.create_task(self._guarded(listener.run(), "listen"), name="listener")
-                feeding.create_task(self._guarded(self._sweep(), "reset locks"), name="sweep")
+                self._start_part(feeding, listener.run(), "listen")
+                self._start_part(feeding, self._sweep(), "reset locks")
             try:
                 await self._work()
             finally:
@@ -251,10 +252,7 @@ class WorkerPool:
     async def _run_worker(self, worker: Worker) -> None:
         error: BaseException | None = None
         try:
-            await worker.run()
-        except asyncio.CancelledError:
-            # Cancelled by `kill`, and by nobody else: a task that cancels itself only fails.
-            pass
+            await self._run_until_killed(worker)
         except Exception as broken:
             # Nothing that a task does ends a worker, so this is a fault of ours.
             error = broken
@@ -264,6 +262,17 @@ class WorkerPool:
                 self._take_back(job, worker.worker_id)
             self._break(broken, "run a worker")
         self._emit_worker(events.WorkerStop, worker, error=error)
+
+    async def _run_until_killed(self, worker: Worker) -> None:
+        while True:
+            try:
+                await worker.run()
+            except asyncio.CancelledError:
+                if not self._kill.is_set():
+                    # User code got hold of the asyncio task, and struck between two jobs.
+                    await aio.absorb_cancellation()
+                    continue
+            return
 
     async def _abort_in_time(self) -> None:
         """Some seconds into a graceful stop, tell jobs that they should end."""
@@ -290,27 +299,49 @@ class WorkerPool:
 
     async def _fetch(self, count: int) -> Fetched:
         flags = await self._forbidden_flags()
+        await self._resolve_doubt()
+        request = FetchRequest(pool_id=self.pool_id, count=count, forbidden_flags=flags)
+        # Should the answer be lost on its way, jobs may be locked for us all the same.
+        self._fetch_in_doubt = True
+        try:
+            fetched = await self._get_jobs(request)
+        except psycopg.Error as error:
+            # An error that the server itself tells undid the statement.
+            self._fetch_in_doubt = is_outage(error)
+            raise
+        self._fetch_in_doubt = False
+        return fetched
+
+    async def _resolve_doubt(self) -> None:
+        """Return what a fetch whose answer was lost has locked."""
         if self._fetch_in_doubt:
             known = self._queue.known_ids
-            await self._database.run(return_unknown_jobs(known, pool_id=self.pool_id))
+            await self._database.run_retrying(
+                return_unknown_jobs(known, pool_id=self.pool_id), what="look for lost jobs"
+            )
             self._fetch_in_doubt = False
-        return await self._get_jobs(
-            FetchRequest(pool_id=self.pool_id, count=count, forbidden_flags=flags)
-        )
+
+    async def _fetch_jobs(self) -> None:
+        """Run the local queue; at its end leave nothing locked that it does not know of."""
+        await self._queue.run()
+        try:
+            async with asyncio.timeout(KILL_PATIENCE):
+                await self._resolve_doubt()
+        except TimeoutError as error:
+            raise WorkerPoolError(
+                f"a fetch was not answered; jobs that it may have locked stay locked by "
+                f"{self.pool_id}"
+            ) from error
 
     async def _lock_jobs(self, request: FetchRequest) -> Fetched:
-        query = get_jobs(
-            pool_id=self.pool_id,
-            task_ids=self._task_ids,
-            count=request.count,
-            forbidden_flags=request.forbidden_flags,
+        return await self._database.run(
+            get_jobs(
+                pool_id=self.pool_id,
+                task_ids=self._task_ids,
+                count=request.count,
+                forbidden_flags=request.forbidden_flags,
+            )
         )
-        try:
-            return await self._database.run(query)
-        except (psycopg.Error, OSError):
-            # The answer may have been lost on its way, with jobs locked for us.
-            self._fetch_in_doubt = True
-            raise
 
     async def _forbidden_flags(self) -> Sequence[str] | None:
         flags = self._options.forbidden_flags
@@ -406,8 +437,8 @@ class WorkerPool:
             await self._settle([job], query, action)
 
     def _give_up(self) -> None:
-        for settler in self._settlers:
-            settler.cancel()
+        for part in self._parts:
+            part.cancel()
 
     async def _check_schema(self) -> None:
         """Stop if the schema, and not another one of this database, has changed too much."""
@@ -426,6 +457,8 @@ class WorkerPool:
             self._events.emit(events.ResetLockedStarted(pool_id=self.pool_id))
             try:
                 freed = await self._database.run(reset_locked_at())
+                # A cleanup may have deleted tasks that had no jobs; ours have other numbers then.
+                await self._register_tasks(self._database.run)
             except (psycopg.Error, OSError) as error:
                 self._logger.warning("Could not reset stale locks (%s)", one_line(error))
                 self._events.emit(
@@ -442,10 +475,17 @@ class WorkerPool:
                 self.nudge(len(freed))
             self._events.emit(events.ResetLockedSuccess(pool_id=self.pool_id, delay=delay))
 
+    def _start_part(self, group: asyncio.TaskGroup, part: Awaitable[None], action: str) -> None:
+        self._parts.append(group.create_task(self._guarded(part, action), name=action))
+
     async def _guarded(self, part: Awaitable[None], action: str) -> None:
         """Run a part; should it break, stop the pool in order instead of tearing it down."""
         try:
             await part
+        except asyncio.CancelledError:
+            if self._killing is None:
+                self._break(WorkerPoolError(f"user code cancelled what is to {action}"), action)
+            raise
         except Exception as error:  # raised again by run()
             self._break(error, action)
 
@@ -461,13 +501,3 @@ class WorkerPool:
         self, kind: Callable[..., events.WorkerEvent], worker: Worker, **about: object
     ) -> None:
         self._events.emit(kind(pool_id=self.pool_id, worker_id=worker.worker_id, **about))
-
-    def _emit_end(self) -> None:
-        if self._killing is not None:
-            self._events.emit(
-                events.PoolForcefulShutdownComplete(
-                    pool_id=self.pool_id, returned=tuple(self._cut_off)
-                )
-            )
-        else:
-            self._events.emit(events.PoolGracefulShutdownComplete(pool_id=self.pool_id))

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
-from graphile_worker_py import config, events, migrate
+from graphile_worker_py import aio, config, events, migrate
 from graphile_worker_py.cron import Cron, ParsedCronItem, parse_crontab, read_crontab
 from graphile_worker_py.db import AsyncPool, Database, opened_pool
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
@@ -24,7 +24,7 @@ from graphile_worker_py.options import (
 from graphile_worker_py.pool import WorkerPool
 from graphile_worker_py.signals import handle_signals
 from graphile_worker_py.task_loader import load_tasks
-from graphile_worker_py.tasks import Task, Tasks, task_list
+from graphile_worker_py.tasks import Task, Tasks, check_payload_types, task_list
 from graphile_worker_py.worker_utils import JobAdder
 
 
@@ -118,7 +118,8 @@ class Runner(JobAdder):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await self.stop()
+            # Whoever can't wait any longer, and cancels, gets a forced stop, but no loose ends.
+            await aio.run_to_end(self.stop(), on_cancel=self._started_pool().kill)
         finally:
             await self._stack.aclose()
 
@@ -310,14 +311,17 @@ class _Setup:
         )
 
 
-def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task]:
+def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]]:
     if "tasks" in given and "task_directory" in given:
         raise ConfigurationError("tasks and task_directory were both given; give one of them")
     if "task_directory" in given:
-        return load_tasks(given["task_directory"], logger=logger)
-    if "tasks" not in given:
+        tasks = load_tasks(given["task_directory"], logger=logger)
+    elif "tasks" in given:
+        tasks = task_list(given["tasks"])
+    else:
         raise ConfigurationError("neither tasks nor task_directory was given")
-    return task_list(given["tasks"])
+    check_payload_types(tasks.values())
+    return tasks
 
 
 def _cron_items(given: dict[str, Any]) -> Sequence[ParsedCronItem]:

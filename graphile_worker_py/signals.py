@@ -46,10 +46,10 @@ def handle_signals(
     finally:
         handler.ended = True
         for number in ENDING:
-            # Another runner may have put its handler on top; it will pass on through ours.
+            # Another runner may have put its handler on top; it will pass over ours.
             current: object = signal.getsignal(number)
             if current is handler:
-                signal.signal(number, handler.previous[number])
+                signal.signal(number, handler.below(number))
 
 
 class _Handler:
@@ -64,12 +64,19 @@ class _Handler:
         self.ended = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        previous = self.previous[number]
-        if isinstance(previous, _Handler) or (self.ended and callable(previous)):
-            previous(number, frame)
+        below = self.below(number)
+        if isinstance(below, _Handler) or (self.ended and callable(below)):
+            below(number, frame)
         if not self.ended:
             # The loop may be in the middle of anything; it takes the news when it comes round.
             self._loop.call_soon_threadsafe(self._take, signal.Signals(number).name)
+
+    def below(self, number: int) -> Any:
+        """The handler before this one, those of runners that have ended left out."""
+        previous = self.previous[number]
+        while isinstance(previous, _Handler) and previous.ended:
+            previous = previous.previous[number]
+        return previous
 
     def _take(self, name: str) -> None:
         now = self._loop.time()

@@ -16,7 +16,7 @@ from graphile_worker_py import adding, config, migrate
 from graphile_worker_py.adding import Steps
 from graphile_worker_py.db import Database, Query, SyncDatabase, opened_pool, opened_sync_pool
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
@@ -103,8 +103,8 @@ class SyncWorkerUtils:
 
     def add_job(
         self,
-        identifier: str,
-        payload: Any = None,
+        identifier: str | TaskName[PayloadT],
+        payload: PayloadT | None = None,
         *,
         queue_name: str | None = None,
         run_at: datetime | None = None,

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ _EXPECTED: Final = (
 
 def load_tasks(
     path: str | Path, *, logger: logging.Logger | None = None, strict: bool = False
-) -> dict[str, Task]:
+) -> dict[str, Task[Any]]:
     """Load the tasks of a directory and the directories in it, or of a single file.
 
     Of a Python file each `@task` function is a task under its own identifier. A function named
@@ -69,7 +69,7 @@ def load_tasks(
 
 async def watch_tasks(
     path: str | Path, *, logger: logging.Logger | None = None, interval: float = 0.5
-) -> AsyncIterator[dict[str, Task]]:
+) -> AsyncGenerator[dict[str, Task[Any]], None]:
     """Load tasks now, and again whenever one of their files has changed. For development.
 
     The modules of the directory are imported anew; those that they import from elsewhere are not.
@@ -128,10 +128,10 @@ class _Loader:
         self._where = where.absolute()
         self._logger = logger
         self._strict = strict
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, Task[Any]] = {}
         self._places: dict[str, str] = {}
 
-    def load(self) -> dict[str, Task]:
+    def load(self) -> dict[str, Task[Any]]:
         """Load everything; the tasks by identifier."""
         if self._where.is_dir():
             directory, files = self._where, list(self._files_in(self._where, ""))
@@ -218,7 +218,7 @@ class _Loader:
                 )
 
     def _add_tasks_of(
-        self, module: ModuleType, file: _TaskFile, owners: dict[Task, ModuleType]
+        self, module: ModuleType, file: _TaskFile, owners: dict[Task[Any], ModuleType]
     ) -> None:
         decorated = _tasks_in(module)
         for found in decorated:
@@ -239,7 +239,7 @@ class _Loader:
             named = Task(function, file.identifier)
             self._add(named, _place(named, file.path))
 
-    def _add(self, found: Task, place: str) -> None:
+    def _add(self, found: Task[Any], place: str) -> None:
         name = found.identifier
         if name in self._tasks:
             other = self._places[name]
@@ -271,13 +271,13 @@ def _is_executable(mode: int) -> bool:
     return os.name == "posix" and stat.S_ISREG(mode) and bool(mode & stat.S_IXUSR)
 
 
-def _tasks_in(module: ModuleType) -> list[Task]:
+def _tasks_in(module: ModuleType) -> list[Task[Any]]:
     return list(dict.fromkeys(value for value in vars(module).values() if isinstance(value, Task)))
 
 
-def _owners(modules: Iterable[ModuleType]) -> dict[Task, ModuleType]:
+def _owners(modules: Iterable[ModuleType]) -> dict[Task[Any], ModuleType]:
     """The module that each task is counted for, if others of them import it."""
-    owners: dict[Task, ModuleType] = {}
+    owners: dict[Task[Any], ModuleType] = {}
     for module in modules:
         for found in _tasks_in(module):
             if found not in owners or found.__module__ == module.__name__:
@@ -285,7 +285,7 @@ def _owners(modules: Iterable[ModuleType]) -> dict[Task, ModuleType]:
     return owners
 
 
-def _named_after_file(found: Task, module: ModuleType, identifier: str) -> Task:
+def _named_after_file(found: Task[Any], module: ModuleType, identifier: str) -> Task[Any]:
     if found.identifier in ENTRY_NAMES and vars(module).get(found.identifier) is found:
         return Task(found.function, identifier, timeout=found.timeout)
     return found
@@ -304,7 +304,7 @@ def _entry_function(module: ModuleType) -> Callable[..., Any] | None:
     return None
 
 
-def _place(found: Task, path: Path) -> str:
+def _place(found: Task[Any], path: Path) -> str:
     code = getattr(inspect.unwrap(found.function), "__code__", None)
     return str(path) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 

@@ -2,18 +2,52 @@
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeAlias, overload
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
+
+from psycopg import AsyncConnection, Connection
 
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import MAX_IDENTIFIER_LENGTH, check_text
+from graphile_worker_py.job import JobKeyMode, JobSpec, PayloadT, PayloadT_contra, TaskName
 from graphile_worker_py.options import check_seconds
+from graphile_worker_py.payloads import Decode, payload_decoder
 
+R_co = TypeVar("R_co", covariant=True)
 TaskFunction: TypeAlias = Callable[..., Any]
 
 
-class Task:
+class SpecOptions(TypedDict, total=False):
+    """What a job may have beside task and payload; explained at `JobSpec`."""
+
+    queue_name: str | None
+    run_at: datetime | None
+    priority: int | None
+    max_attempts: int | None
+    job_key: str | None
+    job_key_mode: JobKeyMode | str | None
+    flags: Iterable[str] | None
+
+
+class AddJobOptions(SpecOptions, total=False):
+    """What `add_job` takes beside task and payload."""
+
+    conn: AsyncConnection[Any] | Connection[Any] | None
+    """Connection to use, as for `WorkerUtils.add_job`; contexts of tasks in threads take none."""
+
+
+class AddsJobs(Protocol[R_co]):
+    """Whatever has an `add_job`: `WorkerUtils`, `Runner`, `JobContext`, and those for threads."""
+
+    @property
+    def add_job(self) -> Callable[..., R_co]:
+        """Adds a job, or returns an awaitable that does."""
+
+
+class Task(TaskName[PayloadT_contra]):
     """A function under the name by which jobs ask for it. Made by `task`; still callable.
+
+    Type checkers know the payload it takes: they compare it with what its jobs are given.
 
     Attributes:
         identifier: The name that jobs carry.
@@ -27,7 +61,7 @@ class Task:
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"task {identifier!r} must be callable, not {function!r}")
-        check_text("task identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
+        super().__init__(identifier)
         if timeout is not None:
             check_seconds(f"timeout of task {identifier!r}", timeout, above_zero=True)
         target = _unwrapped(function)
@@ -35,7 +69,6 @@ class Task:
             raise ConfigurationError(
                 f"task {identifier!r} is a generator; a task is a function or an async function"
             )
-        self.identifier = identifier
         self.function = function
         self.timeout = timeout
         self.is_async = inspect.iscoroutinefunction(target)
@@ -46,28 +79,75 @@ class Task:
         """Call the function directly, as a test would."""
         return self.function(*args, **kwargs)
 
-    def __repr__(self) -> str:
-        return f"Task({self.identifier!r})"
+    @functools.cached_property
+    def decode(self) -> Decode | None:
+        """How the payload is built from stored JSON; None if it is passed on as decoded.
+
+        A worker looks at it when it starts, and not the program that adds jobs: only the former
+        needs the libraries that build payloads.
+
+        Raises:
+            ConfigurationError: Payloads can't be built as they are annotated.
+        """
+        return payload_decoder(self.function, self.identifier)
+
+    def spec(self, payload: PayloadT_contra, **options: Unpack[SpecOptions]) -> JobSpec:
+        """A job of this task, to be added with others by `add_jobs`."""
+        return JobSpec(self, payload, **options)
+
+    def add_job(
+        self,
+        adder: AddsJobs[R_co],
+        payload: PayloadT_contra,
+        **options: Unpack[AddJobOptions],
+    ) -> R_co:
+        """Add a job of this task: `await send_email.add_job(utils, SendEmail("ada@example.com"))`.
+
+        Args:
+            adder: `WorkerUtils`, `Runner` or `JobContext`, whose answer is awaited, or
+                `SyncWorkerUtils` or `SyncJobContext`.
+            payload: What the function takes.
+            options: See `WorkerUtils.add_job`.
+
+        Raises:
+            ConfigurationError: A value is not allowed; the message names it.
+            psycopg.Error: The database could not add it.
+        """
+        return adder.add_job(self, payload, **options)
 
 
-Tasks: TypeAlias = Iterable[Task] | Mapping[str, Task | TaskFunction]
+Tasks: TypeAlias = Iterable[Task[Any]] | Mapping[str, Task[Any] | TaskFunction]
 """Tasks as users give them: a list of `@task` functions, or callables by their identifiers."""
 
 
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[[PayloadT], Any], /) -> Task[PayloadT]: ...
+    @overload
+    def __call__(self, function: Callable[[PayloadT, Any], Any], /) -> Task[PayloadT]: ...
+    @overload
+    def __call__(self, function: Callable[[], Any], /) -> Task[None]: ...
+
+
 @overload
-def task(function: Callable[..., Awaitable[Any]] | Callable[..., Any], /) -> Task: ...
+def task(function: Callable[[PayloadT], Any], /) -> Task[PayloadT]: ...
 @overload
-def task(
-    identifier: str | None = None, /, *, timeout: float | None = None
-) -> Callable[[TaskFunction], Task]: ...
+def task(function: Callable[[PayloadT, Any], Any], /) -> Task[PayloadT]: ...
+@overload
+def task(function: Callable[[], Any], /) -> Task[None]: ...
+@overload
+def task(identifier: str | None = None, /, *, timeout: float | None = None) -> _Decorator: ...
 def task(
     function: TaskFunction | str | None = None, /, *, timeout: float | None = None
-) -> Task | Callable[[TaskFunction], Task]:
+) -> Task[Any] | _Decorator:
     """Make a function a task.
 
     Use it bare (`@task`, the function's name is the identifier) or with the identifier
     (`@task("reports/render")`). The function takes the payload, or payload and `JobContext`. An
     async function runs on the event loop, a plain one in a thread.
+
+    A payload that is annotated with a dataclass, `TypedDict`, msgspec `Struct` or pydantic model
+    is checked and built before the call; a job whose payload does not fit fails.
 
     Args:
         function: The function, or the identifier that its jobs carry (at most 128 characters).
@@ -80,14 +160,14 @@ def task(
     if callable(function):
         return Task(function, _name_of(function), timeout=timeout)
 
-    def decorate(decorated: TaskFunction) -> Task:
+    def decorate(decorated: TaskFunction) -> Task[Any]:
         identifier = _name_of(decorated) if function is None else function
         return Task(decorated, identifier, timeout=timeout)
 
     return decorate
 
 
-def task_list(tasks: Tasks) -> dict[str, Task]:
+def task_list(tasks: Tasks) -> dict[str, Task[Any]]:
     """Tasks by their identifiers.
 
     Raises:
@@ -95,7 +175,7 @@ def task_list(tasks: Tasks) -> dict[str, Task]:
     """
     given: object = tasks
     if isinstance(given, Mapping):
-        found = [
+        found: list[Any] = [
             # A task keeps its settings, whatever name it goes by in this list.
             Task(function.function, identifier, timeout=function.timeout)
             if isinstance(function, Task)
@@ -109,7 +189,7 @@ def task_list(tasks: Tasks) -> dict[str, Task]:
         )
     else:
         found = list(given)
-    by_name: dict[str, Task] = {}
+    by_name: dict[str, Task[Any]] = {}
     for each in found:
         if not isinstance(each, Task):
             raise ConfigurationError(
@@ -122,6 +202,16 @@ def task_list(tasks: Tasks) -> dict[str, Task]:
     if not by_name:
         raise ConfigurationError("there are no tasks: a worker without tasks has nothing to run")
     return by_name
+
+
+def check_payload_types(tasks: Iterable[Task[Any]]) -> None:
+    """Look whether all payloads can be built as they are annotated, before there is a job.
+
+    Raises:
+        ConfigurationError: One can't, or the library for it is not installed.
+    """
+    for each in tasks:
+        _ = each.decode
 
 
 def _unwrapped(function: TaskFunction) -> Any:

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final
 
-from graphile_worker_py import events, json_codec
+from graphile_worker_py import aio, events, json_codec
 from graphile_worker_py.context import Abort, JobContext, SyncJobContext
 from graphile_worker_py.db import Database
-from graphile_worker_py.errors import GraphileWorkerError, UnknownTaskError
+from graphile_worker_py.errors import GraphileWorkerError, UnknownTaskError, message_of
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
 from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql.fail_jobs import Failure
 from graphile_worker_py.tasks import Task
+
+LONGEST_TURN: Final = 0.01
+"""Seconds after which a worker lets others have a turn, before its next job."""
 
 
 class TaskTimeoutError(GraphileWorkerError, TimeoutError):
@@ -29,12 +32,15 @@ class BatchJobError(GraphileWorkerError):
 
     Attributes:
         errors: What the failed items raised, in the order of the payload.
-        items: The failed items.
+        payload: The failed items, as JSON text.
+
+    Raises:
+        ValueError: The items can't be written as JSON (nested too deeply).
     """
 
     def __init__(self, errors: Sequence[BaseException], items: Sequence[Any]) -> None:
         self.errors = errors
-        self.items = items
+        self.payload = json_codec.dumps(items).decode()
         messages = "\n".join(message_of(error) for error in errors)
         super().__init__(f"Batch failures:\n{messages}")
 
@@ -45,7 +51,7 @@ class Surroundings:
 
     pool_id: str
     database: Database
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Task[Any]]
     threads: ThreadExecutor
     abort: Abort
     events: Events
@@ -82,10 +88,15 @@ class Worker:
     async def run(self) -> None:
         """Run jobs until there are to be no more."""
         get_job = self._around.get_job
+        turn_ends = 0.0
         while (job := await get_job()) is not None:
             self._job = job
             await self._run_job(job)
             self._job = None
+            if perf_counter() >= turn_ends:
+                # With jobs in store and tasks that never wait, nobody else would have a turn.
+                await asyncio.sleep(0)
+                turn_ends = perf_counter() + LONGEST_TURN
 
     def abandon(self) -> Job | None:
         """Give up on the running job: whatever its task does, its outcome counts no more."""
@@ -106,14 +117,15 @@ class Worker:
             if self._around.is_killed():
                 self._give_back(job)
                 raise
-            # Nobody but the task itself can have cancelled: that is its failure, not our end.
-            _uncancel()
+            # Nobody but user code can have cancelled: that is the job's failure, not our end.
             error = cancelled
         except KeyboardInterrupt:
             self._give_back(job)
             raise
         except BaseException as raised:  # SystemExit included: it is the task's failure
             error = raised
+        if _is_cancelled() and not self._around.is_killed():
+            await aio.absorb_cancellation()
         if self._job is None:
             return  # abandoned meanwhile; the pool has given the job back
         duration = perf_counter() - started
@@ -142,8 +154,9 @@ class Worker:
                 f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
             ) from error
 
-    async def _result(self, task: Task, job: Job) -> Any:
-        payload = job.payload
+    async def _result(self, task: Task[Any], job: Job) -> Any:
+        decode = task.decode
+        payload = job.payload if decode is None else decode(job.payload_json)
         if task.is_async:
             if task.arguments == 2:
                 return await task.function(payload, self._context(JobContext, job))
@@ -189,10 +202,12 @@ class Worker:
             try:
                 await item
             except asyncio.CancelledError as cancelled:
-                if _is_cancelled():
-                    raise
+                # If it was not the item's own, the group is cancelled and nobody looks at this.
                 failures[at] = cancelled
-            except Exception as error:  # the item's failure, recorded below
+                raise
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit included: it is the item's failure
                 failures[at] = error
 
         async with asyncio.TaskGroup() as group:
@@ -208,7 +223,7 @@ class Worker:
         batch_errors: Sequence[BaseException] | None = None
         if isinstance(error, BatchJobError):
             batch_errors = error.errors
-            payload = json_codec.dumps(error.items).decode()
+            payload = error.payload
         about = {"error": error, "duration": duration, "batch_job_errors": batch_errors}
         if self._events.wants(events.JobError):
             self._emit(events.JobError, job, **about)
@@ -227,33 +242,7 @@ class Worker:
         )
 
 
-_SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, asyncio.CancelledError)
-"""Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
-
-
-def message_of(error: BaseException) -> str:
-    """What is stored as `last_error`: the message; the kind, where that alone says nothing."""
-    try:
-        message = str(error)
-    except Exception:  # an exception class of the user's may fail to describe itself
-        message = ""
-    if isinstance(error, BaseExceptionGroup):
-        parts = "\n".join(f"- {message_of(part)}" for part in error.exceptions)
-        return f"{message}\n{parts}"
-    if not message:
-        return type(error).__name__
-    if isinstance(error, _SAYS_NOTHING):
-        return f"{type(error).__name__}: {message}"
-    return message
-
-
 def _is_cancelled() -> bool:
     """Whether the running asyncio task was cancelled, instead of raising CancelledError itself."""
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0
-
-
-def _uncancel() -> None:
-    current = asyncio.current_task()
-    while current is not None and current.cancelling() > 0:
-        current.uncancel()

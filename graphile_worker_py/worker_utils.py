@@ -12,7 +12,7 @@ from graphile_worker_py import adding, config, migrate
 from graphile_worker_py.adding import Steps
 from graphile_worker_py.db import AsyncPool, Database, Query, opened_pool
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
@@ -30,8 +30,8 @@ class JobAdder:
 
     async def add_job(
         self,
-        identifier: str,
-        payload: Any = None,
+        identifier: str | TaskName[PayloadT],
+        payload: PayloadT | None = None,
         *,
         queue_name: str | None = None,
         run_at: datetime | None = None,
@@ -45,8 +45,9 @@ class JobAdder:
         """Add a job, or replace the one that waits with the same `job_key`.
 
         Args:
-            identifier: Name of the task that is to run it.
-            payload: Any JSON value; None means an empty object.
+            identifier: The task that is to run it, or its name.
+            payload: Any JSON value, or what the task is annotated with (a dataclass, `TypedDict`,
+                msgspec `Struct`, pydantic model); None means an empty object.
             queue_name: Serial queue: its jobs run one after the other. None means no queue.
             run_at: Not before this time, an aware datetime; None means now.
             priority: Smaller runs first; None means 0.
@@ -363,8 +364,8 @@ class WorkerUtils(JobAdder):
 
 async def add_job_adhoc(
     source: str | AsyncPool | None,
-    identifier: str,
-    payload: Any = None,
+    identifier: str | TaskName[PayloadT],
+    payload: PayloadT | None = None,
     *,
     schema: str | None = None,
     **spec: Any,
@@ -373,8 +374,8 @@ async def add_job_adhoc(
 
     Args:
         source: As for `WorkerUtils`.
-        identifier: Name of the task.
-        payload: Any JSON value.
+        identifier: The task, or its name.
+        payload: As for `WorkerUtils.add_job`.
         schema: As for `WorkerUtils`.
         spec: The keyword arguments of `WorkerUtils.add_job`.
     """

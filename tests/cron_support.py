@@ -147,7 +147,7 @@ async def run_cron(
 
 
 def added(dsn: str) -> list[tuple[str, datetime, bool]]:
-    """The jobs there are: task, `_cron.ts`, `_cron.backfilled`; in the order of minutes and tasks."""
+    """The jobs there are: task, `_cron.ts`, `_cron.backfilled`; by minute and task."""
     with psycopg.connect(dsn) as connection:
         return [(task, ts.astimezone(UTC), late) for task, ts, late in connection.execute(JOBS)]
 

@@ -133,7 +133,7 @@ def test_due_refuses_what_is_no_time(path: str) -> None:
     result = call("due", path, "--from", "yesterday", "--to", "2026-01-05")
 
     assert result.exit_code == 2
-    assert "'yesterday' is no ISO 8601 time" in result.stderr
+    assert "'yesterday' is not an ISO 8601 time" in result.stderr
 
 
 def test_next_shows_the_coming_runs_of_each_line(path: str) -> None:

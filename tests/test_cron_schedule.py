@@ -93,6 +93,17 @@ async def test_job_has_the_options_of_its_item_and_the_minute_in_its_payload(dsn
     ]
 
 
+async def test_of_items_with_the_same_job_key_the_last_has_the_job(dsn: str) -> None:
+    items = parse_crontab(
+        "* * * * * first ?jobKey=k {a:1}\n* * * * * no_key\n* * * * * second ?jobKey=k {a:2}"
+    )
+
+    await run_cron(dsn, items, start=at("10:00:30"), until=at("10:01:30"))
+
+    assert added(dsn) == [("no_key", at("10:01"), False), ("second", at("10:01"), False)]
+    assert {last for _, last in known(dsn).values()} == {at("10:01")}
+
+
 async def test_minute_on_which_the_start_falls_is_not_missed(dsn: str) -> None:
     items = parse_crontab("* * * * * task")
 

@@ -312,6 +312,20 @@ def test_crontab_file_is_read_as_node_reads_it(tmp_path: Path) -> None:
     assert read_crontab(path)[0].payload == {"a": "\ufffd"}
 
 
+def test_example_crontab_is_valid() -> None:
+    items = read_crontab(Path(__file__).parent.parent / "examples" / "crontab")
+
+    assert [item.identifier for item in items] == [
+        "rollup",
+        "weekly_rollup",
+        "reports/refresh",
+        "sync",
+        "morning_mail",
+    ]
+    assert items[3].options.overlap == Overlap.SKIP
+    assert items[4].options.timezone == "Europe/Berlin"
+
+
 def test_crontab_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="missing' can't be read: No such file"):
         read_crontab(tmp_path / "missing")

@@ -1,6 +1,5 @@
 """What the documentation shows is run, and not only read."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.pages import PageRun, blocks_of
+from tests.support.pages import PageRun, blocks_of, check_commands
 from tests.support.processes import Processes
 from tools import events_page
 
@@ -38,6 +37,13 @@ def test_the_code_blocks_of_a_page_do_what_it_says(
         page_run.run(block)
 
 
+def test_the_commands_of_the_readme_exist() -> None:
+    # Its Python and SQL are run by tests/test_readme.py, its first and last command by CI.
+    for block in blocks_of(ROOT / "README.md"):
+        if block.language == "sh":
+            check_commands(block.text)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     assert sorted(_pages_in(SITE["nav"])) == sorted(page.name for page in PAGES)
 
@@ -60,10 +66,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "NO_COLOR": "1"},
         timeout=15,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
     assert "<h1" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
 
 

@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -307,7 +307,10 @@ def test_files_named_like_modules_of_others_do_not_replace_them(tmp_path: Path) 
     assert sys.path == path_before
 
 
-def test_a_directory_is_read_anew_by_each_load(tmp_path: Path) -> None:
+def test_a_directory_is_read_anew_by_each_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     helper = {"_lib.py": "X = 1\n", "mail.py": "from ._lib import X\ndef run(p): return X\n"}
     first = load_tasks(write(tmp_path, helper))
     # Of the same size, and within the same second, so that compiled files look fresh.
@@ -367,13 +370,16 @@ def test_a_relative_path_is_one_of_the_working_directory(
 # Watching.
 
 
-async def following(watched: AsyncIterator[dict[str, Task]]) -> dict[str, Task]:
+Versions = AsyncGenerator[dict[str, Task[Any]], None]
+
+
+async def following(watched: Versions) -> dict[str, Task[Any]]:
     async with asyncio.timeout(10):
         return await anext(watched)
 
 
-def watching(path: Path) -> Any:
-    return aclosing(cast("Any", watch_tasks(path, interval=0.01)))
+def watching(path: Path) -> aclosing[Versions]:
+    return aclosing(watch_tasks(path, interval=0.01))
 
 
 async def test_watching_gives_the_tasks_now_and_after_each_change(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """One job can be added, replaced or left alone."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -7,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 
-from graphile_worker_py import JobKeyMode, WorkerUtils, add_job_adhoc
+from graphile_worker_py import JobKeyMode, Runner, WorkerUtils, add_job_adhoc
 from tests.worker_utils_support import Api, Tables
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=5)))
@@ -184,3 +185,29 @@ async def test_run_at_is_exact_to_the_microsecond(utils: WorkerUtils, tables: Ta
     moment = datetime.now(UTC).replace(microsecond=123457)
     job = await utils.add_job("a", run_at=moment)
     assert job.run_at == tables.job(job.id)["run_at"] == moment
+
+
+async def test_a_job_is_added_while_a_pool_runs_the_one_with_its_key(
+    dsn: str, tables: Tables
+) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    async def slow(payload: Any) -> None:
+        seen.append(payload["n"])
+        began.set()
+        await go_on.wait()
+
+    async with Runner(dsn, tasks={"slow": slow}, concurrent_jobs=2, no_handle_signals=True) as run:
+        old = await run.add_job("slow", {"n": 1}, job_key="k")
+        await began.wait()
+        async with WorkerUtils(dsn) as utils:
+            new = await utils.add_job("slow", {"n": 2}, job_key="k", run_at=LATER)
+        assert new.id != old.id
+        assert tables.job(old.id)["locked_by"] == run.pool_id
+        go_on.set()
+        await run.stop()
+    assert seen == [1]
+    assert [(row["id"], row["payload"], row["key"]) for row in tables.jobs()] == [
+        (new.id, {"n": 2}, "k")
+    ]

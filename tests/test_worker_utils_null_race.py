@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
+import pytest
+
 from graphile_worker_py import Job, JobSpec, WorkerUtils
 from tests.worker_utils_support import Api, Tables
 
@@ -70,6 +73,26 @@ async def test_by_add_jobs_among_others(utils: WorkerUtils, tables: Tables) -> N
     ]
     assert_added_beside(old, jobs[1], tables)
     assert len(tables.jobs()) == 5
+
+
+async def test_by_add_jobs_all_or_none_even_if_the_second_try_fails(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    await utils.add_job("a", {"n": 1}, job_key="k")
+    # Taking the key from the running job is what the second try begins with.
+    tables.query(
+        "create function test_refuse() returns trigger language plpgsql"
+        " as $$ begin raise exception 'refused'; end $$"
+    )
+    tables.query(
+        "create trigger test_refuse before update on graphile_worker._private_jobs"
+        " for each row when (new.key is null) execute function test_refuse()"
+    )
+    specs = [JobSpec("a", {"n": 2}), JobSpec("a", {"n": 2}, job_key="k")]
+    with pytest.raises(psycopg.errors.RaiseException, match="refused"):
+        async with during_a_fetch(tables, lambda: utils.add_jobs(specs)):
+            pass
+    assert [job["payload"] for job in tables.jobs()] == [{"n": 1}]
 
 
 async def test_in_a_callers_transaction(

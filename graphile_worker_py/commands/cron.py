@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -11,6 +11,8 @@ import click
 import psycopg
 
 from graphile_worker_py import config, json_codec
+from graphile_worker_py.commands.moments import moment_callback
+from graphile_worker_py.commands.options import database_options
 from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Timetable
@@ -25,23 +27,6 @@ _EXACT: Final = 2**53
 
 file_argument = click.argument("file")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-class _Moment(click.ParamType[datetime]):
-    """A point in time in ISO 8601; without an offset it is UTC."""
-
-    name = "ISO"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no ISO 8601 time, as 2026-01-31T04:00:00Z", param, ctx)
-        return moment.replace(tzinfo=UTC) if moment.utcoffset() is None else moment
 
 
 @click.group()
@@ -73,8 +58,10 @@ def check(file: str, as_json: bool) -> None:
 
 @cron.command()
 @file_argument
-@click.option("--from", "start", type=_Moment(), required=True, help="First minute.")
-@click.option("--to", "end", type=_Moment(), required=True, help="End, itself not included.")
+@click.option("--from", "start", callback=moment_callback, required=True, help="First minute.")
+@click.option(
+    "--to", "end", callback=moment_callback, required=True, help="End, itself not included."
+)
 @json_option
 def due(file: str, start: datetime, end: datetime, as_json: bool) -> None:
     """List each run of a crontab in a span of time, in UTC. FILE may be -."""
@@ -99,7 +86,9 @@ def due(file: str, start: datetime, end: datetime, as_json: bool) -> None:
 @cron.command(name="next")
 @file_argument
 @click.option("-n", "--count", default=3, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--from", "start", type=_Moment(), help="Show the runs after this time, not now.")
+@click.option(
+    "--from", "start", callback=moment_callback, help="Show the runs after this time, not now."
+)
 def next_runs(file: str, count: int, start: datetime | None) -> None:
     """Show the coming runs of each line of a crontab. FILE may be -."""
     now = utc_now() if start is None else start
@@ -116,8 +105,7 @@ def next_runs(file: str, count: int, start: datetime | None) -> None:
 
 @cron.command()
 @click.argument("file", required=False)
-@click.option("-c", "--connection", metavar="DSN", help="Default: DATABASE_URL, or PG variables.")
-@click.option("--schema", metavar="NAME", help="Default: graphile_worker.")
+@database_options
 @json_option
 def status(file: str | None, connection: str | None, schema: str | None, as_json: bool) -> None:
     """Show the items that the database knows, with their last and next run.

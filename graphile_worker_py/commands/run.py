@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, cast
 
 import click
 
+from graphile_worker_py import config
 from graphile_worker_py.commands.errors import (
     EXIT_FAILURE,
     EXIT_INCOMPATIBLE_WHILE_RUNNING,
@@ -19,24 +20,28 @@ from graphile_worker_py.commands.errors import (
     told_clearly,
 )
 from graphile_worker_py.commands.logs import configure_logging
-from graphile_worker_py.commands.options import database_options
+from graphile_worker_py.commands.options import configuration_options
 from graphile_worker_py.db import one_line
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
 from graphile_worker_py.events import ForcefulShutdown
-from graphile_worker_py.options import LocalQueueOptions
+from graphile_worker_py.options import LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations
 from graphile_worker_py.runner import run_once as library_run_once
 from graphile_worker_py.tasks import Task, Tasks
-
-DEFAULT_TASK_DIRECTORY: Final = "tasks"
-DEFAULT_CRONTAB: Final = "crontab"
 
 logger = logging.getLogger("graphile_worker_py")
 
 
 @click.command()
-@database_options
-@click.option("-j", "--jobs", type=int, metavar="N", help="Jobs to run at the same time (1).")
+@configuration_options
+@click.option(
+    "-j",
+    "--jobs",
+    "concurrent_jobs",
+    type=int,
+    metavar="N",
+    help="Jobs to run at the same time (1).",
+)
 @click.option(
     "-m", "--max-pool-size", type=int, metavar="N", help="Most database connections (10)."
 )
@@ -47,78 +52,83 @@ logger = logging.getLogger("graphile_worker_py")
 @click.option(
     "--task-directory", metavar="DIR", help="Tasks in a folder (./tasks if there is one)."
 )
-@click.option("--crontab", metavar="FILE", help="Recurring jobs (./crontab if there is one).")
+@click.option(
+    "--crontab", "crontab_file", metavar="FILE", help="Recurring jobs (./crontab if there is one)."
+)
 @click.option("--once", is_flag=True, help="End when no job is due.")
 @click.option("--schema-only", is_flag=True, help="Install or upgrade the schema, and end.")
 @click.option(
-    "--forbidden-flag", multiple=True, metavar="F", help="Leave jobs with this flag to others."
+    "--forbidden-flag",
+    "forbidden_flags",
+    multiple=True,
+    metavar="F",
+    help="Leave jobs with this flag to others.",
 )
-@click.option("--no-prepared-statements", is_flag=True, help="For poolers that can't do them.")
+@click.option(
+    "--prepared-statements/--no-prepared-statements",
+    default=None,
+    help="Off for poolers that can't do them (on).",
+)
 @click.option(
     "--local-queue-size", type=int, metavar="N", help="Fetch jobs N at a time, ahead of need."
 )
 @click.option(
     "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Lines for people, or for machines.",
+    type=click.Choice(LOG_FORMATS),
+    help="Lines for people, or for machines (text).",
 )
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What is worth a line.",
-)
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What is worth a line (info).")
 def run(
-    connection: str | None,
-    schema: str | None,
-    jobs: int | None,
-    max_pool_size: int | None,
-    poll_interval: float | None,
-    tasks: str | None,
-    task_directory: str | None,
-    crontab: str | None,
+    config_file: str | None,
     once: bool,
     schema_only: bool,
-    forbidden_flag: tuple[str, ...],
-    no_prepared_statements: bool,
+    forbidden_flags: tuple[str, ...],
     local_queue_size: int | None,
-    log_format: str,
-    log_level: str,
+    **flags: Any,
 ) -> None:
     """Run jobs until SIGINT or SIGTERM.
 
     The first signal lets running jobs finish, a second one cuts them off and gives them back.
+    `config show` tells the value of each option; those without a flag here are set in a file or
+    the environment.
     """
     if once and schema_only:
         raise click.UsageError("--once and --schema-only exclude each other")
-    configure_logging(json=log_format == "json", level=log_level)
+    flags["forbidden_flags"] = list(forbidden_flags) or None
+    flags["local_queue.size"] = local_queue_size
     with told_clearly():
+        settings = config.read_settings(flags, file=config_file)
+        configure_logging(
+            json=settings["log_format"].value == "json", level=settings["log_level"].value
+        )
+        connection: str | None = settings["connection"].value
         if schema_only:
-            run_in_loop(run_migrations(connection, schema=schema))
+            run_in_loop(run_migrations(connection, schema=settings["schema"].value))
             click.echo("Schema updated")
             return
-        options: RunnerOptions = {
-            "schema": schema,
-            "concurrent_jobs": jobs,
-            "max_pool_size": max_pool_size,
-            "poll_interval": poll_interval,
-            "forbidden_flags": list(forbidden_flag) or None,
-            "prepared_statements": False if no_prepared_statements else None,
-            "local_queue": None
-            if local_queue_size is None
-            else LocalQueueOptions(local_queue_size),
-            "logger": logger,
-        }
-        _add_tasks(options, tasks, task_directory)
-        if crontab is not None or Path(DEFAULT_CRONTAB).is_file():
-            options["crontab_file"] = crontab or DEFAULT_CRONTAB
+        options = _runner_options(settings)
         if once:
             run_in_loop(library_run_once(connection, **options))
         else:
             run_in_loop(_run_until_stopped(connection, options))
+
+
+def _runner_options(settings: Mapping[str, config.Setting]) -> RunnerOptions:
+    # Names and types were checked where the values were read.
+    options = cast(RunnerOptions, config.runner_values(settings))
+    options["logger"] = logger
+    options["schema"] = settings["schema"].value
+    options["hooks"] = settings["hooks"].value
+    options["crontab_file"] = settings["crontab_file"].value
+    if settings["tasks"].value is not None:
+        options["tasks"] = import_tasks(settings["tasks"].value)
+    elif settings["task_directory"].value is not None:
+        options["task_directory"] = settings["task_directory"].value
+    else:
+        raise ConfigurationError(
+            "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
+        )
+    return options
 
 
 async def _run_until_stopped(connection: str | None, options: RunnerOptions) -> None:
@@ -145,19 +155,6 @@ async def _run_until_stopped(connection: str | None, options: RunnerOptions) -> 
             # orderly exit waiting for ever.
             logging.shutdown()
             os._exit(EXIT_FAILURE)
-
-
-def _add_tasks(options: RunnerOptions, tasks: str | None, task_directory: str | None) -> None:
-    if tasks is not None and task_directory is not None:
-        raise ConfigurationError("--tasks and --task-directory exclude each other")
-    if tasks is not None:
-        options["tasks"] = import_tasks(tasks)
-    elif task_directory is not None or Path(DEFAULT_TASK_DIRECTORY).is_dir():
-        options["task_directory"] = task_directory or DEFAULT_TASK_DIRECTORY
-    else:
-        raise ConfigurationError(
-            "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
-        )
 
 
 def import_tasks(where: str) -> Tasks:

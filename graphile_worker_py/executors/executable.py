@@ -43,7 +43,7 @@ class ExecutableTaskError(GraphileWorkerError):
         self.stderr = stderr
 
 
-def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIMEOUT) -> Task:
+def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIMEOUT) -> Task[Any]:
     """Make an executable file a task.
 
     The file is run without arguments, in the worker's working directory, in a session of its own.

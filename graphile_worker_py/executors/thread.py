@@ -5,7 +5,6 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
 THREAD_NAME: Final = "graphile-worker-py-task"
@@ -24,6 +23,7 @@ class ThreadExecutor:
     def __init__(self) -> None:
         self._idle: list[_TaskThread] = []
         self._busy: set[_TaskThread] = set()
+        self._closed = False
 
     @property
     def busy(self) -> int:
@@ -46,14 +46,18 @@ class ThreadExecutor:
     def release(self, thread: "_TaskThread") -> None:
         """Take back a thread that has finished; called on the loop."""
         self._busy.discard(thread)
-        self._idle.append(thread)
+        if self._closed:
+            thread.end()
+        else:
+            self._idle.append(thread)
 
     def close(self) -> int:
-        """End the idle threads.
+        """End the idle threads at once, busy ones as soon as their functions return.
 
         Returns:
             How many threads run on, because their functions have not returned.
         """
+        self._closed = True
         idle, self._idle = self._idle, []
         for thread in idle:
             thread.end()
@@ -85,9 +89,11 @@ class _TaskThread:
                 result = function()
             except BaseException as raised:  # SystemExit included: it is the task's failure
                 error = raised
-            # The loop is closed if the program ended without waiting for this function.
-            with suppress(RuntimeError):
+            try:
                 self._loop.call_soon_threadsafe(self._finish, done, result, error)
+            except RuntimeError:
+                # The loop is closed: the program did not wait for this function, nor for others.
+                return
             del function, done, work, result, error
 
     def _finish(
@@ -98,8 +104,8 @@ class _TaskThread:
             return
         if error is None:
             done.set_result(result)
-        elif isinstance(error, StopIteration):
-            # A future refuses it, because it would end the coroutine that awaits it.
-            done.set_exception(RuntimeError(f"task raised StopIteration: {error}"))
+        elif isinstance(error, StopIteration | GeneratorExit):
+            # They would end the coroutine that awaits the future.
+            done.set_exception(RuntimeError(f"task raised {type(error).__name__}: {error}"))
         else:
             done.set_exception(error)

@@ -5,6 +5,7 @@ right above it say how it is run; readers do not see them:
 
 - `continues`: it goes on from the Python block before it, with its names.
 - `inside utils`: it is the body of `async with WorkerUtils() as utils`, and continues as above.
+  Besides it knows what the package exports, `asyncio`, and `datetime`, `timedelta` and `UTC`.
 - `runs TASK PAYLOAD`: when it has run, a job of this task is added; it must succeed.
 - `fails TASK PAYLOAD`: the same; the job must fail.
 - `until "TEXT"`: it is a program that does not end by itself. It must print TEXT, and end well
@@ -35,6 +36,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from typing import Any
 import click
 import psycopg
 import yaml
+from click.testing import CliRunner
 
 import graphile_worker_py
 from graphile_worker_py import Events, Task, WorkerUtils, parse_crontab, run_once
@@ -162,7 +165,7 @@ class PageRun:
             self._names = {"__name__": "__main__"}
         if inside is not None:
             assert inside == "utils", f"{block}: there is no inside {inside}"
-            self._names = vars(graphile_worker_py) | self._names | {"asyncio": asyncio}
+            self._names = _KNOWN_INSIDE | self._names
             text = _INSIDE_UTILS + textwrap.indent(text, " " * 8) + "asyncio.run(__main())\n"
         # So that the line numbers of a traceback are those of the page.
         above = block.line - 1 - (0 if inside is None else _INSIDE_UTILS.count("\n"))
@@ -184,7 +187,7 @@ class PageRun:
                 error = asyncio.run(self._outcome_of(tasks[identifier], json.loads(payload)))
                 assert (error is None) is succeeds, f"{block}: {identifier} ended with {error!r}"
 
-    async def _outcome_of(self, task: Task, payload: Any) -> BaseException | None:
+    async def _outcome_of(self, task: Task[Any], payload: Any) -> BaseException | None:
         outcomes: dict[int, BaseException | None] = {}
         events = Events()
         events.subscribe(JobSuccess, lambda event: outcomes.update({event.job.id: None}))
@@ -197,6 +200,10 @@ class PageRun:
     def _run_shell(self, block: Block, text: str) -> None:
         if block.one("until") is not None:
             self._run_until(block, ["bash", "-c", f"exec 2>&1; {text}"])
+            return
+        commands = [shlex.split(line) for line in text.splitlines()]
+        if all(words[:1] == [_PROGRAM] and words[1:2] != ["--tasks"] for words in commands):
+            self._run_commands(block, [words[1:] for words in commands])
             return
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"exec 2>&1\n{text}"],
@@ -211,6 +218,16 @@ class PageRun:
         self._printed = done.stdout
         expected = int(block.one("exits") or 0)
         assert done.returncode == expected, f"{block}: exit code {done.returncode}\n{done.stdout}"
+
+    def _run_commands(self, block: Block, commands: list[list[str]]) -> None:
+        """Run commands that end by themselves in this process: a page has many of them."""
+        self._printed = ""
+        for words in commands:
+            result = CliRunner().invoke(command_line, words, prog_name=_PROGRAM)
+            self._printed += result.output
+            expected = int(block.one("exits") or 0) if words is commands[-1] else 0
+            message = f"{block}: {shlex.join(words)}: exit code {result.exit_code}\n{result.output}"
+            assert result.exit_code == expected, message
 
     def _run_until(self, block: Block, command: list[str]) -> None:
         text = json.loads(block.one("until") or "")
@@ -235,6 +252,13 @@ class PageRun:
         }
 
 
+_KNOWN_INSIDE = {
+    **{name: getattr(graphile_worker_py, name) for name in graphile_worker_py.__all__},
+    "UTC": UTC,
+    "asyncio": asyncio,
+    "datetime": datetime,
+    "timedelta": timedelta,
+}
 _INSIDE_UTILS = "async def __main():\n    async with WorkerUtils() as utils:\n"
 
 
@@ -260,7 +284,7 @@ def _check(block: Block, text: str) -> None:
         case "crontab":
             parse_crontab(text)
         case "sh":
-            _check_commands(text)
+            check_commands(text)
         case "sql" | "js" | "text":
             pass
         case _:
@@ -279,7 +303,7 @@ def _check_manifest(part: Any) -> None:
             for value in part:
                 _check_manifest(value)
         case str():
-            _check_commands(part)
+            check_commands(part)
 
 
 def _check_unit(unit: configparser.ConfigParser) -> None:
@@ -301,7 +325,7 @@ def _check_dockerfile(text: str) -> None:
             _check_manifest(json.loads(rest))
 
 
-def _check_commands(text: str) -> None:
+def check_commands(text: str) -> None:
     """Check the `graphile-worker-py` commands in a shell script."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>()")

@@ -1,0 +1,8 @@
+"""A Python task beside them, named after its file."""
+
+from graphile_worker_py import JobContext
+
+
+async def task(payload: dict[str, str], ctx: JobContext) -> None:
+    """Say hello."""
+    ctx.logger.info("Hello %s", payload["name"])

@@ -1,0 +1,333 @@
+"""The commands that add, show and change jobs."""
+
+import json
+import os
+import pty
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from subprocess import PIPE, Popen
+from typing import Any
+
+import click.testing
+import pytest
+
+from graphile_worker_py import JobSpec, SyncWorkerUtils
+from graphile_worker_py.cli import main
+from tests.support.processes import clean_environment
+from tests.worker_utils_support import Tables
+
+LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+Call = Callable[..., click.testing.Result]
+
+
+@pytest.fixture
+def call(dsn: str) -> Call:
+    """Run a command on the test's database."""
+
+    def run(*args: str, code: int = 0, stdin: str = "", **env: str) -> click.testing.Result:
+        environment = {"DATABASE_URL": dsn, "GRAPHILE_WORKER_SCHEMA": "", **env}
+        runner = click.testing.CliRunner()
+        result = runner.invoke(main, args, input=stdin, env=environment)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def jobs(dsn: str, tables: Tables) -> list[int]:
+    """Ids of jobs that are ready, scheduled, failed and running."""
+    with SyncWorkerUtils(dsn) as utils:
+        ready = utils.add_job("a", {"n": 1}, queue_name="q", job_key="k")
+        scheduled = utils.add_job("b", {"n": 2.50}, run_at=LATER)
+        failed = utils.add_job("b", {"n": 2**70})
+        running = utils.add_job("a", queue_name="r", job_key="running")
+        utils.permanently_fail_jobs([failed.id], "no\x1b[31m way\n" + "!" * 100)
+    tables.lock(running.id)
+    return [ready.id, scheduled.id, failed.id, running.id]
+
+
+def rows(result: click.testing.Result) -> Any:
+    """What a command printed as JSON."""
+    return json.loads(result.stdout)
+
+
+def test_add_job_adds_what_is_typed(call: Call, tables: Tables) -> None:
+    result = call(
+        "add-job", "send", '{"to": "ä"}', "--queue", "mail", "--key", "k", "--key-mode", "replace",
+        "--run-at", "2030-01-02T03:04:05Z", "--priority", "0", "--max-attempts", "3",
+        "--flag", "eu", "--flag", "big",
+    )  # fmt: skip
+    (row,) = tables.jobs()
+    assert result.stdout == f"Added job {row['id']}.\n"
+    assert (row["task_identifier"], row["payload"]) == ("send", {"to": "ä"})
+    assert (row["queue_name"], row["key"], row["run_at"]) == ("mail", "k", LATER)
+    assert (row["priority"], row["max_attempts"]) == (0, 3)
+    assert row["flags"] == {"eu": True, "big": True}
+
+
+def test_add_job_reads_the_payload_from_standard_input(call: Call, tables: Tables) -> None:
+    call("add-job", "a", "-", stdin="[1, 2]\n")
+    call("add-job", "a")
+    assert [row["payload"] for row in tables.jobs()] == [[1, 2], {}]
+
+
+def test_add_job_prints_the_job_as_json(call: Call) -> None:
+    big = 12345678901234567890123
+    job = rows(call("add-job", "a", f'{{"n": {big}}}', "--key", "k", "--json"))
+    assert (job["task_identifier"], job["payload"], job["key"]) == ("a", {"n": big}, "k")
+    again = call("add-job", "a", "--key", "k")
+    assert again.stdout == f"Job {job['id']} had the key; it is now at revision 1.\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("+10m", {"minutes": 10}), ("+1w2d3h4m5s", {"weeks": 1, "days": 2, "seconds": 11045})],
+)
+def test_run_at_may_be_a_time_from_now(
+    call: Call, tables: Tables, typed: str, expected: dict[str, float]
+) -> None:
+    before = datetime.now(UTC)
+    call("add-job", "a", "--run-at", typed)
+    after = datetime.now(UTC)
+    (row,) = tables.jobs()
+    assert before <= row["run_at"] - timedelta(**expected) <= after
+
+
+def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, tables: Tables) -> None:
+    for args, named in (
+        (("add-job", "a", "{no"), "PAYLOAD"),
+        (("add-job", "a", "-"), "PAYLOAD"),
+        (("add-job", "i" * 129), "identifier"),
+        (("add-job", "a", "--key", ""), "job_key"),
+        (("add-job", "a", "--key-mode", "x"), "--key-mode"),
+        (("add-job", "a", "--run-at", "soon"), "--run-at"),
+        (("add-job", "a", "--run-at", "+"), "--run-at"),
+        (("add-job", "a", "--run-at", "+99999999999w"), "--run-at"),
+        (("add-job", "a", "--priority", "32768"), "priority"),
+        (("add-job", "a", "--max-attempts", "0"), "max_attempts"),
+        (("jobs", "--state", "done"), "--state"),
+        (("jobs", "--limit", "0"), "--limit"),
+        (("jobs", "--after", "x"), "after"),
+        (("complete",), "ID"),
+        (("complete", "x"), "ids"),
+        (("fail", "1.5"), "ids"),
+        (("reschedule", "1"), "--run-at"),
+        (("reschedule", "1", "--attempts", "-1"), "attempts"),
+        (("unlock",), "POOL"),
+        (("cleanup",), "TASK"),
+        (("cleanup", "everything"), "EVERYTHING"),
+        (("remove", ""), "job_key"),
+        (("counts", "--schema", ""), "schema"),
+        (("counts", "--connection", "nonsense"), "nonsense"),
+    ):
+        result = call(*args, code=2)
+        assert named in result.stderr, args
+        assert result.stdout == "", args
+    assert tables.jobs() == []
+
+
+def test_jobs_are_shown_as_a_table_that_no_text_can_break(call: Call, jobs: list[int]) -> None:
+    lines = call("jobs").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["id", *map(str, reversed(jobs))]
+    assert [line.split()[1] for line in lines[1:]] == ["running", "failed", "scheduled", "ready"]
+    assert "2030-01-02 03:04:05Z" in lines[3]
+    assert r"no\x1b[31m way\n!!!" in lines[2]
+    assert lines[2].endswith("…")
+    assert "!" * 60 not in lines[2]
+
+
+def test_jobs_are_filtered_and_shown_page_by_page(call: Call, jobs: list[int]) -> None:
+    def ids(*args: str) -> list[int]:
+        return [job["id"] for job in rows(call("jobs", "--json", *args))]
+
+    ready, scheduled, failed, running = jobs
+    assert ids("--state", "ready") == [ready]
+    assert ids("--task", "b") == [failed, scheduled]
+    assert ids("--queue", "q") == [ready]
+    assert ids("--key", "k") == [ready]
+    assert ids("--text", "no\x1b") == [failed]
+    assert ids("--locked-by", "pool-1") == [running]
+    page = call("jobs", "--limit", "2")
+    assert page.stderr == f"Older ones: --after {failed}\n"
+    assert ids("--limit", "2", "--after", str(failed)) == [scheduled, ready]
+    assert call("jobs", "--task", "none").stdout == "No jobs.\n"
+    assert ids("--task", "none") == []
+
+
+def test_jobs_as_json_have_all_columns_and_the_payload_as_stored(
+    call: Call, jobs: list[int], tables: Tables
+) -> None:
+    printed = {job["id"]: job for job in rows(call("jobs", "--json"))}
+    assert list(printed) == list(reversed(jobs))
+    assert printed[jobs[2]]["payload"] == {"n": 2**70}
+    assert '"payload":{"n":2.5}' in call("jobs", "--json", "--task", "b").stdout
+    for row in tables.jobs():
+        job = printed[row["id"]]
+        assert set(job) == {*row, "state"}
+        assert (job["queue_name"], job["locked_by"]) == (row["queue_name"], row["locked_by"])
+        assert datetime.fromisoformat(job["run_at"]) == row["run_at"]
+
+
+def test_counts_queues_and_workers_are_shown(call: Call, jobs: list[int]) -> None:
+    counted = rows(call("counts", "--json"))
+    assert counted.pop("tasks") == {
+        "a": {"ready": 1, "scheduled": 0, "running": 1, "failed": 0, "total": 2},
+        "b": {"ready": 0, "scheduled": 1, "running": 0, "failed": 1, "total": 2},
+    }
+    assert counted == {"ready": 1, "scheduled": 1, "running": 1, "failed": 1, "total": 4}
+    assert call("counts").stdout.splitlines()[-1].split() == ["(all)", "1", "1", "1", "1", "4"]
+
+    queues = rows(call("queues", "--json"))
+    assert [(each["name"], each["jobs"], each["locked_by"]) for each in queues] == [
+        ("q", 1, None),
+        ("r", 1, "pool-1"),
+    ]
+    assert call("queues").stdout.splitlines()[1].split() == ["q", "1", "-", "-"]
+
+    (worker,) = rows(call("workers", "--json"))
+    assert (worker["pool_id"], worker["jobs"], worker["queues"]) == ("pool-1", 1, 1)
+    assert "pool-1" in call("workers").stdout
+
+
+def test_jobs_are_completed(call: Call, jobs: list[int], tables: Tables) -> None:
+    result = call("complete", str(jobs[0]), str(jobs[1]))
+    assert result.stdout.endswith("Completed 2 of 2 jobs.\n")
+    assert [row["id"] for row in tables.jobs()] == jobs[2:]
+
+
+def test_what_is_left_alone_is_told_and_exits_with_1(
+    call: Call, jobs: list[int], tables: Tables
+) -> None:
+    result = call("complete", str(jobs[0]), str(jobs[3]), "999", code=1)
+    assert result.stdout.endswith("Completed 1 of 3 jobs.\n")
+    assert f"{jobs[3]}, 999" in result.stderr
+    assert [row["id"] for row in tables.jobs()] == jobs[1:]
+    assert rows(call("complete", "999", "--json", code=1)) == []
+
+
+def test_jobs_are_failed(call: Call, jobs: list[int], tables: Tables) -> None:
+    (failed,) = rows(call("fail", str(jobs[0]), "--reason", "why not", "--json"))
+    assert (failed["id"], failed["last_error"], failed["attempts"]) == (jobs[0], "why not", 25)
+    call("fail", str(jobs[1]))
+    assert tables.job(jobs[1])["last_error"] == "Manually marked as failed"
+
+
+def test_jobs_are_rescheduled(call: Call, jobs: list[int], tables: Tables) -> None:
+    call(
+        "reschedule", str(jobs[2]), "--run-at", "2030-01-02T04:04:05+01:00", "--priority", "0",
+        "--attempts", "0", "--max-attempts", "4",
+    )  # fmt: skip
+    row = tables.job(jobs[2])
+    assert (row["run_at"], row["attempts"], row["max_attempts"]) == (LATER, 0, 4)
+
+
+def test_jobs_are_removed_by_key(call: Call, jobs: list[int], tables: Tables) -> None:
+    assert call("remove", "k").stdout.endswith("Removed 1 job.\n")
+    assert "key and the retries" in call("remove", "running").stdout
+    assert "'k'" in call("remove", "k", code=1).stderr
+    assert [row["id"] for row in tables.jobs()] == jobs[1:]
+    assert tables.job(jobs[3])["key"] is None
+
+
+def test_workers_are_unlocked(call: Call, jobs: list[int], tables: Tables) -> None:
+    assert call("unlock", "pool-1", "pool-2").stdout == "Unlocked 1 job and 1 queue.\n"
+    assert tables.job(jobs[3])["locked_by"] is None
+    assert rows(call("unlock", "pool-1", "--json")) == {"jobs": 0, "queues": 0}
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["GC_JOB_QUEUES", "DELETE_PERMAFAILED_JOBS"],
+        ["gc_job_queues,Delete_Permafailed_Jobs"],
+        ["gc_job_queues, delete_permafailed_jobs"],
+    ],
+)
+def test_cleanup_takes_upstreams_names_as_one_types_them(
+    call: Call, jobs: list[int], tables: Tables, typed: list[str]
+) -> None:
+    assert rows(call("cleanup", *typed, "--json")) == {
+        "DELETE_PERMAFAILED_JOBS": 1,
+        "GC_JOB_QUEUES": 0,
+    }
+    assert len(tables.jobs()) == 3
+
+
+def test_cleanup_keeps_the_task_identifiers_that_are_named(call: Call, tables: Tables) -> None:
+    for identifier in ("a", "b", "c"):
+        call("add-job", identifier)
+    tables.query("delete from graphile_worker._private_jobs")
+    result = call("cleanup", "GC_TASK_IDENTIFIERS", "--keep", "a", "--keep", "b")
+    assert result.stdout == "GC_TASK_IDENTIFIERS: deleted 1 row.\n"
+
+
+def test_a_dry_run_shows_what_would_change_and_changes_nothing(
+    call: Call, jobs: list[int], tables: Tables
+) -> None:
+    before = tables.jobs()
+    ids = [str(each) for each in jobs[:3]]
+    assert "Would have completed 3 of 3 jobs." in call("complete", *ids, "--dry-run").stdout
+    assert "Would have failed 3 of 3 jobs." in call("fail", *ids, "--dry-run").stdout
+    shown = rows(call("reschedule", *ids, "--priority", "7", "--dry-run", "--json"))
+    assert [(job["id"], job["priority"]) for job in shown] == [(each, 7) for each in jobs[:3]]
+    assert "Would have removed 1 job." in call("remove", "k", "--dry-run").stdout
+    assert "Would have unlocked 1 job and 1 queue." in call("unlock", "pool-1", "--dry-run").stdout
+    cleaned = call("cleanup", "delete_permafailed_jobs", "--dry-run").stdout
+    assert cleaned == "DELETE_PERMAFAILED_JOBS: would have deleted 1 row.\n"
+    assert tables.jobs() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "left"), [([], "n\n", 2), ([], "y\n", 0), (["--yes"], "", 0)]
+)
+def test_somebody_at_a_terminal_is_asked_before_several_jobs_change(
+    dsn: str, tables: Tables, options: list[str], answer: str, left: int
+) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        ids = [str(job.id) for job in utils.add_jobs([JobSpec("a"), JobSpec("a")])]
+    command = [sys.executable, "-m", "graphile_worker_py", "complete", *ids, *options]
+    typed, terminal = pty.openpty()
+    try:
+        os.write(typed, answer.encode())
+        environment = clean_environment({"DATABASE_URL": dsn})
+        with Popen(command, stdin=terminal, stdout=PIPE, stderr=PIPE, env=environment) as process:
+            out, err = process.communicate(timeout=15)
+    finally:
+        os.close(typed)
+        os.close(terminal)
+    assert ("2 jobs will be completed. Go on?" in err.decode()) == (not options), (out, err)
+    assert process.returncode == (1 if left else 0), (out, err)
+    assert len(tables.jobs()) == left
+
+
+def test_migrate_installs_the_schema_where_other_commands_ask_for_it(empty_dsn: str) -> None:
+    runner = click.testing.CliRunner()
+    schema = 'Other-S "x"'
+    where = ["-c", empty_dsn, "--schema", schema]
+    refused = runner.invoke(main, ["jobs", *where])
+    assert refused.exit_code == 1
+    assert refused.stderr == (
+        f"Error: schema {schema!r} is not installed in this database; "
+        f"`graphile-worker-py migrate` installs it\n"
+    )
+    for _ in range(2):
+        done = runner.invoke(main, ["migrate", *where])
+        assert (done.exit_code, done.stdout) == (0, f"Schema {schema!r} is at revision 20.\n")
+    assert runner.invoke(main, ["jobs", *where]).stdout == "No jobs.\n"
+
+
+def test_a_schema_that_is_too_new_is_refused(call: Call, tables: Tables) -> None:
+    tables.query("insert into graphile_worker.migrations (id, breaking) values (21, true)")
+    for args in (("jobs",), ("complete", "1"), ("add-job", "a"), ("migrate",)):
+        assert "revision 21" in call(*args, code=1).stderr
+
+
+def test_a_database_that_is_away_is_one_line_without_the_password(call: Call) -> None:
+    for args in (("jobs",), ("complete", "1"), ("add-job", "a"), ("migrate",)):
+        result = call(*args, "-c", "postgresql://u:secret@127.0.0.1:1/x?password=secret", code=1)
+        assert len(result.stderr.splitlines()) == 1
+        assert "127.0.0.1" in result.stderr
+        assert "secret" not in result.output

@@ -1,0 +1,115 @@
+"""The examples run, and do what they say."""
+
+import json
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.node import LATEST, Node
+from tests.support.processes import Process, Processes
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def installer() -> str:
+    """Who installed the schema makes no difference here: other tests show that."""
+    return "python"
+
+
+def run_example(processes: Processes, name: str, dsn: str) -> list[str]:
+    """The lines that an example prints."""
+    process = processes.start([sys.executable, str(EXAMPLES / name)], env={"DATABASE_URL": dsn})
+    assert process.wait(timeout=15) == 0, process.stderr
+    return process.lines()
+
+
+def test_quick_start_retries_the_job_that_failed(empty_dsn: str, processes: Processes) -> None:
+    lines = run_example(processes, "quick_start.py", empty_dsn)
+    assert lines[:2] == ["Hello Ada, attempt 1", "3 words, in queue words"]
+    assert lines[2].startswith("Job 2 has failed: nobody at home; again at ")
+    assert lines[3:] == ["Hello Grace, attempt 2"]
+
+
+def test_the_trigger_adds_a_job_with_the_row_or_not_at_all(
+    empty_dsn: str, processes: Processes
+) -> None:
+    assert run_example(processes, "sql_trigger.py", empty_dsn) == [
+        "One row was committed, one was rolled back",
+        "Welcome ada@example.com",
+    ]
+
+
+def test_a_batch_job_tries_only_failed_items_again(empty_dsn: str, processes: Processes) -> None:
+    assert run_example(processes, "batch_jobs.py", empty_dsn) == [
+        "together: ada, grace, edsger",
+        "sent to ada",
+        "sent to edsger",
+        "left for the next attempt: [{'to': 'grace'}]",
+        "together: grace",
+        "sent to grace",
+    ]
+
+
+async def test_the_web_app_adds_order_and_job_together(
+    empty_dsn: str, processes: Processes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    process = processes.start(
+        [sys.executable, str(EXAMPLES / "web_app.py")],
+        env={"DATABASE_URL": empty_dsn, "PORT": str(port)},
+    )
+
+    def started() -> bool:
+        assert "Uvicorn running" in process.stderr, process.stderr
+        return True
+
+    await eventually(started, timeout=10)
+    assert post(port, {"item": "book"}) == (201, '{"order":1}')
+    await process.seen("shipping order 1")
+    assert post(port, {"item": "nothing"})[0] == 500  # rolled back
+    assert post(port, {"item": "pen"}) == (201, '{"order":3}')
+    await process.seen("shipping order 3")
+    process.terminate()
+    process.wait()
+    assert process.lines("shipping") == ["shipping order 1", "shipping order 3"]
+    with psycopg.connect(empty_dsn) as conn:
+        assert conn.execute("select id from orders order by id").fetchall() == [(1,), (3,)]
+        assert conn.execute("select count(*) from graphile_worker.jobs").fetchone() == (0,)
+
+
+def post(port: int, body: object) -> tuple[int, str]:
+    """Status and text of the answer."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/orders", json.dumps(body).encode(), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_node_and_python_share_a_queue(dsn: str, node: Node, processes: Processes) -> None:
+    directory = EXAMPLES / "side_by_side"
+    env = {"DATABASE_URL": dsn, "NO_LOG_SUCCESS": "1"}
+    source = (directory / "worker.mjs").read_text(encoding="utf-8")
+    node_worker = node.start(LATEST, source, env=env)
+    node_worker.wait_for("node   ready")
+    python_worker: Process = processes.start(
+        [sys.executable, str(directory / "worker.py")], env=env
+    )
+    assert python_worker.wait(timeout=15) == 0, python_worker.stderr
+    images = ("ada.png", "grace.png", "edsger.png")
+    assert node_worker.lines("node   resize") == [f"node   resize   {image}" for image in images]
+    assert python_worker.lines("python caption") == [
+        f"python caption  {image} (queue images)" for image in images
+    ]
