@@ -24,7 +24,7 @@ async function recorded(payload, helpers, work) {
   } catch (raised) {
     error = raised;
   }
-  await helpers.query(END, [rows[0].id, error && error.message]);
+  await helpers.query(END, [rows[0].id, error && error.message.replaceAll("\0", "")]);
   if (error) {
     throw error;
   }

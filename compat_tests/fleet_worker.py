@@ -37,7 +37,8 @@ async def recorded(payload: Any, ctx: JobContext) -> AsyncIterator[None]:
         raise
     finally:
         async with ctx.connection() as conn:
-            await conn.execute(END, (None if error is None else str(error), row[0]))
+            text = None if error is None else str(error).replace("\0", "")
+            await conn.execute(END, (text, row[0]))
 
 
 def fail_if_told(told: dict[str, Any], job: Job) -> None:

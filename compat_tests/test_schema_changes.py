@@ -133,6 +133,17 @@ async def test_installing_another_schema_with_python_stops_nobody(fleet: Fleet) 
     assert [worker.returncode for worker in workers.values()] == [None, None]
 
 
+@OUR_INSTALL
+@pytest.mark.parametrize(("version", "works"), [("0.16.6", False), ("0.17.3", True)])
+async def test_older_releases_of_node_meet_our_install_as_they_meet_that_of_node(
+    fleet: Fleet, version: str, works: bool
+) -> None:
+    await fleet.add("python", payload={"name": "x"})
+    process = fleet.launch("node", version=version, once=True)
+    assert process.wait() == (0 if works else 1)
+    assert len(fleet.runs()) == (1 if works else 0)
+
+
 @pytest.fixture
 def old_fleet(empty_dsn: str, node: Node, processes: Processes) -> Iterator[Fleet]:
     """A database in which nobody has installed the schema yet."""

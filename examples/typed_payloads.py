@@ -30,7 +30,7 @@ class Invoice:
 async def send_invoice(payload: Invoice, ctx: JobContext) -> None:
     total = sum(line.price * line.count for line in payload.lines)
     print(f"invoice {payload.number}: {total} until {payload.due:%d.%m.%Y}")
-    await ctx.add_job(remind, payload, run_at=None, job_key=f"remind:{payload.number}")
+    await ctx.add_job(remind, payload, job_key=f"remind:{payload.number}")
 
 
 @task

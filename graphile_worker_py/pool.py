@@ -170,11 +170,12 @@ class WorkerPool:
                 )
             )
         left = self._queue.known_ids
-        if left and self._fatal is None:
-            self._fatal = WorkerPoolError(
+        if left:
+            error = WorkerPoolError(
                 f"stopped with {len(left)} job(s) whose outcome could not be recorded; they stay "
                 f"locked by {self.pool_id}: {', '.join(map(str, left[:10]))}"
             )
+            self._break(error, "record all outcomes")
         self._events.emit(events.PoolRelease(pool_id=self.pool_id))
 
     async def _register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
@@ -290,10 +291,11 @@ class WorkerPool:
                 if job is not None:
                     self._take_back(job, worker.worker_id)
         if stubborn:
-            self._fatal = self._fatal or WorkerPoolError(
+            error = WorkerPoolError(
                 f"{len(stubborn)} task(s) did not end within {KILL_PATIENCE:g} s of being "
                 f"cancelled; their jobs were returned"
             )
+            self._break(error, "cut off all tasks")
 
     # What the parts need of the pool.
 

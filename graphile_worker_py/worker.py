@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from graphile_worker_py import aio, events, json_codec
 from graphile_worker_py.context import Abort, JobContext, SyncJobContext
@@ -18,6 +18,8 @@ from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql.fail_jobs import Failure
 from graphile_worker_py.tasks import Task
+
+T = TypeVar("T")
 
 LONGEST_TURN: Final = 0.01
 """Seconds after which a worker lets others have a turn, before its next job."""
@@ -112,7 +114,7 @@ class Worker:
         try:
             result = await self._run_task(job)
             if isinstance(result, list):
-                await self._settle_batch(job, result)
+                await self._settle_batch_in_time(job, result, started)
         except asyncio.CancelledError as cancelled:
             if self._around.is_killed():
                 self._give_back(job)
@@ -144,15 +146,7 @@ class Worker:
             raise UnknownTaskError(f"there is no task {job.task_identifier!r} here")
         if task.timeout is None:
             return await self._result(task, job)
-        try:
-            async with asyncio.timeout(task.timeout) as limit:
-                return await self._result(task, job)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TaskTimeoutError(
-                f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
-            ) from error
+        return await _in_time(task, task.timeout, self._result(task, job))
 
     async def _result(self, task: Task[Any], job: Job) -> Any:
         decode = task.decode
@@ -177,6 +171,14 @@ class Worker:
             worker_id=self.worker_id,
             pool_id=around.pool_id,
         )
+
+    async def _settle_batch_in_time(self, job: Job, results: list[Any], started: float) -> None:
+        task = self._around.tasks.get(job.task_identifier)
+        settling = self._settle_batch(job, results)
+        if task is None or task.timeout is None:
+            await settling
+        else:
+            await _in_time(task, task.timeout - (perf_counter() - started), settling)
 
     async def _settle_batch(self, job: Job, results: list[Any]) -> None:
         """Read a task's list of results, if the payload makes it one of a batch job.
@@ -240,6 +242,19 @@ class Worker:
         self._events.emit(
             kind(pool_id=self._around.pool_id, worker_id=self.worker_id, job=job, **about)
         )
+
+
+async def _in_time(task: Task[Any], left: float, work: Awaitable[T]) -> T:
+    """Await the work of a task, and cancel it when the time that is left has run out."""
+    try:
+        async with asyncio.timeout(left) as limit:
+            return await work
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise TaskTimeoutError(
+            f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
+        ) from error
 
 
 def _is_cancelled() -> bool:

@@ -1,7 +1,10 @@
 """The examples run, and do what they say."""
 
+import hashlib
 import json
+import shutil
 import socket
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -55,6 +58,30 @@ def test_a_batch_job_tries_only_failed_items_again(empty_dsn: str, processes: Pr
         "together: grace",
         "sent to grace",
     ]
+
+
+def test_typed_payloads_are_built_or_refused(empty_dsn: str, processes: Processes) -> None:
+    assert run_example(processes, "typed_payloads.py", empty_dsn) == [
+        "invoice 7: 40.60 until 24.12.2026",
+        "reminder of invoice 7",
+        "invoice 8: payload does not fit: $.lines[0].price: expected decimal, got array",
+    ]
+
+
+def test_a_folder_may_hold_tasks_in_any_language(empty_dsn: str, processes: Processes) -> None:
+    if shutil.which("perl") is None:
+        pytest.skip("one of its tasks is in Perl, which is not installed")
+    needed = ["perl", "-MDigest::SHA", "-MJSON::PP", "-e", "1"]
+    if subprocess.run(needed, check=False, capture_output=True).returncode != 0:
+        pytest.skip(
+            "one of its tasks needs Digest::SHA and JSON::PP, which this Perl does not have"
+        )
+    lines = run_example(processes, "executable/main.py", empty_dsn)
+    digest = hashlib.sha256(b"some text").hexdigest()
+    assert lines[0] == f"checksum: SHA-256 of some text: {digest}"
+    assert "there is no text in the payload" in lines
+    assert "whoami: I am whoami, attempt 1 of 3" in lines
+    assert "greet: Hello Ada" in lines
 
 
 async def test_the_web_app_adds_order_and_job_together(

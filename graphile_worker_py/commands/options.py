@@ -29,6 +29,7 @@ def configuration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "graphile_worker.",
     )
     file = click.option(
+        "-C",
         "--config",
         "config_file",
         metavar="FILE",

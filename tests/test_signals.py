@@ -1,0 +1,225 @@
+"""Real signals to real processes: the first one stops, the second one kills."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from graphile_worker_py import run_once
+from tests.support.eventually import eventually
+from tests.support.processes import Process, Processes
+from tests.support.running import Jobs
+
+pytestmark = pytest.mark.parametrize("installer", ["python"])
+
+ROOT = Path(__file__).parents[1]
+Start = Callable[[str], Process]
+
+
+@pytest.fixture
+def start(processes: Processes, dsn: str) -> Start:
+    """Starts one of the functions of `signalled.py`."""
+
+    def start_function(name: str) -> Process:
+        command = [sys.executable, "-W", "error", "-m", "tests.signalled", dsn, name]
+        return processes.start(command, cwd=ROOT)
+
+    return start_function
+
+
+def pause_for_a_second_signal() -> None:
+    """Let the time pass in which a signal that comes again is taken for the same one."""
+    time.sleep(0.35)
+
+
+@pytest.mark.parametrize("function", ["one", "once"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
+def test_the_first_signal_lets_running_jobs_end(
+    dsn: str, start: Start, number: signal.Signals, function: str
+) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(2, "until_abort", "q")
+    process = start(function)
+    process.wait_for("job:start")
+    os.kill(process.pid, number)
+    assert process.wait() == 0
+    # `run_once` has no runner, and so no event of its end.
+    said = ["job:start", "gracefulShutdown", "done", "stop", "ended"]
+    if function == "once":
+        said = ["job:start", "done", "ended"]
+    assert process.lines() == said
+    assert process.stderr == ""
+    assert len(jobs.ids()) == 1
+    assert jobs.locked() == []
+
+
+@pytest.mark.parametrize("function", ["one", "once"])
+def test_the_second_signal_cuts_running_jobs_off_and_returns_them(
+    dsn: str, start: Start, function: str
+) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(2, "hang", "q")
+    jobs.add_many(2, "hang")
+    before = jobs.snapshot()
+    process = start(function)
+    process.wait_for("job:start", count=2)
+    process.terminate()
+    pause_for_a_second_signal()
+    process.interrupt()
+    assert process.wait() == 0
+    assert process.lines("cut off") == ["cut off"] * 2
+    assert process.lines()[-1] == "ended"
+    assert "Traceback" not in process.stderr
+    assert jobs.snapshot() == before
+    assert jobs.locked() == []
+
+
+def test_a_signal_that_comes_again_at_once_is_the_same_signal(dsn: str, start: Start) -> None:
+    """A terminal and a process manager may both hand on one Ctrl-C."""
+    jobs = Jobs(dsn)
+    jobs.add("until_abort")
+    process = start("one")
+    process.wait_for("job:start")
+    for _ in range(5):
+        process.interrupt()
+        process.terminate()
+    assert process.wait() == 0
+    assert process.lines() == ["job:start", "gracefulShutdown", "done", "stop", "ended"]
+    assert jobs.ids() == []
+
+
+def test_a_storm_of_signals_ends_it_in_order(dsn: str, start: Start) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(2, "hang", "q")
+    before = jobs.snapshot()
+    process = start("one")
+    process.wait_for("job:start")
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2]
+    deadline = time.monotonic() + 10
+    sent = 0
+    while process.returncode is None and time.monotonic() < deadline:
+        # The default actions are back when the worker has ended, and may end the process.
+        if process.lines("stop"):
+            break
+        os.kill(process.pid, numbers[sent % len(numbers)])
+        sent += 1
+        time.sleep(0.001)
+    process.wait()
+    assert sent > 50
+    assert process.lines("gracefulShutdown") == ["gracefulShutdown"]
+    assert process.lines("cut off") == ["cut off"]
+    assert process.lines("stop") == ["stop"]
+    assert jobs.snapshot() == before
+    assert jobs.locked() == []
+
+
+def test_two_runners_in_one_process_both_obey(dsn: str, start: Start) -> None:
+    jobs = Jobs(dsn)
+    process = start("two")
+    process.wait_for("ready")
+    process.terminate()
+    assert process.wait() == 0
+    assert sorted(process.lines()) == [
+        "a gracefulShutdown",
+        "a stop",
+        "b gracefulShutdown",
+        "b stop",
+        "ended",
+        "ready",
+    ]
+    assert process.stderr == ""
+    assert jobs.locked() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_runner_obeys_whichever_others_have_ended(
+    dsn: str, start: Start, number: signal.Signals
+) -> None:
+    process = start("staggered")
+    process.wait_for("ready")
+    os.kill(process.pid, number)
+    process.wait_for("ended")
+    assert process.lines() == ["a stop", "ready", "b gracefulShutdown", "b stop", "ended"]
+    # Then the process has the default actions back.
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+    assert process.stderr == ""
+
+
+def test_when_it_has_ended_signals_do_what_they_did_before(dsn: str, start: Start) -> None:
+    process = start("afterwards")
+    process.wait_for("ready")
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+
+
+def test_without_handling_ctrl_c_still_ends_it_gracefully(dsn: str, start: Start) -> None:
+    """It cancels the main task; other signals do what Python makes of them."""
+    jobs = Jobs(dsn)
+    jobs.add("until_abort")
+    process = start("unhandled")
+    process.wait_for("job:start")
+    process.interrupt()
+    assert process.wait() in (130, -signal.SIGINT)
+    assert process.lines("done") == ["done"]
+    assert jobs.ids() == []
+
+    jobs.add("until_abort")
+    process = start("unhandled")
+    process.wait_for("job:start")
+    process.terminate()
+    assert process.wait() == -signal.SIGTERM
+    assert process.lines("done") == []
+
+
+def test_a_thread_that_never_returns_does_not_keep_the_process_alive(
+    dsn: str, start: Start
+) -> None:
+    jobs = Jobs(dsn)
+    job_id = jobs.add("block")
+    process = start("one")
+    process.wait_for("job:start")
+    process.terminate()
+    process.wait_for("gracefulShutdown")
+    pause_for_a_second_signal()
+    process.terminate()
+    assert process.wait() == 0
+    assert jobs.one(job_id)["attempts"] == 0
+    assert jobs.locked() == []
+
+
+@pytest.mark.timeout(30)
+def test_a_task_that_ignores_everything_does_not_keep_the_command_alive(
+    dsn: str, processes: Processes
+) -> None:
+    jobs = Jobs(dsn)
+    job_id = jobs.add("stubborn")
+    command = [sys.executable, "-m", "graphile_worker_py", "-c", dsn]
+    process = processes.start([*command, "--tasks", "tests.signalled:TASKS"], cwd=ROOT)
+    asyncio.run(eventually(jobs.locked, timeout=10))
+    process.terminate()
+    pause_for_a_second_signal()
+    process.terminate()
+    assert process.wait(15) == 1
+    assert "did not end within 5 s" in process.stderr
+    assert jobs.one(job_id)["attempts"] == 0
+    assert jobs.locked() == []
+
+
+async def test_outside_of_the_main_thread_it_says_that_signals_do_nothing(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = Jobs(dsn)
+    jobs.add("work")
+    before = signal.getsignal(signal.SIGTERM)
+    with caplog.at_level(logging.WARNING):
+        await asyncio.to_thread(lambda: asyncio.run(run_once(dsn, tasks={"work": print})))
+    assert "signals do not stop this worker" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert jobs.ids() == []
