@@ -17,7 +17,7 @@ from psycopg.adapt import Loader
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from graphile_worker_py.backoff import backoff_for
+from graphile_worker_py.backoff import backoff_for, is_outage
 from graphile_worker_py.errors import ConfigurationError, message_of
 
 logger = logging.getLogger(__name__)
@@ -222,8 +222,15 @@ class Database:
         """
         if conn is not None:
             return await self._send(conn, query)
-        async with self.pool.connection() as own:
-            return await self._send(own, query)
+        try:
+            async with self.pool.connection() as own:
+                return await self._send(own, query)
+        except psycopg.OperationalError as error:
+            if is_outage(error):
+                # Where one connection was lost, others were. They would be handed out one by one
+                # and cost a failure each.
+                await self.pool.check()
+            raise
 
     async def run_retrying(self, query: Query[T], *, what: str) -> T:
         """Send one statement, again if it lost a race or the database is away for a while.

@@ -446,7 +446,9 @@ class Events:
             self._subscribers[kind] = (*self._subscribers.get(kind, ()), subscriber)
 
         def unsubscribe() -> None:
-            for kind in kinds:
+            # The same subscriber may have subscribed again: a second call ends nothing.
+            while kinds:
+                kind = kinds.pop()
                 left = list(self._subscribers.get(kind, ()))
                 if subscriber in left:
                     left.remove(subscriber)

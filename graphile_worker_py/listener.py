@@ -29,7 +29,8 @@ class Listener:
         connect: Makes a connection in autocommit mode.
         nudge: Called with the number of jobs that were announced; and, each time it begins to
             listen, with 1, because nobody knows what was announced before.
-        schema_changed: Awaited when a breaking change of some schema in the database is announced.
+        schema_changed: Awaited when a breaking change of some schema in the database is
+            announced, or may have been announced while the connection was away.
         events: Where to tell what happens.
     """
 
@@ -57,6 +58,7 @@ class Listener:
     async def run(self) -> None:
         """Listen until closed."""
         failures = 0
+        listened = False
         while not self._closed.is_set():
             self._events.emit(
                 events.PoolListenConnecting(pool_id=self._pool_id, attempts=failures + 1)
@@ -68,6 +70,10 @@ class Listener:
                     failures = 0
                     self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))
                     self._nudge(1)
+                    if listened:
+                        # Nobody knows what was announced in between.
+                        await self._schema_changed()
+                    listened = True
                     await self._listen(conn)
             except (psycopg.Error, OSError) as error:
                 if self._closed.is_set():

@@ -486,7 +486,7 @@ class WorkerPool:
             await part
         except asyncio.CancelledError:
             if self._killing is None:
-                self._break(WorkerPoolError(f"user code cancelled what is to {action}"), action)
+                self._break(WorkerPoolError(f"what is to {action} was cancelled from outside"), action)
             raise
         except Exception as error:  # raised again by run()
             self._break(error, action)

@@ -95,13 +95,13 @@ class Task(TaskName[PayloadT_contra]):
         """A job of this task, to be added with others by `add_jobs`."""
         return JobSpec(self, payload, **options)
 
-    def add_job(
+    def enqueue(
         self,
         adder: AddsJobs[R_co],
         payload: PayloadT_contra,
         **options: Unpack[AddJobOptions],
     ) -> R_co:
-        """Add a job of this task: `await send_email.add_job(utils, SendEmail("ada@example.com"))`.
+        """Add a job of this task: `await send_email.enqueue(utils, SendEmail("ada@example.com"))`.
 
         Args:
             adder: `WorkerUtils`, `Runner` or `JobContext`, whose answer is awaited, or
@@ -116,8 +116,12 @@ class Task(TaskName[PayloadT_contra]):
         return adder.add_job(self, payload, **options)
 
 
-Tasks: TypeAlias = Iterable[Task[Any]] | Mapping[str, Task[Any] | TaskFunction]
-"""Tasks as users give them: a list of `@task` functions, or callables by their identifiers."""
+Tasks: TypeAlias = Iterable[Task[Any]] | Mapping[str, Any]
+"""Tasks as users give them: a list of `@task` functions, or callables by their identifiers.
+
+The latter are not typed more closely, because type checkers find no common type for functions that
+take different payloads.
+"""
 
 
 class _Decorator(Protocol):

@@ -491,6 +491,10 @@ def test_a_worker_needs_no_flags_if_all_is_in_the_file(
     assert process.stdout == "hello ada\n"
     assert jobs.ids() == [left]
     assert all(json.loads(line)["level"] == "info" for line in process.stderr.splitlines())
+    (tmp_path / "recurring").write_text("nonsense\n", encoding="utf-8")
+    process = cli.run("--once", APP_DATABASE=dsn)
+    assert process.returncode == 2
+    assert "nonsense" in process.stderr
 
 
 def test_all_commands_read_connection_and_schema_from_the_file(

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.support.pages import PageRun, blocks_of, check_commands
@@ -16,6 +17,7 @@ from tools import events_page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+TESTS = (ROOT / "tests", ROOT / "compat_tests")
 PAGES = sorted(DOCS.glob("*.md"))
 SITE = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 
@@ -35,6 +37,37 @@ def test_the_code_blocks_of_a_page_do_what_it_says(
     page_run = PageRun(tmp_path, dsn, processes)
     for block in blocks_of(page):
         page_run.run(block)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\n1 / 0\n```",
+        "<!-- test: inside utils -->\n```python\nassert await utils.get_job(1)\n```",
+        "```sh\ngraphile-worker-py jobs --stat ready\n```",
+        "```sh\nfalse; true\n```",
+        "```sql\nselect 1 from graphile_worker.job\n```",
+        "```sh\necho 1\n```\n<!-- test: output -->\n```text\none\n```",
+        "```yaml\ncommand: [graphile-worker-py, --task, tasks]\n```",
+        "```ini\n[Service]\nExecStart=/bin/graphile-worker-py --job 10\n```",
+        "<!-- test: skip: here -->\n```sh\nPATH=. graphile-worker-py worker\n```",
+        '<!-- test: until "ready" -->\n```sh\necho set\n```',
+        "```elisp\n(+ 1 2)\n```",
+        "<!-- test: fails id {} -->\n```python\nid = __import__('graphile_worker_py').task(id)\n```",
+    ],
+)
+def test_a_block_that_is_wrong_is_found(
+    text: str, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", dsn)
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{text}\n", encoding="utf-8")
+    *before, wrong = blocks_of(page)
+    page_run = PageRun(tmp_path, dsn, processes)
+    for block in before:
+        page_run.run(block)
+    with pytest.raises((AssertionError, ArithmeticError, psycopg.Error)):
+        page_run.run(wrong)
 
 
 def test_the_commands_of_the_readme_exist() -> None:
@@ -80,6 +113,18 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
         target
         for target in targets
         if not target.startswith(("http://", "https://")) and not (page.parent / target).exists()
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", page.read_text(encoding="utf-8"))
+    files = {file.stem: file for folder in TESTS for file in folder.glob("test_*.py")}
+    missing = [
+        f"{file}::{test}"
+        for file, test in named
+        if file not in files or f"def {test}(" not in files[file].read_text(encoding="utf-8")
     ]
     assert missing == []
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import pytest

@@ -1,0 +1,246 @@
+"""What a task is given besides its payload."""
+
+import asyncio
+import contextvars
+import logging
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from graphile_worker_py import JobContext, JobSpec, Runner, SyncJobContext, run_once, task
+from graphile_worker_py.events import JobSuccess
+from tests.support.eventually import eventually
+from tests.support.running import Jobs, Told
+
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
+
+async def run_in(kind: str, dsn: str, function: Any, **options: Any) -> None:
+    """Run jobs of the task `work` on the loop or in a thread."""
+
+    async def modern(payload: Any, ctx: JobContext) -> None:
+        result = function(payload, ctx)
+        if asyncio.iscoroutine(result):
+            await result
+
+    def plain(payload: Any, ctx: SyncJobContext) -> None:
+        function(payload, ctx)
+
+    await run_once(dsn, tasks={"work": modern if kind == "async" else plain}, **options)
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_it_knows_the_job_as_it_was_fetched(dsn: str, kind: str) -> None:
+    jobs = Jobs(dsn)
+    job_id = jobs.add(
+        "work",
+        {"n": 1},
+        queue_name="q",
+        run_at="2020-01-01 00:00:00.123456+00",
+        max_attempts=7,
+        job_key="k",
+        priority=-3,
+        flags=["f", "g"],
+    )
+    jobs.change(job_id, "last_error = 'before', attempts = 2, revision = 4")
+    stored: list[dict[str, Any]] = []
+    contexts: list[Any] = []
+
+    def look(payload: Any, ctx: Any) -> None:
+        contexts.append(ctx)
+        stored.append(jobs.one(job_id))
+
+    await run_in(kind, dsn, look)
+    job, row = contexts[0].job, stored[0]
+    expected = {
+        "id": job_id,
+        "task_identifier": "work",
+        "payload": {"n": 1},
+        "priority": -3,
+        "run_at": datetime(2020, 1, 1, 0, 0, 0, 123456, tzinfo=UTC),
+        "attempts": 3,
+        "max_attempts": 7,
+        "last_error": "before",
+        "key": "k",
+        "revision": 4,
+        "flags": {"f": True, "g": True},
+        "locked_by": contexts[0].pool_id,
+        "is_available": False,
+    }
+    assert {name: getattr(job, name) for name in expected} == expected
+    assert job.to_dict() == {name: row[name] for name in job.to_dict()}
+
+
+async def test_async_tasks_add_jobs_and_borrow_connections(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add("work", queue_name="lane")
+    added: list[Any] = []
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        one = await ctx.add_job("later", {"n": 1}, priority=3, flags=["x"])
+        many = await ctx.add_jobs([JobSpec("later", {"n": 2}), JobSpec("last", job_key="k")])
+        added.extend([one, *many])
+        async with ctx.connection() as conn, conn.transaction():
+            await ctx.add_job("rolled_back", conn=conn)
+            raise psycopg.Rollback
+        assert await ctx.get_queue_name() == "lane"
+
+    async def later(payload: Any) -> None:
+        raise AssertionError("not registered in this test")
+
+    await run_once(dsn, tasks={"work": work})
+    left = [(job["id"], job["task_identifier"], job["payload"]) for job in jobs.all()]
+    assert left == [(job.id, job.task_identifier, job.payload) for job in added]
+    assert [job["priority"] for job in jobs.all()] == [3, 0, 0]
+
+
+async def test_plain_tasks_add_jobs_and_have_a_connection_of_their_own(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add("work", queue_name="lane")
+    jobs.add("work")
+    names: list[str | None] = []
+
+    def work(payload: Any, ctx: SyncJobContext) -> None:
+        one = ctx.add_job("later", {"n": 1}, run_at=datetime(2100, 1, 1, tzinfo=UTC))
+        two, three = ctx.add_jobs([JobSpec("later", {"n": 2}), JobSpec("later", {"n": 3})])
+        assert [job.payload["n"] for job in (one, two, three)] == [1, 2, 3]
+        with ctx.connection() as conn:
+            assert conn.autocommit
+            conn.execute("select 1")
+        names.append(ctx.get_queue_name())
+
+    await run_once(dsn, tasks={"work": work})
+    assert names == ["lane", None]
+    assert sorted(job["payload"]["n"] for job in jobs.all()) == [1, 1, 2, 2, 3, 3]
+
+
+async def test_a_job_that_is_added_with_the_tasks_own_data_goes_with_it(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.query("create table sent (id int)")
+    jobs.add("work")
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn, conn.transaction():
+            await conn.execute("insert into sent values (1)")
+            await ctx.add_job("later", conn=conn)
+            assert jobs.query("select * from sent") == []
+            assert len(jobs.ids()) == 1
+
+    await run_once(dsn, tasks={"work": work})
+    assert jobs.query("select * from sent") == [{"id": 1}]
+    assert [job["task_identifier"] for job in jobs.all()] == ["later"]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_its_logger_tells_which_job_speaks(
+    dsn: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = Jobs(dsn).add("work")
+    contexts: list[Any] = []
+
+    def speak(payload: Any, ctx: Any) -> None:
+        contexts.append(ctx)
+        ctx.logger.info("said %s", "something")
+
+    with caplog.at_level(logging.INFO):
+        await run_in(kind, dsn, speak, logger=logging.getLogger("mine"))
+    (record,) = [each for each in caplog.records if each.getMessage() == "said something"]
+    told = {name: record.__dict__[name] for name in ("job_id", "task_identifier", "attempt")}
+    assert told == {"job_id": job_id, "task_identifier": "work", "attempt": 1}
+    assert record.name == "mine"
+    assert record.__dict__["pool_id"] == contexts[0].pool_id
+    assert record.__dict__["worker_id"] == contexts[0].worker_id
+
+
+async def test_a_plain_task_does_not_hold_up_the_loop(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add("plain")
+    jobs.add("modern")
+    modern_ran = threading.Event()
+
+    def plain(payload: Any) -> None:
+        # Would wait for ever on the loop's own thread.
+        assert threading.current_thread() is not threading.main_thread()
+        assert modern_ran.wait(10)
+
+    async def modern(payload: Any) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        modern_ran.set()
+
+    tasks: dict[str, Any] = {"plain": plain, "modern": modern}
+    await run_once(dsn, tasks=tasks, concurrent_jobs=2)
+    assert jobs.ids() == []
+
+
+async def test_plain_tasks_run_at_the_same_time_and_threads_are_used_again(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(12, "work")
+    together = threading.Barrier(3)
+    threads: set[int] = set()
+
+    def work(payload: Any) -> None:
+        threads.add(threading.get_ident())
+        together.wait(10)
+
+    await run_once(dsn, tasks={"work": work}, concurrent_jobs=3)
+    assert jobs.ids() == []
+    assert len(threads) == 3
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_context_variables_of_the_program_are_seen(dsn: str, kind: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(2, "work")
+    seen: list[str] = []
+
+    def look(payload: Any, ctx: Any) -> None:
+        seen.append(COLOUR.get())
+
+    token = COLOUR.set("blue")
+    try:
+        await run_in(kind, dsn, look)
+    finally:
+        COLOUR.reset(token)
+    assert seen == ["blue", "blue"]
+
+
+async def test_what_one_plain_task_sets_the_next_one_does_not_see(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(2, "work")
+    seen: list[str] = []
+
+    def work(payload: Any) -> None:
+        seen.append(COLOUR.get())
+        COLOUR.set("red")
+
+    await run_once(dsn, tasks={"work": work})
+    assert seen == ["none", "none"]
+
+
+async def test_a_plain_task_that_ran_into_its_time_limit_may_still_use_its_context(
+    dsn: str,
+) -> None:
+    """Its job has failed by then, and its result is dropped; the thread runs on."""
+    jobs, told = Jobs(dsn), Told()
+    job_id = jobs.add("work")
+    limit_passed, done = threading.Event(), threading.Event()
+
+    @task(timeout=0.05)
+    def work(payload: Any, ctx: SyncJobContext) -> None:
+        assert limit_passed.wait(10)
+        ctx.add_job("late")
+        done.set()
+
+    async with Runner(
+        dsn, tasks=[work, task("other")(print)], poll_interval=3600, events=told.events
+    ) as runner:
+        await eventually(lambda: jobs.one(job_id)["last_error"])
+        limit_passed.set()
+        assert await asyncio.to_thread(done.wait, 10)
+        await runner.add_job("other")
+        await told.seen(JobSuccess)
+    assert [job["task_identifier"] for job in jobs.all()] == ["work", "late"]
+    assert jobs.one(job_id)["attempts"] == 1

@@ -1,0 +1,151 @@
+"""Options: what is allowed, and how a wrong one is told."""
+
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import (
+    ConfigurationError,
+    LocalQueueOptions,
+    RefetchDelay,
+    Runner,
+    WorkerOptions,
+    run_once,
+)
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"schema": 'Other-S "quoted"'},
+    {"schema": "x" * 63},
+    {"concurrent_jobs": 500},
+    {"poll_interval": 0.001},
+    {"max_pool_size": 2},
+    {"prepared_statements": False},
+    {"forbidden_flags": []},
+    {"forbidden_flags": ("a", "b")},
+    {"forbidden_flags": lambda: None},
+    {"local_queue": LocalQueueOptions(1, ttl=0)},
+    {"local_queue": LocalQueueOptions(refetch_delay=RefetchDelay(duration=2))},
+    {"complete_job_batch_delay": 0, "fail_job_batch_delay": -1},
+    {"min_reset_locked_interval": 1, "max_reset_locked_interval": 1},
+    {"graceful_shutdown_abort_timeout": 0},
+]
+BAD: list[tuple[str, list[Any]]] = [
+    ("schema", ["", "x" * 64, "\N{SNOWMAN}" * 22, "a\0b", 7]),
+    ("concurrent_jobs", [0, -1, 1.0, True, "4"]),
+    ("poll_interval", [0, -1, float("inf"), float("nan"), "2", True]),
+    ("max_pool_size", [1, 0, 2.0]),
+    ("prepared_statements", [1, "yes"]),
+    ("forbidden_flags", ["red", [1], b"red", 7, {"red"}]),
+    ("local_queue", [5, {"size": 5}]),
+    ("complete_job_batch_delay", [-2, -0.5, float("nan"), "0", True]),
+    ("fail_job_batch_delay", [-2, float("inf")]),
+    ("min_reset_locked_interval", [0, -1, float("inf"), 601]),
+    ("max_reset_locked_interval", [0, 479]),
+    ("graceful_shutdown_abort_timeout", [-1, float("nan"), "5"]),
+]
+
+
+@pytest.mark.parametrize("options", GOOD, ids=str)
+def test_values_that_make_sense_are_taken(options: dict[str, Any]) -> None:
+    made = WorkerOptions(**options)
+    assert {name: getattr(made, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD for value in values]
+)
+def test_a_value_that_makes_no_sense_is_refused_with_its_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=name) as refused:
+        WorkerOptions(**{name: value})
+    # The message shows the value, too.
+    shown = str(value) if name.endswith("locked_interval") else repr(value)
+    assert shown in str(refused.value) or isinstance(value, list)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"size": 0}, "local_queue.size"),
+        ({"size": -2}, "local_queue.size"),
+        ({"size": 1.5}, "local_queue.size"),
+        ({"ttl": -1}, "local_queue.ttl"),
+        ({"ttl": float("inf")}, "local_queue.ttl"),
+    ],
+)
+def test_a_local_queue_that_makes_no_sense_is_refused(arguments: Any, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        LocalQueueOptions(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"duration": -1}, "refetch_delay.duration"),
+        ({"duration": 1, "threshold": -1}, "refetch_delay.threshold"),
+        ({"duration": 1, "max_abort_threshold": -1}, "refetch_delay.max_abort_threshold"),
+    ],
+)
+def test_a_refetch_delay_that_makes_no_sense_is_refused(arguments: Any, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        RefetchDelay(**arguments)
+
+
+def test_a_refetch_delay_must_not_be_longer_than_the_poll_interval() -> None:
+    rest = LocalQueueOptions(5, refetch_delay=RefetchDelay(duration=2.5))
+    with pytest.raises(ConfigurationError, match=r"duration 2\.5 is above poll_interval 2\.0"):
+        WorkerOptions(local_queue=rest)
+    WorkerOptions(local_queue=rest, poll_interval=2.5)
+
+
+def test_none_means_not_given() -> None:
+    none: dict[str, Any] = dict.fromkeys(
+        ("schema", "concurrent_jobs", "poll_interval", "local_queue", "events", "logger", "hooks")
+    )
+    Runner("postgresql://", tasks={"work": print}, **none)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"taks": {"work": print}}, "unknown option 'taks'"),
+        ({"tasks": {"work": print}, "task_directory": "tasks"}, "both given"),
+        ({}, "neither tasks nor task_directory"),
+        (
+            {"tasks": {"work": print}, "crontab": "* * * * * work", "crontab_file": "x"},
+            "were given",
+        ),
+        ({"tasks": {"work": print}, "concurrent_jobs": 0}, "concurrent_jobs"),
+    ],
+)
+async def test_wrong_options_are_told_before_anything_is_connected(
+    options: dict[str, Any], message: str
+) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    with pytest.raises(ConfigurationError, match=message):
+        Runner(nowhere, **options)
+    with pytest.raises(ConfigurationError, match=message):
+        await run_once(nowhere, **options)
+
+
+async def test_a_connection_string_that_is_none_is_told_without_its_password() -> None:
+    with pytest.raises(ConfigurationError, match="can't be understood") as refused:
+        await run_once("postgresql://me:secret@host:port:1/db", tasks={"work": print})
+    assert "secret" not in str(refused.value)
+
+
+async def test_the_schema_may_have_any_name(empty_dsn: str) -> None:
+    schema = 'Other-S "x" :GRAPHILE_WORKER_SCHEMA $1 %s'
+    seen: list[Any] = []
+
+    async def work(payload: Any, ctx: Any) -> None:
+        seen.append(payload)
+        if payload["n"]:
+            await ctx.add_job("work", {"n": payload["n"] - 1}, queue_name="q")
+
+    options: dict[str, Any] = {"tasks": {"work": work}, "schema": schema}
+    async with Runner(empty_dsn, **options) as runner:
+        await runner.add_job("work", {"n": 2})
+        await runner.stop()
+    await run_once(empty_dsn, **options)
+    assert [payload["n"] for payload in seen] == [2, 1, 0]

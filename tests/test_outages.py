@@ -1,0 +1,420 @@
+"""The database goes away and comes back: every outcome is recorded, once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from graphile_worker_py import JobContext, LocalQueueOptions, Runner, WorkerPoolError, run_once
+from graphile_worker_py.events import (
+    JobError,
+    JobLost,
+    JobStart,
+    JobSuccess,
+    LocalQueueGetJobsComplete,
+    PoolListenSuccess,
+    WorkerGetJobError,
+)
+from tests.support.eventually import eventually
+from tests.support.running import Jobs, Told
+
+pytestmark = pytest.mark.parametrize("installer", ["python"])
+
+TERMINATE_ALL = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+"""
+FAIL_WRITES = """
+create function graphile_worker.fail_some() returns trigger language plpgsql as $$
+begin
+  if nextval('graphile_worker.failures') <= {failures} then
+    raise exception 'for the test' using errcode = '{code}';
+  end if;
+  return case tg_op when 'DELETE' then old else new end;
+end $$;
+create sequence graphile_worker.failures;
+create trigger fail_some before {operation} on graphile_worker._private_jobs
+for each row execute function graphile_worker.fail_some();
+"""
+
+
+class Proxy:
+    """Stands between worker and server, and can keep answers back or cut connections."""
+
+    def __init__(self, dsn: str) -> None:
+        info = psycopg.conninfo.conninfo_to_dict(dsn)
+        self._server = (str(info["host"]), int(str(info["port"])))
+        self._info = info
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self._refusing = False
+        self.dsn = ""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Proxy"]:
+        """Take connections within the block."""
+        listening = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        host, port = listening.sockets[0].getsockname()
+        given = {**self._info, "host": host, "port": port, "sslmode": "disable"}
+        self.dsn = psycopg.conninfo.make_conninfo("", **given)
+        try:
+            yield self
+        finally:
+            listening.close()
+            self.cut()
+            await eventually(lambda: not self._writers)
+
+    @contextmanager
+    def answers_held(self) -> Iterator[None]:
+        """Within the block the server hears the worker, and not the other way; then cut."""
+        self._answers.clear()
+        try:
+            yield
+        finally:
+            self.cut()
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        self._answers.set()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def refuse(self) -> None:
+        """Cut all connections, and each new one."""
+        self._refusing = True
+        self.cut()
+
+    def accept(self) -> None:
+        """Let new connections through again."""
+        self._refusing = False
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.transport.abort()
+            return
+        up_reader, up_writer = await asyncio.open_connection(*self._server)
+        self._writers |= {writer, up_writer}
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pass_on(reader, up_writer, answers=False))
+            group.create_task(self._pass_on(up_reader, writer, answers=True))
+        self._writers -= {writer, up_writer}
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool
+    ) -> None:
+        try:
+            while chunk := await reader.read(65536):
+                if answers:
+                    await self._answers.wait()
+                writer.write(chunk)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+
+async def test_when_all_connections_are_terminated_outcomes_are_recorded_once_back(
+    dsn: str,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    good, bad = jobs.add_many(6, "succeed", "q"), jobs.add_many(4, "fail")
+    finish = asyncio.Event()
+    ran: list[int] = []
+
+    async def succeed(payload: Any, ctx: JobContext) -> None:
+        ran.append(ctx.job.id)
+        await finish.wait()
+
+    async def fail(payload: Any, ctx: JobContext) -> None:
+        ran.append(ctx.job.id)
+        await finish.wait()
+        raise ValueError("no")
+
+    async with Runner(
+        dsn,
+        tasks={"succeed": succeed, "fail": fail},
+        concurrent_jobs=6,
+        poll_interval=3600,
+        events=told.events,
+    ):
+        await told.seen(JobStart, count=5)
+        await told.seen(PoolListenSuccess)
+        jobs.query(TERMINATE_ALL)
+        finish.set()
+        await told.seen(PoolListenSuccess, count=2)
+        await told.seen(JobSuccess, count=6)
+        await eventually(lambda: jobs.ids() == bad)
+    assert sorted(ran) == sorted(good + bad)
+    assert jobs.locked() == []
+    assert {(job["attempts"], job["last_error"]) for job in jobs.all()} == {(1, "no")}
+    assert told.of(JobLost) == []
+
+
+async def test_many_lost_connections_do_not_cost_a_failure_each(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pool hands out its dead connections one after the other, unless somebody checks."""
+    jobs, told = Jobs(dsn), Told()
+    together = asyncio.Barrier(8)
+
+    async def borrow(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            await conn.execute("select 1")
+            await together.wait()
+
+    jobs.add_many(8, "borrow")
+    async with Runner(
+        dsn,
+        tasks={"borrow": borrow, "work": print},
+        concurrent_jobs=8,
+        max_pool_size=20,
+        poll_interval=3600,
+        events=told.events,
+    ):
+        await told.seen(JobSuccess, count=8)
+        await eventually(lambda: not jobs.ids())
+        jobs.query(TERMINATE_ALL)
+        jobs.add("work")
+        await told.seen(JobSuccess, count=9, timeout=10)
+    assert jobs.ids() == []
+    assert len(told.of(WorkerGetJobError)) <= 1
+    assert caplog.text.count("again in") <= 3
+
+
+@pytest.mark.parametrize("operation", ["delete", "update"])
+@pytest.mark.parametrize("code", ["40001", "40P01", "57014", "53200", "55P03", "58030", "25006"])
+async def test_a_write_that_may_succeed_later_is_tried_again(
+    dsn: str, operation: str, code: str
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(2, "succeed", "q")
+    jobs.add_many(2, "fail", "r")
+    told_code = FAIL_WRITES.format(failures=2, code=code, operation=operation)
+
+    async def succeed(payload: Any) -> None:
+        if payload["n"] == 0:
+            jobs.query(told_code)
+
+    async def fail(payload: Any) -> None:
+        raise ValueError("no")
+
+    await run_once(dsn, tasks={"succeed": succeed, "fail": fail}, events=told.events)
+    assert [job["last_error"] for job in jobs.all()] == ["no", "no"]
+    assert len(told.of(JobSuccess)) == 2
+    assert len(told.of(JobError)) == 2
+    assert jobs.locked() == []
+
+
+async def test_one_outcome_that_cannot_be_written_does_not_take_the_others_with_it(
+    dsn: str,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(5, "work")
+    jobs.query(
+        "create function graphile_worker.keep() returns trigger language plpgsql as"
+        " $$ begin raise exception 'never' using errcode = '23503'; end $$;"
+        "create trigger keep before delete on graphile_worker._private_jobs"
+        " for each row when (old.id = 3) execute function graphile_worker.keep()"
+    )
+    together = asyncio.Barrier(5)
+
+    async def work(payload: Any) -> None:
+        await together.wait()
+
+    with pytest.raises(WorkerPoolError, match="could not complete job 3: ForeignKeyViolation"):
+        async with Runner(
+            dsn, tasks={"work": work}, concurrent_jobs=5, events=told.events
+        ) as runner:
+            await runner.wait()
+    assert jobs.ids() == [3]
+
+
+async def test_jobs_of_a_fetch_whose_answer_was_lost_are_returned(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    ran: list[tuple[int, int]] = []
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        ran.append((ctx.job.id, ctx.job.attempts))
+
+    async with Proxy(dsn).running() as proxy:
+        async with Runner(
+            proxy.dsn, tasks={"work": work}, poll_interval=0.1, events=told.events
+        ) as runner:
+            await told.seen(PoolListenSuccess)
+            await told.seen(LocalQueueGetJobsComplete)
+            with proxy.answers_held():
+                jobs.add("work", queue_name="q")
+                # The worker's fetch has locked it, and the worker does not know.
+                await eventually(lambda: len(jobs.locked()) == 2)
+                assert jobs.all()[0]["locked_by"] == runner.pool_id
+                assert ran == []
+            await told.seen(JobSuccess, timeout=10)
+    # The attempt that was lost does not count.
+    assert ran == [(1, 1)]
+    assert jobs.ids() == []
+    assert jobs.locked() == []
+
+
+async def test_a_stop_leaves_nothing_locked_of_a_fetch_whose_answer_was_lost(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    async with Proxy(dsn).running() as proxy:
+        async with Runner(
+            proxy.dsn, tasks={"work": print}, poll_interval=0.1, events=told.events
+        ) as runner:
+            await told.seen(PoolListenSuccess)
+            await told.seen(LocalQueueGetJobsComplete)
+            # At the very moment at which the fetch has failed it is told to stop.
+            stopped: list[asyncio.Task[None]] = []
+            told.events.subscribe(
+                WorkerGetJobError, lambda _: stopped.append(asyncio.create_task(runner.stop()))
+            )
+            with proxy.answers_held():
+                jobs.add("work", queue_name="q")
+                await eventually(lambda: len(jobs.locked()) == 2)
+            await told.seen(WorkerGetJobError)
+            await stopped[0]
+    assert jobs.locked() == []
+    assert jobs.one(1)["attempts"] == 0
+
+
+@pytest.mark.timeout(30)
+async def test_a_stop_while_the_database_is_away_says_what_it_cannot_know(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    async with Proxy(dsn).running() as proxy:
+        with pytest.raises(WorkerPoolError, match="a fetch was not answered"):
+            async with Runner(
+                proxy.dsn, tasks={"work": print}, poll_interval=0.05, events=told.events
+            ):
+                await told.seen(PoolListenSuccess)
+                proxy.refuse()
+                await told.seen(WorkerGetJobError)
+        proxy.accept()
+    assert jobs.locked() == []
+
+
+async def test_an_outcome_that_arrived_although_its_answer_was_lost_is_no_lost_job(
+    dsn: str,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(3, "work")
+    finish = asyncio.Event()
+
+    together, ready = asyncio.Barrier(3), list[int]()
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        # So that there are connections enough when no more can be made.
+        async with ctx.connection():
+            await together.wait()
+        ready.append(ctx.job.id)
+        await finish.wait()
+
+    async with Proxy(dsn).running() as proxy:
+        async with Runner(
+            proxy.dsn,
+            tasks={"work": work},
+            concurrent_jobs=3,
+            poll_interval=3600,
+            prepared_statements=False,  # so that one message is enough
+            events=told.events,
+        ):
+            await told.seen(JobStart, count=3)
+            await told.seen(PoolListenSuccess)
+            await eventually(lambda: len(ready) == 3)
+            with proxy.answers_held():
+                finish.set()
+                await eventually(lambda: jobs.ids() == [])
+    assert told.of(JobLost) == []
+    assert len(told.of(JobSuccess)) == 3
+
+
+async def test_an_outcome_of_a_job_that_is_no_longer_ours_changes_nothing(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    for payload in ("succeed", "fail", "vanish"):
+        jobs.add("work", payload, queue_name=payload)
+    finish = asyncio.Event()
+
+    async def work(payload: str) -> None:
+        await finish.wait()
+        if payload == "fail":
+            raise ValueError("no")
+
+    async with Runner(
+        dsn, tasks={"work": work}, concurrent_jobs=3, poll_interval=3600, events=told.events
+    ):
+        await told.seen(JobStart, count=3)
+        jobs.query("delete from graphile_worker._private_jobs where id = 3")
+        jobs.query("update graphile_worker._private_jobs set locked_by = 'pool-other'")
+        jobs.query("update graphile_worker._private_job_queues set locked_by = 'pool-other'")
+        before = jobs.snapshot()
+        finish.set()
+        await told.seen(JobSuccess, count=2)
+        await told.seen(JobError)
+        await eventually(lambda: len(lost(told)) == 3)
+    assert sorted(lost(told)) == [1, 2, 3]
+    assert jobs.snapshot() == before
+    assert sorted(jobs.locked()) == [
+        "job 1",
+        "job 2",
+        "queue fail",
+        "queue succeed",
+        "queue vanish",
+    ]
+
+
+def lost(told: Told) -> list[int]:
+    """Ids of the jobs whose outcome changed nothing."""
+    return [job_id for event in told.of(JobLost) for job_id in event.job_ids]
+
+
+async def test_jobs_fetched_ahead_survive_an_outage(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(30, "work")
+    ran: list[int] = []
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        ran.append(ctx.job.id)
+        if len(ran) == 5:
+            jobs.query(TERMINATE_ALL)
+
+    async with Runner(
+        dsn,
+        tasks={"work": work},
+        local_queue=LocalQueueOptions(size=20),
+        complete_job_batch_delay=0.05,
+        poll_interval=3600,
+        events=told.events,
+    ):
+        await told.seen(JobSuccess, count=30, timeout=10)
+        await eventually(lambda: not jobs.ids())
+    assert len(ran) == len(set(ran)) == 30
+    assert jobs.locked() == []
+
+
+async def test_a_worker_starts_to_work_when_the_database_is_there_again(dsn: str) -> None:
+    """After the first look at it, which tells at once, an outage is waited for."""
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work")
+    told.events.subscribe("pool:create", lambda _: proxy.cut())
+    async with (
+        Proxy(dsn).running() as proxy,
+        Runner(proxy.dsn, tasks={"work": print}, events=told.events),
+    ):
+        await told.seen(JobSuccess)
+
+
+async def test_a_stop_during_an_outage_at_the_start_does_not_wait_for_its_end(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Told()
+    told.events.subscribe("pool:create", lambda _: proxy.refuse())
+    async with Proxy(dsn).running() as proxy:
+        async with Runner(proxy.dsn, tasks={"work": print}, events=told.events) as runner:
+            await eventually(lambda: "Could not register the tasks" in caplog.text)
+            await asyncio.wait_for(runner.stop(), 3)
+        proxy.accept()
+    assert told.names()[-1] == "stop"

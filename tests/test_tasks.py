@@ -1,0 +1,189 @@
+"""`@task`, and the lists of tasks that a worker takes."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import ConfigurationError, Task, run_once, task
+from graphile_worker_py.tasks import task_list
+from tests.support.running import Jobs
+
+
+@task
+async def bare(payload: Any) -> Any:
+    """Documented."""
+    return payload
+
+
+@task("other/name", timeout=1.5)
+def named(payload: Any, ctx: Any) -> None: ...
+
+
+@task()
+async def called(payload: Any) -> None: ...
+
+
+class Callable:
+    """An object that can be a task."""
+
+    async def __call__(self, payload: Any) -> None: ...
+
+    async def method(self, payload: Any, ctx: Any) -> None: ...
+
+
+def test_the_identifier_is_the_functions_name_or_what_is_given() -> None:
+    assert (bare.identifier, named.identifier, called.identifier) == (
+        "bare",
+        "other/name",
+        "called",
+    )
+    assert (bare.timeout, named.timeout) == (None, 1.5)
+    assert (bare.is_async, named.is_async) == (True, False)
+
+
+def test_a_task_can_still_be_called_and_looks_like_its_function() -> None:
+    assert asyncio.run(bare({"a": 1})) == {"a": 1}
+    assert bare.__name__ == "bare"
+    assert bare.__doc__ == "Documented."
+    assert repr(named) == "Task('other/name')"
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "is_async"),
+    [
+        (lambda: None, 0, False),
+        (lambda payload: None, 1, False),
+        (lambda payload, ctx: None, 2, False),
+        (lambda *args: None, 2, False),
+        (lambda payload, ctx=None, more=1: None, 2, False),
+        (lambda payload, *, option=1: None, 1, False),
+        (functools.partial(named.function, ctx=1), 1, False),
+        (functools.partial(bare.function), 1, True),
+        (Callable(), 1, True),
+        (Callable().method, 2, True),
+        (print, 2, False),
+        (dict.fromkeys, 2, False),
+    ],
+)
+def test_a_task_is_given_what_it_asks_for(function: Any, arguments: int, is_async: bool) -> None:
+    made = Task(function, "t")
+    assert (made.arguments, made.is_async) == (arguments, is_async)
+
+
+def generator(payload: Any) -> Iterator[int]:
+    yield 1
+
+
+async def async_generator(payload: Any) -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (7, "must be callable"),
+        (generator, "generator"),
+        (async_generator, "generator"),
+        (lambda payload, ctx, more: None, "'more'"),
+        (lambda payload, *, option: None, "'option'"),
+    ],
+)
+def test_what_cannot_be_called_with_payload_and_context_is_refused(
+    function: Any, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        Task(function, "mine")
+    assert "'mine'" in str(refused.value)
+
+
+@pytest.mark.parametrize("identifier", ["x" * 129, "a\0b", "\ud800", 7])
+def test_an_identifier_that_cannot_be_stored_is_refused(identifier: Any) -> None:
+    with pytest.raises(ConfigurationError, match="task identifier"):
+        Task(print, identifier)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), "5", True])
+def test_a_timeout_that_makes_no_sense_is_refused(timeout: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout of task 'mine'"):
+        Task(print, "mine", timeout=timeout)
+
+
+def test_a_function_without_a_name_needs_an_identifier() -> None:
+    with pytest.raises(ConfigurationError, match="has no name"):
+        task(lambda payload: None)
+    with pytest.raises(ConfigurationError, match="has no name"):
+        task()(functools.partial(print))
+    assert task("given")(lambda payload: None).identifier == "given"
+
+
+@pytest.mark.parametrize("identifier", ["", "x" * 128, "with spaces", "\N{SNOWMAN}", "a/b:c"])
+def test_any_identifier_that_can_be_stored_will_do(identifier: str) -> None:
+    assert Task(print, identifier).identifier == identifier
+
+
+def test_lists_and_mappings_are_taken() -> None:
+    assert list(task_list([bare, named])) == ["bare", "other/name"]
+    assert list(task_list(iter([bare]))) == ["bare"]
+    given: dict[str, Any] = {"a": print, "b": named}
+    found = task_list(given)
+    assert list(found) == ["a", "b"]
+    # A task keeps its settings, whatever name it goes by.
+    assert (found["b"].identifier, found["b"].timeout) == ("b", 1.5)
+    assert named.identifier == "other/name"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ([], "no tasks"),
+        ({}, "no tasks"),
+        ([bare, bare], "two tasks are named 'bare'"),
+        ([print], "is not a task: decorate it"),
+        ("tasks", "must be a list"),
+        (bare, "must be a list"),
+        (7, "must be a list"),
+        ({"a": 7}, "must be callable"),
+        ({7: print}, "task identifier must be a string"),
+    ],
+)
+def test_what_is_no_list_of_tasks_is_refused(tasks: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        task_list(tasks)
+
+
+async def test_callables_of_all_kinds_run(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    seen: list[Any] = []
+
+    class Collector:
+        async def __call__(self, payload: Any) -> None:
+            seen.append(("object", payload))
+
+        def method(self, payload: Any, ctx: Any) -> None:
+            seen.append(("method", payload))
+
+        @classmethod
+        async def of_class(cls, payload: Any) -> None:
+            seen.append(("classmethod", payload))
+
+    async def function(prefix: str, payload: Any) -> None:
+        seen.append((prefix, payload))
+
+    def returns_awaitable(payload: Any) -> Any:
+        return function("returned", payload)
+
+    tasks: dict[str, Any] = {
+        "object": Collector(),
+        "method": Collector().method,
+        "classmethod": Collector.of_class,
+        "partial": functools.partial(function, "partial"),
+        "returned": returns_awaitable,
+    }
+    for name in tasks:
+        jobs.add(name, 1)
+    await run_once(dsn, tasks=tasks)
+    assert sorted(seen) == sorted((name, 1) for name in tasks)
+    assert jobs.ids() == []
