@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
 
+from graphile_worker_py import json_codec
 from graphile_worker_py.db import Query
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec
@@ -126,7 +127,7 @@ def _paired(
         if row[11] is None:
             now = row[9]
             queue = None if row[1] is None else names.queues.get(row[1], "")
-            flags = None if row[15] is None else frozenset(row[15])
+            flags = None if row[15] is None else frozenset(json_codec.loads(row[15]))
             content = (names.tasks.get(row[2]), queue, row[3], row[5], row[4], row[7], flags)
             by_content[content].append(row)
     jobs: list[Job | None] = []

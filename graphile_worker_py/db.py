@@ -65,9 +65,17 @@ class _RecodingLoader(Loader):
         return bytes(data).decode(encoding).encode()
 
 
+class _JsonbLoader(_RecodingLoader):
+    """JSON text of a jsonb value: behind a byte with the version of the format, always 1."""
+
+    def load(self, data: Buffer) -> bytes:
+        return super().load(bytes(data)[1:])
+
+
 def _load_raw(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> None:
     utf8 = cursor.connection.info.encoding == "utf-8"
     cursor.adapters.register_loader("json", _BytesLoader if utf8 else _RecodingLoader)
+    cursor.adapters.register_loader("jsonb", _JsonbLoader)
     cursor.adapters.register_loader("timestamptz", _BytesLoader)
 
 

@@ -2,10 +2,23 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final
 
 from graphile_worker_py import events
 from graphile_worker_py.errors import message_of
 from graphile_worker_py.events import Events
+
+_PACKAGE: Final = str(Path(__file__).parent)
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback from the first frame on that is the user's."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        frames = frames.tb_next
+    return frames
 
 
 def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
@@ -48,7 +61,7 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
             job.max_attempts,
             ", giving up" if final else "",
             message_of(event.error),
-            exc_info=event.error,
+            exc_info=(type(event.error), event.error, _users_frames(event.error)),
             extra={**about(event), "duration": event.duration},
         )
 

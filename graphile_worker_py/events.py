@@ -282,7 +282,7 @@ class JobFailed(JobError):  # noqa: N818  # an event, not an exception
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReturned(JobEvent):
-    """The job was cut off by a forced stop and is given back with its attempt. Ours alone."""
+    """The job was cut off by a forced stop and is given back with its attempt."""
 
     name: ClassVar = "job:returned"
     reason: str
@@ -298,7 +298,7 @@ class JobComplete(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobLost(PoolEvent):
-    """An outcome changed nothing: the jobs were no longer locked by this pool. Ours alone."""
+    """An outcome changed nothing: the jobs were no longer locked by this pool."""
 
     name: ClassVar = "job:lost"
     job_ids: Sequence[int]

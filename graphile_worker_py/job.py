@@ -145,8 +145,13 @@ class Job:
 
     @property
     def flags(self) -> dict[str, bool] | None:
-        """The flags, as `{flag: True}`; None for a job without flags."""
-        return self._row[15]  # type: ignore[no-any-return]
+        """The flags, as `{flag: True}`; None for a job without flags.
+
+        Raises:
+            ValueError: Somebody stored what can't be decoded by Python (nested too deeply).
+        """
+        value = self._row[15]
+        return None if value is None else json_codec.loads(value)
 
     @property
     def is_available(self) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-# orjson turns integers beyond 64 bits into floats without a word; 20 digits may be such a number.
-_LONG_DIGITS: Final = re.compile(rb"[0-9]{20}")
+# orjson turns integers beyond 64 bits into floats without a word; so many digits may be one.
+_LONG_DIGITS: Final = re.compile(rb"-[0-9]{19}|[0-9]{20}")
 
 
 def dumps(value: Any) -> bytes:

@@ -118,6 +118,8 @@ class WorkerPool:
         self._stop.set()
         self._queue.stop()
         self._events.emit(events.PoolGracefulShutdown(pool_id=self.pool_id, message=reason))
+        for worker in self._workers:
+            self._emit_worker(events.WorkerRelease, worker)
 
     def kill(self, reason: str = "Terminated through .kill() command") -> None:
         """Stop at once: running jobs are cut off and returned with their attempt."""
@@ -486,7 +488,9 @@ class WorkerPool:
             await part
         except asyncio.CancelledError:
             if self._killing is None:
-                self._break(WorkerPoolError(f"what is to {action} was cancelled from outside"), action)
+                self._break(
+                    WorkerPoolError(f"what is to {action} was cancelled from outside"), action
+                )
             raise
         except Exception as error:  # raised again by run()
             self._break(error, action)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Final, Self, TypedDict, Unpack
 
 from graphile_worker_py import aio, config, events, migrate
 from graphile_worker_py.cron import Cron, ParsedCronItem, parse_crontab, read_crontab
@@ -26,6 +26,9 @@ from graphile_worker_py.signals import handle_signals
 from graphile_worker_py.task_loader import load_tasks
 from graphile_worker_py.tasks import Task, Tasks, check_payload_types, task_list
 from graphile_worker_py.worker_utils import JobAdder
+
+MOST_NAMES: Final = 20
+"""Most names of tasks in a log line."""
 
 
 class RunnerOptions(TypedDict, total=False):
@@ -100,6 +103,11 @@ class Runner(JobAdder):
     def pool_id(self) -> str:
         """Id of the worker pool, which is what its jobs are locked by."""
         return self._started_pool().pool_id
+
+    @property
+    def about(self) -> str:
+        """What it works on, in words: its tasks, and the schema of its jobs."""
+        return self._setup.about
 
     async def __aenter__(self) -> Self:
         if self._working is not None:
@@ -285,6 +293,13 @@ class _Setup:
         )
         self._tasks = _tasks(given, self.logger)
         self.cron_items = _cron_items(given)
+
+    @property
+    def about(self) -> str:
+        """What there is to do, in words."""
+        names = sorted(self._tasks)
+        shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
+        return f"{len(names)} task(s) of schema {self._options.schema!r}: {shown}"
 
     def opened_pool(self) -> Any:
         """The connection pool, as an async context manager."""

@@ -91,7 +91,14 @@ class Worker:
         """Run jobs until there are to be no more."""
         get_job = self._around.get_job
         turn_ends = 0.0
-        while (job := await get_job()) is not None:
+        while True:
+            if self._events.wants(events.WorkerGetJobStart):
+                self._events.emit(
+                    events.WorkerGetJobStart(pool_id=self._around.pool_id, worker_id=self.worker_id)
+                )
+            job = await get_job()
+            if job is None:
+                return
             self._job = job
             await self._run_job(job)
             self._job = None

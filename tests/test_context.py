@@ -83,13 +83,10 @@ async def test_async_tasks_add_jobs_and_borrow_connections(dsn: str) -> None:
         one = await ctx.add_job("later", {"n": 1}, priority=3, flags=["x"])
         many = await ctx.add_jobs([JobSpec("later", {"n": 2}), JobSpec("last", job_key="k")])
         added.extend([one, *many])
+        assert await ctx.get_queue_name() == "lane"
         async with ctx.connection() as conn, conn.transaction():
             await ctx.add_job("rolled_back", conn=conn)
             raise psycopg.Rollback
-        assert await ctx.get_queue_name() == "lane"
-
-    async def later(payload: Any) -> None:
-        raise AssertionError("not registered in this test")
 
     await run_once(dsn, tasks={"work": work})
     left = [(job["id"], job["task_identifier"], job["payload"]) for job in jobs.all()]

@@ -53,7 +53,7 @@ def test_the_code_blocks_of_a_page_do_what_it_says(
         "<!-- test: skip: here -->\n```sh\nPATH=. graphile-worker-py worker\n```",
         '<!-- test: until "ready" -->\n```sh\necho set\n```',
         "```elisp\n(+ 1 2)\n```",
-        "<!-- test: fails id {} -->\n```python\nid = __import__('graphile_worker_py').task(id)\n```",
+        "<!-- test: fails id {} -->\n```python\nid=__import__('graphile_worker_py').task(id)\n```",
     ],
 )
 def test_a_block_that_is_wrong_is_found(

@@ -76,7 +76,8 @@ async def test_a_run_is_told_from_its_beginning_to_its_end(dsn: str) -> None:
 async def test_without_subscribers_everything_works_the_same(dsn: str) -> None:
     jobs = Jobs(dsn)
     jobs.add_many(3, "work", "q")
-    logger = logging.Logger("silent", logging.CRITICAL)
+    logger = logging.getLogger("silent")
+    logger.setLevel(logging.CRITICAL)
     await run_once(dsn, tasks={"work": print}, logger=logger)
     assert jobs.ids() == []
 

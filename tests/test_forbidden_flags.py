@@ -101,10 +101,14 @@ async def test_an_answer_that_is_no_list_of_flags_is_told_and_runs_nothing(
     assert len(jobs.ids()) == 1
 
 
+def fail() -> Sequence[str]:
+    raise LookupError("no flags today")
+
+
 async def test_a_function_that_fails_stops_nothing_but_the_fetch(dsn: str) -> None:
     jobs = Jobs(dsn)
     jobs.add("work")
-    answers: list[Callable[[], Sequence[str]]] = [lambda: [][0], list]
+    answers: list[Callable[[], Sequence[str]]] = [fail, list]
     told = Told()
     async with Runner(
         dsn,
@@ -114,7 +118,7 @@ async def test_a_function_that_fails_stops_nothing_but_the_fetch(dsn: str) -> No
     ):
         await told.seen(JobSuccess)
     (failed,) = told.of(WorkerGetJobError)
-    assert isinstance(failed.error, IndexError)
+    assert isinstance(failed.error, LookupError)
 
 
 @pytest.mark.parametrize("flags", ["red", [1], 7])

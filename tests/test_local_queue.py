@@ -1,6 +1,7 @@
 """Prefetching: when it fetches, what it holds, when it gives back."""
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.support.running import Jobs, Told
 def modes(told: Told) -> list[str]:
     """The modes that the queue went through."""
     changes = told.of(LocalQueueSetMode)
-    for before, after in zip(changes, changes[1:], strict=False):
+    for before, after in pairwise(changes):
         assert before.new_mode == after.old_mode
     return [event.new_mode for event in changes]
 

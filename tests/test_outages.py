@@ -241,19 +241,19 @@ async def test_jobs_of_a_fetch_whose_answer_was_lost_are_returned(dsn: str) -> N
     async def work(payload: Any, ctx: JobContext) -> None:
         ran.append((ctx.job.id, ctx.job.attempts))
 
-    async with Proxy(dsn).running() as proxy:
-        async with Runner(
-            proxy.dsn, tasks={"work": work}, poll_interval=0.1, events=told.events
-        ) as runner:
-            await told.seen(PoolListenSuccess)
-            await told.seen(LocalQueueGetJobsComplete)
-            with proxy.answers_held():
-                jobs.add("work", queue_name="q")
-                # The worker's fetch has locked it, and the worker does not know.
-                await eventually(lambda: len(jobs.locked()) == 2)
-                assert jobs.all()[0]["locked_by"] == runner.pool_id
-                assert ran == []
-            await told.seen(JobSuccess, timeout=10)
+    async with (
+        Proxy(dsn).running() as proxy,
+        Runner(proxy.dsn, tasks={"work": work}, poll_interval=0.1, events=told.events) as runner,
+    ):
+        await told.seen(PoolListenSuccess)
+        await told.seen(LocalQueueGetJobsComplete)
+        with proxy.answers_held():
+            jobs.add("work", queue_name="q")
+            # The worker's fetch has locked it, and the worker does not know.
+            await eventually(lambda: len(jobs.locked()) == 2)
+            assert jobs.all()[0]["locked_by"] == runner.pool_id
+            assert ran == []
+        await told.seen(JobSuccess, timeout=10)
     # The attempt that was lost does not count.
     assert ran == [(1, 1)]
     assert jobs.ids() == []
@@ -262,22 +262,22 @@ async def test_jobs_of_a_fetch_whose_answer_was_lost_are_returned(dsn: str) -> N
 
 async def test_a_stop_leaves_nothing_locked_of_a_fetch_whose_answer_was_lost(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
-    async with Proxy(dsn).running() as proxy:
-        async with Runner(
-            proxy.dsn, tasks={"work": print}, poll_interval=0.1, events=told.events
-        ) as runner:
-            await told.seen(PoolListenSuccess)
-            await told.seen(LocalQueueGetJobsComplete)
-            # At the very moment at which the fetch has failed it is told to stop.
-            stopped: list[asyncio.Task[None]] = []
-            told.events.subscribe(
-                WorkerGetJobError, lambda _: stopped.append(asyncio.create_task(runner.stop()))
-            )
-            with proxy.answers_held():
-                jobs.add("work", queue_name="q")
-                await eventually(lambda: len(jobs.locked()) == 2)
-            await told.seen(WorkerGetJobError)
-            await stopped[0]
+    async with (
+        Proxy(dsn).running() as proxy,
+        Runner(proxy.dsn, tasks={"work": print}, poll_interval=0.1, events=told.events) as runner,
+    ):
+        await told.seen(PoolListenSuccess)
+        await told.seen(LocalQueueGetJobsComplete)
+        # At the very moment at which the fetch has failed it is told to stop.
+        stopped: list[asyncio.Task[None]] = []
+        told.events.subscribe(
+            WorkerGetJobError, lambda _: stopped.append(asyncio.create_task(runner.stop()))
+        )
+        with proxy.answers_held():
+            jobs.add("work", queue_name="q")
+            await eventually(lambda: len(jobs.locked()) == 2)
+        await told.seen(WorkerGetJobError)
+        await stopped[0]
     assert jobs.locked() == []
     assert jobs.one(1)["attempts"] == 0
 
@@ -313,21 +313,23 @@ async def test_an_outcome_that_arrived_although_its_answer_was_lost_is_no_lost_j
         ready.append(ctx.job.id)
         await finish.wait()
 
-    async with Proxy(dsn).running() as proxy:
-        async with Runner(
+    async with (
+        Proxy(dsn).running() as proxy,
+        Runner(
             proxy.dsn,
             tasks={"work": work},
             concurrent_jobs=3,
             poll_interval=3600,
             prepared_statements=False,  # so that one message is enough
             events=told.events,
-        ):
-            await told.seen(JobStart, count=3)
-            await told.seen(PoolListenSuccess)
-            await eventually(lambda: len(ready) == 3)
-            with proxy.answers_held():
-                finish.set()
-                await eventually(lambda: jobs.ids() == [])
+        ),
+    ):
+        await told.seen(JobStart, count=3)
+        await told.seen(PoolListenSuccess)
+        await eventually(lambda: len(ready) == 3)
+        with proxy.answers_held():
+            finish.set()
+            await eventually(lambda: jobs.ids() == [])
     assert told.of(JobLost) == []
     assert len(told.of(JobSuccess)) == 3
 

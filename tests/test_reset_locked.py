@@ -15,7 +15,7 @@ from graphile_worker_py.events import (
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-SWEEPS = {"min_reset_locked_interval": 0.05, "max_reset_locked_interval": 0.1}
+SWEEPS: dict[str, Any] = {"min_reset_locked_interval": 0.05, "max_reset_locked_interval": 0.1}
 
 
 async def test_stale_locks_are_freed_and_young_ones_are_kept(dsn: str) -> None:
@@ -40,7 +40,7 @@ async def test_stale_locks_are_freed_and_young_ones_are_kept(dsn: str) -> None:
             age,
             name,
         )
-    seen: list[tuple[Any, int]] = []
+    seen: list[Any] = []
 
     async def work(payload: Any) -> None:
         seen.append(payload)

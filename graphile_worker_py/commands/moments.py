@@ -7,7 +7,9 @@ from typing import Final
 import click
 
 _FROM_NOW: Final = re.compile(r"\+(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_ALLOWED: Final = "an ISO 8601 time as 2026-01-31T04:00:00Z, or a time from now as +10m or +1d12h"
+_ALLOWED: Final = (
+    "an ISO 8601 time as 2026-01-31T04:00:00Z, a time from now as +10m or +1d12h, or now"
+)
 
 
 def parse_moment(text: str) -> datetime:
@@ -16,6 +18,8 @@ def parse_moment(text: str) -> datetime:
     Raises:
         ValueError: It is none; the message says what is allowed.
     """
+    if text == "now":
+        return datetime.now(UTC)
     try:
         if from_now := _FROM_NOW.fullmatch(text):
             numbers = [int(number or 0) for number in from_now.groups()]

@@ -143,7 +143,12 @@ async def _run_until_stopped(connection: str | None, options: RunnerOptions) -> 
         async with Runner(connection, **options) as runner:
             started = True
             runner.events.subscribe(ForcefulShutdown, by_force)
-            logger.info("Working as %s", runner.pool_id, extra={"pool_id": runner.pool_id})
+            logger.info(
+                "Working as %s on %s",
+                runner.pool_id,
+                runner.about,
+                extra={"pool_id": runner.pool_id},
+            )
             await runner.wait()
     except IncompatibleSchemaError as error:
         if not started:
