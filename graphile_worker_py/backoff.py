@@ -71,7 +71,7 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, _UNAVAILABLE):
         return True
     if not isinstance(error, psycopg.Error):
-        return isinstance(error, ConnectionError)
+        return isinstance(error, ConnectionError | TimeoutError)
     if error.sqlstate is None:
         # Without a code it was not the server that spoke: the connection was lost or refused,
         # or the pool had none to give in time.

@@ -15,6 +15,8 @@ import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -35,7 +37,7 @@ from graphile_worker_py.local_queue import LocalQueue
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions, check_texts
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
-from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
+from graphile_worker_py.sql.get_jobs import Fetched, get_free_jobs, get_jobs
 from graphile_worker_py.sql.reset_locked_at import reset_locked_at
 from graphile_worker_py.sql.return_jobs import return_jobs, return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
@@ -44,6 +46,8 @@ from graphile_worker_py.worker import Surroundings, Worker
 
 KILL_PATIENCE: Final = 5.0
 """Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
+STOP_PATIENCE: Final = 3.0
+"""Seconds that a stop gives a fetch that is under way, and the question what a lost one locked."""
 FIRST_SWEEP_WITHIN: Final = 60.0
 
 
@@ -82,6 +86,7 @@ class WorkerPool:
         self._get_jobs = hooks.get_jobs(self._lock_jobs)
         self._task_ids: dict[int, str] = {}
         self._fetch_in_doubt = False
+        self._fetch_limit: asyncio.Timeout | None = None
         self._fatal: BaseException | None = None
         self._stopping: str | None = None
         self._killing: str | None = None
@@ -96,7 +101,7 @@ class WorkerPool:
         self._returner = Batcher(self._return, delay=0)
         self._queue = LocalQueue(
             pool_id=self.pool_id,
-            fetch=self._fetch,
+            fetch=self._fetch_in_time,
             give_back=self._return,
             options=self._local_queue_options(),
             poll_interval=options.poll_interval,
@@ -117,6 +122,8 @@ class WorkerPool:
         self._stopping = reason
         self._stop.set()
         self._queue.stop()
+        # A fetch that is not answered by then, as in an outage, is not waited for.
+        asyncio.get_running_loop().call_later(STOP_PATIENCE, self._cut_off_fetch)
         self._events.emit(events.PoolGracefulShutdown(pool_id=self.pool_id, message=reason))
         for worker in self._workers:
             self._emit_worker(events.WorkerRelease, worker)
@@ -178,6 +185,12 @@ class WorkerPool:
                 f"locked by {self.pool_id}: {', '.join(map(str, left[:10]))}"
             )
             self._break(error, "record all outcomes")
+        elif self._fetch_in_doubt:
+            error = WorkerPoolError(
+                f"a fetch was not answered; jobs that it may have locked stay locked by "
+                f"{self.pool_id}"
+            )
+            self._break(error, "fetch jobs")
         self._events.emit(events.PoolRelease(pool_id=self.pool_id))
 
     async def _register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
@@ -301,9 +314,21 @@ class WorkerPool:
 
     # What the parts need of the pool.
 
+    async def _fetch_in_time(self, count: int) -> Fetched:
+        async with asyncio.timeout(None) as limit:
+            self._fetch_limit = limit
+            try:
+                return await self._fetch(count)
+            finally:
+                self._fetch_limit = None
+
+    def _cut_off_fetch(self) -> None:
+        if self._fetch_limit is not None:
+            self._fetch_limit.reschedule(asyncio.get_running_loop().time())
+
     async def _fetch(self, count: int) -> Fetched:
         flags = await self._forbidden_flags()
-        await self._resolve_doubt()
+        await self._resolve_doubt(self._database.run)
         request = FetchRequest(pool_id=self.pool_id, count=count, forbidden_flags=flags)
         # Should the answer be lost on its way, jobs may be locked for us all the same.
         self._fetch_in_doubt = True
@@ -313,38 +338,46 @@ class WorkerPool:
             # An error that the server itself tells undid the statement.
             self._fetch_in_doubt = is_outage(error)
             raise
-        self._fetch_in_doubt = False
+        self._fetch_in_doubt = fetched.in_doubt
         return fetched
 
-    async def _resolve_doubt(self) -> None:
+    async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         """Return what a fetch whose answer was lost has locked."""
         if self._fetch_in_doubt:
-            known = self._queue.known_ids
-            await self._database.run_retrying(
-                return_unknown_jobs(known, pool_id=self.pool_id), what="look for lost jobs"
-            )
+            await run(return_unknown_jobs(self._queue.known_ids, pool_id=self.pool_id))
             self._fetch_in_doubt = False
 
     async def _fetch_jobs(self) -> None:
         """Run the local queue; at its end leave nothing locked that it does not know of."""
         await self._queue.run()
-        try:
-            async with asyncio.timeout(KILL_PATIENCE):
-                await self._resolve_doubt()
-        except TimeoutError as error:
-            raise WorkerPoolError(
-                f"a fetch was not answered; jobs that it may have locked stay locked by "
-                f"{self.pool_id}"
-            ) from error
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_PATIENCE):
+                await self._resolve_doubt(
+                    partial(self._database.run_retrying, what="look for lost jobs")
+                )
 
     async def _lock_jobs(self, request: FetchRequest) -> Fetched:
-        return await self._database.run(
-            get_jobs(
-                pool_id=self.pool_id,
-                task_ids=self._task_ids,
-                count=request.count,
-                forbidden_flags=request.forbidden_flags,
-            )
+        fetched = await self._database.run(self._query(get_jobs, request))
+        missing = request.count - len(fetched.jobs)
+        if missing > 0 and fetched.more:
+            # Further jobs of the same queues took the places of others.
+            try:
+                rest = replace(request, count=missing)
+                free = await self._database.run(self._query(get_free_jobs, rest))
+            except (psycopg.Error, OSError) as error:
+                # What was locked first is ours all the same; the next fetch meets the trouble.
+                return replace(fetched, in_doubt=is_outage(error))
+            fetched = Fetched(fetched.jobs + free.jobs, more=True)
+        return fetched
+
+    def _query(
+        self, statement: Callable[..., Query[Fetched]], request: FetchRequest
+    ) -> Query[Fetched]:
+        return statement(
+            pool_id=self.pool_id,
+            task_ids=self._task_ids,
+            count=request.count,
+            forbidden_flags=request.forbidden_flags,
         )
 
     async def _forbidden_flags(self) -> Sequence[str] | None:

@@ -9,33 +9,51 @@ from graphile_worker_py import JobContext, run_once
 from graphile_worker_py.events import JobError
 from tests.support.running import Jobs, Told
 
+pytestmark = pytest.mark.parametrize("installer", ["python"])
 
-async def test_a_payload_that_cannot_be_decoded_fails_its_own_job_only(dsn: str) -> None:
+
+INSERT_FIRST = """
+insert into graphile_worker._private_jobs (task_id, payload, priority)
+select id, %s::json, -1 from graphile_worker._private_tasks where identifier = 'work'
+"""
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        ("[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("[" + "9" * 5000 + "]", "Exceeds the limit"),
+    ],
+    ids=["deep", "long number", "long number in a list"],
+)
+async def test_a_payload_that_cannot_be_decoded_fails_its_own_job_only(
+    dsn: str, payload: str, error: str
+) -> None:
     jobs, told = Jobs(dsn), Told()
-    deep = jobs.query(
-        "insert into graphile_worker._private_tasks (identifier) values ('work');"
-        "insert into graphile_worker._private_jobs (task_id, payload, priority)"
-        " select max(id), (repeat('[', 2000) || repeat(']', 2000))::json, -1"
-        " from graphile_worker._private_tasks;"
-    )
-    assert deep == []
     jobs.add("work", "other")
+    jobs.query(INSERT_FIRST, payload)
     seen: list[Any] = []
 
     async def work(payload: Any) -> None:
-        seen.append(payload)
+        seen.append("other" if payload == "other" else "odd")
 
     await run_once(dsn, tasks={"work": work}, concurrent_jobs=2, events=told.events)
-    assert seen == ["other"]
-    (left,) = jobs.query(
-        "select attempts, last_error, length(payload::text) as length"
-        " from graphile_worker._private_jobs"
-    )
-    assert left["attempts"] == 1
-    assert "nested too deeply" in left["last_error"]
-    assert left["length"] == 4000
-    assert len(told.of(JobError)) == 1
+    assert "other" in seen
     assert jobs.locked() == []
+    left = jobs.query(
+        "select attempts, last_error, payload::text as payload from graphile_worker._private_jobs"
+    )
+    if "odd" in seen:
+        # Newer Pythons take deeper nesting than older ones, but no longer numbers.
+        assert error == "nested too deeply"
+        assert left == []
+        return
+    (job,) = left
+    assert job["attempts"] == 1
+    assert error in job["last_error"]
+    assert job["payload"] == payload
+    assert len(told.of(JobError)) == 1
 
 
 @pytest.mark.parametrize(

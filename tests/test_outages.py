@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -14,7 +14,6 @@ from graphile_worker_py.events import (
     JobLost,
     JobStart,
     JobSuccess,
-    LocalQueueGetJobsComplete,
     PoolListenSuccess,
     WorkerGetJobError,
 )
@@ -234,6 +233,32 @@ async def test_one_outcome_that_cannot_be_written_does_not_take_the_others_with_
     assert jobs.ids() == [3]
 
 
+class LostAnswer:
+    """Lets a fetch lock a job, and its answer be lost: called by the worker before each fetch."""
+
+    def __init__(self, proxy: Proxy, jobs: Jobs) -> None:
+        self._proxy = proxy
+        self._jobs = jobs
+        self._held = ExitStack()
+        self._armed = False
+
+    def __call__(self) -> list[str]:
+        """Hold the answer to the fetch that comes next, and see to it that it finds a job."""
+        if self._armed:
+            self._armed = False
+            self._held.enter_context(self._proxy.answers_held())
+            self._jobs.add("work", queue_name="q")
+        return []
+
+    @asynccontextmanager
+    async def locking(self) -> AsyncIterator[None]:
+        """Within the block the job is locked, and the worker does not know."""
+        self._armed = True
+        with self._held:
+            await eventually(lambda: len(self._jobs.locked()) == 2)
+            yield
+
+
 async def test_jobs_of_a_fetch_whose_answer_was_lost_are_returned(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     ran: list[tuple[int, int]] = []
@@ -241,19 +266,21 @@ async def test_jobs_of_a_fetch_whose_answer_was_lost_are_returned(dsn: str) -> N
     async def work(payload: Any, ctx: JobContext) -> None:
         ran.append((ctx.job.id, ctx.job.attempts))
 
-    async with (
-        Proxy(dsn).running() as proxy,
-        Runner(proxy.dsn, tasks={"work": work}, poll_interval=0.1, events=told.events) as runner,
-    ):
-        await told.seen(PoolListenSuccess)
-        await told.seen(LocalQueueGetJobsComplete)
-        with proxy.answers_held():
-            jobs.add("work", queue_name="q")
-            # The worker's fetch has locked it, and the worker does not know.
-            await eventually(lambda: len(jobs.locked()) == 2)
-            assert jobs.all()[0]["locked_by"] == runner.pool_id
-            assert ran == []
-        await told.seen(JobSuccess, timeout=10)
+    async with Proxy(dsn).running() as proxy:
+        lost_answer = LostAnswer(proxy, jobs)
+        async with Runner(
+            proxy.dsn,
+            tasks={"work": work},
+            poll_interval=0.1,
+            forbidden_flags=lost_answer,
+            prepared_statements=False,  # so that one message is enough
+            events=told.events,
+        ) as runner:
+            await told.seen(PoolListenSuccess)
+            async with lost_answer.locking():
+                assert jobs.all()[0]["locked_by"] == runner.pool_id
+                assert ran == []
+            await told.seen(JobSuccess, timeout=10)
     # The attempt that was lost does not count.
     assert ran == [(1, 1)]
     assert jobs.ids() == []
@@ -262,22 +289,26 @@ async def test_jobs_of_a_fetch_whose_answer_was_lost_are_returned(dsn: str) -> N
 
 async def test_a_stop_leaves_nothing_locked_of_a_fetch_whose_answer_was_lost(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
-    async with (
-        Proxy(dsn).running() as proxy,
-        Runner(proxy.dsn, tasks={"work": print}, poll_interval=0.1, events=told.events) as runner,
-    ):
-        await told.seen(PoolListenSuccess)
-        await told.seen(LocalQueueGetJobsComplete)
-        # At the very moment at which the fetch has failed it is told to stop.
-        stopped: list[asyncio.Task[None]] = []
-        told.events.subscribe(
-            WorkerGetJobError, lambda _: stopped.append(asyncio.create_task(runner.stop()))
-        )
-        with proxy.answers_held():
-            jobs.add("work", queue_name="q")
-            await eventually(lambda: len(jobs.locked()) == 2)
-        await told.seen(WorkerGetJobError)
-        await stopped[0]
+    stopping: list[asyncio.Task[None]] = []
+    async with Proxy(dsn).running() as proxy:
+        lost_answer = LostAnswer(proxy, jobs)
+        async with Runner(
+            proxy.dsn,
+            tasks={"work": print},
+            poll_interval=0.1,
+            forbidden_flags=lost_answer,
+            prepared_statements=False,  # so that one message is enough
+            events=told.events,
+        ) as runner:
+            await told.seen(PoolListenSuccess)
+            # At the very moment at which the fetch has failed it is told to stop.
+            told.events.subscribe(
+                WorkerGetJobError, lambda _: stopping.append(asyncio.create_task(runner.stop()))
+            )
+            async with lost_answer.locking():
+                pass
+            await told.seen(WorkerGetJobError)
+            await stopping[0]
     assert jobs.locked() == []
     assert jobs.one(1)["attempts"] == 0
 
@@ -292,7 +323,8 @@ async def test_a_stop_while_the_database_is_away_says_what_it_cannot_know(dsn: s
             ):
                 await told.seen(PoolListenSuccess)
                 proxy.refuse()
-                await told.seen(WorkerGetJobError)
+                # The first one leaves the doubt, the second one could not resolve it.
+                await told.seen(WorkerGetJobError, count=2)
         proxy.accept()
     assert jobs.locked() == []
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from graphile_worker_py.db import Query
 from graphile_worker_py.job import Job
@@ -11,8 +11,9 @@ from graphile_worker_py.job import Job
 #  next    the first jobs in order of priority and time, of all free queues and without queue.
 #          The sub-select locks the free queues before their jobs are looked at, as the Node
 #          worker does: two fetches at once never see jobs of the same queue.
-#  taken   marks the jobs; of each queue only the first one, because a queue is serial. Jobs that
-#          go short for that come with the next fetch, when the queues taken now are locked.
+#  taken   marks the jobs; of each queue only the first one, because a queue is serial. Where the
+#          others took places, there are jobs to be had from _GET_FREE_JOBS; further queues come
+#          with the next fetch, when those taken now are locked.
 #  locked  marks the queues, but only of jobs that were really taken: a queue that is locked with
 #          nobody at work would stand still for hours.
 #
@@ -70,6 +71,36 @@ order by taken.priority, taken.run_at, taken.id
 """
 
 
+# Jobs without queue alone, through the index that has no others: many jobs of a queue that stand
+# before them do not have to be passed.
+_GET_FREE_JOBS: Final = """
+with taken as (
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  set attempts = jobs.attempts + 1,
+    locked_by = $1::text,
+    locked_at = now()
+  where jobs.id = any (
+    array(
+      select next.id
+      from :GRAPHILE_WORKER_SCHEMA._private_jobs as next
+      where next.is_available = true
+        and next.job_queue_id is null
+        and next.run_at <= now()
+        and array_position($2::int4[], next.task_id) is not null
+        and ($4::text[] is null or (next.flags ?| $4::text[]) is not true)
+      order by next.priority, next.run_at
+      limit $3::int4
+      for update skip locked
+    )
+  )
+  returning jobs.*
+)
+select taken.*, false
+from taken
+order by taken.priority, taken.run_at, taken.id
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What a fetch brought.
@@ -77,10 +108,12 @@ class Fetched:
     Args:
         jobs: The jobs, in the order in which they are to run.
         more: Whether the next fetch may bring more: this one did not see all there is.
+        in_doubt: Whether more jobs may be locked than are known, because an answer was lost.
     """
 
     jobs: list[Job]
     more: bool
+    in_doubt: bool = False
 
 
 def get_jobs(
@@ -94,10 +127,31 @@ def get_jobs(
 
     At most one job of a queue is among them.
     """
+    return _query(_GET_JOBS, pool_id, task_ids, count, forbidden_flags)
+
+
+def get_free_jobs(
+    *,
+    pool_id: str,
+    task_ids: Mapping[int, str],
+    count: int,
+    forbidden_flags: Sequence[str] | None,
+) -> Query[Fetched]:
+    """Lock up to `count` jobs that have no queue."""
+    return _query(_GET_FREE_JOBS, pool_id, task_ids, count, forbidden_flags)
+
+
+def _query(
+    text: LiteralString,
+    pool_id: str,
+    task_ids: Mapping[int, str],
+    count: int,
+    forbidden_flags: Sequence[str] | None,
+) -> Query[Fetched]:
     flags = list(forbidden_flags) if forbidden_flags else None
 
     def read(rows: list[tuple[Any, ...]]) -> Fetched:
         jobs = [Job(row, task_ids[row[2]]) for row in rows]
         return Fetched(jobs, more=bool(rows) and rows[0][-1])
 
-    return Query(_GET_JOBS, (pool_id, list(task_ids), count, flags), read)
+    return Query(text, (pool_id, list(task_ids), count, flags), read)
