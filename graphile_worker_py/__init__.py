@@ -6,9 +6,9 @@ The life of a job, which is the order to read this package in:
 | --- | --- | --- |
 | ask | `worker_utils`, `context`: `add_job`, `add_jobs`, by the steps in `adding` | `add_jobs` |
 | wake | `listener`: `jobs:insert` → `pool.nudge(count)` | `notifications` |
-| fetch | `local_queue`: idle workers are served by one fetch | `get_jobs` |
+| fetch | `local_queue`: idle workers are served by one fetch of `fetcher` | `get_jobs` |
 | run | `worker` takes it, calls the task on the loop or through `executors` | none |
-| settle | `batcher` → `pool` | `complete_jobs`, `fail_jobs`, `return_jobs` |
+| settle | `batcher` → `settler` | `complete_jobs`, `fail_jobs`, `return_jobs` |
 | tell | `events`: observers such as `event_log` | none |
 """
 

@@ -10,44 +10,34 @@ Parts are told to stop, never cancelled; only the workers are, at a forced stop.
 """
 
 import asyncio
-import inspect
 import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import psycopg
 
 from graphile_worker_py import aio, events, migrate
-from graphile_worker_py.backoff import backoff_for, is_outage
-from graphile_worker_py.batcher import Batcher
 from graphile_worker_py.context import Abort
-from graphile_worker_py.db import Database, Query, connect_like, one_line
+from graphile_worker_py.db import Database, connect_like, one_line
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
-from graphile_worker_py.hooks import FetchRequest, Hooks
+from graphile_worker_py.fetcher import STOP_PATIENCE, Fetcher
+from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
 from graphile_worker_py.listener import Listener
 from graphile_worker_py.local_queue import LocalQueue
-from graphile_worker_py.options import LocalQueueOptions, WorkerOptions, check_texts
-from graphile_worker_py.sql.complete_jobs import complete_jobs
-from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
-from graphile_worker_py.sql.get_jobs import Fetched, get_free_jobs, get_jobs
+from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.settler import Settler
 from graphile_worker_py.sql.reset_locked_at import reset_locked_at
-from graphile_worker_py.sql.return_jobs import return_jobs, return_unknown_jobs
-from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
 from graphile_worker_py.tasks import Task
 from graphile_worker_py.worker import Surroundings, Worker
 
 KILL_PATIENCE: Final = 5.0
 """Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
-STOP_PATIENCE: Final = 3.0
-"""Seconds that a stop gives a fetch that is under way, and the question what a lost one locked."""
 FIRST_SWEEP_WITHIN: Final = 60.0
 
 
@@ -83,10 +73,6 @@ class WorkerPool:
         self._events = events
         self._once = once
         self._hooks = hooks
-        self._get_jobs = hooks.get_jobs(self._lock_jobs)
-        self._task_ids: dict[int, str] = {}
-        self._fetch_in_doubt = False
-        self._fetch_limit: asyncio.Timeout | None = None
         self._fatal: BaseException | None = None
         self._stopping: str | None = None
         self._killing: str | None = None
@@ -96,13 +82,27 @@ class WorkerPool:
         self._cut_off: list[Job] = []
         self._abort = Abort()
         self._threads = ThreadExecutor()
-        self._completer = Batcher(self._complete, delay=options.complete_job_batch_delay)
-        self._failer = Batcher(self._fail, delay=options.fail_job_batch_delay)
-        self._returner = Batcher(self._return, delay=0)
+        self._settler = Settler(
+            pool_id=self.pool_id,
+            database=database,
+            options=options,
+            events=events,
+            logger=logger,
+            settled=self._settled,
+            broken=self._break,
+        )
+        self._fetcher = Fetcher(
+            pool_id=self.pool_id,
+            database=database,
+            names=tasks,
+            forbidden_flags=options.forbidden_flags,
+            hooks=hooks,
+            known_ids=lambda: self._queue.known_ids,
+        )
         self._queue = LocalQueue(
             pool_id=self.pool_id,
-            fetch=self._fetch_in_time,
-            give_back=self._return,
+            fetch=self._fetcher.fetch,
+            give_back=self._settler.give_back_now,
             options=self._local_queue_options(),
             poll_interval=options.poll_interval,
             drain=once,
@@ -123,7 +123,7 @@ class WorkerPool:
         self._stop.set()
         self._queue.stop()
         # A fetch that is not answered by then, as in an outage, is not waited for.
-        asyncio.get_running_loop().call_later(STOP_PATIENCE, self._cut_off_fetch)
+        asyncio.get_running_loop().call_later(STOP_PATIENCE, self._fetcher.cut_off)
         self._events.emit(events.PoolGracefulShutdown(pool_id=self.pool_id, message=reason))
         for worker in self._workers:
             self._emit_worker(events.WorkerRelease, worker)
@@ -154,7 +154,7 @@ class WorkerPool:
         self._events.emit(events.PoolCreate(pool_id=self.pool_id))
         try:
             async with aio.until(self._stop):
-                await self._register_tasks(
+                await self._fetcher.register_tasks(
                     partial(self._database.run_retrying, what="register the tasks")
                 )
             if not self._stop.is_set():
@@ -185,7 +185,7 @@ class WorkerPool:
                 f"locked by {self.pool_id}: {', '.join(map(str, left[:10]))}"
             )
             self._break(error, "record all outcomes")
-        elif self._fetch_in_doubt:
+        elif self._fetcher.in_doubt:
             error = WorkerPoolError(
                 f"a fetch was not answered; jobs that it may have locked stay locked by "
                 f"{self.pool_id}"
@@ -193,27 +193,16 @@ class WorkerPool:
             self._break(error, "fetch jobs")
         self._events.emit(events.PoolRelease(pool_id=self.pool_id))
 
-    async def _register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
-        names = list(self._tasks)
-        await run(register_tasks(names))
-        self._task_ids = await run(read_task_ids(names))
-
     # The three rings, from the outside in.
 
     async def _settle_and_below(self) -> None:
         async with asyncio.TaskGroup() as settling:
-            for batcher, action in (
-                (self._completer, "complete jobs"),
-                (self._failer, "fail jobs"),
-                (self._returner, "return jobs"),
-            ):
-                self._start_part(settling, batcher.run(), action)
+            for part, action in self._settler.parts():
+                self._start_part(settling, part, action)
             try:
                 await self._feed_and_below()
             finally:
-                self._completer.close()
-                self._failer.close()
-                self._returner.close()
+                self._settler.close()
 
     async def _feed_and_below(self) -> None:
         listener = Listener(
@@ -247,8 +236,8 @@ class WorkerPool:
             hooks=self._hooks,
             logger=self._logger,
             get_job=self._queue.get,
-            complete=self._completer.put,
-            fail=self._failer.put,
+            complete=self._settler.complete,
+            fail=self._settler.fail,
             give_back=self._take_back,
             is_killed=self._kill.is_set,
         )
@@ -314,80 +303,13 @@ class WorkerPool:
 
     # What the parts need of the pool.
 
-    async def _fetch_in_time(self, count: int) -> Fetched:
-        async with asyncio.timeout(None) as limit:
-            self._fetch_limit = limit
-            try:
-                return await self._fetch(count)
-            finally:
-                self._fetch_limit = None
-
-    def _cut_off_fetch(self) -> None:
-        if self._fetch_limit is not None:
-            self._fetch_limit.reschedule(asyncio.get_running_loop().time())
-
-    async def _fetch(self, count: int) -> Fetched:
-        flags = await self._forbidden_flags()
-        await self._resolve_doubt(self._database.run)
-        request = FetchRequest(pool_id=self.pool_id, count=count, forbidden_flags=flags)
-        # Should the answer be lost on its way, jobs may be locked for us all the same.
-        self._fetch_in_doubt = True
-        try:
-            fetched = await self._get_jobs(request)
-        except psycopg.Error as error:
-            # An error that the server itself tells undid the statement.
-            self._fetch_in_doubt = is_outage(error)
-            raise
-        self._fetch_in_doubt = fetched.in_doubt
-        return fetched
-
-    async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
-        """Return what a fetch whose answer was lost has locked."""
-        if self._fetch_in_doubt:
-            await run(return_unknown_jobs(self._queue.known_ids, pool_id=self.pool_id))
-            self._fetch_in_doubt = False
-
     async def _fetch_jobs(self) -> None:
         """Run the local queue; at its end leave nothing locked that it does not know of."""
         await self._queue.run()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_PATIENCE):
-                await self._resolve_doubt(
-                    partial(self._database.run_retrying, what="look for lost jobs")
-                )
+        await self._fetcher.resolve_doubt_in_time()
 
-    async def _lock_jobs(self, request: FetchRequest) -> Fetched:
-        fetched = await self._database.run(self._query(get_jobs, request))
-        missing = request.count - len(fetched.jobs)
-        if missing > 0 and fetched.more:
-            # Further jobs of the same queues took the places of others.
-            try:
-                rest = replace(request, count=missing)
-                free = await self._database.run(self._query(get_free_jobs, rest))
-            except (psycopg.Error, OSError) as error:
-                # What was locked first is ours all the same; the next fetch meets the trouble.
-                return replace(fetched, in_doubt=is_outage(error))
-            fetched = Fetched(fetched.jobs + free.jobs, more=True)
-        return fetched
-
-    def _query(
-        self, statement: Callable[..., Query[Fetched]], request: FetchRequest
-    ) -> Query[Fetched]:
-        return statement(
-            pool_id=self.pool_id,
-            task_ids=self._task_ids,
-            count=request.count,
-            forbidden_flags=request.forbidden_flags,
-        )
-
-    async def _forbidden_flags(self) -> Sequence[str] | None:
-        flags = self._options.forbidden_flags
-        if not callable(flags):
-            return flags
-        asked = flags()
-        if inspect.isawaitable(asked):
-            asked = await asked
-        return None if asked is None else check_texts("forbidden_flags", asked)
+    def _settled(self, jobs: Sequence[Job]) -> None:
+        self._queue.settled(jobs)
 
     def _local_queue_options(self) -> LocalQueueOptions:
         # Flags that are asked for before each fetch may be a rate limit: they must count when the
@@ -406,72 +328,7 @@ class WorkerPool:
                 reason=self._killing or "its worker broke down",
             )
         )
-        self._returner.put(job)
-
-    async def _complete(self, jobs: Sequence[Job]) -> None:
-        await self._settle(jobs, lambda some: complete_jobs(some, pool_id=self.pool_id), "complete")
-
-    async def _fail(self, failures: Sequence[Failure]) -> None:
-        by_id = {failure.job.id: failure for failure in failures}
-        await self._settle(
-            [failure.job for failure in failures],
-            lambda some: fail_jobs([by_id[job.id] for job in some], pool_id=self.pool_id),
-            "fail",
-        )
-
-    async def _return(self, jobs: Sequence[Job]) -> None:
-        await self._settle(jobs, lambda some: return_jobs(some, pool_id=self.pool_id), "return")
-
-    async def _settle(
-        self,
-        jobs: Sequence[Job],
-        query: Callable[[Sequence[Job]], Query[set[int]]],
-        action: str,
-    ) -> None:
-        """Record an outcome, however long it takes: until then the jobs stay locked."""
-        failures = 0
-        while True:
-            try:
-                written = await self._database.run(query(jobs))
-                break
-            except (psycopg.Error, OSError) as error:
-                failures += 1
-                backoff = backoff_for(error)
-                if backoff is None:
-                    await self._settle_singly(jobs, query, action, error)
-                    return
-                delay = backoff.delay(failures)
-                self._logger.warning(
-                    "Could not %s %d job(s) (%s); again in %.1f s",
-                    action,
-                    len(jobs),
-                    one_line(error),
-                    delay,
-                    extra={"pool_id": self.pool_id},
-                )
-                await asyncio.sleep(delay)
-        # After a failure rows may be missing because the first write arrived all the same.
-        if len(written) < len(jobs) and failures == 0:
-            lost = [job.id for job in jobs if job.id not in written]
-            self._events.emit(events.JobLost(pool_id=self.pool_id, job_ids=lost))
-        self._queue.settled(jobs)
-
-    async def _settle_singly(
-        self,
-        jobs: Sequence[Job],
-        query: Callable[[Sequence[Job]], Query[set[int]]],
-        action: str,
-        error: Exception,
-    ) -> None:
-        """One outcome of several can't be written, for no passing reason. The others can."""
-        if len(jobs) == 1:
-            self._break(
-                WorkerPoolError(f"could not {action} job {jobs[0].id}: {one_line(error)}"),
-                f"{action} jobs",
-            )
-            return
-        for job in jobs:
-            await self._settle([job], query, action)
+        self._settler.give_back(job)
 
     def _give_up(self) -> None:
         for part in self._parts:
@@ -495,7 +352,7 @@ class WorkerPool:
             try:
                 freed = await self._database.run(reset_locked_at())
                 # A cleanup may have deleted tasks that had no jobs; ours have other numbers then.
-                await self._register_tasks(self._database.run)
+                await self._fetcher.register_tasks(self._database.run)
             except (psycopg.Error, OSError) as error:
                 self._logger.warning("Could not reset stale locks (%s)", one_line(error))
                 self._events.emit(

@@ -133,7 +133,9 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", "app_tasks", "--task-directory", "."], "exclude each other"),
         (["--tasks", "app_tasks", "--schema", ""], "schema '' is not a name"),
         (["--tasks", "app_tasks", "-c", "nonsense"], "connection string 'nonsense'"),
-        (["--once", "--schema-only"], "--once and --schema-only exclude each other"),
+        (["--once", "--schema-only"], "exclude each other"),
+        (["--once", "--watch"], "exclude each other"),
+        (["--watch", "--tasks", "app_tasks"], "--watch needs a task directory"),
         (["--no-such-flag"], "No such option"),
     ],
 )
@@ -213,6 +215,24 @@ def test_a_second_signal_cuts_the_job_off_and_gives_it_back(cli: Cli, folder: Pa
     assert process.wait(timeout=15) == 1, process.stderr
     rows = cli.sql("select attempts, locked_by, last_error from graphile_worker.jobs")
     assert rows == [(0, None, None)]
+
+
+def test_watch_goes_on_with_tasks_that_were_changed_and_stops_when_told(
+    cli: Cli, folder: Path
+) -> None:
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "say.py").write_text("async def task(payload):\n    print('one', flush=True)\n")
+    cli.sql("select graphile_worker.add_job('say')")
+    process = cli.start("--watch")
+    process.wait_for("one")
+    (tasks / "say.py").write_text("async def task(payload):\n    print('another', flush=True)\n")
+    _wait_for_log(process, "Reloaded 1 task(s)")
+    cli.sql("select graphile_worker.add_job('say')")
+    process.wait_for("another")
+    process.terminate()
+    assert process.wait(timeout=15) == 0, process.stderr
+    assert cli.sql("select * from graphile_worker.jobs") == []
 
 
 def _wait_for_log(process: Process, text: str) -> None:

@@ -1,15 +1,18 @@
 """A job that failed is tried again, later each time, until its attempts are used up."""
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
-from graphile_worker_py import JobContext, run_once, task
+from graphile_worker_py import JobContext, run_migrations, run_once, task
 from graphile_worker_py.events import JobComplete, JobError, JobFailed, JobSuccess
 from tests.support.running import Jobs, Told
+from tests.support.server import Server
 
 
 async def last_error(dsn: str, error: BaseException) -> str:
@@ -163,6 +166,44 @@ async def test_text_that_postgres_cannot_store_is_stored_readably(dsn: str) -> N
     assert stored == "nul \\u0000, surrogate \\ud800, \N{SNOWMAN}, \\u0000"
 
 
+@pytest.fixture
+def latin_dsn(server: Server, empty_dsn: str) -> Iterator[str]:
+    """A database whose encoding has few characters."""
+    with psycopg.connect(empty_dsn, autocommit=True) as conn:
+        conn.execute("create database latin encoding 'LATIN1' locale 'C' template template0")
+    dsn = server.dsn("latin")
+    yield dsn
+    server.drop_database(dsn)
+
+
+async def test_text_that_the_encoding_of_a_database_lacks_is_stored_readably(
+    latin_dsn: str,
+) -> None:
+    await run_migrations(latin_dsn)
+    jobs = Jobs(latin_dsn)
+    message = jobs.add("fail", "caf\xe9")
+    batch = jobs.add("batch", payload_json='["ok", "\\u2603 \\ud83d\\ude00 \\u00e9"]')
+    jobs.add("work", run_at="2020-01-01", priority=1)
+
+    async def fail(payload: str) -> None:
+        raise ValueError(f"{payload} \N{SNOWMAN}")
+
+    async def refuse(payload: str) -> None:
+        raise ValueError("no")
+
+    async def several(payload: list[str]) -> list[Any]:
+        assert payload[1] == "\N{SNOWMAN} \N{GRINNING FACE} \xe9"
+        return [None, refuse(payload[1])]
+
+    tasks: dict[str, Any] = {"fail": fail, "batch": several, "work": print}
+    await run_once(latin_dsn, tasks=tasks)
+    assert jobs.ids() == [message, batch]
+    assert jobs.one(message)["last_error"] == "caf\\xe9 \\u2603"
+    assert jobs.one(batch)["json"].isascii()
+    assert json.loads(jobs.one(batch)["json"]) == ["\N{SNOWMAN} \N{GRINNING FACE} \xe9"]
+    assert jobs.locked() == []
+
+
 RAISED = [
     (lambda: SystemExit(3), "SystemExit: 3"),
     (lambda: asyncio.CancelledError("mine"), "CancelledError: mine"),
@@ -220,6 +261,24 @@ async def test_a_task_that_cancels_itself_fails_and_its_worker_goes_on(dsn: str)
     assert len(ran) == 3
     assert jobs.ids() == [cancelled]
     assert jobs.one(cancelled)["last_error"] == "CancelledError"
+
+
+async def test_a_task_that_cancels_itself_leaves_no_trace_in_the_next_job(dsn: str) -> None:
+    """Task groups and time limits ask how often their asyncio task was cancelled."""
+    jobs = Jobs(dsn)
+    jobs.add_many(4, "work")
+    seen: list[int] = []
+
+    async def work(payload: Any) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        seen.append(current.cancelling())
+        current.cancel()
+        if payload["n"] % 2:
+            await asyncio.sleep(0)
+
+    await run_once(dsn, tasks={"work": work})
+    assert seen == [0, 0, 0, 0]
 
 
 async def test_a_task_that_cancels_itself_and_returns_has_succeeded(dsn: str) -> None:

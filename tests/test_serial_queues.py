@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from graphile_worker_py import JobContext, Runner, run_once
-from graphile_worker_py.events import JobError, JobReturned, JobSuccess, WorkerGetJobEmpty
+from graphile_worker_py.events import JobError, JobReturned, JobStart, JobSuccess, WorkerGetJobEmpty
 from graphile_worker_py.options import LocalQueueOptions
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -192,6 +192,26 @@ async def test_the_queue_is_free_after_every_kind_of_end(dsn: str) -> None:
     assert jobs.locked() == []
     attempts = {job["queue_name"]: job["attempts"] for job in jobs.all()}
     assert attempts == {"fail": 1, "cancel": 1, "exit": 1, "hang": 0}
+
+
+@pytest.mark.parametrize("end", ["succeed", "fail", "return"])
+async def test_a_queue_that_others_have_taken_meanwhile_stays_theirs(dsn: str, end: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work", queue_name="q")
+    finish = asyncio.Event()
+
+    async def work(payload: Any) -> None:
+        await finish.wait()
+        if end == "fail":
+            raise ValueError("no")
+
+    async with Runner(dsn, tasks={"work": work}, events=told.events) as runner:
+        await told.seen(JobStart)
+        jobs.query("update graphile_worker._private_job_queues set locked_by = 'pool-other'")
+        if end == "return":
+            await runner.kill()
+        finish.set()
+    assert jobs.locked() == ["queue q"]
 
 
 async def test_an_idle_pool_does_not_look_again_and_again_for_a_busy_queue(dsn: str) -> None:

@@ -27,7 +27,7 @@ async def main() -> None:
     await run_once(task_directory=Path(__file__).parent / "tasks", events=events)
 
 
-# The lines that tasks write, and nothing else: those of the worker itself have no job id.
+# What the jobs log, and not what the worker says of itself: that has no job id.
 handler = logging.StreamHandler(sys.stdout)
 handler.addFilter(lambda record: hasattr(record, "job_id") and record.levelname == "INFO")
 logging.basicConfig(

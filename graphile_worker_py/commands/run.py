@@ -7,12 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
-from graphile_worker_py import config
+from graphile_worker_py import aio, config
 from graphile_worker_py.commands.errors import (
     EXIT_FAILURE,
     EXIT_INCOMPATIBLE_WHILE_RUNNING,
@@ -27,6 +28,7 @@ from graphile_worker_py.events import ForcefulShutdown
 from graphile_worker_py.options import LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations
 from graphile_worker_py.runner import run_once as library_run_once
+from graphile_worker_py.task_loader import watch_tasks
 from graphile_worker_py.tasks import Task, Tasks
 
 logger = logging.getLogger("graphile_worker_py")
@@ -55,6 +57,7 @@ logger = logging.getLogger("graphile_worker_py")
 @click.option(
     "--crontab", "crontab_file", metavar="FILE", help="Recurring jobs (./crontab if there is one)."
 )
+@click.option("--watch", is_flag=True, help="Reload the task directory when it changes.")
 @click.option("--once", is_flag=True, help="End when no job is due.")
 @click.option("--schema-only", is_flag=True, help="Install or upgrade the schema, and end.")
 @click.option(
@@ -80,6 +83,7 @@ logger = logging.getLogger("graphile_worker_py")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What is worth a line (info).")
 def run(
     config_file: str | None,
+    watch: bool,
     once: bool,
     schema_only: bool,
     forbidden_flags: tuple[str, ...],
@@ -92,8 +96,8 @@ def run(
     `config show` tells the value of each option; those without a flag here are set in a file or
     the environment.
     """
-    if once and schema_only:
-        raise click.UsageError("--once and --schema-only exclude each other")
+    if once + schema_only + watch > 1:
+        raise click.UsageError("--once, --schema-only and --watch exclude each other")
     flags["forbidden_flags"] = list(forbidden_flags) or None
     flags["local_queue.size"] = local_queue_size
     with told_clearly():
@@ -109,6 +113,8 @@ def run(
         options = _runner_options(settings)
         if once:
             run_in_loop(library_run_once(connection, **options))
+        elif watch:
+            run_in_loop(_run_watching(connection, options))
         else:
             run_in_loop(_run_until_stopped(connection, options))
 
@@ -131,7 +137,35 @@ def _runner_options(settings: Mapping[str, config.Setting]) -> RunnerOptions:
     return options
 
 
-async def _run_until_stopped(connection: str | None, options: RunnerOptions) -> None:
+async def _run_watching(connection: str | None, options: RunnerOptions) -> None:
+    """Run, and begin anew with the new tasks whenever a file of the task directory changes."""
+    directory = options.pop("task_directory", None)
+    if directory is None:
+        raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
+    async with aclosing(watch_tasks(directory, logger=logger)) as versions:
+        options["tasks"] = await anext(versions)
+        changed = asyncio.Event()
+
+        async def watch() -> None:
+            options["tasks"] = await anext(versions)
+            changed.set()
+
+        while True:
+            crew = aio.Crew()
+            crew.start(watch(), name="watch")
+            try:
+                await _run_until_stopped(connection, options, changed)
+            finally:
+                await crew.cancel(patience=1)
+            if not changed.is_set():
+                return
+            changed.clear()
+
+
+async def _run_until_stopped(
+    connection: str | None, options: RunnerOptions, changed: asyncio.Event | None = None
+) -> None:
+    """Run until a signal comes, or until it is set that something has changed."""
     forced = False
 
     def by_force(_event: ForcefulShutdown) -> None:
@@ -149,7 +183,8 @@ async def _run_until_stopped(connection: str | None, options: RunnerOptions) -> 
                 runner.about,
                 extra={"pool_id": runner.pool_id},
             )
-            await runner.wait()
+            async with aio.until(changed or asyncio.Event()):
+                await runner.wait()
     except IncompatibleSchemaError as error:
         if not started:
             raise

@@ -1,5 +1,7 @@
 """Recording failure: the error is stored, the job waits for its next attempt."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -49,6 +51,21 @@ class Failure:
     job: Job
     message: str
     payload: str | None = None
+
+    def in_ascii(self) -> "Failure":
+        """The same for a database whose encoding lacks characters: they are written out."""
+        return Failure(
+            self.job,
+            self.message.encode("ascii", "backslashreplace").decode(),
+            None if self.payload is None else _NOT_ASCII.sub(_json_escape, self.payload),
+        )
+
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def fail_jobs(failures: Sequence[Failure], *, pool_id: str) -> Query[set[int]]:

@@ -1,0 +1,140 @@
+"""Lock the next jobs for a pool, and lose none whose fetch was not answered."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import psycopg
+
+from graphile_worker_py.backoff import is_outage
+from graphile_worker_py.db import Database, Query
+from graphile_worker_py.hooks import FetchRequest, Hooks
+from graphile_worker_py.options import ForbiddenFlags, check_texts
+from graphile_worker_py.sql.get_jobs import Fetched, get_free_jobs, get_jobs
+from graphile_worker_py.sql.return_jobs import return_unknown_jobs
+from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
+
+STOP_PATIENCE: Final = 3.0
+"""Seconds that a stop gives a fetch that is under way, and the question what a lost one locked."""
+
+
+class Fetcher:
+    """Fetches jobs for one pool.
+
+    Args:
+        pool_id: Id of the pool, which the jobs are locked by.
+        database: Where the jobs are.
+        names: Identifiers of the tasks whose jobs are wanted.
+        forbidden_flags: Jobs with one of these flags are left for others.
+        hooks: Plugins that wrap fetches.
+        known_ids: The jobs that the pool knows to have locked.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool_id: str,
+        database: Database,
+        names: Iterable[str],
+        forbidden_flags: ForbiddenFlags | None,
+        hooks: Hooks,
+        known_ids: Callable[[], Sequence[int]],
+    ) -> None:
+        self._pool_id = pool_id
+        self._database = database
+        self._names = list(names)
+        self._flags = forbidden_flags
+        self._known_ids = known_ids
+        self._get_jobs = hooks.get_jobs(self._lock_jobs)
+        self._task_ids: dict[int, str] = {}
+        self._in_doubt = False
+        self._limit: asyncio.Timeout | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether jobs may be locked for the pool of which it does not know."""
+        return self._in_doubt
+
+    async def register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
+        """Make the tasks known to the database, and learn their numbers; `run` sends queries."""
+        await run(register_tasks(self._names))
+        self._task_ids = await run(read_task_ids(self._names))
+
+    async def fetch(self, count: int) -> Fetched:
+        """Lock up to `count` jobs; raises what database, plugins and flags function raise."""
+        async with asyncio.timeout(None) as limit:
+            self._limit = limit
+            try:
+                return await self._fetch(count)
+            finally:
+                self._limit = None
+
+    def cut_off(self) -> None:
+        """End the fetch that is under way, with a TimeoutError."""
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    async def resolve_doubt_in_time(self) -> None:
+        """Return what a fetch whose answer was lost has locked, if that can be done soon."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_PATIENCE):
+                await self._resolve_doubt(
+                    partial(self._database.run_retrying, what="look for lost jobs")
+                )
+
+    async def _fetch(self, count: int) -> Fetched:
+        flags = await self._forbidden_flags()
+        await self._resolve_doubt(self._database.run)
+        request = FetchRequest(pool_id=self._pool_id, count=count, forbidden_flags=flags)
+        # Should the answer be lost on its way, jobs may be locked for us all the same.
+        self._in_doubt = True
+        try:
+            fetched = await self._get_jobs(request)
+        except psycopg.Error as error:
+            # An error that the server itself tells undid the statement.
+            self._in_doubt = is_outage(error)
+            raise
+        self._in_doubt = fetched.in_doubt
+        return fetched
+
+    async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
+        if self._in_doubt:
+            await run(return_unknown_jobs(self._known_ids(), pool_id=self._pool_id))
+            self._in_doubt = False
+
+    async def _lock_jobs(self, request: FetchRequest) -> Fetched:
+        fetched = await self._database.run(self._query(get_jobs, request))
+        missing = request.count - len(fetched.jobs)
+        if missing > 0 and fetched.more:
+            # Further jobs of the same queues took the places of others.
+            try:
+                rest = replace(request, count=missing)
+                free = await self._database.run(self._query(get_free_jobs, rest))
+            except (psycopg.Error, OSError) as error:
+                # What was locked first is ours all the same; the next fetch meets the trouble.
+                return replace(fetched, in_doubt=is_outage(error))
+            fetched = Fetched(fetched.jobs + free.jobs, more=True)
+        return fetched
+
+    def _query(
+        self, statement: Callable[..., Query[Fetched]], request: FetchRequest
+    ) -> Query[Fetched]:
+        return statement(
+            pool_id=self._pool_id,
+            task_ids=self._task_ids,
+            count=request.count,
+            forbidden_flags=request.forbidden_flags,
+        )
+
+    async def _forbidden_flags(self) -> Sequence[str] | None:
+        flags = self._flags
+        if not callable(flags):
+            return flags
+        asked = flags()
+        if inspect.isawaitable(asked):
+            asked = await asked
+        return None if asked is None else check_texts("forbidden_flags", asked)
