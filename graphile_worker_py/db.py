@@ -28,6 +28,11 @@ AsyncPool = psycopg_pool.AsyncConnectionPool[Any]
 SCHEMA_PLACEHOLDER: Final = ":GRAPHILE_WORKER_SCHEMA"
 APPLICATION_NAME: Final = "graphile_worker_py"
 CONNECT_TIMEOUT: Final = 10
+# In an outage the pool would try to connect at ever longer intervals. It is to give up soon, and so
+# is who waits for it: then whoever needs a connection has it try at once, at our own intervals.
+RECONNECT_PATIENCE: Final = 4.0
+CONNECTION_PATIENCE: Final = 6.0
+CLOSE_PATIENCE: Final = 1.0
 TRIES: Final = 100
 
 
@@ -151,15 +156,21 @@ async def opened_pool(source: str | AsyncPool, *, max_size: int) -> AsyncIterato
     # A pool reports an unreachable server as a time-out, half a minute later; a plain connection
     # tells at once, and why.
     await (await AsyncConnection.connect(dsn)).close()
-    async with psycopg_pool.AsyncConnectionPool(
+    pool = psycopg_pool.AsyncConnectionPool(
         dsn,
         kwargs={"autocommit": True},
         min_size=0,
         max_size=max_size,
         open=False,
         name=APPLICATION_NAME,
-    ) as pool:
+        reconnect_timeout=RECONNECT_PATIENCE,
+    )
+    await pool.open()
+    try:
         yield pool
+    finally:
+        # In an outage it may be about to connect, which is not waited for.
+        await pool.close(timeout=CLOSE_PATIENCE)
 
 
 @contextmanager
