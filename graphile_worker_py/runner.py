@@ -134,6 +134,8 @@ class Runner(JobAdder):
     async def stop(self, reason: str = "Runner is stopping") -> None:
         """Stop gracefully: fetch no more, let running jobs finish, record their outcome.
 
+        It waits for running jobs, so a job must not wait for it.
+
         Raises:
             WorkerPoolError: It did not stop cleanly.
         """

@@ -9,9 +9,6 @@ from graphile_worker_py import JobContext, run_once
 from graphile_worker_py.events import JobError
 from tests.support.running import Jobs, Told
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
-
 INSERT_FIRST = """
 insert into graphile_worker._private_jobs (task_id, payload, priority)
 select id, %s::json, -1 from graphile_worker._private_tasks where identifier = 'work'

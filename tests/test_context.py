@@ -15,8 +15,6 @@ from graphile_worker_py.events import JobSuccess
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
 COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
 
 

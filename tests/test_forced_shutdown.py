@@ -28,8 +28,6 @@ from graphile_worker_py.events import (
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
 
 async def hang(payload: Any) -> None:
     """A task that never ends by itself."""

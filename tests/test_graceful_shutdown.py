@@ -22,8 +22,6 @@ from graphile_worker_py.events import (
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
 
 class Work:
     """A task that runs until it is let go."""

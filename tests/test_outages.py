@@ -20,8 +20,6 @@ from graphile_worker_py.events import (
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
 TERMINATE_ALL = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'

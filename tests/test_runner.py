@@ -25,8 +25,6 @@ from graphile_worker_py.events import (
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
 
 async def test_it_runs_jobs_in_the_background_of_its_block(dsn: str) -> None:
     told = Told()

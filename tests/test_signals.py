@@ -16,8 +16,6 @@ from tests.support.eventually import eventually
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
-pytestmark = pytest.mark.parametrize("installer", ["python"])
-
 ROOT = Path(__file__).parents[1]
 Start = Callable[[str], Process]
 
