@@ -66,6 +66,7 @@ class EmbeddedPostgres:
         port: TCP port. `None`: one that is free.
         bin_dir: Directory that holds `initdb` and `postgres`. `None`: the `embedded` extra's.
         settings: Server settings beside PostgreSQL's own defaults, such as `{"fsync": "off"}`.
+        temp_dir: Where temporary directories are made. `None`: where the system has them.
 
     Raises:
         ConfigurationError: `port` is not a port number.
@@ -78,6 +79,7 @@ class EmbeddedPostgres:
         port: int | None = None,
         bin_dir: str | os.PathLike[str] | None = None,
         settings: Mapping[str, str] | None = None,
+        temp_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if port is not None and not 1 <= port <= 65535:
             message = f"port must be between 1 and 65535, not {port}"
@@ -86,6 +88,7 @@ class EmbeddedPostgres:
         self._wanted_port = port
         self._bin_dir = None if bin_dir is None else Path(bin_dir).absolute()
         self._settings = dict(settings or {})
+        self._temp_dir = temp_dir
         self._running: _Running | None = None
 
     @property
@@ -114,7 +117,7 @@ class EmbeddedPostgres:
         if self._running is not None:
             raise GraphileWorkerError("the embedded PostgreSQL server was started already")
         bin_dir = self._bin_dir or embedded_bin_dir()
-        scratch = Path(tempfile.mkdtemp(prefix="graphile-worker-py-"))
+        scratch = Path(tempfile.mkdtemp(prefix="graphile-worker-py-", dir=self._temp_dir))
         try:
             self._running = self._launch(bin_dir, scratch)
         except BaseException:  # a Ctrl-C meanwhile must not leave the directory behind either

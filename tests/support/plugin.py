@@ -14,7 +14,7 @@ import pytest
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from tests.support.node import LATEST, Node
 from tests.support.processes import Processes
-from tests.support.server import SETTINGS, Server, bin_dir_of
+from tests.support.server import SETTINGS, Server, bin_dir_of, fast_directory
 
 SCHEMA = "graphile_worker"
 THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()
@@ -55,7 +55,9 @@ def _no_process_left(processes: Processes) -> Iterator[None]:
 def server(pytestconfig: pytest.Config) -> Iterator[Server]:
     """A PostgreSQL server of this test run's own."""
     bin_dir = bin_dir_of(pytestconfig.getoption("--postgres"))
-    with EmbeddedPostgres(bin_dir=bin_dir, settings=SETTINGS) as postgres:
+    with EmbeddedPostgres(
+        bin_dir=bin_dir, settings=SETTINGS, temp_dir=fast_directory()
+    ) as postgres:
         yield Server(postgres)
 
 
