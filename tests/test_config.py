@@ -525,7 +525,7 @@ def test_a_wrong_file_ends_with_2_and_one_line(
 
 def test_flags_of_run_are_named_after_their_options() -> None:
     run = main.commands["run"]
-    not_options = {"config_file", "once", "schema_only", "local_queue_size", "help"}
+    not_options = {"config_file", "once", "watch", "schema_only", "local_queue_size", "help"}
     flags = {flag.name for flag in run.params if isinstance(flag, click.Option)} - not_options
     assert flags <= set(OPTIONS)
 
