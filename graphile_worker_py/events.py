@@ -90,8 +90,25 @@ class PoolGracefulShutdown(PoolEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolGracefulShutdownWorkerError(PoolEvent):
+    """A worker broke down while the pool was stopping; `job` is returned, if it had one."""
+
+    name: ClassVar = "pool:gracefulShutdown:workerError"
+    error: BaseException
+    job: Job | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolGracefulShutdownError(PoolEvent):
+    """The pool stopped, but not cleanly; `run` raises `error`."""
+
+    name: ClassVar = "pool:gracefulShutdown:error"
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolGracefulShutdownComplete(PoolEvent):
-    """The pool stopped gracefully, every outcome recorded."""
+    """The pool stopped, and no part of it runs any more."""
 
     name: ClassVar = "pool:gracefulShutdown:complete"
 
@@ -102,6 +119,14 @@ class PoolForcefulShutdown(PoolEvent):
 
     name: ClassVar = "pool:forcefulShutdown"
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolForcefulShutdownError(PoolEvent):
+    """The pool stopped by force, but not cleanly; `run` raises `error`."""
+
+    name: ClassVar = "pool:forcefulShutdown:error"
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,14 +170,6 @@ class WorkerPool:
             self._logger.warning(
                 "%d thread(s) run on: their functions did not return", still_running
             )
-        if self._killing is None:
-            self._events.emit(events.PoolGracefulShutdownComplete(pool_id=self.pool_id))
-        else:
-            self._events.emit(
-                events.PoolForcefulShutdownComplete(
-                    pool_id=self.pool_id, returned=tuple(self._cut_off)
-                )
-            )
         left = self._queue.known_ids
         if left:
             error = WorkerPoolError(
@@ -191,7 +183,23 @@ class WorkerPool:
                 f"{self.pool_id}"
             )
             self._break(error, "fetch jobs")
+        self._tell_end()
         self._events.emit(events.PoolRelease(pool_id=self.pool_id))
+
+    def _tell_end(self) -> None:
+        graceful = self._killing is None
+        if self._fatal is not None:
+            kind: Callable[..., events.PoolEvent] = (
+                events.PoolGracefulShutdownError if graceful else events.PoolForcefulShutdownError
+            )
+            self._events.emit(kind(pool_id=self.pool_id, error=self._fatal))
+        if graceful:
+            self._events.emit(events.PoolGracefulShutdownComplete(pool_id=self.pool_id))
+        else:
+            returned = tuple(self._cut_off)
+            self._events.emit(
+                events.PoolForcefulShutdownComplete(pool_id=self.pool_id, returned=returned)
+            )
 
     # The three rings, from the outside in.
 
@@ -263,6 +271,12 @@ class WorkerPool:
             error = broken
             self._emit_worker(events.WorkerFatalError, worker, error=broken)
             job = worker.abandon()
+            if self._stop.is_set():
+                self._events.emit(
+                    events.PoolGracefulShutdownWorkerError(
+                        pool_id=self.pool_id, error=broken, job=job
+                    )
+                )
             if job is not None:
                 self._take_back(job, worker.worker_id)
             self._break(broken, "run a worker")

@@ -23,6 +23,7 @@ from graphile_worker_py.events import (
     JobSuccess,
     PoolForcefulShutdown,
     PoolForcefulShutdownComplete,
+    PoolForcefulShutdownError,
     PoolListenSuccess,
 )
 from tests.support.eventually import eventually
@@ -185,6 +186,8 @@ async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_end(dsn
             await told.seen(JobStart, count=2)
             await runner.kill()
     assert time.monotonic() - started < 12
+    (end,) = told.of(PoolForcefulShutdownError)
+    assert "did not end" in str(end.error)
     # Its job went back, and what it makes of it in the end changes nothing.
     before = jobs.snapshot()
     assert jobs.one(stubborn_id)["attempts"] == 0

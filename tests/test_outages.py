@@ -14,6 +14,7 @@ from graphile_worker_py.events import (
     JobLost,
     JobStart,
     JobSuccess,
+    PoolGracefulShutdownError,
     PoolListenSuccess,
     WorkerGetJobError,
 )
@@ -324,6 +325,8 @@ async def test_a_stop_while_the_database_is_away_says_what_it_cannot_know(dsn: s
                 # The first one leaves the doubt, the second one could not resolve it.
                 await told.seen(WorkerGetJobError, count=2)
         proxy.accept()
+    (end,) = told.of(PoolGracefulShutdownError)
+    assert "a fetch was not answered" in str(end.error)
     assert jobs.locked() == []
 
 
