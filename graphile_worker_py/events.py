@@ -1,4 +1,7 @@
-"""What can be observed: one frozen dataclass per event, and the place to subscribe."""
+"""What can be observed: one frozen dataclass per event, and the place to subscribe.
+
+It is long because it is a list: all events stand in one place, in the order of a run.
+"""
 
 import logging
 from collections.abc import Callable, Sequence

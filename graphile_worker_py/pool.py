@@ -6,7 +6,8 @@ inside out: no more jobs are handed out, running ones finish, what was fetched a
 returned, the last outcomes are written.
 
 Parts are told to stop, never cancelled; only the workers are, at a forced stop. Cancelling
-`WorkerPool.run` is a forced stop, too.
+`WorkerPool.run` is a forced stop, too. All that starts and ends a part stands in this one module,
+because the order is the point of it.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""What a program may do with jobs without running them: add and administer."""
+"""What a program may do with jobs without running them: add and administer.
+
+It is long because each method explains what it does, and hardly does more than send one statement.
+"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
