@@ -1,65 +1,139 @@
-"""`python -m benchmarks`: measure this package and graphile-worker 0.18.0 in turn."""
+"""`python -m benchmarks`: measure this package and others in turn."""
 
 import json
-import platform
-import statistics
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
+from benchmarks.environments import UnavailableError
 from benchmarks.lab import Lab, opened_lab
 from benchmarks.measures import MEASURES, Measure
+from benchmarks.plots import pictures
+from benchmarks.report import Run, inserted, page, text
 
-SIDES = ("ours", "node")
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+Figures = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="How often all is measured, in turn.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Measures whose name contains TEXT.")
+@click.option("--side", "sides", multiple=True, metavar="NAME", help="Sides to measure (all).")
+@click.option(
+    "--scale", default=1.0, show_default=True, help="Multiply numbers of jobs, for a trial."
+)
+@click.option(
+    "--held",
+    default=10.0,
+    show_default=True,
+    help="Seconds to measure beside an open transaction; minutes show more.",
+)
+@click.option("--list", "listing", is_flag=True, help="Tell the measures and their sides, and end.")
 @click.option("--store", type=Path, help="Write all figures to this file, as JSON.")
-def main(rounds: int, only: tuple[str, ...], store: Path | None) -> None:
-    """Measure this package and graphile-worker 0.18.0 in turn, and print medians and ratios."""
+@click.option("--svg", type=Path, metavar="FOLDER", help="Write pictures into this folder.")
+@click.option(
+    "--render",
+    type=Path,
+    metavar="FILE",
+    help="Measure nothing: put a stored file's figures into docs/performance.md.",
+)
+def main(
+    rounds: int,
+    only: tuple[str, ...],
+    sides: tuple[str, ...],
+    scale: float,
+    held: float,
+    listing: bool,
+    store: Path | None,
+    svg: Path | None,
+    render: Path | None,
+) -> None:
+    """Measure this package, graphile-worker 0.18.0 and other queues in turn.
+
+    Everything that is needed is installed and started: PostgreSQL, Node, the other packages, each
+    in an environment of its own. Prints medians and ratios.
+    """
+    if render is not None:
+        render_page(Run(json.loads(render.read_text(encoding="utf-8"))), PAGE)
+        return
     chosen = [m for m in MEASURES if not only or any(text in m.name for text in only)]
-    figures: dict[str, dict[str, list[float]]] = {
-        measure.name: {side: [] for side in SIDES} for measure in chosen
-    }
-    with opened_lab() as lab:
-        for round_number in range(1, rounds + 1):
-            for measure in chosen:
-                # Turn about, so that neither side always has the warmer machine.
-                for side in SIDES if round_number % 2 else reversed(SIDES):
-                    figures[measure.name][side].append(measure.run(lab, side))
-                click.echo(f"round {round_number}: {measure.name}", err=True)
-        click.echo(table(chosen, figures, _machine(lab)))
+    if listing:
+        for measure in chosen:
+            click.echo(f"{measure.name}: {', '.join(measure.sides)}")
+        return
+    with opened_lab(scale=scale, held=held) as lab:
+        unknown = set(sides) - {*lab.sides, "pgbench"}
+        if unknown:
+            raise click.UsageError(f"there is no side {min(unknown)}")
+        run = measured(lab, chosen, rounds, sides or (*lab.sides, "pgbench"))
+    click.echo(text(run))
     if store is not None:
-        store.write_text(json.dumps({"rounds": rounds, "figures": figures}, indent=1) + "\n")
+        store.write_text(json.dumps(run.stored, indent=1) + "\n", encoding="utf-8")
+    if svg is not None:
+        _write_pictures(run, svg)
 
 
-def table(chosen: list[Measure], figures: dict[str, dict[str, list[float]]], about: str) -> str:
-    """Medians and ratios, as Markdown."""
-    lines = [
-        about,
-        "",
-        "| measure | ours | Node 0.18.0 | ours / Node | from … to |",
-        "| --- | ---: | ---: | ---: | --- |",
+def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, ...]) -> Run:
+    """Measure all in turn. A side that can't be measured here is noted, with the reason."""
+    machine = lab.machine()
+    unavailable: dict[str, str] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for name in (each for each in lab.sides if each in sides):
+        side = lab.sides[name]
+        if any(name in measure.sides for measure in measures):
+            try:
+                about[name] = {"title": side.title, "about": side.about(), "best": side.best}
+            except UnavailableError as error:
+                unavailable[side.title] = str(error)
+    present = [*about, *(name for name in ("pgbench",) if name in sides)]
+    figures: Figures = {
+        measure.name: {name: [] for name in measure.sides if name in present}
+        for measure in measures
+    }
+    for round_number in range(1, rounds + 1):
+        for measure in measures:
+            turn = list(figures[measure.name])
+            # Turn about, so that no side always has the warmer machine.
+            for name in turn if round_number % 2 else reversed(turn):
+                try:
+                    figures[measure.name][name].append(measure.run(lab, name))
+                except UnavailableError as error:
+                    unavailable[name] = str(error)
+            click.echo(f"round {round_number}: {measure.name}", err=True)
+    return Run(
+        {
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine,
+            "rounds": rounds,
+            "scale": lab.scale,
+            "held": lab.held,
+            "sides": about,
+            "unavailable": unavailable,
+            "figures": figures,
+        }
+    )
+
+
+def render_page(run: Run, file: Path) -> None:
+    """Put the results into a page, and their pictures into the folder of its name beside it."""
+    _write_pictures(run, file.with_suffix(""))
+    found = file.read_text(encoding="utf-8")
+    file.write_text(inserted(found, page(run, plots_beside(file, run))), encoding="utf-8")
+
+
+def plots_beside(file: Path, run: Run) -> list[tuple[str, str]]:
+    """The pictures as a page shows them: description, and where it is from the page."""
+    return [
+        (description, f"{file.stem}/{name}") for name, (description, _) in pictures(run).items()
     ]
-    for measure in chosen:
-        ours, node = (figures[measure.name][side] for side in SIDES)
-        ratios = [a / b for a, b in zip(ours, node, strict=True)]
-        lines.append(
-            f"| {measure.name} ({measure.unit}) | {_number(statistics.median(ours))} "
-            f"| {_number(statistics.median(node))} | {statistics.median(ratios):.2f} "
-            f"| {min(ratios):.2f} … {max(ratios):.2f} |"
-        )
-    return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def _machine(lab: Lab) -> str:
-    return f"Python {platform.python_version()}, {lab.about()}, {platform.machine()}."
+def _write_pictures(run: Run, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (_, svg) in pictures(run).items():
+        (folder / name).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,27 +2,36 @@
 
 import json
 import os
+import platform
 import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import sql
 
+from benchmarks.sides import (
+    NodeWorker,
+    ObanSide,
+    Ours,
+    PgQueuerSide,
+    ProcrastinateSide,
+    Side,
+    add_backlog,
+    environment,
+)
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
-from tests.support.node import LATEST, Node
+from tests.support.node import Node
 from tests.support.processes import Processes
 
-WORKERS = Path(__file__).parent / "workers"
 PATIENCE = 300.0
 WARM = 100
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -30,14 +39,17 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Drained:
-    """Figures of a backlog that was worked off."""
+    """Figures of a backlog that was worked off.
+
+    `transactions` are those that wrote something: they have to be made durable.
+    """
 
     jobs: int
     seconds: float
     cpu_seconds: float
     peak_memory: int
     wal_bytes: int
-    commits: int
+    transactions: int
 
     @property
     def rate(self) -> float:
@@ -50,8 +62,9 @@ class Worker:
 
     def __init__(self, command: Sequence[str], cwd: Path | None) -> None:
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=cwd, env=_environment()
+            command, stdout=subprocess.PIPE, bufsize=0, cwd=cwd, env=environment()
         )
+        self._pending = b""
         self._expect("ready")
 
     @property
@@ -59,25 +72,23 @@ class Worker:
         """Process id."""
         return self._process.pid
 
-    def wait_for_count(self, jobs: int) -> float:
-        """Wait until it has done so many jobs; the time at which it said so."""
-        while True:
-            done, moment = self.progress()
-            if done >= jobs:
-                return moment
-
     def progress(self) -> tuple[int, float]:
-        """What it says next of its progress: jobs done, and when."""
+        """What it says next of its progress: jobs done, and when the last one of them was."""
         while True:
             word, *values = self._line().split()
             if word == "count":
                 return int(values[0]), float(values[1])
 
     @property
-    def output(self) -> TextIO:
+    def output(self) -> IO[bytes]:
         """What it prints."""
         assert self._process.stdout is not None
         return self._process.stdout
+
+    @property
+    def has_line(self) -> bool:
+        """Whether a line was read that nobody has looked at."""
+        return b"\n" in self._pending
 
     def memory(self) -> int:
         """Resident bytes."""
@@ -116,10 +127,14 @@ class Worker:
             raise RuntimeError(f"expected {word!r}, got {line!r}")
 
     def _line(self) -> str:
-        line = self.output.readline()
-        if not line:
-            raise RuntimeError(f"worker ended with {self._process.wait(30)}")
-        return line
+        # Not readline(): what it reads ahead, a selector does not see.
+        while not self.has_line:
+            read = os.read(self.output.fileno(), 65536)
+            if not read:
+                raise RuntimeError(f"worker ended with {self._process.wait(30)}")
+            self._pending += read
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode()
 
     def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
@@ -129,108 +144,114 @@ class Worker:
 
 
 class Lab:
-    """A server of its own, with databases in which graphile-worker 0.18.0 made the schema."""
+    """A server of its own, with a database for each measurement.
 
-    def __init__(self, server: EmbeddedPostgres, node: Node) -> None:
-        self.server = server
-        self.node = node
+    Args:
+        server: Connection string of the server, as its superuser.
+        node: Node with graphile-worker, which makes the schema of both sides that work on it.
+        scale: What numbers of jobs are multiplied with.
+        held: Seconds that are measured beside an open transaction.
+    """
+
+    def __init__(self, server: str, node: Node, *, scale: float = 1.0, held: float = 10.0) -> None:
+        self._server = server
+        self.scale = scale
+        self.held = held
+        self.ours = Ours(node)
+        self.node = NodeWorker(node)
+        sides: list[Side] = [self.ours, self.node]
+        sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide()]
+        self.sides = {side.name: side for side in sides}
         self._made = 0
-        self._template = self.create_database()
-        node.cli(LATEST, "--schema-only", "-c", self._template)
+        self._templates: dict[str, str] = {}
+
+    def jobs(self, count: int) -> int:
+        """How many jobs to take where it should be so many."""
+        return max(round(count * self.scale), WARM)
 
     def create_database(self, template: str | None = None) -> str:
         """An empty database, or a copy of one; its connection string."""
         self._made += 1
         name = f"bench_{self._made}"
         source = "template1" if template is None else urlsplit(template).path[1:]
-        with psycopg.connect(self.server.dsn, autocommit=True) as conn:
+        with psycopg.connect(self._server, autocommit=True) as conn:
             conn.execute(
                 sql.SQL("create database {} template {}").format(
                     sql.Identifier(name), sql.Identifier(source)
                 )
             )
         # A URI, because that is all that Node's driver understands.
-        return urlsplit(self.server.dsn)._replace(path=f"/{name}").geturl()
+        return urlsplit(self._server)._replace(path=f"/{name}").geturl()
 
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """A fresh database with the schema, dropped afterwards."""
-        dsn = self.create_database(self._template)
+    def database(self, side: Side) -> Iterator[str]:
+        """A fresh database with the tables of a side, dropped afterwards."""
+        if side.schema not in self._templates:
+            template = self.create_database()
+            side.install(template)
+            self._templates[side.schema] = template
+        dsn = self.create_database(self._templates[side.schema])
         try:
             yield dsn
         finally:
-            name = urlsplit(dsn).path[1:]
-            with psycopg.connect(self.server.dsn, autocommit=True) as conn:
-                conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+            self._drop_database(dsn)
+
+    def close(self) -> None:
+        """Drop what databases are copied from."""
+        while self._templates:
+            self._drop_database(self._templates.popitem()[1])
 
     @contextmanager
     def workers(
-        self, side: str, dsn: str, settings: Mapping[str, Any], count: int = 1
+        self, side: Side, dsn: str, settings: Mapping[str, Any], count: int = 1
     ) -> Iterator[list[Worker]]:
         """Worker processes of a side."""
         started: list[Worker] = []
         try:
             while len(started) < count:
-                started.append(Worker(*self.command(side, dsn, settings)))
+                started.append(Worker(*side.command(dsn, settings)))
             yield started
         finally:
             for worker in started:
                 worker.kill()
 
-    def about(self) -> str:
-        """Versions and size of the machine, in words."""
-        with psycopg.connect(self.server.dsn) as conn:
-            version = conn.info.parameter_status("server_version")
-        told = subprocess.run([self.node.binary, "--version"], capture_output=True, check=True)
-        return f"Node {told.stdout.decode().strip()}, PostgreSQL {version}, {os.cpu_count()} cores"
+    def _drop_database(self, dsn: str) -> None:
+        name = urlsplit(dsn).path[1:]
+        with psycopg.connect(self._server, autocommit=True) as conn:
+            conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
-    def script(self, side: str, name: str, *arguments: str) -> tuple[list[str], Path | None]:
-        """How a script of a side is run, and where."""
-        if side == "ours":
-            return [sys.executable, str(WORKERS / f"{name}_ours.py"), *arguments], None
-        folder = self.node.package(LATEST)
-        # Where it stands decides which packages a module can import.
-        script = folder / f"benchmark-{name}.mjs"
-        shutil.copyfile(WORKERS / f"{name}_node.mjs", script)
-        return [self.node.binary, str(script), *arguments], folder
-
-    def command(
-        self, side: str, dsn: str, settings: Mapping[str, Any]
-    ) -> tuple[list[str], Path | None]:
-        """How a worker of a side is started, and where."""
-        return self.script(side, "work", dsn, json.dumps(settings))
+    def machine(self) -> dict[str, Any]:
+        """What the figures were measured on."""
+        with psycopg.connect(self._server) as conn:
+            postgres = conn.info.parameter_status("server_version")
+        return {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(
+                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+            ),
+            "system": f"{platform.system()} {platform.machine()}",
+            "postgresql": postgres,
+            "load_before": round(os.getloadavg()[0], 2),
+        }
 
 
 @contextmanager
-def opened_lab() -> Iterator[Lab]:
+def opened_lab(*, scale: float = 1.0, held: float = 10.0) -> Iterator[Lab]:
     """Start the server, install what is compared."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit("npm is needed, to install graphile-worker")
-    with EmbeddedPostgres(settings={"max_connections": "100"}) as server:
-        yield Lab(server, Node(npm, Processes()))
-
-
-def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> float:
-    """Add jobs in one transaction, through the SQL function; the time at which it committed."""
-    with psycopg.connect(dsn) as conn:
-        conn.execute(
-            """
-            select count(*) from graphile_worker.add_jobs(array(
-              select row(%(task)s, json_build_object('n', n),
-                case when %(queues)s > 0 then 'queue-' || (n %% greatest(%(queues)s, 1)) end,
-                null, null, null, null, null)::graphile_worker.job_spec
-              from generate_series(1, %(jobs)s) as n))
-            """,
-            {"task": task, "jobs": jobs, "queues": queues},
-        )
-        conn.commit()
-        return time.time()
+    with (
+        EmbeddedPostgres(settings={"max_connections": "100"}) as server,
+        closing(Lab(server.dsn, Node(npm, Processes()), scale=scale, held=held)) as lab,
+    ):
+        yield lab
 
 
 def drain(
     lab: Lab,
-    side: str,
+    side: Side,
     dsn: str,
     jobs: int,
     settings: Mapping[str, Any],
@@ -244,10 +265,10 @@ def drain(
         lab.workers(side, dsn, settings, count) as workers,
         psycopg.connect(dsn, autocommit=True) as conn,
     ):
-        add_backlog(dsn, WARM)  # connections, plans, compiled code
+        side.fill(dsn, WARM)  # connections, plans, compiled code
         wait_for_all(workers, WARM)
         cpu = sum(worker.cpu_seconds() for worker in workers)
-        began = add_backlog(dsn, jobs, queues=queues)
+        began = add_backlog(dsn, jobs, queues=queues) if queues else side.fill(dsn, jobs)
         before = _server_figures(conn)
         ended = wait_for_all(workers, jobs + WARM)
         cpu = sum(worker.cpu_seconds() for worker in workers) - cpu
@@ -255,51 +276,65 @@ def drain(
         for worker in workers:
             worker.stop()
         after = _server_figures(conn)
-        left = conn.execute("select count(*) from graphile_worker._private_jobs").fetchone()
-        if left != (left_behind,):
-            raise RuntimeError(f"{side} left {left} jobs behind")
+        left = side.left(dsn)
+        if left != left_behind:
+            raise RuntimeError(f"{side.title} left {left} jobs behind")
     return Drained(
         jobs=jobs,
         seconds=ended - began,
         cpu_seconds=cpu,
         peak_memory=peak,
         wal_bytes=after[0] - before[0],
-        commits=after[1] - before[1],
+        transactions=after[1] - before[1],
     )
 
 
 def wait_for_all(workers: Sequence[Worker], jobs: int) -> float:
     """Wait until all together have done so many jobs; the time at which the last one was done."""
-    if len(workers) == 1:
-        return workers[0].wait_for_count(jobs)
+    done, last = watch(workers, jobs, seconds=PATIENCE)
+    if done < jobs:
+        raise RuntimeError(f"only {done} of {jobs} jobs were done")
+    return last
+
+
+def watch(workers: Sequence[Worker], jobs: int, *, seconds: float) -> tuple[int, float]:
+    """Wait until all together have done so many jobs, or the time is over.
+
+    Returns:
+        How many they have done, and the time at which the last one was done.
+    """
     done = dict.fromkeys(workers, 0)
     last = 0.0
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             selector.register(worker.output, selectors.EVENT_READ, worker)
-        deadline = time.monotonic() + PATIENCE
-        while sum(done.values()) < jobs:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"only {sum(done.values())} of {jobs} jobs were done")
+        deadline = time.monotonic() + seconds
+        while sum(done.values()) < jobs and time.monotonic() < deadline:
             for key, _ in selector.select(timeout=1):
-                done[key.data], moment = key.data.progress()
+                ready: Worker = key.data
+                done[ready], moment = ready.progress()
+                while ready.has_line:
+                    done[ready], moment = ready.progress()
                 last = max(last, moment)
-    return last
+    return sum(done.values()), last
 
 
 def _server_figures(conn: psycopg.Connection[Any]) -> tuple[int, int]:
-    """WAL written so far, in bytes, and transactions committed in this database."""
+    """WAL written so far, in bytes, and the transactions that wrote something.
+
+    Those are counted by the ids that they get, which is exact at once: the server's statistics of
+    commits are up to ten seconds late.
+    """
     row = conn.execute(
-        "select pg_current_wal_lsn() - '0/0'::pg_lsn,"
-        " (select xact_commit from pg_stat_database where datname = current_database())"
+        "select pg_current_wal_insert_lsn() - '0/0'::pg_lsn,"
+        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
     ).fetchone()
     assert row is not None
     return int(row[0]), int(row[1])
 
 
-def _environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PG", "DATABASE_URL"))
-    }
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

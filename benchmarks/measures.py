@@ -1,7 +1,5 @@
-"""What is measured, one function each: a lab and a side in, a figure out."""
+"""What is measured, one function each: a lab and a side in, figures out."""
 
-import json
-import random
 import statistics
 import subprocess
 import sys
@@ -13,11 +11,29 @@ from typing import Any, Final
 
 import psycopg
 
-from benchmarks.lab import Lab, add_backlog, drain
+from benchmarks import pgbench
+from benchmarks.lab import WARM, Drained, Lab, Worker, drain, wait_for_all, watch
+from benchmarks.sides import BATCHED, DEFAULT, WORKERS, Graphile, Side, add_backlog
 from tests.support.node import LATEST
 
-DEFAULT: Final = {"concurrent_jobs": 24}
-BATCHED: Final = {"concurrent_jobs": 24, "local_queue_size": 500}
+GRAPHILE: Final = ("ours", "node")
+ALL: Final = (*GRAPHILE, "pgqueuer", "procrastinate", "oban")
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the figures of a measure.
+
+    Attributes:
+        title: What it is called in tables.
+        unit: Its unit.
+        more_is_better: Which way is good.
+    """
+
+    title: str
+    unit: str
+    more_is_better: bool
 
 
 @dataclass(frozen=True)
@@ -25,135 +41,256 @@ class Measure:
     """Something to be measured on several sides.
 
     Attributes:
-        name: What it is called in tables.
-        unit: Of the figure.
-        run: Takes lab and side, returns the figure.
-        more_is_better: Which way is good.
+        name: What it is called by `--only` and in files.
+        sides: Names of those it is measured on; `pgbench` is one, too.
+        run: Takes a lab and the name of a side; returns the figures by their names, and what
+            else is to be kept.
+        figures: The figures that go into tables.
     """
 
     name: str
-    unit: str
-    run: Callable[[Lab, str], float]
-    more_is_better: bool
+    sides: tuple[str, ...]
+    run: Callable[[Lab, str], Outcome]
+    figures: Mapping[str, Figure]
 
 
-def _rate(settings: Mapping[str, Any], jobs: Mapping[str, int], count: int = 1) -> Any:
-    def measure(lab: Lab, side: str) -> float:
-        with lab.database() as dsn:
-            return drain(lab, side, dsn, jobs[side], settings, count).rate
-
-    return measure
+def _graphile(lab: Lab, name: str) -> Graphile:
+    side = lab.sides[name]
+    assert isinstance(side, Graphile)
+    return side
 
 
-def _peak_memory(lab: Lab, side: str) -> float:
-    with lab.database() as dsn:
-        return drain(lab, side, dsn, 50_000, BATCHED).peak_memory / 2**20
+def _costs(drained: Drained) -> Outcome:
+    return {
+        "rate": drained.rate,
+        "cpu": drained.cpu_seconds / drained.jobs * 1e6,
+        "wal": drained.wal_bytes / drained.jobs,
+        "transactions": drained.transactions / drained.jobs,
+        "memory": drained.peak_memory / 2**20,
+    }
 
 
-def _idle_memory(lab: Lab, side: str) -> float:
-    with lab.database() as dsn, lab.workers(side, dsn, DEFAULT) as (worker,):
-        time.sleep(1)  # what starting left behind is gone by then, on either side
-        return worker.memory() / 2**20
+def _default(lab: Lab, name: str) -> Outcome:
+    jobs = lab.jobs({"ours": 30_000, "node": 10_000, "pgbench": 30_000}[name])
+    if name == "pgbench":
+        return {"rate": pgbench.rate(lab, jobs, DEFAULT["concurrent_jobs"])}
+    side = lab.sides[name]
+    with lab.database(side) as dsn:
+        return _costs(drain(lab, side, dsn, jobs, DEFAULT))
 
 
-def _cpu(lab: Lab, side: str) -> float:
-    with lab.database() as dsn:
-        drained = drain(lab, side, dsn, 50_000, BATCHED)
-        return drained.cpu_seconds / drained.jobs * 1e6
+def _batched(lab: Lab, name: str) -> Outcome:
+    if name == "pgbench":
+        return {"rate": pgbench.rate(lab, lab.jobs(100_000), BATCHED["local_queue_size"])}
+    # A few seconds each.
+    slow = {"pgqueuer": 50_000, "procrastinate": 3_000, "oban": 20_000}
+    side = lab.sides[name]
+    with lab.database(side) as dsn:
+        return _costs(drain(lab, side, dsn, lab.jobs(slow.get(name, 100_000)), side.best))
 
 
-def _latency(percentile: int) -> Any:
-    """Time from before `add_job`, in this process, to the task, in the worker's; milliseconds."""
-
-    def measure(lab: Lab, side: str) -> float:
-        with (
-            lab.database() as dsn,
-            lab.workers(side, dsn, DEFAULT) as (worker,),
-            psycopg.connect(dsn, autocommit=True) as conn,
-        ):
-            for _ in range(500):
-                payload = json.dumps({"sent": time.time()})
-                conn.execute("select graphile_worker.add_job('timed', %s::json)", (payload,))
-                time.sleep(random.uniform(0.002, 0.008))
-            time.sleep(0.5)
-            latencies = sorted(worker.stop()["latencies"])
-            if len(latencies) != 500:
-                raise RuntimeError(f"{side} ran {len(latencies)} of 500 jobs")
-            return statistics.quantiles(latencies, n=100)[percentile - 1] * 1000
-
-    return measure
+def _two_processes(lab: Lab, name: str) -> Outcome:
+    side = lab.sides[name]
+    with lab.database(side) as dsn:
+        return {"rate": drain(lab, side, dsn, lab.jobs(100_000), BATCHED, 2).rate}
 
 
-def _bulk_add(lab: Lab, side: str) -> float:
-    with lab.database() as dsn:
-        command, folder = lab.script(side, "add", dsn)
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        return float(done.stdout)
+def _small_backlogs(lab: Lab, name: str) -> Outcome:
+    """The middle one of five, because one takes a moment only."""
+    side = lab.sides[name]
+    jobs = lab.jobs(10_000)
+    with lab.database(side) as dsn, lab.workers(side, dsn, BATCHED) as (worker,):
+        side.fill(dsn, WARM)
+        wait_for_all([worker], WARM)
+        rates = [_refill(side, dsn, worker, jobs, WARM + turn * jobs) for turn in range(5)]
+        return {"rate": statistics.median(rates)}
 
 
-def _start_and_stop(lab: Lab, side: str) -> float:
-    """Wall seconds of the command line with `--once` and nothing to do."""
-    with lab.database() as dsn:
-        if side == "ours":
-            folder = Path(__file__).parent / "workers"
-            command = [sys.executable, "-m", "graphile_worker_py", "--once", "-c", dsn]
-            command += ["--tasks", "one_task", "--log-level", "warning"]
-        else:
-            folder = lab.node.package(LATEST)
-            (folder / "tasks").mkdir(exist_ok=True)
-            (folder / "tasks" / "noop.js").write_text("module.exports = async () => {};\n")
-            program = folder / "node_modules" / "graphile-worker" / "dist" / "cli.js"
-            command = [lab.node.binary, str(program), "--once", "-c", dsn]
-        began = time.perf_counter()
-        subprocess.run(command, cwd=folder, capture_output=True, check=True)
-        return time.perf_counter() - began
+def _large_backlog(lab: Lab, name: str) -> Outcome:
+    """The first minute of it, if it takes longer."""
+    side = lab.sides[name]
+    jobs = lab.jobs(1_000_000)
+    with lab.database(side) as dsn, lab.workers(side, dsn, BATCHED) as (worker,):
+        side.fill(dsn, WARM)
+        wait_for_all([worker], WARM)
+        began = side.fill(dsn, jobs)
+        done, last = watch([worker], WARM + jobs, seconds=60)
+        ran, left = worker.stop()["count"], side.left(dsn)
+        if ran + left != WARM + jobs:
+            raise RuntimeError(f"{side.title} ran {ran} of {jobs} jobs and left {left}")
+        return {"rate": (done - WARM) / (last - began), "done": done - WARM}
 
 
-def _stuck(lab: Lab, side: str) -> float:
-    """Jobs a second beside 100,000 jobs of two locked queues, which are first in order."""
-    with lab.database() as dsn:
+def _refill(side: Side, dsn: str, worker: Worker, jobs: int, before: int) -> float:
+    """Jobs a second of one more backlog, for a worker that has done some before."""
+    began = side.fill(dsn, jobs)
+    return jobs / (wait_for_all([worker], before + jobs) - began)
+
+
+def _beside_open_transaction(lab: Lab, name: str) -> Outcome:
+    """Backlogs one after the other, while a transaction keeps what is deleted from being removed.
+
+    The dead entries are at the front of the index, where the next jobs are looked for.
+    """
+    side = lab.sides[name]
+    jobs = lab.jobs(10_000)
+    series: list[tuple[float, float]] = []
+    with (
+        lab.database(side) as dsn,
+        lab.workers(side, dsn, BATCHED) as (worker,),
+        psycopg.connect(dsn) as conn,
+    ):
+        side.fill(dsn, WARM)
+        wait_for_all([worker], WARM)
+        conn.execute("set transaction isolation level repeatable read")
+        conn.execute("select from graphile_worker._private_jobs limit 1")
+        began = time.monotonic()
+        while not series or time.monotonic() - began < lab.held:
+            rate = _refill(side, dsn, worker, jobs, WARM + len(series) * jobs)
+            series.append((time.monotonic() - began, rate))
+    few = max(len(series) // 10, 1)
+    first = statistics.median(rate for _, rate in series[:few])
+    last = statistics.median(rate for _, rate in series[-few:])
+    return {"rate": last, "kept": last / first, "dead": len(series) * jobs, "series": series}
+
+
+def _stuck(lab: Lab, name: str) -> Outcome:
+    """Beside jobs of two locked queues, which are first in order."""
+    side = lab.sides[name]
+    stuck = lab.jobs(100_000)
+    with lab.database(side) as dsn:
         with psycopg.connect(dsn, autocommit=True) as conn:
-            add_backlog(dsn, 100_000, queues=2)
+            add_backlog(dsn, stuck, queues=2)
             conn.execute("update graphile_worker._private_jobs set priority = -1")
             conn.execute(
                 "update graphile_worker._private_job_queues"
                 " set locked_by = 'pool-elsewhere', locked_at = now()"
             )
             conn.execute("vacuum analyze graphile_worker._private_jobs")
-        return drain(lab, side, dsn, 5_000, BATCHED, left_behind=100_000).rate
+        return {"rate": drain(lab, side, dsn, lab.jobs(5_000), BATCHED, left_behind=stuck).rate}
 
 
-def _queues(lab: Lab, side: str) -> float:
-    with lab.database() as dsn:
-        return drain(lab, side, dsn, 20_000, BATCHED, queues=10_000).rate
+def _queues(lab: Lab, name: str) -> Outcome:
+    side = lab.sides[name]
+    with lab.database(side) as dsn:
+        jobs, queues = lab.jobs(20_000), lab.jobs(10_000)
+        return {"rate": drain(lab, side, dsn, jobs, BATCHED, queues=queues).rate}
+
+
+def _latency(lab: Lab, name: str) -> Outcome:
+    """From before a job is added, in another process, to its task; milliseconds.
+
+    The others have their best settings here, too; Graphile Worker is best without prefetching.
+    """
+    side = lab.sides[name]
+    settings = DEFAULT if name in GRAPHILE else side.best
+    jobs = lab.jobs(500)
+    with lab.database(side) as dsn, lab.workers(side, dsn, settings) as (worker,):
+        side.fill(dsn, WARM)
+        wait_for_all([worker], WARM)
+        side.feed(dsn, jobs)
+        wait_for_all([worker], WARM + jobs)
+        parts = statistics.quantiles(worker.stop()["latencies"], n=100)
+    return {f"p{part}": parts[part - 1] * 1000 for part in (50, 95, 99)}
+
+
+def _bulk_add(lab: Lab, name: str) -> Outcome:
+    side = _graphile(lab, name)
+    with lab.database(side) as dsn:
+        command, folder = side.script("add", dsn)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return {"rate": float(done.stdout)}
+
+
+def _start_and_stop(lab: Lab, name: str) -> Outcome:
+    """Wall seconds of the command line with `--once` and nothing to do."""
+    side = _graphile(lab, name)
+    with lab.database(side) as dsn:
+        if name == "ours":
+            folder = WORKERS
+            command = [sys.executable, "-m", "graphile_worker_py", "--once", "-c", dsn]
+            command += ["--tasks", "one_task", "--log-level", "warning"]
+        else:
+            folder = side.node.package(LATEST)
+            (folder / "tasks").mkdir(exist_ok=True)
+            (folder / "tasks" / "noop.js").write_text("module.exports = async () => {};\n")
+            program = Path(folder) / "node_modules" / "graphile-worker" / "dist" / "cli.js"
+            command = [side.node.binary, str(program), "--once", "-c", dsn]
+        began = time.perf_counter()
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        return {"seconds": time.perf_counter() - began}
+
+
+def _idle_memory(lab: Lab, name: str) -> Outcome:
+    side = lab.sides[name]
+    with lab.database(side) as dsn, lab.workers(side, dsn, DEFAULT) as (worker,):
+        time.sleep(1)  # what starting left behind is gone by then, on either side
+        return {"memory": worker.memory() / 2**20}
+
+
+def _rate(title: str) -> dict[str, Figure]:
+    return {"rate": Figure(title, "jobs/s", more_is_better=True)}
+
+
+def _with_costs(title: str) -> dict[str, Figure]:
+    return {
+        **_rate(title),
+        "cpu": Figure(f"{title}: processor time of the worker", "µs/job", more_is_better=False),
+        "wal": Figure(f"{title}: write-ahead log", "bytes/job", more_is_better=False),
+        "transactions": Figure(f"{title}: writing transactions", "per job", more_is_better=False),
+    }
 
 
 MEASURES: Final = (
+    Measure("default", (*GRAPHILE, "pgbench"), _default, _with_costs("default, 24 at a time")),
     Measure(
-        "default options, 24 at a time",
-        "jobs/s",
-        _rate(DEFAULT, {"ours": 30_000, "node": 10_000}),
-        more_is_better=True,
+        "batched",
+        (*ALL, "pgbench"),
+        _batched,
+        {
+            **_with_costs("batched by 500"),
+            "memory": Figure("memory, most under load", "MiB", more_is_better=False),
+        },
+    ),
+    Measure("two processes", GRAPHILE, _two_processes, _rate("batched by 500, two processes")),
+    Measure("10,000 waiting", GRAPHILE, _small_backlogs, _rate("batched, 10,000 jobs waiting")),
+    Measure(
+        "1,000,000 waiting", GRAPHILE, _large_backlog, _rate("batched, 1,000,000 jobs waiting")
     ),
     Measure(
-        "batched by 500",
-        "jobs/s",
-        _rate(BATCHED, {"ours": 100_000, "node": 100_000}),
-        more_is_better=True,
+        "open transaction",
+        GRAPHILE,
+        _beside_open_transaction,
+        {
+            **_rate("batched, beside an open transaction"),
+            "kept": Figure(
+                "batched, beside an open transaction: last to first rate", "", more_is_better=True
+            ),
+        },
+    ),
+    Measure("stuck", GRAPHILE, _stuck, _rate("batched, beside 100,000 stuck jobs")),
+    Measure("queues", GRAPHILE, _queues, _rate("batched, 10,000 queues")),
+    Measure("add 100,000", GRAPHILE, _bulk_add, _rate("add 100,000 jobs")),
+    Measure(
+        "latency",
+        ALL,
+        _latency,
+        {
+            "p50": Figure("latency, median", "ms", more_is_better=False),
+            "p95": Figure("latency, 95 %", "ms", more_is_better=False),
+            "p99": Figure("latency, 99 %", "ms", more_is_better=False),
+        },
     ),
     Measure(
-        "batched by 500, two processes",
-        "jobs/s",
-        _rate(BATCHED, {"ours": 100_000, "node": 100_000}, 2),
-        more_is_better=True,
+        "start",
+        GRAPHILE,
+        _start_and_stop,
+        {"seconds": Figure("start, find nothing, stop", "s", more_is_better=False)},
     ),
-    Measure("beside 100,000 stuck jobs", "jobs/s", _stuck, more_is_better=True),
-    Measure("10,000 queues", "jobs/s", _queues, more_is_better=True),
-    Measure("add 100,000 jobs", "jobs/s", _bulk_add, more_is_better=True),
-    Measure("latency, median", "ms", _latency(50), more_is_better=False),
-    Measure("latency, 99 %", "ms", _latency(99), more_is_better=False),
-    Measure("start, find nothing, stop", "s", _start_and_stop, more_is_better=False),
-    Measure("memory, idle", "MiB", _idle_memory, more_is_better=False),
-    Measure("memory, most under load", "MiB", _peak_memory, more_is_better=False),
-    Measure("processor time a job, batched", "µs", _cpu, more_is_better=False),
+    Measure(
+        "idle memory",
+        GRAPHILE,
+        _idle_memory,
+        {"memory": Figure("memory, idle", "MiB", more_is_better=False)},
+    ),
 )

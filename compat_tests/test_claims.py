@@ -22,7 +22,7 @@ def exists(module: str, test: str) -> bool:
     return any(
         re.search(rf"^(?:async )?def {test}\(", path.read_text(encoding="utf-8"), re.MULTILINE)
         for folder in ("tests", "compat_tests")
-        if (path := ROOT / folder / f"{module}.py").exists()
+        for path in (ROOT / folder).rglob(f"{module}.py")
     )
 
 

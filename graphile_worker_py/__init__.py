@@ -12,46 +12,53 @@ The life of a job, which is the order to read this package in:
 | tell | `events`: observers such as `event_log` | none |
 """
 
-from graphile_worker_py.context import JobContext, SyncJobContext
-from graphile_worker_py.cron import (
-    CronItem,
-    CronItemOptions,
-    ParsedCronItem,
-    parse_cron_item,
-    parse_cron_items,
-    parse_crontab,
-    read_crontab,
-)
-from graphile_worker_py.errors import (
-    ConfigurationError,
-    CrontabError,
-    GraphileWorkerError,
-    IncompatibleSchemaError,
-    MigrationError,
-    PayloadError,
-    UnknownTaskError,
-    UnsupportedPostgresError,
-    WorkerPoolError,
-)
-from graphile_worker_py.events import Events
-from graphile_worker_py.hooks import FetchRequest, Plugin, SchemaStep
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, TaskName
-from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
-from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
-from graphile_worker_py.sql.admin import Unlocked
-from graphile_worker_py.sql.cleanup import CleanupTask
-from graphile_worker_py.sql.get_jobs import Fetched
-from graphile_worker_py.sql.inspect import (
-    JobCounts,
-    JobQueue,
-    JobState,
-    ListedJob,
-    LockHolder,
-    StateCounts,
-)
-from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
-from graphile_worker_py.tasks import Task, task
-from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from graphile_worker_py.context import JobContext, SyncJobContext
+    from graphile_worker_py.cron import (
+        CronItem,
+        CronItemOptions,
+        ParsedCronItem,
+        parse_cron_item,
+        parse_cron_items,
+        parse_crontab,
+        read_crontab,
+    )
+    from graphile_worker_py.errors import (
+        ConfigurationError,
+        CrontabError,
+        GraphileWorkerError,
+        IncompatibleSchemaError,
+        MigrationError,
+        MissingRightsError,
+        PayloadError,
+        UnknownTaskError,
+        UnsupportedPostgresError,
+        WorkerPoolError,
+    )
+    from graphile_worker_py.events import Events
+    from graphile_worker_py.executors.child import ProcessJobContext
+    from graphile_worker_py.hooks import FetchRequest, Plugin, SchemaStep
+    from graphile_worker_py.job import Job, JobKeyMode, JobSpec, TaskName
+    from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
+    from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
+    from graphile_worker_py.sql.admin import Unlocked
+    from graphile_worker_py.sql.cleanup import CleanupTask
+    from graphile_worker_py.sql.get_jobs import Fetched
+    from graphile_worker_py.sql.inspect import (
+        JobCounts,
+        JobQueue,
+        JobState,
+        ListedJob,
+        LockHolder,
+        StateCounts,
+    )
+    from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
+    from graphile_worker_py.task_loader import load_tasks
+    from graphile_worker_py.tasks import Task, task
+    from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
 
 __all__ = [
     "CleanupTask",
@@ -75,9 +82,11 @@ __all__ = [
     "LocalQueueOptions",
     "LockHolder",
     "MigrationError",
+    "MissingRightsError",
     "ParsedCronItem",
     "PayloadError",
     "Plugin",
+    "ProcessJobContext",
     "RefetchDelay",
     "Runner",
     "RunnerOptions",
@@ -94,6 +103,7 @@ __all__ = [
     "WorkerPoolError",
     "WorkerUtils",
     "add_job_adhoc",
+    "load_tasks",
     "parse_cron_item",
     "parse_cron_items",
     "parse_crontab",
@@ -103,3 +113,68 @@ __all__ = [
     "run_once",
     "task",
 ]
+
+# The modules of the names. Each is read when one of its names is first asked for: a module of tasks
+# needs `task`, and not all the rest.
+_HOMES: Final = {
+    name: module
+    for module, names in {
+        "context": ("JobContext", "SyncJobContext"),
+        "cron": (
+            "CronItem",
+            "CronItemOptions",
+            "ParsedCronItem",
+            "parse_cron_item",
+            "parse_cron_items",
+            "parse_crontab",
+            "read_crontab",
+        ),
+        "errors": (
+            "ConfigurationError",
+            "CrontabError",
+            "GraphileWorkerError",
+            "IncompatibleSchemaError",
+            "MigrationError",
+            "MissingRightsError",
+            "PayloadError",
+            "UnknownTaskError",
+            "UnsupportedPostgresError",
+            "WorkerPoolError",
+        ),
+        "events": ("Events",),
+        "executors.child": ("ProcessJobContext",),
+        "hooks": ("FetchRequest", "Plugin", "SchemaStep"),
+        "job": ("Job", "JobKeyMode", "JobSpec", "TaskName"),
+        "options": ("LocalQueueOptions", "RefetchDelay", "WorkerOptions"),
+        "runner": ("Runner", "RunnerOptions", "run", "run_migrations", "run_once"),
+        "sql.admin": ("Unlocked",),
+        "sql.cleanup": ("CleanupTask",),
+        "sql.get_jobs": ("Fetched",),
+        "sql.inspect": (
+            "JobCounts",
+            "JobQueue",
+            "JobState",
+            "ListedJob",
+            "LockHolder",
+            "StateCounts",
+        ),
+        "sync_worker_utils": ("SyncWorkerUtils",),
+        "task_loader": ("load_tasks",),
+        "tasks": ("Task", "task"),
+        "worker_utils": ("WorkerUtils", "add_job_adhoc"),
+    }.items()
+    for name in names
+}
+
+if not TYPE_CHECKING:  # To type checkers only the names above exist.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -50,6 +50,8 @@ CONTENTION = Backoff(shortest=0.05, longest=5.0)
 """Between two tries of a statement that lost a race."""
 UNAVAILABLE = Backoff(shortest=0.2, longest=15.0)
 """Between two tries while the database can't be reached or can't serve."""
+TRIES = 100
+"""So often work is tried."""
 
 
 def backoff_for(error: BaseException) -> Backoff | None:
@@ -62,6 +64,12 @@ def backoff_for(error: BaseException) -> Backoff | None:
     if is_outage(error):
         return UNAVAILABLE
     return None
+
+
+def delay_after(error: BaseException, *, failures: int) -> float | None:
+    """Seconds to wait before work is tried again that has failed so often; None: not again."""
+    backoff = backoff_for(error)
+    return None if backoff is None or failures >= TRIES else backoff.delay(failures)
 
 
 def is_outage(error: BaseException) -> bool:

@@ -1,13 +1,39 @@
 """The command line: `graphile-worker-py`."""
 
+from importlib import import_module
+from typing import Final
+
 import click
 
-from graphile_worker_py.commands import add, admin, config, cron, development, show
-from graphile_worker_py.commands.run import run
+from graphile_worker_py.commands.reading import reading_modules
+
+# The module of each command; the command is the function of the same name in it. A module is read
+# when its command is called: what a command takes to start is reading modules, nearly all of it.
+_MODULES: Final = {
+    "run": "run",
+    "add-job": "add",
+    "migrate": "add",
+    "jobs": "show",
+    "counts": "show",
+    "queues": "show",
+    "workers": "show",
+    "complete": "admin",
+    "fail": "admin",
+    "reschedule": "admin",
+    "remove": "admin",
+    "unlock": "admin",
+    "cleanup": "admin",
+    "health": "health",
+    "cron": "cron",
+    "config": "config",
+    "postgres": "development",
+    "demo": "development",
+    "bench": "bench",
+}
 
 
-class _RunIsDefault(click.Group):
-    """A group whose command `run` need not be named."""
+class _Commands(click.Group):
+    """The commands by name, each read when it is called; `run` need not be named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "--version"}
@@ -15,24 +41,22 @@ class _RunIsDefault(click.Group):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # as click calls it
+        return sorted(_MODULES)
 
-@click.group(cls=_RunIsDefault, context_settings={"help_option_names": ["-h", "--help"]})
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _MODULES:
+            return None
+        with reading_modules():
+            module = import_module(f"graphile_worker_py.commands.{_MODULES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="graphile-worker-py", prog_name="graphile-worker-py")
 def main() -> None:
     """Jobs in PostgreSQL, side by side with Graphile Worker for Node.
 
     Without a command: run.
     """
-
-
-COMMANDS = (
-    run,
-    *add.COMMANDS,
-    *show.COMMANDS,
-    *admin.COMMANDS,
-    cron.cron,
-    *config.COMMANDS,
-    *development.COMMANDS,
-)
-for command in COMMANDS:
-    main.add_command(command)

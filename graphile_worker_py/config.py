@@ -2,13 +2,12 @@
 
 Each value is looked for in code or a flag, then in the environment, then in a file; what is found
 nowhere is the default. Code (`run`, `Runner`, `WorkerUtils`) reads of the environment what Graphile
-Worker reads too, schema and connection, and no file. The command line reads all of it.
+Worker reads too (schema, connection, whether success is logged), and no file. The command line
+reads all of it.
 """
 
-import difflib
 import os
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -33,9 +32,12 @@ PROJECT_TABLE: Final = "graphile-worker"
 """The table below `tool` in `pyproject.toml`."""
 VARIABLE_PREFIX: Final = "GRAPHILE_WORKER_"
 
+_DEBUG_VARIABLES: Final = ("GRAPHILE_LOGGER_DEBUG", "GRAPHILE_WORKER_DEBUG")
+"""Each of them makes the log tell everything, as it does with Graphile Worker."""
 _LOCAL_QUEUE: Final = "local_queue."
 _REFETCH_DELAY: Final = "local_queue.refetch_delay."
 _EITHER_OR: Final = ("tasks", "task_directory")
+_CONNECTIONS: Final = ("connection", "listen_connection_string")
 _YES: Final = ("true", "yes", "on", "1")
 _NO: Final = ("false", "no", "off", "0")
 
@@ -71,6 +73,11 @@ def conninfo(given: str | None) -> str:
     if given is not None:
         return given
     return os.environ.get("DATABASE_URL", "")
+
+
+def logs_success() -> bool:
+    """Whether the log tells of what went well: not if `NO_LOG_SUCCESS` is set."""
+    return not os.environ.get("NO_LOG_SUCCESS")
 
 
 class Origin(StrEnum):
@@ -123,10 +130,13 @@ def read_settings(
     _add(found, given, Origin.FLAG, {})
     names = {name: variable_of(name) for name in OPTIONS if variables.get(variable_of(name))}
     texts = {name: _from_text(OPTIONS[name], variables[names[name]]) for name in names}
+    debugging = [variable for variable in _DEBUG_VARIABLES if variables.get(variable)]
+    if debugging and "log_level" not in names:
+        names["log_level"], texts["log_level"] = debugging[0], "debug"
     _add(found, texts, Origin.ENVIRONMENT, names)
     path = _file_in(where) if file is None else Path(file)
     if path is not None:
-        in_file = dict(_read_file(path, variables, skip_connection="connection" in found))
+        in_file = dict(_read_file(path, variables, skip=found))
         _add(found, in_file, Origin.FILE, dict.fromkeys(in_file, str(path)))
     defaults = _defaults(where, has_tasks="tasks" in found or "task_directory" in found)
     return {name: found.get(name, Setting(value=defaults[name])) for name in OPTIONS}
@@ -170,6 +180,8 @@ def passed_over_variables(environment: Mapping[str, str] | None = None) -> dict[
 
     Others of our prefix are nobody's mistake: executables are started with some of them.
     """
+    import difflib  # noqa: PLC0415  # most runs make no mistake
+
     variables = os.environ if environment is None else environment
     known = [variable_of(name) for name in OPTIONS]
     close = {
@@ -246,6 +258,8 @@ def _file_in(directory: Path) -> Path | None:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415  # many have no file
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -255,14 +269,14 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _read_file(
-    path: Path, variables: Mapping[str, str], *, skip_connection: bool
+    path: Path, variables: Mapping[str, str], *, skip: Container[str]
 ) -> Iterator[tuple[str, Any]]:
     """The options in a file, by name.
 
     Args:
         path: The file.
         variables: The environment, for `connection = {env = "NAME"}`.
-        skip_connection: Do not look for that variable: another source has the connection.
+        skip: Do not look for the variables of these options: another source has their values.
     """
     document = _parsed(path)
     if path.name == PROJECT_FILE:
@@ -271,9 +285,9 @@ def _read_file(
         except KeyError as error:
             raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]") from error
     for name, value in _flat(document, "", path):
-        if name == "connection" and isinstance(value, dict):
-            if not skip_connection:
-                yield name, _connection_from(value, variables, path)
+        if name in _CONNECTIONS and isinstance(value, dict):
+            if name not in skip:
+                yield name, _connection_from(name, value, variables, path)
         elif OPTIONS[name].kind is Kind.PATH and isinstance(value, str):
             # Relative to the file, so that it means the same wherever the worker is started.
             yield name, str(path.parent / value) if value else value
@@ -295,6 +309,8 @@ def _flat(table: Mapping[str, Any], prefix: str, path: Path) -> Iterator[tuple[s
 
 
 def _suggestion(name: str) -> str:
+    import difflib  # noqa: PLC0415  # most runs make no mistake
+
     close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7)
     if not close:
         # Perhaps it only stands in the wrong table.
@@ -302,15 +318,19 @@ def _suggestion(name: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; keys are {', '.join(OPTIONS)}"
 
 
-def _connection_from(value: dict[str, Any], variables: Mapping[str, str], path: Path) -> str:
+def _connection_from(
+    name: str, value: dict[str, Any], variables: Mapping[str, str], path: Path
+) -> str:
     variable = value.get("env")
     if not isinstance(variable, str) or len(value) != 1:
         raise ConfigurationError(
-            f'{path}: connection must be a string or {{env = "VARIABLE"}}, not {value!r}'
+            # Not its values, among which a password may be.
+            f'{path}: {name} must be a string or {{env = "VARIABLE"}}, not a table with '
+            f"{', '.join(value) or 'nothing in it'}"
         )
     if not variables.get(variable):
         raise ConfigurationError(
-            f"{path}: connection is to be read from the environment variable {variable}, "
+            f"{path}: {name} is to be read from the environment variable {variable}, "
             f"which is not set"
         )
     return variables[variable]

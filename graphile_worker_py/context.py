@@ -3,19 +3,24 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import psycopg
 from psycopg import AsyncConnection, Connection
 
-from graphile_worker_py.db import Database, connection_target
+from graphile_worker_py.aio import wait_for
+from graphile_worker_py.backoff import delay_after, is_outage
+from graphile_worker_py.db import Database, connection_target, one_line
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
-from graphile_worker_py.sql.queue_names import read_queue_names
-from graphile_worker_py.worker_utils import JobAdder
+from graphile_worker_py.job_adder import JobAdder
+from graphile_worker_py.queue_names import QueueNames
 
 T = TypeVar("T")
+
+RETRIED: Final = "Database failed (%s); tries again in %.1f s"
 
 
 class Abort:
@@ -51,6 +56,7 @@ class JobContext(JobAdder):
         logger: logging.Logger,
         worker_id: str,
         pool_id: str,
+        queue_names: QueueNames,
     ) -> None:
         super().__init__(database)
         self.job = job
@@ -58,6 +64,7 @@ class JobContext(JobAdder):
         self.pool_id = pool_id
         self.abort_event = abort.event
         self._logger = logger
+        self._queue_names = queue_names
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -70,11 +77,55 @@ class JobContext(JobAdder):
         It is in autocommit mode, unless the pool is a caller's own; open a transaction with
         `async with conn.transaction()`.
         """
-        return self._database.pool.connection()
+        return self._database.connection()
 
-    async def get_queue_name(self) -> str | None:
-        """Name of the job's serial queue; None if it has none."""
-        return await _queue_name(self._database, self.job)
+    async def with_retries(self, callback: Callable[[AsyncConnection[Any]], Awaitable[T]], /) -> T:
+        """Do something with a borrowed connection, again if it lost a race or was cut off.
+
+        The callback is called anew, with another connection, after errors of the database that
+        may pass: serialization failures, deadlocks, outages. There are up to 100 tries, with
+        growing delays between them; none after `abort_event` is set.
+
+        Args:
+            callback: Awaited with a connection as `connection` gives it. What it did before it
+                failed must not matter: let it open a transaction.
+
+        Returns:
+            What the callback returned.
+
+        Raises:
+            Exception: What the callback raised, at once if it is not of that kind.
+        """
+        failures = 0
+        while True:
+            try:
+                async with self.connection() as conn:
+                    return await callback(conn)
+            except psycopg.Error as error:
+                failures += 1
+                delay = delay_after(error, failures=failures)
+                if delay is None:
+                    raise
+                self.logger.warning(RETRIED, one_line(error), delay)
+                if is_outage(error):
+                    # Where one connection was lost, others were.
+                    await self._database.pool.check()
+                if await wait_for(self.abort_event, delay):
+                    raise
+
+    async def get_queue_name(self, queue_id: int | None = None) -> str | None:
+        """Name of the job's serial queue, or of another one; None if the job has none.
+
+        Names are looked up for many tasks at once (`get_queue_name_batch_delay`), and kept.
+
+        Args:
+            queue_id: Id of the queue; None means that of the job.
+
+        Raises:
+            GraphileWorkerError: There is no queue with this id.
+        """
+        queue_id = self.job.job_queue_id if queue_id is None else queue_id
+        return None if queue_id is None else await self._queue_names.get(queue_id)
 
 
 class SyncJobContext:
@@ -92,12 +143,14 @@ class SyncJobContext:
         logger: logging.Logger,
         worker_id: str,
         pool_id: str,
+        queue_names: QueueNames,
     ) -> None:
         self.job = job
         self.worker_id = worker_id
         self.pool_id = pool_id
         self.abort_event = abort.thread_event
         self._logger = logger
+        self._queue_names = queue_names
         self._database = database
         self._adder = JobAdder(database)
         self._loop = asyncio.get_running_loop()
@@ -149,9 +202,29 @@ class SyncJobContext:
         with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
             yield conn
 
-    def get_queue_name(self) -> str | None:
-        """Name of the job's serial queue; None if it has none."""
-        return self._wait(_queue_name(self._database, self.job))
+    def with_retries(self, callback: Callable[[Connection[Any]], T], /) -> T:
+        """Do something with a connection, again if it lost a race or was cut off.
+
+        See `JobContext.with_retries`.
+        """
+        failures = 0
+        while True:
+            try:
+                with self.connection() as conn:
+                    return callback(conn)
+            except psycopg.Error as error:
+                failures += 1
+                delay = delay_after(error, failures=failures)
+                if delay is None:
+                    raise
+                self.logger.warning(RETRIED, one_line(error), delay)
+                if self.abort_event.wait(delay):
+                    raise
+
+    def get_queue_name(self, queue_id: int | None = None) -> str | None:
+        """Name of the job's serial queue, or of another one. See `JobContext.get_queue_name`."""
+        queue_id = self.job.job_queue_id if queue_id is None else queue_id
+        return None if queue_id is None else self._wait(self._queue_names.get(queue_id))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -169,9 +242,3 @@ def job_logger(
         "pool_id": pool_id,
     }
     return logging.LoggerAdapter(logger, about)
-
-
-async def _queue_name(database: Database, job: Job) -> str | None:
-    if job.job_queue_id is None:
-        return None
-    return (await database.run(read_queue_names([job.job_queue_id]))).get(job.job_queue_id)

@@ -3,37 +3,73 @@
 import asyncio
 import inspect
 import logging
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Generic, LiteralString, TypeVar
+from datetime import datetime
+from typing import Any, Final, Generic, LiteralString, Self, TypeVar
 
 import psycopg
 import psycopg_pool
-from psycopg import AsyncConnection, AsyncRawCursor, Connection, RawCursor, conninfo, sql
+from psycopg import (
+    AsyncConnection,
+    AsyncPipeline,
+    AsyncRawCursor,
+    BaseConnection,
+    Connection,
+    Pipeline,
+    RawCursor,
+    conninfo,
+    errors,
+    sql,
+)
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.types.string import ByteaBinaryLoader
 
-from graphile_worker_py.backoff import backoff_for, is_outage
+from graphile_worker_py import clock
+from graphile_worker_py.backoff import delay_after, is_outage
 from graphile_worker_py.errors import ConfigurationError, message_of
+from graphile_worker_py.masking import fault_of, masked
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AsyncPool = psycopg_pool.AsyncConnectionPool[Any]
 
+_SERVER_PROCESS: Final = "select pg_backend_pid()"
+# A session by its process and its beginning, which no other has on any server. None to a pooler,
+# which makes up the number that the connection knows.
+_SESSION: Final = """
+select pid, extract(epoch from backend_start)::text
+from pg_stat_get_activity(pg_backend_pid()) where pid = $1::int4
+"""
+_END_SESSION: Final = """
+select pg_terminate_backend(pid)
+from pg_stat_get_activity($1::int4) where extract(epoch from backend_start)::text = $2::text
+"""
+END_INTERVAL: Final = 0.05
+"""Seconds between two looks whether a session has ended."""
 SCHEMA_PLACEHOLDER: Final = ":GRAPHILE_WORKER_SCHEMA"
 APPLICATION_NAME: Final = "graphile_worker_py"
 CONNECT_TIMEOUT: Final = 10
+# A peer that is gone without a word is noticed within this many seconds, where libpq would wait for
+# two hours and more: by probes where nothing is on its way, else by what is not acknowledged.
+TCP: Final = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 # In an outage the pool would try to connect at ever longer intervals. It is to give up soon, and so
 # is who waits for it: then whoever needs a connection has it try at once, at our own intervals.
 RECONNECT_PATIENCE: Final = 4.0
 CONNECTION_PATIENCE: Final = 6.0
 CLOSE_PATIENCE: Final = 1.0
-TRIES: Final = 100
+STATEMENT_DEADLINE: Final = 60.0
+"""Seconds after which a statement of a worker counts as lost, and so does its connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +80,13 @@ class Query(Generic[T]):
         text: SQL with `$1` placeholders; `:GRAPHILE_WORKER_SCHEMA` stands for the schema.
         values: One for each placeholder.
         read: Makes the result from all rows.
+        seldom: Whether it is not sent often enough to be worth a round trip that prepares it.
     """
 
     text: LiteralString
     values: Sequence[Any]
     read: Callable[[list[tuple[Any, ...]]], T]
-
-
-class _BytesLoader(Loader):
-    """Leave a value as it came; whoever looks at it decodes it."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> bytes:
-        return bytes(data)
+    seldom: bool = False
 
 
 class _RecodingLoader(Loader):
@@ -78,10 +107,12 @@ class _JsonbLoader(_RecodingLoader):
 
 
 def _load_raw(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> None:
+    # Values stay as they came, and whoever looks at them decodes them. The loader of bytea does
+    # just that, without a call of Python for each value.
     utf8 = cursor.connection.info.encoding == "utf-8"
-    cursor.adapters.register_loader("json", _BytesLoader if utf8 else _RecodingLoader)
+    cursor.adapters.register_loader("json", ByteaBinaryLoader if utf8 else _RecodingLoader)
     cursor.adapters.register_loader("jsonb", _JsonbLoader)
-    cursor.adapters.register_loader("timestamptz", _BytesLoader)
+    cursor.adapters.register_loader("timestamptz", ByteaBinaryLoader)
 
 
 def quoted(schema: str) -> str:
@@ -106,7 +137,7 @@ class Statements:
             return filled
 
 
-def checked_conninfo(dsn: str) -> str:
+def checked_conninfo(dsn: str, name: str = "connection string") -> str:
     """Check that libpq understands a connection string, and put our name into it.
 
     Raises:
@@ -114,24 +145,25 @@ def checked_conninfo(dsn: str) -> str:
     """
     try:
         given = conninfo.conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
+    except (psycopg.ProgrammingError, UnicodeError):
+        # Without the cause, which may quote a part of a password.
         raise ConfigurationError(
-            f"connection string {masked(dsn)!r} can't be understood: expected "
+            f"{name} {masked(dsn)!r} can't be understood: expected "
             f"postgresql://user:password@host:port/database or key=value words"
-        ) from error
+        ) from None
+    fault = fault_of(given)
+    if fault is not None:
+        raise ConfigurationError(
+            f"{name} {masked(dsn)!r} can't be right, its {fault}: what is special in a URI must be "
+            f"written as %40 for @, %3A for :, %2F for /"
+        )
     given.setdefault("fallback_application_name", APPLICATION_NAME)
     given.setdefault("connect_timeout", CONNECT_TIMEOUT)
+    for name, value in TCP.items():
+        given.setdefault(name, value)
     # Otherwise it is the database's, which may not have all characters that there are.
     given.setdefault("client_encoding", "UTF8")
     return conninfo.make_conninfo("", **given)
-
-
-def masked(dsn: str) -> str:
-    """A connection string as it may be shown: without passwords."""
-    dsn = re.sub(r"(://[^/?#@\s]*?:)[^@/?#]*(@)", r"\1***\2", dsn)
-    return re.sub(
-        r"((?:ssl)?password\s*=\s*)('(?:\\.|[^'])*'|[^\s&]+)", r"\1***", dsn, flags=re.IGNORECASE
-    )
 
 
 def one_line(error: BaseException) -> str:
@@ -142,8 +174,16 @@ def one_line(error: BaseException) -> str:
 
 
 @asynccontextmanager
-async def opened_pool(source: str | AsyncPool, *, max_size: int) -> AsyncIterator[AsyncPool]:
+async def opened_pool(
+    source: str | AsyncPool, *, max_size: int, prepared_statements: bool | None = None
+) -> AsyncIterator[AsyncPool]:
     """A pool made for a connection string and closed at the end, or a caller's pool as it is.
+
+    Args:
+        source: The connection string, or the pool.
+        max_size: Most connections of a pool that is made.
+        prepared_statements: Whether a pool that is made has its statements prepared on the server.
+            None: unless there is a pooler in between.
 
     Raises:
         ConfigurationError: The connection string can't be understood.
@@ -154,44 +194,118 @@ async def opened_pool(source: str | AsyncPool, *, max_size: int) -> AsyncIterato
         return
     dsn = checked_conninfo(source)
     # A pool reports an unreachable server as a time-out, half a minute later; a plain connection
-    # tells at once, and why.
-    await (await AsyncConnection.connect(dsn)).close()
+    # tells at once, and why. It is the pool's first one then.
+    conn = await AsyncConnection.connect(dsn, autocommit=True)
+    if prepared_statements is None:
+        prepared_statements = _is_direct(conn, await _server_process(conn))
+    options = _connection_options(prepared_statements)
+    conn.prepare_threshold = options.get("prepare_threshold", conn.prepare_threshold)
+    first = iter([conn])
+
+    class PoolConnection(AsyncConnection[Any]):
+        @classmethod
+        async def connect(cls, *args: Any, **kwargs: Any) -> AsyncConnection[Any]:  # type: ignore[override]
+            return next(first, None) or await AsyncConnection.connect(*args, **kwargs)
+
     pool = psycopg_pool.AsyncConnectionPool(
         dsn,
-        kwargs={"autocommit": True},
+        connection_class=PoolConnection,
+        kwargs=options,
         min_size=0,
         max_size=max_size,
         open=False,
         name=APPLICATION_NAME,
         reconnect_timeout=RECONNECT_PATIENCE,
     )
-    await pool.open()
     try:
+        await pool.open()
         yield pool
     finally:
         # In an outage it may be about to connect, which is not waited for.
         await pool.close(timeout=CLOSE_PATIENCE)
+        for unused in first:
+            await unused.close()
 
 
 @contextmanager
 def opened_sync_pool(
-    source: str | psycopg_pool.ConnectionPool[Any], *, max_size: int
+    source: str | psycopg_pool.ConnectionPool[Any],
+    *,
+    max_size: int,
+    prepared_statements: bool | None = None,
 ) -> Iterator[psycopg_pool.ConnectionPool[Any]]:
     """`opened_pool` for programs without an event loop."""
     if not isinstance(source, str):
         yield source
         return
     dsn = checked_conninfo(source)
-    Connection.connect(dsn).close()
-    with psycopg_pool.ConnectionPool(
+    conn = Connection.connect(dsn, autocommit=True)
+    if prepared_statements is None:
+        prepared_statements = _is_direct(conn, _server_process_sync(conn))
+    options = _connection_options(prepared_statements)
+    conn.prepare_threshold = options.get("prepare_threshold", conn.prepare_threshold)
+    first = iter([conn])
+
+    class PoolConnection(Connection[Any]):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Connection[Any]:  # type: ignore[override]
+            return next(first, None) or Connection.connect(*args, **kwargs)
+
+    pool = psycopg_pool.ConnectionPool(
         dsn,
-        kwargs={"autocommit": True},
+        connection_class=PoolConnection,
+        kwargs=options,
         min_size=0,
         max_size=max_size,
         open=False,
         name=APPLICATION_NAME,
-    ) as pool:
-        yield pool
+    )
+    try:
+        with pool:
+            yield pool
+    finally:
+        for unused in first:
+            unused.close()
+
+
+async def _server_process(conn: AsyncConnection[Any]) -> int:
+    try:
+        async with conn.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_SERVER_PROCESS)
+            return int((await cursor.fetchall())[0][0])
+    except BaseException:
+        await conn.close()
+        raise
+
+
+def _server_process_sync(conn: Connection[Any]) -> int:
+    try:
+        with conn.cursor(row_factory=tuple_row) as cursor:
+            return int(cursor.execute(_SERVER_PROCESS).fetchall()[0][0])
+    except BaseException:
+        conn.close()
+        raise
+
+
+def _is_direct(conn: BaseConnection[Any], server_process: int) -> bool:
+    """Whether a connection leads to the server, and not to a pooler.
+
+    A pooler can't tell its clients the number of a server process that is theirs: it makes one up.
+    Nor may they get the same one twice; then a statement's name, which psycopg counts by
+    connection, can be that of another statement.
+    """
+    direct = server_process == conn.info.backend_pid
+    if not direct:
+        logger.info(
+            "There is a pooler before the database: statements are not prepared, unless "
+            "prepared_statements says so"
+        )
+    return direct
+
+
+def _connection_options(prepared_statements: bool) -> dict[str, Any]:  # noqa: FBT001
+    # Without a threshold psycopg prepares nothing, whatever a statement asks for.
+    return {"autocommit": True, **({} if prepared_statements else {"prepare_threshold": None})}
 
 
 async def connection_target(pool: AsyncPool) -> tuple[str, dict[str, Any]]:
@@ -214,6 +328,16 @@ async def connect_like(pool: AsyncPool) -> AsyncConnection[Any]:
     return await AsyncConnection.connect(dsn, **{**kwargs, "autocommit": True})
 
 
+async def connect_directly(dsn: str) -> AsyncConnection[Any]:
+    """A connection of its own, to where a connection string leads; autocommit.
+
+    Raises:
+        ConfigurationError: The connection string can't be understood.
+        psycopg.OperationalError: The database can't be reached.
+    """
+    return await AsyncConnection.connect(checked_conninfo(dsn), autocommit=True)
+
+
 class Database:
     """A schema in a database, reached through a pool of connections.
 
@@ -221,18 +345,43 @@ class Database:
         pool: Where connections come from; opened and closed by others.
         schema: Name of the schema.
         prepared_statements: Whether statements are prepared on the server.
+        use_node_time: Whether the clock of this process counts, not the server's.
     """
 
-    def __init__(self, pool: AsyncPool, *, schema: str, prepared_statements: bool = True) -> None:
+    def __init__(
+        self,
+        pool: AsyncPool,
+        *,
+        schema: str,
+        prepared_statements: bool = True,
+        use_node_time: bool = False,
+    ) -> None:
         self.pool = pool
+        self._use_node_time = use_node_time
         self.statements = Statements(schema)
-        # Prepared at the first use: each statement of ours is sent many times.
+        # Prepared at the first use: most statements of ours are sent many times.
         self._prepare = prepared_statements
 
     @property
     def schema(self) -> str:
         """Name of the schema."""
         return self.statements.schema
+
+    def now(self) -> datetime | None:
+        """The time by which it is decided what is due; None leaves it to the server."""
+        return clock.utc_now() if self._use_node_time else None
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection of the pool, borrowed for the block; it is waited for so many seconds."""
+        async with self.pool.connection(timeout) as conn:
+            try:
+                yield conn
+            except errors.ReadOnlySqlTransaction:
+                # A session that began while the database was read-only may be so for ever, and one
+                # to a server that became a standby leads to the wrong one. New ones do not.
+                await conn.close()
+                raise
 
     async def run(self, query: Query[T], *, conn: AsyncConnection[Any] | None = None) -> T:
         """Send one statement, on a caller's connection or on one from the pool.
@@ -242,7 +391,7 @@ class Database:
         if conn is not None:
             return await self._send(conn, query)
         try:
-            async with self.pool.connection() as own:
+            async with self.connection() as own:
                 return await self._send(own, query)
         except psycopg.OperationalError as error:
             if is_outage(error):
@@ -251,7 +400,7 @@ class Database:
                 await self.pool.check()
             raise
 
-    async def run_retrying(self, query: Query[T], *, what: str) -> T:
+    async def run_retrying(self, query: Query[T], *, what: str, line: "Line | None" = None) -> T:
         """Send one statement, again if it lost a race or the database is away for a while.
 
         For statements that may be sent twice without harm. `what` names the work in the log.
@@ -259,23 +408,151 @@ class Database:
         failures = 0
         while True:
             try:
-                return await self.run(query)
+                return await (line or self).run(query)
             except (psycopg.Error, OSError) as error:
-                backoff = backoff_for(error)
                 failures += 1
-                if backoff is None or failures >= TRIES:
+                delay = delay_after(error, failures=failures)
+                if delay is None:
                     raise
-                delay = backoff.delay(failures)
                 logger.warning("Could not %s (%s); again in %.1f s", what, one_line(error), delay)
                 await asyncio.sleep(delay)
 
+    async def run_each(self, queries: Iterable[Query[None]], *, conn: AsyncConnection[Any]) -> None:
+        """Send statements that return rows, one after the other, on a connection.
+
+        While the server works on one, the result of the one before is read and the next is made,
+        so `queries` had better make them as it goes. It may not wait for what they bring.
+        """
+        async with AsyncExitStack() as stack:
+            # libpq before 14 has no pipelines; then `execute` waits for the server.
+            if AsyncPipeline.is_supported():
+                await stack.enter_async_context(conn.pipeline())
+            sent: tuple[AsyncRawCursor[Any], Query[None]] | None = None
+            for query in queries:
+                # Waits for all rows but decodes only one: the server is to go on at once.
+                rows = await sent[0].fetchmany(1) if sent else []
+                cursor = _raw_cursor(conn)
+                await self._execute(cursor, query)
+                if sent:
+                    sent[1].read(rows + await sent[0].fetchall())
+                sent = cursor, query
+            if sent:
+                sent[1].read(await sent[0].fetchall())
+
     async def _send(self, conn: AsyncConnection[Any], query: Query[T]) -> T:
-        async with AsyncRawCursor(conn, row_factory=tuple_row) as cursor:
-            _load_raw(cursor)
-            await cursor.execute(
-                self.statements[query.text], query.values, prepare=self._prepare, binary=True
+        async with _raw_cursor(conn) as cursor:
+            return await self.send(cursor, query)
+
+    async def send(self, cursor: AsyncRawCursor[Any], query: Query[T]) -> T:
+        """Send one statement through a cursor that leaves values as they come."""
+        await self._execute(cursor, query)
+        return query.read(await cursor.fetchall() if _has_rows(cursor) else [])
+
+    async def _execute(self, cursor: AsyncRawCursor[Any], query: Query[Any]) -> None:
+        await cursor.execute(
+            self.statements[query.text],
+            query.values,
+            prepare=self._prepare and not query.seldom,
+            binary=True,
+        )
+
+
+class Line:
+    """A connection that one part of a worker keeps for its statements; a context manager.
+
+    It is made when it is first needed, and anew after it was lost. So the part does not queue
+    with tasks for the connections of the pool, and pays for a connection once.
+
+    A statement that was not answered may arrive, or go on, when it was given up long ago: it would
+    lock jobs of which nobody knows. So before the next one is sent, the session of the one that was
+    lost is ended, if it is still there.
+
+    Args:
+        database: Where it leads to.
+        prepare: Makes the first statement of each connection, from the number of the server
+            process that the connection knows; None means none.
+    """
+
+    def __init__(
+        self, database: Database, *, prepare: Callable[[int], Query[None]] | None = None
+    ) -> None:
+        self._database = database
+        self._prepare = prepare
+        self._cursor: AsyncRawCursor[Any] | None = None
+        self._session: tuple[int, str] | None = None
+        self._lost: list[tuple[int, str]] = []
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._drop()
+
+    async def run(self, query: Query[T]) -> T:
+        """Send one statement; the next one is sent when it is answered.
+
+        Raises:
+            TimeoutError: It was not answered within `STATEMENT_DEADLINE`.
+            psycopg.Error: It failed, or the database can't be reached.
+        """
+        async with self._turn, asyncio.timeout(STATEMENT_DEADLINE):
+            cursor = self._cursor or await self._connect()
+            try:
+                return await self._database.send(cursor, query)
+            except errors.ReadOnlySqlTransaction:
+                await self._drop()  # as in `Database.connection`
+                raise
+            finally:
+                if cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                    # Lost, or cut off in the middle of a statement.
+                    self._lost += [] if self._session is None else [self._session]
+                    await self._drop()
+
+    async def _connect(self) -> AsyncRawCursor[Any]:
+        conn = await connect_like(self._database.pool)
+        try:
+            cursor = _raw_cursor(conn)
+            server_process = conn.info.backend_pid
+            if self._prepare is not None:
+                await self._database.send(cursor, self._prepare(server_process))
+            found = await self._database.send(
+                cursor, Query(_SESSION, (server_process,), list, seldom=True)
             )
-            return query.read(await cursor.fetchall() if cursor.description else [])
+            await self._end_lost(cursor)
+        except BaseException:
+            await conn.close()
+            raise
+        self._session = (found[0][0], found[0][1]) if found else None
+        self._cursor = cursor
+        return cursor
+
+    async def _end_lost(self, cursor: AsyncRawCursor[Any]) -> None:
+        while self._lost:
+            end = Query(_END_SESSION, self._lost[-1], bool, seldom=True)
+            try:
+                if await self._database.send(cursor, end):
+                    await asyncio.sleep(END_INTERVAL)  # it was still there
+                    continue
+            except errors.InsufficientPrivilege as error:
+                logger.debug("Could not end a session that was lost (%s)", one_line(error))
+            self._lost.pop()
+
+    async def _drop(self) -> None:
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            await cursor.connection.close()
+
+
+def _raw_cursor(conn: AsyncConnection[Any]) -> AsyncRawCursor[Any]:
+    cursor = AsyncRawCursor(conn, row_factory=tuple_row)
+    _load_raw(cursor)
+    return cursor
+
+
+def _has_rows(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> bool:
+    """Whether a statement returns rows, be there some or none; `description` tells, but dearly."""
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
 
 
 class SyncDatabase:
@@ -287,10 +564,16 @@ class SyncDatabase:
         *,
         schema: str,
         prepared_statements: bool = True,
+        use_node_time: bool = False,
     ) -> None:
         self.pool = pool
         self.statements = Statements(schema)
         self._prepare = prepared_statements
+        self._use_node_time = use_node_time
+
+    def now(self) -> datetime | None:
+        """The time at which jobs without a time are to run; None leaves it to the server."""
+        return clock.utc_now() if self._use_node_time else None
 
     def run(self, query: Query[T], *, conn: Connection[Any] | None = None) -> T:
         """Send one statement, on a caller's connection or on one from the pool."""
@@ -299,10 +582,32 @@ class SyncDatabase:
         with self.pool.connection() as own:
             return self._send(own, query)
 
+    def run_each(self, queries: Iterable[Query[None]], *, conn: Connection[Any]) -> None:
+        """Send statements one after the other. See `Database.run_each`."""
+        with ExitStack() as stack:
+            if Pipeline.is_supported():
+                stack.enter_context(conn.pipeline())
+            sent: tuple[RawCursor[Any], Query[None]] | None = None
+            for query in queries:
+                rows = sent[0].fetchmany(1) if sent else []
+                cursor = RawCursor(conn, row_factory=tuple_row)
+                self._execute(cursor, query)
+                if sent:
+                    sent[1].read(rows + sent[0].fetchall())
+                sent = cursor, query
+            if sent:
+                sent[1].read(sent[0].fetchall())
+
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:
         with RawCursor(conn, row_factory=tuple_row) as cursor:
-            _load_raw(cursor)
-            cursor.execute(
-                self.statements[query.text], query.values, prepare=self._prepare, binary=True
-            )
-            return query.read(cursor.fetchall() if cursor.description else [])
+            self._execute(cursor, query)
+            return query.read(cursor.fetchall() if _has_rows(cursor) else [])
+
+    def _execute(self, cursor: RawCursor[Any], query: Query[Any]) -> None:
+        _load_raw(cursor)
+        cursor.execute(
+            self.statements[query.text],
+            query.values,
+            prepare=self._prepare and not query.seldom,
+            binary=True,
+        )

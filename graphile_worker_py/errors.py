@@ -70,6 +70,10 @@ class UnknownTaskError(GraphileWorkerError):
     """A job's task identifier has no task here."""
 
 
+class TaskTimeoutError(GraphileWorkerError, TimeoutError):
+    """A task ran longer than its `timeout`."""
+
+
 class PayloadError(GraphileWorkerError, ValueError):
     """A job's payload does not fit what its task is annotated with; the job fails.
 
@@ -88,6 +92,10 @@ class MigrationError(GraphileWorkerError):
 
 class IncompatibleSchemaError(MigrationError):
     """The schema in the database is of a revision that this release can't work on."""
+
+
+class MissingRightsError(MigrationError):
+    """The role may not do what is needed; the message names what is missing, and the way out."""
 
 
 class UnsupportedPostgresError(MigrationError):

@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from graphile_worker_py import events
+from graphile_worker_py import config, events
+from graphile_worker_py.db import one_line
 from graphile_worker_py.errors import message_of
 from graphile_worker_py.events import Events
+from graphile_worker_py.job import Job
 
 _PACKAGE: Final = str(Path(__file__).parent)
 
@@ -21,11 +24,28 @@ def _users_frames(error: BaseException) -> TracebackType | None:
     return frames
 
 
+def _described(event: events.Event) -> str:
+    return " ".join(f"{field.name}={_shown(getattr(event, field.name))}" for field in fields(event))
+
+
+def _shown(value: object) -> str:
+    """A field of an event: of a job its id, because its payload is nobody's business."""
+    match value:
+        case Job():
+            return str(value.id)
+        case BaseException():
+            return one_line(value)
+        case list() | tuple():
+            return ",".join(map(_shown, value))
+    return str(value)
+
+
 def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
     """Write what happens to a logger; a function that ends it.
 
-    Info: pools and finished jobs. Error: failed jobs. Payloads are never logged. What the logger
-    would drop is not subscribed to, so that nothing is made for nobody.
+    Debug: every event. Info: pools and finished jobs, these unless `NO_LOG_SUCCESS` is set. Error:
+    failed jobs. Payloads are never logged. What the logger would drop is not subscribed to, so that
+    nothing is made for nobody.
     """
 
     def about(event: events.JobEvent) -> dict[str, object]:
@@ -82,6 +102,18 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
             extra={"pool_id": event.pool_id},
         )
 
+    def thread_stuck(event: events.ThreadStuck) -> None:
+        full = event.stuck >= event.most_stuck
+        logger.log(
+            logging.ERROR if full else logging.WARNING,
+            "Job %d (%s) was cut off, but its function runs on in its thread; %d thread(s) do%s",
+            event.job.id,
+            event.job.task_identifier,
+            event.stuck,
+            ": no more are made until one returns" if full else "",
+            extra=about(event),
+        )
+
     def graceful(event: events.PoolGracefulShutdown) -> None:
         logger.info("Stopping: %s", event.message, extra={"pool_id": event.pool_id})
 
@@ -99,11 +131,16 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
             extra={"pool_id": event.pool_id},
         )
 
+    def any_event(event: events.Event) -> None:
+        logger.debug("%s %s", event.name, _described(event))
+
     wanted: list[tuple[int, type[events.Event], Callable[..., None]]] = [
+        (logging.DEBUG, events.Event, any_event),
         (logging.INFO, events.JobSuccess, job_success),
         (logging.ERROR, events.JobError, job_error),
         (logging.WARNING, events.JobReturned, job_returned),
         (logging.WARNING, events.JobLost, job_lost),
+        (logging.WARNING, events.ThreadStuck, thread_stuck),
         (logging.INFO, events.PoolGracefulShutdown, graceful),
         (logging.WARNING, events.PoolForcefulShutdown, forceful),
         (logging.INFO, events.PoolRelease, released),
@@ -112,7 +149,7 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
     ends = [
         observed.subscribe(kind, subscriber)
         for level, kind, subscriber in wanted
-        if logger.isEnabledFor(level)
+        if logger.isEnabledFor(level) and (kind is not events.JobSuccess or config.logs_success())
     ]
 
     def end() -> None:

@@ -4,17 +4,16 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import psycopg
 
 from graphile_worker_py.backoff import is_outage
-from graphile_worker_py.db import Database, Query
+from graphile_worker_py.db import Database, Line, Query
 from graphile_worker_py.hooks import FetchRequest, Hooks
 from graphile_worker_py.options import ForbiddenFlags, check_texts
-from graphile_worker_py.sql.get_jobs import Fetched, get_free_jobs, get_jobs
+from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
 
@@ -28,6 +27,7 @@ class Fetcher:
     Args:
         pool_id: Id of the pool, which the jobs are locked by.
         database: Where the jobs are.
+        line: The connection for fetches.
         names: Identifiers of the tasks whose jobs are wanted.
         forbidden_flags: Jobs with one of these flags are left for others.
         hooks: Plugins that wrap fetches.
@@ -39,6 +39,7 @@ class Fetcher:
         *,
         pool_id: str,
         database: Database,
+        line: Line,
         names: Iterable[str],
         forbidden_flags: ForbiddenFlags | None,
         hooks: Hooks,
@@ -46,6 +47,7 @@ class Fetcher:
     ) -> None:
         self._pool_id = pool_id
         self._database = database
+        self._line = line
         self._names = list(names)
         self._flags = forbidden_flags
         self._known_ids = known_ids
@@ -61,8 +63,10 @@ class Fetcher:
 
     async def register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         """Make the tasks known to the database, and learn their numbers; `run` sends queries."""
-        await run(register_tasks(self._names))
         self._task_ids = await run(read_task_ids(self._names))
+        if len(self._task_ids) < len(self._names):
+            await run(register_tasks(self._names))
+            self._task_ids = await run(read_task_ids(self._names))
 
     async def fetch(self, count: int) -> Fetched:
         """Lock up to `count` jobs; raises what database, plugins and flags function raise."""
@@ -83,12 +87,12 @@ class Fetcher:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_PATIENCE):
                 await self._resolve_doubt(
-                    partial(self._database.run_retrying, what="look for lost jobs")
+                    partial(self._database.run_retrying, what="look for lost jobs", line=self._line)
                 )
 
     async def _fetch(self, count: int) -> Fetched:
         flags = await self._forbidden_flags()
-        await self._resolve_doubt(self._database.run)
+        await self._resolve_doubt(self._line.run)
         request = FetchRequest(pool_id=self._pool_id, count=count, forbidden_flags=flags)
         # Should the answer be lost on its way, jobs may be locked for us all the same.
         self._in_doubt = True
@@ -98,7 +102,7 @@ class Fetcher:
             # An error that the server itself tells undid the statement.
             self._in_doubt = is_outage(error)
             raise
-        self._in_doubt = fetched.in_doubt
+        self._in_doubt = False
         return fetched
 
     async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
@@ -107,28 +111,14 @@ class Fetcher:
             self._in_doubt = False
 
     async def _lock_jobs(self, request: FetchRequest) -> Fetched:
-        fetched = await self._database.run(self._query(get_jobs, request))
-        missing = request.count - len(fetched.jobs)
-        if missing > 0 and fetched.more:
-            # Further jobs of the same queues took the places of others.
-            try:
-                rest = replace(request, count=missing)
-                free = await self._database.run(self._query(get_free_jobs, rest))
-            except (psycopg.Error, OSError) as error:
-                # What was locked first is ours all the same; the next fetch meets the trouble.
-                return replace(fetched, in_doubt=is_outage(error))
-            fetched = Fetched(fetched.jobs + free.jobs, more=True)
-        return fetched
-
-    def _query(
-        self, statement: Callable[..., Query[Fetched]], request: FetchRequest
-    ) -> Query[Fetched]:
-        return statement(
+        query = get_jobs(
             pool_id=self._pool_id,
             task_ids=self._task_ids,
             count=request.count,
             forbidden_flags=request.forbidden_flags,
+            now=self._database.now(),
         )
+        return await self._line.run(query)
 
     async def _forbidden_flags(self) -> Sequence[str] | None:
         flags = self._flags

@@ -18,6 +18,7 @@ SMALLINT_MAX: Final = 32767
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+_UNREAD: Final = object()
 _INFINITY: Final = 2**63 - 1
 _MINUS_INFINITY: Final = -(2**63)
 
@@ -52,6 +53,7 @@ class Job:
 
     def __init__(self, row: tuple[Any, ...], task_identifier: str) -> None:
         self._row = row
+        self._payload: Any = _UNREAD
         self.task_identifier = task_identifier
 
     @property
@@ -76,11 +78,9 @@ class Job:
         Raises:
             ValueError: The stored JSON can't be decoded by Python (nested too deeply).
         """
-        try:
-            return self._payload
-        except AttributeError:
-            self._payload: Any = json_codec.loads(self._row[3])
-            return self._payload
+        if self._payload is _UNREAD:
+            self._payload = json_codec.loads(self.payload_json)
+        return self._payload
 
     @property
     def payload_json(self) -> bytes:
@@ -161,6 +161,10 @@ class Job:
     def to_dict(self) -> dict[str, Any]:
         """All columns and `task_identifier` by name."""
         return {name: getattr(self, name) for name in (*JOB_COLUMNS, "task_identifier")}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied and pickled as it is stored; what was decoded of it is not part of it.
+        return Job, (self._row, self.task_identifier)
 
     def __repr__(self) -> str:
         # No payload: a job is printed in logs, a payload may hold what must not be there.
@@ -278,8 +282,24 @@ class JobSpec:
         if not isinstance(identifier, str):
             # Whatever has an identifier will do; what has none is told by the check.
             identifier = getattr(identifier, "identifier", identifier)
+        check_text("identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
+        if queue_name is not None:
+            check_text("queue_name", queue_name, longest=MAX_QUEUE_NAME_LENGTH)
+        if run_at is not None:
+            check_aware("run_at", run_at)
+        if priority is not None:
+            check_smallint("priority", priority)
+        if max_attempts is not None:
+            check_smallint("max_attempts", max_attempts, smallest=1)
+        if job_key is not None:
+            check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
+            # Without a key the mode means nothing and the SQL functions take any; so do we.
+            if job_key_mode is not None:
+                _check_mode(job_key_mode)
+        if flags is not None:
+            flags = _checked_flags(flags)
         put = object.__setattr__
-        put(self, "identifier", check_text("identifier", identifier, longest=MAX_IDENTIFIER_LENGTH))
+        put(self, "identifier", identifier)
         put(self, "payload", payload)
         put(self, "queue_name", queue_name)
         put(self, "run_at", run_at)
@@ -287,27 +307,7 @@ class JobSpec:
         put(self, "max_attempts", max_attempts)
         put(self, "job_key", job_key)
         put(self, "job_key_mode", job_key_mode)
-        put(self, "flags", None if flags is None else _checked_flags(flags))
-        self._check()
-
-    def _check(self) -> None:
-        if self.queue_name is not None:
-            check_text("queue_name", self.queue_name, longest=MAX_QUEUE_NAME_LENGTH)
-        if self.job_key is not None:
-            check_text("job_key", self.job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
-        if self.run_at is not None:
-            check_aware("run_at", self.run_at)
-        if self.priority is not None:
-            check_smallint("priority", self.priority)
-        if self.max_attempts is not None:
-            check_smallint("max_attempts", self.max_attempts, smallest=1)
-        # Without a key the mode means nothing and the SQL functions take any; so do we.
-        if self.job_key_mode is not None and self.job_key is not None:
-            modes = [str(mode) for mode in JobKeyMode]
-            if self.job_key_mode not in modes:
-                raise ConfigurationError(
-                    f"job_key_mode {self.job_key_mode!r} is not one of {', '.join(modes)}"
-                )
+        put(self, "flags", flags)
 
     def payload_json(self) -> str:
         """The payload as JSON text.
@@ -321,6 +321,12 @@ class JobSpec:
             return json_codec.dumps(self.payload).decode()
         except ValueError as error:
             raise ConfigurationError(f"payload of task {self.identifier!r} is {error}") from error
+
+
+def _check_mode(mode: object) -> None:
+    modes = [str(mode) for mode in JobKeyMode]
+    if mode not in modes:
+        raise ConfigurationError(f"job_key_mode {mode!r} is not one of {', '.join(modes)}")
 
 
 def _checked_flags(flags: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 # orjson turns integers beyond 64 bits into floats without a word; so many digits may be one.
+_SHORTEST_LONG: Final = 20
 _LONG_DIGITS: Final = re.compile(rb"-[0-9]{19}|[0-9]{20}")
 
 
@@ -81,7 +82,7 @@ def loads(text: bytes | str) -> Any:
         ValueError: The text is not JSON, or nested too deeply to be decoded.
     """
     raw = text.encode() if isinstance(text, str) else text
-    if not _LONG_DIGITS.search(raw):
+    if len(raw) < _SHORTEST_LONG or not _LONG_DIGITS.search(raw):
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError:

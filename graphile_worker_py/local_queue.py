@@ -2,15 +2,17 @@
 
 A local queue without prefetching (`size` -1, the default) holds no jobs: workers that are idle at
 the same moment are served by one fetch of exactly as many jobs. With prefetching it fetches `size`
-jobs whenever it has run dry.
+jobs whenever it has run dry. While the database has plenty, a store of some size (`AHEAD_FROM`) is
+filled up when it is half empty, so that workers and database do not wait for each other.
 
 Its modes, which are Graphile Worker's:
 
 - `STARTING`: not running yet.
 - `POLLING`: no jobs are held. It fetches, or waits for the next reason to: a nudge (jobs were
   announced), a serial queue that was freed, the end of the poll interval.
-- `WAITING`: jobs are held, no worker waits. Nothing is fetched. When the last job is taken, it
-  goes back to `POLLING`; when the jobs have been held for `ttl` seconds, to `TTL_EXPIRED`.
+- `WAITING`: jobs are held, no worker waits. Nothing is fetched, except ahead. When the last job
+  is taken, it goes back to `POLLING`; when the jobs have been held for `ttl` seconds, to
+  `TTL_EXPIRED`.
 - `TTL_EXPIRED`: the jobs were returned to the database, because nobody took them in time. The
   first worker that asks leads back to `POLLING`.
 - `RELEASED`: shut down. Waiting workers get nothing, held jobs are returned.
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 SECOND_LOOK: Final = (0.03, 0.09)
 """Seconds, from and to, after which announced jobs that were not there are looked for once more."""
+AHEAD_FROM: Final = 100
+"""Least size of a store that is filled up before it is empty: a small one is cheap to wait for."""
 PATIENT: Final = Backoff(shortest=1.0, longest=60.0)
 """After a fetch that failed for no passing reason: a missing right, a fault in a callback."""
 
@@ -87,6 +91,7 @@ class LocalQueue:
         self._give_back = give_back
         self._options = options
         self._prefetches = options.size > 0
+        self._half = _half(options)
         self._poll_interval = poll_interval
         self._drain = drain
         self._events = events
@@ -99,6 +104,8 @@ class LocalQueue:
         # Whether there is a reason to fetch, and how many jobs were announced since the last one.
         self._due = True
         self._announced = 0
+        # Whether the last fetch brought as many jobs as it asked for.
+        self._plenty = False
         self._next_poll = 0.0
         self._failures = 0
         self._changed = asyncio.Event()
@@ -115,12 +122,26 @@ class LocalQueue:
         """Ids of all jobs that the pool has locked, as far as the queue knows."""
         return [*self._unsettled, *(job.id for job in self._held)]
 
+    def take(self) -> Job | None:
+        """A job in store; None if there is none. `get` waits for one, which costs more."""
+        if not self._held or self._stopped.is_set():
+            return None
+        job = self._held.popleft()
+        self._unsettled[job.id] = job
+        left = len(self._held)
+        if left == 0 and self._mode is Mode.WAITING:
+            self._set_mode(Mode.POLLING)
+            self._due = True
+            self._changed.set()
+        elif left == self._half and self._plenty:
+            self._changed.set()
+        return job
+
     async def get(self) -> Job | None:
         """The next job for a worker; None tells it to stop."""
-        if self._stopped.is_set():
-            return None
-        if self._held:
-            return self._take_held()
+        job = self.take()
+        if job is not None or self._stopped.is_set():
+            return job
         if self._mode is Mode.TTL_EXPIRED:
             self._set_mode(Mode.POLLING)
             self._due = True
@@ -175,7 +196,10 @@ class LocalQueue:
         while not self._stopped.is_set():
             self._changed.clear()
             if self._mode is Mode.WAITING:
-                await self._hold()
+                if self._plenty and len(self._held) <= self._half:
+                    await self._fetch_jobs()
+                else:
+                    await self._hold()
             elif self._wants_jobs():
                 await self._poll()
             else:
@@ -200,7 +224,7 @@ class LocalQueue:
             await aio.wait_for(self._changed, self._next_poll - now)
 
     async def _fetch_jobs(self) -> None:
-        count = self._options.size if self._prefetches else len(self._waiting)
+        count = self._wanted()
         self._due = False
         announced, self._announced = self._announced, 0
         try:
@@ -213,6 +237,7 @@ class LocalQueue:
         self._failures = 0
         self._due = self._due or fetched.more
         jobs = fetched.jobs
+        self._plenty = self._half > 0 and len(jobs) >= count
         pause = self._poll_interval
         if len(jobs) < announced:
             # Others may have taken them; or only hidden them, for the moment in which their own
@@ -226,9 +251,17 @@ class LocalQueue:
         if not jobs and self._events.wants(events.WorkerGetJobEmpty):
             self._events.emit(events.WorkerGetJobEmpty(pool_id=self._pool_id))
         self._hand_out(jobs)
+        if not self._prefetches:
+            # Workers that are soon done with these jobs are served together with those who wait.
+            await asyncio.sleep(0)
         rest = self._options.refetch_delay
         if rest is not None and not fetched.more and len(jobs) <= rest.threshold:
             await self._rest(rest, len(jobs))
+
+    def _wanted(self) -> int:
+        if not self._prefetches:
+            return len(self._waiting)
+        return self._half if self._plenty else self._options.size
 
     def _hand_out(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -246,15 +279,6 @@ class LocalQueue:
         if self._held:
             self._held_since = asyncio.get_running_loop().time()
             self._set_mode(Mode.WAITING)
-
-    def _take_held(self) -> Job:
-        job = self._held.popleft()
-        self._unsettled[job.id] = job
-        if not self._held and self._mode is Mode.WAITING:
-            self._set_mode(Mode.POLLING)
-            self._due = True
-            self._changed.set()
-        return job
 
     async def _hold(self) -> None:
         """Wait until the held jobs are taken, or have been held for too long."""
@@ -326,3 +350,11 @@ class LocalQueue:
             self._events.emit(
                 events.LocalQueueSetMode(pool_id=self._pool_id, old_mode=old, new_mode=mode)
             )
+
+
+def _half(options: LocalQueueOptions) -> int:
+    """How many jobs are fetched ahead; 0 if none are."""
+    half = options.size // 2 if options.size >= AHEAD_FROM else 0
+    rest = options.refetch_delay
+    # Half a fetch must not look like one that brought few jobs.
+    return half if rest is None or rest.threshold < half else 0

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from psycopg import AsyncConnection, errors
 
-from graphile_worker_py import aio
+from graphile_worker_py import aio, rights
 from graphile_worker_py.db import Database
 from graphile_worker_py.errors import (
     IncompatibleSchemaError,
@@ -19,6 +19,7 @@ from graphile_worker_py.errors import (
 from graphile_worker_py.hooks import Hooks, SchemaStep
 from graphile_worker_py.sql import migrations
 from graphile_worker_py.sql.migrations import Revisions
+from graphile_worker_py.sql.rights import read_rights
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
         UnsupportedPostgresError: The server is older than PostgreSQL 12.
         IncompatibleSchemaError: The schema is newer than this release can work on, or older than
             it can upgrade.
+        MissingRightsError: The role may not even look at the schema.
         MigrationError: The role may not create the schema or its objects.
     """
     async with database.pool.connection() as conn:
@@ -67,6 +69,9 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
         try:
             await _Migrator(database, conn, hooks or Hooks()).run()
         except errors.InsufficientPrivilege as error:
+            # What is up to date needs no rights but to look at it.
+            query = read_rights(database.schema, rights.LOOKING)
+            rights.check_grants(await database.run(query, conn=conn), database.schema)
             raise MigrationError(
                 f"role {conn.info.user!r} may not install or upgrade schema "
                 f"{database.schema!r} in database {conn.info.dbname!r} "
@@ -76,6 +81,16 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
         finally:
             if not conn.closed:
                 await aio.finish(conn.set_autocommit(autocommit))
+
+
+async def check_role(database: Database, needed: rights.Needs) -> None:
+    """Check that the role may do what is needed, and sees what is there.
+
+    Raises:
+        MissingRightsError: It does not.
+    """
+    found = await database.run(read_rights(database.schema, needed))
+    rights.check_rights(found, database.schema)
 
 
 async def check_revision(database: Database) -> None:
@@ -103,13 +118,18 @@ class _Migrator:
         )
 
     async def _migrate(self, revisions: Revisions) -> None:
+        if revisions.latest is None or revisions.latest < LATEST_REVISION:
+            revisions = await self._upgrade(revisions)
+        check_supported(revisions, self._database.schema)
+
+    async def _upgrade(self, revisions: Revisions) -> Revisions:
         fresh = False
         if revisions.latest is None:
             fresh = await self._apply(range(1, BASELINE_REVISION + 1), fresh=True)
         latest = await self._wait_for_baseline()
         for revision in range(latest + 1, LATEST_REVISION + 1):
             await self._apply([revision], fresh=fresh)
-        check_supported(await self._read(), self._database.schema)
+        return await self._read()
 
     async def _read(self) -> Revisions:
         return await self._database.run(migrations.read_revisions(), conn=self._conn)

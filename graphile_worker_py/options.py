@@ -18,8 +18,10 @@ ForbiddenFlags = (
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
 MAX_SCHEMA_BYTES: Final = 63
+HEALTH_HOST: Final = "127.0.0.1"
 LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+AUTO: Final = "auto"
 
 
 def check_schema(value: object) -> str:
@@ -84,6 +86,18 @@ def check_one_of(name: str, value: object, *, allowed: Sequence[str]) -> None:
         raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
+def check_port(name: str, value: object) -> None:
+    """Check a TCP port; 0 leaves the choice to the system."""
+    if check_whole(name, value, smallest=0, or_else="and at most 65535") > 65535:
+        raise ConfigurationError(f"{name} must be at most 65535, not {value!r}")
+
+
+def check_processes(name: str, value: object) -> None:
+    """Check a number of processes."""
+    if value != AUTO:
+        check_whole(name, value, smallest=1, or_else=f"or {AUTO!r} for one per processor core")
+
+
 def check_filled(name: str, value: object) -> None:
     """Check a text that means nothing when it is empty."""
     if not isinstance(value, str) or not value:
@@ -128,8 +142,8 @@ def _about(doc: str, kind: Kind, check: Check) -> dict[str, Any]:
     return {"doc": doc, "kind": kind, "check": check}
 
 
-def _option(doc: str, kind: Kind, check: Check, *, default: Any) -> Any:
-    return field(default=default, metadata=_about(doc, kind, check))
+def _option(doc: str, kind: Kind, check: Check, *, default: Any, secret: bool = False) -> Any:
+    return field(default=default, metadata=_about(doc, kind, check), repr=not secret)
 
 
 def _group(of: type, check: Check, *, default: Any) -> Any:
@@ -157,6 +171,12 @@ def _check_flags(name: str, value: object) -> None:
 def _check_local_queue_size(name: str, value: object) -> None:
     if value != -1:
         check_whole(name, value, smallest=1, or_else="or -1 for none")
+
+
+def _check_max_crashes(name: str, value: object) -> None:
+    # After one crash nobody knows which of several jobs it was.
+    if value != 0 or isinstance(value, bool):
+        check_whole(name, value, smallest=2, or_else="or 0 for never")
 
 
 def _check_is(name: str, value: object, *, kind: type) -> None:
@@ -250,16 +270,18 @@ class WorkerOptions:
         default=2.0,
     )
     max_pool_size: int = _option(
-        "most database connections, the listening one not counted",
+        "most database connections, the listening one not counted; two of them fetch and record, "
+        "the others, at least one, are for jobs",
         Kind.WHOLE,
         _at_least_2,
         default=10,
     )
-    prepared_statements: bool = _option(
-        "whether statements are prepared on the server; off behind some poolers",
+    prepared_statements: bool | None = _option(
+        "whether statements are prepared on the server; if not set, unless there is a pooler "
+        "before it",
         Kind.YES_NO,
-        check_flag,
-        default=True,
+        _or_none(check_flag),
+        default=None,
     )
     forbidden_flags: ForbiddenFlags | None = _option(
         "jobs with one of these flags are left for others", Kind.TEXTS, _check_flags, default=None
@@ -297,13 +319,88 @@ class WorkerOptions:
         check_seconds,
         default=5.0,
     )
+    listen_connection_string: str | None = _option(
+        "connection string for the connection that hears of new jobs: a direct one, where the "
+        "others go through a pooler",
+        Kind.TEXT,
+        _or_none(check_filled),
+        default=None,
+        secret=True,
+    )
+    listen_echo_interval: float = _option(
+        "seconds of silence after which the listening connection is tested; 0 for never",
+        Kind.SECONDS,
+        check_seconds,
+        default=30.0,
+    )
+    watchdog_timeout: float = _option(
+        "seconds for which the event loop, or a fetch, may stand still; then the process ends "
+        "with exit code 70; 0 for never",
+        Kind.SECONDS,
+        check_seconds,
+        default=300.0,
+    )
+    no_side_schema: bool = _option(
+        "whether to do without the schema `graphile_worker_py`, in which worker pools register; "
+        "what a killed one had locked then stays locked for four hours",
+        Kind.YES_NO,
+        check_flag,
+        default=False,
+    )
+    heartbeat_interval: float = _option(
+        "seconds between two proofs of a worker pool that it is alive",
+        Kind.SECONDS,
+        _above_zero,
+        default=2.0,
+    )
+    dead_after: float = _option(
+        "seconds without such a proof after which others free what the pool had locked; at least "
+        "twice the heartbeat interval",
+        Kind.SECONDS,
+        _above_zero,
+        default=8.0,
+    )
+    max_crashes: int = _option(
+        "a job is given up when its worker process has died under it so often; 0 for never",
+        Kind.WHOLE,
+        _check_max_crashes,
+        default=3,
+    )
+    use_node_time: bool = _option(
+        "whether the clock of this process tells what is due, instead of the database's",
+        Kind.YES_NO,
+        check_flag,
+        default=False,
+    )
+    worker_id: str | None = _option(
+        "id of the worker in logs and events; only where one job runs at a time",
+        Kind.TEXT,
+        _or_none(check_filled),
+        default=None,
+    )
+    get_queue_name_batch_delay: float = _option(
+        "seconds to gather the queues that tasks ask the names of, for one look",
+        Kind.SECONDS,
+        check_seconds,
+        default=0.05,
+    )
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if self.worker_id is not None and self.concurrent_jobs > 1:
+            raise ConfigurationError(
+                f"worker_id {self.worker_id!r} is for one worker, but concurrent_jobs is "
+                f"{self.concurrent_jobs}; leave one of them out"
+            )
         if self.max_reset_locked_interval < self.min_reset_locked_interval:
             raise ConfigurationError(
                 f"max_reset_locked_interval {self.max_reset_locked_interval} is below "
                 f"min_reset_locked_interval {self.min_reset_locked_interval}"
+            )
+        if self.dead_after < 2 * self.heartbeat_interval:
+            raise ConfigurationError(
+                f"dead_after {self.dead_after} is below twice the heartbeat_interval "
+                f"{self.heartbeat_interval}: one late heartbeat would be a death"
             )
         delay = self.local_queue.refetch_delay
         if delay is not None and delay.duration > self.poll_interval:
@@ -346,6 +443,28 @@ PROCESS_OPTIONS: Final = (
         kind=Kind.TEXTS,
         doc="names of installed plugins, the outermost first",
         check=check_texts,
+    ),
+    Option(
+        name="processes",
+        kind=Kind.WHOLE,
+        default=1,
+        doc="processes that run jobs, each with all of these options; above 1 they are supervised, "
+        "`auto` is one per processor core",
+        check=check_processes,
+    ),
+    Option(
+        name="health_port",
+        kind=Kind.WHOLE,
+        doc="port to answer probes on over HTTP; if not set, none; with several processes each has "
+        "the next one",
+        check=check_port,
+    ),
+    Option(
+        name="health_host",
+        kind=Kind.TEXT,
+        default=HEALTH_HOST,
+        doc="address to answer probes on; `0.0.0.0` where they come from outside",
+        check=check_filled,
     ),
     Option(
         name="log_format",

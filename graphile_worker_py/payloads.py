@@ -114,7 +114,8 @@ def _msgspec_decoder(annotation: Any, identifier: str) -> Decode:
                 value = json_codec.loads(text)
                 return msgspec.convert(value, annotation, dec_hook=_build_within)
         except validation_error as error:
-            raise _misfit(_msgspec_faults(str(error))) from error
+            # Not as the cause: it may show what the payload holds, and would be logged.
+            raise _misfit(_msgspec_faults(str(error))) from None
         except RecursionError as error:
             raise _misfit(["$: nested too deeply to be decoded"]) from error
 
@@ -188,6 +189,8 @@ def _msgspec_faults(message: str) -> list[str]:
         return [f"{path}{fault}" for fault in text.split("\n")]  # from `_build_within`
     if missing := _MISSING.fullmatch(text):
         return [f"{path}.{missing[1]}: required, but missing"]
+    if text.startswith(("Invalid value ", "Invalid enum value ")):
+        text = "Expected one of the values that are allowed"  # for the one that was found follows
     if text.startswith(("Expected ", "Object ", "Invalid ")):
         text = f"{text[:1].lower()}{text[1:]}".replace("`", "" if text[0] == "E" else "'")
     return [f"{path}: {text}"]

@@ -1,9 +1,9 @@
 """A worker pool: owns all parts that run jobs, starts them, stops them in order.
 
-Parts live in three rings. The outer one writes outcomes, so it sees every one; the middle one
-feeds (local queue, listener, sweep for stale locks); the inner one works. Stopping goes from the
-inside out: no more jobs are handed out, running ones finish, what was fetched and not started is
-returned, the last outcomes are written.
+Parts live in rings. The outermost one proves that the pool is alive; the next one writes outcomes,
+so it sees every one; the next one feeds (local queue, listener, sweep for stale locks); the inner
+one works. Stopping goes from the inside out: no more jobs are handed out, running ones finish, what
+was fetched and not started is returned, the last outcomes are written, the pool takes its leave.
 
 Parts are told to stop, never cancelled; only the workers are, at a forced stop. Cancelling
 `WorkerPool.run` is a forced stop, too. All that starts and ends a part stands in this one module,
@@ -12,34 +12,50 @@ because the order is the point of it.
 
 import asyncio
 import logging
+import os
 import random
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg import AsyncConnection
 
 from graphile_worker_py import aio, events, migrate
-from graphile_worker_py.context import Abort
-from graphile_worker_py.db import Database, connect_like, one_line
+from graphile_worker_py.context import Abort, JobContext
+from graphile_worker_py.db import Database, Line, connect_directly, connect_like, one_line
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
 from graphile_worker_py.fetcher import STOP_PATIENCE, Fetcher
+from graphile_worker_py.health import Health, State, Vitals
 from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
 from graphile_worker_py.listener import Listener
 from graphile_worker_py.local_queue import LocalQueue
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.presence import Presence
+from graphile_worker_py.queue_names import QueueNames
 from graphile_worker_py.settler import Settler
+from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.sql.notifications import notify
+from graphile_worker_py.sql.planning import keep_to_indexes
 from graphile_worker_py.sql.reset_locked_at import reset_locked_at
 from graphile_worker_py.tasks import Task
+from graphile_worker_py.watchdog import Pace, Watchdog
 from graphile_worker_py.worker import Surroundings, Worker
+
+if TYPE_CHECKING:
+    from graphile_worker_py.executors.process import ProcessExecutor
 
 KILL_PATIENCE: Final = 5.0
 """Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
 FIRST_SWEEP_WITHIN: Final = 60.0
+LINES: Final = 2
+"""Connections that a pool keeps to itself, to fetch and to record; one more listens."""
+LONGEST_PAUSE: Final = 90.0
+"""Seconds, beside the poll interval, until a fetch follows another one at the latest."""
 
 
 class WorkerPool:
@@ -53,6 +69,12 @@ class WorkerPool:
         events: Where to tell what happens.
         hooks: Plugins that wrap fetches and task calls.
         once: Whether to end when no job is due any more, instead of waiting for more.
+        ends_process: Whether a standstill of `watchdog_timeout` ends the process.
+
+    Attributes:
+        pool_id: What its jobs are locked by.
+        taken_for_dead: Whether it ended because others have found it dead; another one is to take
+            its place.
     """
 
     def __init__(
@@ -65,14 +87,23 @@ class WorkerPool:
         events: Events,
         hooks: Hooks,
         once: bool = False,
+        ends_process: bool = False,
     ) -> None:
-        self.pool_id = f"{'otpool' if once else 'pool'}-{secrets.token_hex(9)}"
+        self.pool_id = f"{'otpool' if once else 'pool'}-{os.urandom(9).hex()}"
         self._database = database
         self._tasks = tasks
+        if once:
+            # Nobody adds to the last outcomes, so they wait for nobody.
+            options = replace(options, complete_job_batch_delay=-1.0, fail_job_batch_delay=-1.0)
         self._options = options
         self._logger = logger
         self._events = events
         self._once = once
+        self._ends_process = ends_process
+        self._state = State.STARTING
+        self._vitals = Vitals(self.pool_id, events)
+        self._listener: Listener | None = None
+        self._guard: Watchdog | None = None
         self._hooks = hooks
         self._fatal: BaseException | None = None
         self._stopping: str | None = None
@@ -82,10 +113,14 @@ class WorkerPool:
         self._parts: list[asyncio.Task[None]] = []
         self._cut_off: list[Job] = []
         self._abort = Abort()
+        self._queue_names = QueueNames(database, delay=options.get_queue_name_batch_delay)
         self._threads = ThreadExecutor()
+        self._processes = self._process_executor()
+        self._fetching = Line(database, prepare=keep_to_indexes)
+        self._settling = Line(database, prepare=keep_to_indexes)
         self._settler = Settler(
             pool_id=self.pool_id,
-            database=database,
+            line=self._settling,
             options=options,
             events=events,
             logger=logger,
@@ -95,14 +130,26 @@ class WorkerPool:
         self._fetcher = Fetcher(
             pool_id=self.pool_id,
             database=database,
+            line=self._fetching,
             names=tasks,
             forbidden_flags=options.forbidden_flags,
             hooks=hooks,
             known_ids=lambda: self._queue.known_ids,
         )
+        self.taken_for_dead = False
+        self._presence = Presence(
+            pool_id=self.pool_id,
+            database=database,
+            options=options,
+            listens=not once,
+            known_ids=lambda: self._queue.known_ids,
+            taken_for_dead=self._lose,
+            events=events,
+            logger=logger,
+        )
         self._queue = LocalQueue(
             pool_id=self.pool_id,
-            fetch=self._fetcher.fetch,
+            fetch=self._vitals.watched(self._fetch),
             give_back=self._settler.give_back_now,
             options=self._local_queue_options(),
             poll_interval=options.poll_interval,
@@ -121,7 +168,9 @@ class WorkerPool:
         if self._stopping is not None:
             return
         self._stopping = reason
+        self._state = State.STOPPING
         self._stop.set()
+        self._presence.stopping()
         self._queue.stop()
         # A fetch that is not answered by then, as in an outage, is not waited for.
         asyncio.get_running_loop().call_later(STOP_PATIENCE, self._fetcher.cut_off)
@@ -142,6 +191,26 @@ class WorkerPool:
         # away does not hold us any longer.
         asyncio.get_running_loop().call_later(2 * KILL_PATIENCE, self._give_up)
 
+    def health(self) -> Health:
+        """How it fares."""
+        vitals, listener = self._vitals, self._listener
+        return Health(
+            pool_id=self.pool_id,
+            state=self._state,
+            started_at=vitals.started_at,
+            connected=vitals.connected,
+            standing_still=self._guard is not None and self._guard.standing_still,
+            listening=listener is not None and listener.listening,
+            last_fetch_at=vitals.last_fetch_at,
+            last_heard_at=None if listener is None else listener.heard_at,
+            running_jobs=sum(worker.job is not None for worker in self._workers),
+            locked_jobs=len(self._queue.known_ids),
+            busy_threads=self._threads.busy,
+            stuck_threads=self._threads.stuck,
+            last_error=vitals.last_error,
+            last_error_at=vitals.last_error_at,
+        )
+
     async def run(self) -> None:
         """Run until stopped, or, with `once`, until no job is due.
 
@@ -153,14 +222,21 @@ class WorkerPool:
 
     async def _run(self) -> None:
         self._events.emit(events.PoolCreate(pool_id=self.pool_id))
+        self._guard = watchdog = self._watchdog()
+        watchdog.start()
         try:
             async with aio.until(self._stop):
                 await self._fetcher.register_tasks(
                     partial(self._database.run_retrying, what="register the tasks")
                 )
             if not self._stop.is_set():
-                await self._settle_and_below()
+                self._state = State.RUNNING
+                async with self._fetching, self._settling:
+                    await self._be_present_and_below()
         finally:
+            if self._processes is not None:
+                await self._processes.close()
+            watchdog.close()
             self._end()
         if self._fatal is not None:
             raise self._fatal
@@ -172,7 +248,9 @@ class WorkerPool:
                 "%d thread(s) run on: their functions did not return", still_running
             )
         left = self._queue.known_ids
-        if left:
+        if self.taken_for_dead:
+            pass  # others have them
+        elif left:
             error = WorkerPoolError(
                 f"stopped with {len(left)} job(s) whose outcome could not be recorded; they stay "
                 f"locked by {self.pool_id}: {', '.join(map(str, left[:10]))}"
@@ -185,6 +263,8 @@ class WorkerPool:
             )
             self._break(error, "fetch jobs")
         self._tell_end()
+        self._state = State.STOPPED
+        self._vitals.close()
         self._events.emit(events.PoolRelease(pool_id=self.pool_id))
 
     def _tell_end(self) -> None:
@@ -202,7 +282,19 @@ class WorkerPool:
                 events.PoolForcefulShutdownComplete(pool_id=self.pool_id, returned=returned)
             )
 
-    # The three rings, from the outside in.
+    # The rings, from the outside in.
+
+    async def _be_present_and_below(self) -> None:
+        # Before the first fetch: nobody would free what it locks otherwise.
+        await self._presence.beat()
+        async with asyncio.TaskGroup() as present:
+            self._start_part(present, self._presence.run(), "prove to be alive")
+            try:
+                if not self._stop.is_set():
+                    await self._settle_and_below()
+            finally:
+                clean = not self._queue.known_ids and not self._fetcher.in_doubt
+                self._presence.close(clean=clean)
 
     async def _settle_and_below(self) -> None:
         async with asyncio.TaskGroup() as settling:
@@ -214,12 +306,17 @@ class WorkerPool:
                 self._settler.close()
 
     async def _feed_and_below(self) -> None:
-        listener = Listener(
+        self._listener = listener = Listener(
             pool_id=self.pool_id,
-            connect=lambda: connect_like(self._database.pool),
+            connect=self._connect_listener,
+            notify=lambda channel, payload: self._database.run(notify(channel, payload)),
             nudge=self.nudge,
             schema_changed=self._check_schema,
+            echo_interval=self._options.listen_echo_interval,
+            poll_interval=self._options.poll_interval,
+            hint=self._listen_hint(),
             events=self._events,
+            on_listen=self._presence.hold_lock,
         )
         async with asyncio.TaskGroup() as feeding:
             self._start_part(feeding, self._fetch_jobs(), "fetch jobs")
@@ -240,10 +337,14 @@ class WorkerPool:
             database=self._database,
             tasks=self._tasks,
             threads=self._threads,
+            run_in_process=self._run_in_process,
             abort=self._abort,
+            queue_names=self._queue_names,
             events=self._events,
             hooks=self._hooks,
+            quarantine=self._presence.quarantine,
             logger=self._logger,
+            take_job=self._queue.take,
             get_job=self._queue.get,
             complete=self._settler.complete,
             fail=self._settler.fail,
@@ -251,7 +352,8 @@ class WorkerPool:
             is_killed=self._kill.is_set,
         )
         for _ in range(self._options.concurrent_jobs):
-            worker = Worker(f"worker-{secrets.token_hex(9)}", around)
+            # A worker with a name of its own is the only one.
+            worker = Worker(self._options.worker_id or f"worker-{os.urandom(9).hex()}", around)
             self._workers.append(worker)
             self._emit_worker(events.WorkerCreate, worker, tasks=tuple(self._tasks))
             crew.start(self._run_worker(worker), name=worker.worker_id)
@@ -318,10 +420,29 @@ class WorkerPool:
 
     # What the parts need of the pool.
 
+    async def _fetch(self, count: int) -> Fetched:
+        if not await self._presence.confirm():
+            return Fetched([], more=False)
+        return await self._fetcher.fetch(count)
+
     async def _fetch_jobs(self) -> None:
         """Run the local queue; at its end leave nothing locked that it does not know of."""
         await self._queue.run()
         await self._fetcher.resolve_doubt_in_time()
+
+    def _process_executor(self) -> "ProcessExecutor | None":
+        if not any(task.is_process for task in self._tasks.values()):
+            return None
+        # Whoever has no such tasks does not pay for what they import.
+        from graphile_worker_py.executors.process import ProcessExecutor  # noqa: PLC0415
+
+        return ProcessExecutor(
+            self._tasks.values(), most=self._options.concurrent_jobs, logger=self._logger
+        )
+
+    async def _run_in_process(self, task: Task[Any], job: Job, context: JobContext) -> Any:
+        assert self._processes is not None  # noqa: S101  # there is such a task
+        return await self._processes.run(task, job, context)
 
     def _settled(self, jobs: Sequence[Job]) -> None:
         self._queue.settled(jobs)
@@ -332,6 +453,16 @@ class WorkerPool:
         if callable(self._options.forbidden_flags):
             return LocalQueueOptions()
         return self._options.local_queue
+
+    def _lose(self) -> None:
+        """Others have found this pool dead: its jobs are not its own any more."""
+        self.taken_for_dead = True
+        self._logger.error(
+            "Others took this pool for dead and freed its jobs; aborting what runs here",
+            extra={"pool_id": self.pool_id},
+        )
+        self._events.emit(events.PoolTakenForDead(pool_id=self.pool_id))
+        self.kill("Taken for dead by another worker pool")
 
     def _take_back(self, job: Job, worker_id: str) -> None:
         self._cut_off.append(job)
@@ -349,6 +480,43 @@ class WorkerPool:
         for part in self._parts:
             part.cancel()
 
+    def _watchdog(self) -> Watchdog:
+        return Watchdog(
+            limit=self._options.watchdog_timeout,
+            exits=self._ends_process,
+            at_work=self._at_work,
+            fetching=self._pace,
+            logger=self._logger,
+            about={"pool_id": self.pool_id},
+        )
+
+    def _at_work(self, name: str) -> str:
+        """What the asyncio task of a name is doing, in words."""
+        for worker in self._workers:
+            job = worker.job
+            if worker.worker_id == name and job is not None:
+                return f"job {job.id} of task {job.task_identifier!r}"
+        return f"the asyncio task {name!r}"
+
+    def _pace(self) -> Pace | None:
+        """How far fetching is; None if nobody waits for jobs, or an outage is known of."""
+        vitals = self._vitals
+        if vitals.is_fetching:
+            return Pace(vitals.fetch_steps, 0)
+        waiting = any(worker.job is None for worker in self._workers)
+        if self._stop.is_set() or not waiting or not vitals.connected:
+            return None
+        return Pace(vitals.fetch_steps, 1.5 * self._options.poll_interval + LONGEST_PAUSE)
+
+    def _connect_listener(self) -> Awaitable[AsyncConnection[Any]]:
+        direct = self._options.listen_connection_string
+        return connect_like(self._database.pool) if direct is None else connect_directly(direct)
+
+    def _listen_hint(self) -> str:
+        if self._options.listen_connection_string is None:
+            return "Give the listener a direct connection: listen_connection_string."
+        return "The listen_connection_string must lead to the same database, and directly."
+
     async def _check_schema(self) -> None:
         """Stop if the schema, and not another one of this database, has changed too much."""
         try:
@@ -365,7 +533,7 @@ class WorkerPool:
             delay = shortest + random.random() * (longest - shortest)  # noqa: S311
             self._events.emit(events.ResetLockedStarted(pool_id=self.pool_id))
             try:
-                freed = await self._database.run(reset_locked_at())
+                freed = await self._database.run(reset_locked_at(self._database.now()))
                 # A cleanup may have deleted tasks that had no jobs; ours have other numbers then.
                 await self._fetcher.register_tasks(self._database.run)
             except (psycopg.Error, OSError) as error:

@@ -6,26 +6,35 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
 
-from graphile_worker_py import aio, config, events, migrate
-from graphile_worker_py.cron import Cron, ParsedCronItem, parse_crontab, read_crontab
-from graphile_worker_py.db import AsyncPool, Database, opened_pool
+from graphile_worker_py import aio, config, events, migrate, rights
+from graphile_worker_py.db import AsyncPool, Database, checked_conninfo, opened_pool
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.event_log import log_events
 from graphile_worker_py.events import Events
+from graphile_worker_py.health import Health
 from graphile_worker_py.hooks import Hooks, Plugins
+from graphile_worker_py.job_adder import JobAdder
 from graphile_worker_py.options import (
+    HEALTH_HOST,
     WORKER_OPTION_NAMES,
     ForbiddenFlags,
     LocalQueueOptions,
     WorkerOptions,
+    check_filled,
+    check_port,
 )
-from graphile_worker_py.pool import WorkerPool
+from graphile_worker_py.pool import LINES, WorkerPool
+from graphile_worker_py.side_schema import install as install_side_schema
 from graphile_worker_py.signals import handle_signals
+from graphile_worker_py.succession import Succession
 from graphile_worker_py.task_loader import load_tasks
-from graphile_worker_py.tasks import Task, Tasks, check_payload_types, task_list
-from graphile_worker_py.worker_utils import JobAdder
+from graphile_worker_py.tasks import Task, Tasks, check_tasks, task_list
+
+# Reading it takes a third as long as all the rest; most programs have no recurring jobs.
+if TYPE_CHECKING:
+    from graphile_worker_py.cron import Cron, ParsedCronItem
 
 MOST_NAMES: Final = 20
 """Most names of tasks in a log line."""
@@ -51,7 +60,7 @@ class RunnerOptions(TypedDict, total=False):
     """Text of a crontab."""
     crontab_file: str | Path | None
     """File with a crontab. At most one of these three may be given."""
-    parsed_cron_items: Sequence[ParsedCronItem] | None
+    parsed_cron_items: "Sequence[ParsedCronItem] | None"
     """Cron items made in code with `parse_cron_items`."""
     forbidden_flags: ForbiddenFlags | None
     local_queue: LocalQueueOptions | None
@@ -60,8 +69,24 @@ class RunnerOptions(TypedDict, total=False):
     min_reset_locked_interval: float | None
     max_reset_locked_interval: float | None
     graceful_shutdown_abort_timeout: float | None
+    listen_connection_string: str | None
+    listen_echo_interval: float | None
+    watchdog_timeout: float | None
+    watchdog_exit: bool | None
+    """End the process after `watchdog_timeout`, as the command line does."""
+    no_side_schema: bool | None
+    heartbeat_interval: float | None
+    dead_after: float | None
+    max_crashes: int | None
+    use_node_time: bool | None
+    worker_id: str | None
+    get_queue_name_batch_delay: float | None
     no_handle_signals: bool | None
     """Leave signals to the caller."""
+    health_port: int | None
+    """Port to answer probes on; 0 takes a free one. None has none, nor has `run_once`."""
+    health_host: str | None
+    """Address to answer probes on; None means 127.0.0.1."""
     hooks: Plugins | None
     """Plugins that take part in what happens: objects, or names of installed entry points."""
     events: Events | None
@@ -91,7 +116,8 @@ class Runner(JobAdder):
         self._setup = _Setup(source, options)
         self._stack = AsyncExitStack()
         self._working: asyncio.Task[None] | None = None
-        self._pool: WorkerPool | None = None
+        self._pool: Succession | None = None
+        self._health_url: str | None = None
         self._cron: Cron | None = None
 
     @property
@@ -103,6 +129,15 @@ class Runner(JobAdder):
     def pool_id(self) -> str:
         """Id of the worker pool, which is what its jobs are locked by."""
         return self._started_pool().pool_id
+
+    def health(self) -> Health:
+        """How it fares: whether it reaches the database, what it does, what last went wrong."""
+        return self._started_pool().pool.health()
+
+    @property
+    def health_url(self) -> str | None:
+        """Where it answers probes; None if it does not."""
+        return self._health_url
 
     @property
     def about(self) -> str:
@@ -165,17 +200,31 @@ class Runner(JobAdder):
 
     async def _start(self) -> None:
         setup = self._setup
+        if setup.health_port is not None:
+            await self._answer_probes(setup.health_host, setup.health_port)
         pool = await self._stack.enter_async_context(setup.opened_pool())
         database = setup.database(pool)
         super().__init__(database)
         await migrate.migrate(database, setup.hooks)
+        await migrate.check_role(database, setup.needs)
         self._stack.callback(log_events(setup.events, setup.logger))
-        self._pool = setup.worker_pool(database)
+        self._pool = setup.succession(database)
         if setup.cron_items:
+            from graphile_worker_py.cron import Cron  # noqa: PLC0415  # see above
+
             self._cron = Cron(database, setup.cron_items, events=setup.events)
         if setup.handles_signals:
             self._stack.enter_context(handle_signals(stop=self._on_stop, kill=self._on_kill))
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
+
+    async def _answer_probes(self, host: str, port: int) -> None:
+        from graphile_worker_py.health_server import health_server  # noqa: PLC0415  # see above
+
+        server = health_server(
+            lambda: None if self._pool is None else self._pool.pool.health(), host=host, port=port
+        )
+        self._health_url = await self._stack.enter_async_context(server)
+        self._setup.logger.info("Answering probes on %s", self._health_url)
 
     async def _work(self) -> None:
         pool = self._started_pool()
@@ -195,7 +244,7 @@ class Runner(JobAdder):
         self.events.emit(events.ForcefulShutdown(signal=name))
         self._started_pool().kill(f"Forced worker shutdown due to {name}")
 
-    def _started_pool(self) -> WorkerPool:
+    def _started_pool(self) -> Succession:
         if self._pool is None:
             raise GraphileWorkerError("this Runner was not started: use `async with`")
         return self._pool
@@ -216,6 +265,7 @@ async def run(source: str | AsyncPool | None = None, **options: Unpack[RunnerOpt
         ConfigurationError: An option is unknown, or its value not allowed.
         psycopg.OperationalError: The database can't be reached at the start.
         MigrationError: The schema can't be installed or upgraded.
+        MissingRightsError: The role may not run jobs, or would not see them.
         IncompatibleSchemaError: The schema is newer than this release can work on.
         WorkerPoolError: It could not run on, or not stop cleanly.
     """
@@ -241,8 +291,9 @@ async def run_once(source: str | AsyncPool | None = None, **options: Unpack[Runn
         pool = await stack.enter_async_context(setup.opened_pool())
         database = setup.database(pool)
         await migrate.migrate(database, setup.hooks)
+        await migrate.check_role(database, rights.WORKING)
         stack.callback(log_events(setup.events, setup.logger))
-        workers = setup.worker_pool(database, once=True)
+        workers = setup.succession(database, once=True)
         if setup.handles_signals:
             stack.enter_context(
                 handle_signals(
@@ -254,13 +305,18 @@ async def run_once(source: str | AsyncPool | None = None, **options: Unpack[Runn
 
 
 async def run_migrations(
-    source: str | AsyncPool | None = None, *, schema: str | None = None
+    source: str | AsyncPool | None = None,
+    *,
+    schema: str | None = None,
+    side_schema: bool = False,
 ) -> None:
     """Install the schema, or upgrade it; nothing happens if it is up to date.
 
     Args:
         source: As for `run`.
         schema: Name of the schema; None means `GRAPHILE_WORKER_SCHEMA`, else `graphile_worker`.
+        side_schema: Whether to install the schema `graphile_worker_py` too, in which worker pools
+            register. They do so themselves, if their role may.
 
     Raises:
         MigrationError: It can't be done; the message says why.
@@ -268,7 +324,11 @@ async def run_migrations(
     name = config.schema_name(schema)
     where = config.conninfo(source) if source is None else source
     async with opened_pool(where, max_size=2) as pool:
-        await migrate.migrate(Database(pool, schema=name))
+        database = Database(pool, schema=name)
+        await migrate.migrate(database)
+        if side_schema:
+            async with pool.connection() as conn:
+                await install_side_schema(database, conn)
 
 
 class _Setup:
@@ -290,9 +350,17 @@ class _Setup:
         self.hooks = Hooks(given.get("hooks", ()))
         self.hooks.setup(self.events)
         self.handles_signals = not given.get("no_handle_signals", False)
+        self._watchdog_exit: bool = given.get("watchdog_exit", False)
+        self.health_port: int | None = given.get("health_port")
+        self.health_host: str = given.get("health_host", HEALTH_HOST)
+        if self.health_port is not None:
+            check_port("health_port", self.health_port)
+        check_filled("health_host", self.health_host)
         self._options: WorkerOptions = config.worker_options(
             {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
         )
+        if self._options.listen_connection_string is not None:
+            checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
         self._tasks = _tasks(given, self.logger)
         self.cron_items = _cron_items(given)
 
@@ -303,20 +371,33 @@ class _Setup:
         shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
         return f"{len(names)} task(s) of schema {self._options.schema!r}: {shown}"
 
+    @property
+    def needs(self) -> rights.Needs:
+        """What the role must be allowed to do."""
+        return rights.SCHEDULING if self.cron_items else rights.WORKING
+
     def opened_pool(self) -> Any:
         """The connection pool, as an async context manager."""
-        return opened_pool(self._source, max_size=self._options.max_pool_size)
+        return opened_pool(
+            self._source,
+            max_size=max(1, self._options.max_pool_size - LINES),
+            prepared_statements=self._options.prepared_statements,
+        )
 
     def database(self, pool: AsyncPool) -> Database:
         """The database behind a pool."""
         return Database(
             pool,
             schema=self._options.schema,
-            prepared_statements=self._options.prepared_statements,
+            prepared_statements=self._options.prepared_statements is not False,
+            use_node_time=self._options.use_node_time,
         )
 
-    def worker_pool(self, database: Database, *, once: bool = False) -> WorkerPool:
-        """A worker pool, not running yet."""
+    def succession(self, database: Database, *, once: bool = False) -> Succession:
+        """A worker pool, not running yet, and those that are to take its place."""
+        return Succession(lambda: self._worker_pool(database, once=once), logger=self.logger)
+
+    def _worker_pool(self, database: Database, *, once: bool) -> WorkerPool:
         return WorkerPool(
             database,
             self._tasks,
@@ -325,6 +406,7 @@ class _Setup:
             events=self.events,
             hooks=self.hooks,
             once=once,
+            ends_process=self._watchdog_exit,
         )
 
 
@@ -337,15 +419,17 @@ def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]
         tasks = task_list(given["tasks"])
     else:
         raise ConfigurationError("neither tasks nor task_directory was given")
-    check_payload_types(tasks.values())
+    check_tasks(tasks.values())
     return tasks
 
 
-def _cron_items(given: dict[str, Any]) -> Sequence[ParsedCronItem]:
+def _cron_items(given: dict[str, Any]) -> "Sequence[ParsedCronItem]":
     sources = [name for name in ("crontab", "crontab_file", "parsed_cron_items") if name in given]
+    if not sources:
+        return ()
+    from graphile_worker_py.cron import parse_crontab, read_crontab  # noqa: PLC0415  # see above
+
     match sources:
-        case []:
-            return ()
         case ["crontab"]:
             return parse_crontab(given["crontab"])
         case ["crontab_file"]:
@@ -355,7 +439,7 @@ def _cron_items(given: dict[str, Any]) -> Sequence[ParsedCronItem]:
     raise ConfigurationError(f"{' and '.join(sources)} were given; give one of them")
 
 
-async def _run_beside(cron: Cron, pool: WorkerPool) -> None:
+async def _run_beside(cron: "Cron", pool: Succession) -> None:
     """Run cron for as long as a pool runs; what breaks in cron stops the pool in order."""
     broken: list[Exception] = []
 

@@ -9,7 +9,7 @@ import psycopg
 from graphile_worker_py import events
 from graphile_worker_py.backoff import backoff_for
 from graphile_worker_py.batcher import Batcher
-from graphile_worker_py.db import Database, Query, one_line
+from graphile_worker_py.db import Line, Query, one_line
 from graphile_worker_py.errors import WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
@@ -24,7 +24,7 @@ class Settler:
 
     Args:
         pool_id: Id of the pool; only what it has locked is changed.
-        database: Where the jobs are.
+        line: The connection for outcomes.
         options: The delays for gathering outcomes.
         events: Where to tell of outcomes that changed nothing.
         logger: Where to log writes that failed.
@@ -37,7 +37,7 @@ class Settler:
         self,
         *,
         pool_id: str,
-        database: Database,
+        line: Line,
         options: WorkerOptions,
         events: Events,
         logger: logging.Logger,
@@ -45,7 +45,7 @@ class Settler:
         broken: Callable[[BaseException, str], None],
     ) -> None:
         self._pool_id = pool_id
-        self._database = database
+        self._line = line
         self._events = events
         self._logger = logger
         self._settled = settled
@@ -110,7 +110,7 @@ class Settler:
         failures = 0
         while True:
             try:
-                written = await self._database.run(query(jobs))
+                written = await self._line.run(query(jobs))
                 break
             except (psycopg.Error, OSError) as error:
                 failures += 1

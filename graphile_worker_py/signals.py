@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
@@ -52,6 +53,22 @@ def handle_signals(
                 signal.signal(number, handler.below(number))
 
 
+def pass_on(name: str, *, force: bool) -> bool:
+    """Tell the runners of this process to stop, or to be forced to, as a signal would.
+
+    For what is told by other means than signals. It does not count as one: what is meant by both
+    is obeyed once.
+
+    Returns:
+        Whether there is a runner.
+    """
+    handler: object = signal.getsignal(signal.SIGTERM)
+    if not isinstance(handler, _Handler):
+        return False
+    handler.pass_on(name, force=force)
+    return True
+
+
 class _Handler:
     """A signal handler that passes each signal on to the handler of the runner before it."""
 
@@ -60,6 +77,7 @@ class _Handler:
         self._kill = kill
         self._loop = asyncio.get_running_loop()
         self._first_at: float | None = None
+        self._stopped = False
         self.previous: dict[int, Any] = {}
         self.ended = False
 
@@ -70,6 +88,14 @@ class _Handler:
         if not self.ended:
             # The loop may be in the middle of anything; it takes the news when it comes round.
             self._loop.call_soon_threadsafe(self._take, signal.Signals(number).name)
+
+    def pass_on(self, name: str, *, force: bool) -> None:
+        """Tell this runner, and those before it."""
+        below = self.below(signal.SIGTERM)
+        if isinstance(below, _Handler):
+            below.pass_on(name, force=force)
+        if not self.ended:
+            self._loop.call_soon_threadsafe(partial(self._obey, name, force=force))
 
     def below(self, number: int) -> Any:
         """The handler before this one, those of runners that have ended left out."""
@@ -82,6 +108,13 @@ class _Handler:
         now = self._loop.time()
         if self._first_at is None:
             self._first_at = now
-            self._stop(name)
+            self._obey(name, force=False)
         elif now - self._first_at > REPEAT_WINDOW:
+            self._obey(name, force=True)
+
+    def _obey(self, name: str, *, force: bool) -> None:
+        if force:
             self._kill(name)
+        elif not self._stopped:
+            self._stopped = True
+            self._stop(name)

@@ -12,17 +12,18 @@ import psycopg_pool
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import adding, config, migrate
-from graphile_worker_py.adding import Steps
+from graphile_worker_py import adding, config, migrate, rights
+from graphile_worker_py.adding import Addition, Steps
 from graphile_worker_py.db import Database, Query, SyncDatabase, opened_pool, opened_sync_pool
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
+from graphile_worker_py.sql.add_jobs import BEGIN
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
-from graphile_worker_py.worker_utils import checked_specs
+from graphile_worker_py.sql.rights import read_rights
 
 T = TypeVar("T")
 
@@ -44,8 +45,12 @@ class SyncWorkerUtils:
             `DATABASE_URL` or libpq's variables.
         schema: As for `WorkerUtils`.
         max_pool_size: Most connections to hold.
-        prepared_statements: Off behind poolers that can't do them.
+        prepared_statements: Whether statements are prepared on the server. None: unless there is
+            a pooler before it.
+        use_node_time: As for `WorkerUtils`.
     """
+
+    _opened: SyncDatabase | None = None
 
     def __init__(
         self,
@@ -53,23 +58,34 @@ class SyncWorkerUtils:
         *,
         schema: str | None = None,
         max_pool_size: int = 10,
-        prepared_statements: bool = True,
+        prepared_statements: bool | None = None,
+        use_node_time: bool = False,
     ) -> None:
         self._source = config.conninfo(source) if source is None else source
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements
+        self._use_node_time = use_node_time
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         pool = self._stack.enter_context(
-            opened_sync_pool(self._source, max_size=self._max_pool_size)
+            opened_sync_pool(
+                self._source,
+                max_size=self._max_pool_size,
+                prepared_statements=self._prepared_statements,
+            )
         )
-        self._database = SyncDatabase(
-            pool, schema=self._schema, prepared_statements=self._prepared_statements
+        self._opened = SyncDatabase(
+            pool,
+            schema=self._schema,
+            prepared_statements=self._prepared_statements is not False,
+            use_node_time=self._use_node_time,
         )
         try:
             self.migrate()
+            found = self._opened.run(read_rights(self._schema, rights.LOOKING))
+            rights.check_rights(found, self._schema)
         except BaseException:
             self._stack.close()
             raise
@@ -82,6 +98,12 @@ class SyncWorkerUtils:
         traceback: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    @property
+    def _database(self) -> SyncDatabase:
+        if self._opened is None:
+            raise GraphileWorkerError("this SyncWorkerUtils was not entered: use `with`")
+        return self._opened
 
     @property
     def pool(self) -> psycopg_pool.ConnectionPool[Any]:
@@ -120,7 +142,7 @@ class SyncWorkerUtils:
             identifier,
             payload,
             queue_name=queue_name,
-            run_at=run_at,
+            run_at=self._database.now() if run_at is None else run_at,
             priority=priority,
             max_attempts=max_attempts,
             job_key=job_key,
@@ -133,16 +155,29 @@ class SyncWorkerUtils:
         self, specs: Iterable[JobSpec], *, conn: Connection[Any] | None = None
     ) -> list[Job]:
         """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
-        wanted = checked_specs(specs)
-        steps = adding.add_many(wanted)
-        if not adding.needs_transaction(wanted):
-            return self._drive(steps, conn)
-        if conn is not None:
-            _check_sync(conn)
-            with conn.transaction():
-                return self._drive(steps, conn)
-        with self._database.pool.connection() as own, own.transaction():
-            return self._drive(steps, own)
+        wanted = adding.checked_specs(specs, now=self._database.now())
+        return self._add(Addition(wanted, own_transaction=conn is None), conn)
+
+    def add_jobs_from(
+        self,
+        specs: Iterable[JobSpec],
+        *,
+        chunk_size: int = adding.STREAM_CHUNK,
+        conn: Connection[Any] | None = None,
+    ) -> int:
+        """Add any number of jobs in little memory. See `WorkerUtils.add_jobs_from`."""
+        adding.check_chunk_size(chunk_size)
+        added = 0
+        try:
+            for chunk in adding.chunks(specs, chunk_size):
+                wanted = adding.checked_specs(chunk, now=self._database.now(), first=added)
+                addition = Addition(wanted, own_transaction=conn is None, first=added)
+                self._add(addition, conn)
+                added += len(chunk)
+        except Exception as error:
+            adding.note_added(error, added)
+            raise
+        return added
 
     def complete_jobs(
         self, ids: Iterable[int | str], *, conn: Connection[Any] | None = None
@@ -245,6 +280,26 @@ class SyncWorkerUtils:
         if conn is not None:
             _check_sync(conn)
         return self._database.run(query, conn=conn)
+
+    def _add(self, addition: Addition, conn: Connection[Any] | None) -> list[Job]:
+        if conn is not None:
+            _check_sync(conn)
+        if addition.is_one_statement:
+            for query in addition.statements():
+                self._database.run(query, conn=conn)
+            return addition.jobs()
+        if conn is None:
+            with self._database.pool.connection() as own, own.transaction():
+                return self._add_all(addition, own)
+        if adding.ends_with_first_block(conn):
+            conn.execute(BEGIN)
+        with conn.transaction():
+            return self._add_all(addition, conn)
+
+    def _add_all(self, addition: Addition, conn: Connection[Any]) -> list[Job]:
+        while not addition.is_complete:
+            self._database.run_each(addition.statements(), conn=conn)
+        return addition.jobs()
 
     def _drive(self, steps: Steps[T], conn: Connection[Any] | None) -> T:
         if conn is not None:

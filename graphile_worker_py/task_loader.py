@@ -21,8 +21,8 @@ from graphile_worker_py.tasks import Task
 ENTRY_NAMES: Final = ("task", "run", "default")
 """Functions that stand for their file: they are the task that the file is named after."""
 
-_DIRECTORY_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
-_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_DIRECTORY_NAME: Final = r"[A-Za-z0-9_-]+"
+_FILE_NAME: Final = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"
 _EXPECTED: Final = (
     "Python files with @task functions (or with a function named task, run or default), "
     "or executable files"
@@ -186,7 +186,7 @@ class _Loader:
                 yield from self._files_below(path, prefix)
             elif not stat.S_ISREG(mode):
                 self._logger.info("Skipped %s: it is not a regular file", path)
-            elif _FILE_NAME.fullmatch(path.name) is None:
+            elif re.fullmatch(_FILE_NAME, path.name) is None:
                 self._logger.info("Skipped %s: its name can't be a task identifier", path)
             elif extension == "py" or _is_executable(mode):
                 # The whole extension counts: `send.test.py` is no Python file of tasks.
@@ -202,7 +202,7 @@ class _Loader:
     def _files_below(self, directory: Path, prefix: str) -> Iterator[_TaskFile]:
         if directory.is_symlink():
             self._logger.info("Skipped %s: links to directories are not followed", directory)
-        elif _DIRECTORY_NAME.fullmatch(directory.name) is None:
+        elif re.fullmatch(_DIRECTORY_NAME, directory.name) is None:
             self._logger.info("Skipped %s: its name can't be part of an identifier", directory)
         else:
             yield from self._files_in(directory, f"{prefix}{directory.name}/")
@@ -286,8 +286,9 @@ def _owners(modules: Iterable[ModuleType]) -> dict[Task[Any], ModuleType]:
 
 
 def _named_after_file(found: Task[Any], module: ModuleType, identifier: str) -> Task[Any]:
-    if found.identifier in ENTRY_NAMES and vars(module).get(found.identifier) is found:
-        return Task(found.function, identifier, timeout=found.timeout)
+    stands_for_it = vars(module).get(found.identifier) is found
+    if found.identifier in ENTRY_NAMES and stands_for_it:
+        return found.renamed(identifier)
     return found
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 _INIT = "__init__.py"
+_PRIVATE = "graphile_worker_tasks_"
 
 
 def open_package(directory: Path) -> str:
@@ -31,7 +32,7 @@ def open_package(directory: Path) -> str:
     name = _own_name(directory)
     if name is not None:
         return name
-    name = f"graphile_worker_tasks_{hashlib.blake2b(os.fsencode(directory)).hexdigest()[:12]}"
+    name = f"{_PRIVATE}{hashlib.blake2b(os.fsencode(directory)).hexdigest()[:12]}"
     _forget(_modules_of(name))
     init = directory / _INIT
     if init.is_file():
@@ -77,6 +78,14 @@ def forget(path: str | Path) -> None:
     name = _own_name(directory)
     if name is not None:
         _forget(_modules_of(name) if directory == where else [f"{name}.{where.stem}"])
+
+
+def private_directory(module: str) -> str | None:
+    """The directory whose private package a module belongs to; None if it belongs to none."""
+    package = module.partition(".")[0]
+    if not package.startswith(_PRIVATE):
+        return None
+    return str(sys.modules[package].__path__[0])
 
 
 def line_of(path: Path, error: BaseException) -> int | None:

@@ -2,9 +2,21 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from enum import StrEnum
+from typing import (
+    Any,
+    Final,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from psycopg import AsyncConnection, Connection
 
@@ -12,9 +24,28 @@ from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JobKeyMode, JobSpec, PayloadT, PayloadT_contra, TaskName
 from graphile_worker_py.options import check_seconds
 from graphile_worker_py.payloads import Decode, payload_decoder
+from graphile_worker_py.task_places import TaskPlace, check_has_place, place_of
 
 R_co = TypeVar("R_co", covariant=True)
 TaskFunction: TypeAlias = Callable[..., Any]
+
+LEAST_MEMORY: Final = 64 * 1024**2
+"""Bytes; a process of an interpreter that has done nothing yet may take half of it."""
+
+
+class Executor(StrEnum):
+    """Where a plain function is called. An async one is always called on the event loop."""
+
+    THREAD = "thread"
+    """In a thread of the worker, where it may block. The default."""
+    INLINE = "inline"
+    """On the event loop itself: for what ends within a millisecond and never waits."""
+    PROCESS = "process"
+    """In a process of its own, which can be killed: for what keeps the processor busy, leaks or
+    crashes."""
+
+
+ExecutorName: TypeAlias = Literal["thread", "inline", "process"]
 
 
 class SpecOptions(TypedDict, total=False):
@@ -53,11 +84,22 @@ class Task(TaskName[PayloadT_contra]):
         identifier: The name that jobs carry.
         function: What is called with the payload, and the context if it takes two arguments.
         timeout: Seconds after which the task is cancelled and the job fails; None means none.
-        is_async: Whether it runs on the event loop; a plain function runs in a thread.
+        memory: Bytes that its process may take; None means no limit.
+        is_async: Whether it is an async function.
+        executor: Where it is called, if it is a plain one; None for an async function.
+        is_inline, is_process: Whether that is inline, or in a process.
+        cut_after: The timeout, if it is the worker that cuts the task off; None if there is none,
+            or if the process is killed instead.
     """
 
     def __init__(
-        self, function: TaskFunction, identifier: str, *, timeout: float | None = None
+        self,
+        function: TaskFunction,
+        identifier: str,
+        *,
+        timeout: float | None = None,
+        executor: Executor | ExecutorName | None = None,
+        memory: int | None = None,
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"task {identifier!r} must be callable, not {function!r}")
@@ -71,9 +113,45 @@ class Task(TaskName[PayloadT_contra]):
             )
         self.function = function
         self.timeout = timeout
+        self.memory = memory
         self.is_async = inspect.iscoroutinefunction(target)
+        self.executor = _executor(identifier, executor, is_async=self.is_async)
+        self.is_inline = self.executor is Executor.INLINE
+        self.is_process = self.executor is Executor.PROCESS
+        self.cut_after = None if self.is_process else timeout
         self.arguments = _argument_count(function, identifier)
+        self._check_limits()
         functools.update_wrapper(self, function, updated=())
+
+    def _check_limits(self) -> None:
+        name = self.identifier
+        if self.is_inline and self.timeout is not None:
+            raise ConfigurationError(
+                f"task {name!r} runs inline, where nothing can cut it off: it can have no timeout"
+            )
+        if self.is_process:
+            check_has_place(self.function, name)
+        if self.memory is None:
+            return
+        if not self.is_process:
+            raise ConfigurationError(
+                f'memory of task {name!r} can only be limited in a process: executor="process"'
+            )
+        if not isinstance(self.memory, int) or self.memory < LEAST_MEMORY:
+            raise ConfigurationError(
+                f"memory of task {name!r} must be a whole number of bytes, at least "
+                f"{LEAST_MEMORY} (64 MiB), not {self.memory!r}"
+            )
+
+    def renamed(self, identifier: str) -> "Task[PayloadT_contra]":
+        """The same task, with all its settings, under another identifier."""
+        return Task(
+            self.function,
+            identifier,
+            timeout=self.timeout,
+            executor=self.executor,
+            memory=self.memory,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function directly, as a test would."""
@@ -90,6 +168,15 @@ class Task(TaskName[PayloadT_contra]):
             ConfigurationError: Payloads can't be built as they are annotated.
         """
         return payload_decoder(self.function, self.identifier)
+
+    @functools.cached_property
+    def place(self) -> TaskPlace:
+        """Where a process finds the function.
+
+        Raises:
+            ConfigurationError: It can't be found by its name.
+        """
+        return place_of(self.function, self.identifier)
 
     def spec(self, payload: PayloadT_contra, **options: Unpack[SpecOptions]) -> JobSpec:
         """A job of this task, to be added with others by `add_jobs`."""
@@ -140,15 +227,27 @@ def task(function: Callable[[PayloadT, Any], Any], /) -> Task[PayloadT]: ...
 @overload
 def task(function: Callable[[], Any], /) -> Task[None]: ...
 @overload
-def task(identifier: str | None = None, /, *, timeout: float | None = None) -> _Decorator: ...
 def task(
-    function: TaskFunction | str | None = None, /, *, timeout: float | None = None
+    identifier: str | None = None,
+    /,
+    *,
+    timeout: float | None = None,
+    executor: ExecutorName | None = None,
+    memory: int | None = None,
+) -> _Decorator: ...
+def task(
+    function: TaskFunction | str | None = None,
+    /,
+    *,
+    timeout: float | None = None,
+    executor: ExecutorName | None = None,
+    memory: int | None = None,
 ) -> Task[Any] | _Decorator:
     """Make a function a task.
 
     Use it bare (`@task`, the function's name is the identifier) or with the identifier
     (`@task("reports/render")`). The function takes the payload, or payload and `JobContext`. An
-    async function runs on the event loop, a plain one in a thread.
+    async function runs on the event loop, a plain one in a thread or where `executor` says.
 
     A payload that is annotated with a dataclass, `TypedDict`, msgspec `Struct` or pydantic model
     is checked and built before the call; a job whose payload does not fit fails.
@@ -156,17 +255,23 @@ def task(
     Args:
         function: The function, or the identifier that its jobs carry (at most 128 characters).
         timeout: Seconds after which the task is cancelled and the job fails; None means none. A
-            plain function can't be cancelled: its thread runs on, its result is ignored.
+            plain function in a thread can't be cancelled: the thread runs on, its result is
+            ignored. A process is killed.
+        executor: For plain functions: `"thread"`, the default; `"inline"`, on the event loop,
+            for what never waits; `"process"`, in a process of its own. See `Executor`.
+        memory: Bytes that the process, and what it has started, may take before it is killed and
+            the job fails; at least 64 MiB. None means no limit.
 
     Raises:
-        ConfigurationError: The identifier, function or timeout is not one a task can have.
+        ConfigurationError: The identifier, function, or a setting is not one a task can have.
     """
     if callable(function):
-        return Task(function, _name_of(function), timeout=timeout)
+        name = _name_of(function)
+        return Task(function, name, timeout=timeout, executor=executor, memory=memory)
 
     def decorate(decorated: TaskFunction) -> Task[Any]:
         identifier = _name_of(decorated) if function is None else function
-        return Task(decorated, identifier, timeout=timeout)
+        return Task(decorated, identifier, timeout=timeout, executor=executor, memory=memory)
 
     return decorate
 
@@ -181,7 +286,7 @@ def task_list(tasks: Tasks) -> dict[str, Task[Any]]:
     if isinstance(given, Mapping):
         found: list[Any] = [
             # A task keeps its settings, whatever name it goes by in this list.
-            Task(function.function, identifier, timeout=function.timeout)
+            function.renamed(identifier)
             if isinstance(function, Task)
             else Task(function, identifier)
             for identifier, function in given.items()
@@ -208,14 +313,40 @@ def task_list(tasks: Tasks) -> dict[str, Task[Any]]:
     return by_name
 
 
-def check_payload_types(tasks: Iterable[Task[Any]]) -> None:
-    """Look whether all payloads can be built as they are annotated, before there is a job.
+def check_tasks(tasks: Iterable[Task[Any]]) -> None:
+    """Look for what would fail each job of a task, before there is one.
 
     Raises:
-        ConfigurationError: One can't, or the library for it is not installed.
+        ConfigurationError: A payload can't be built as it is annotated, or the library for it is
+            not installed; or a process could not find the function of its task.
     """
     for each in tasks:
         _ = each.decode
+        if each.is_process:
+            _ = each.place
+
+
+def _executor(identifier: str, given: object, *, is_async: bool) -> Executor | None:
+    allowed = ", ".join(repr(str(each)) for each in Executor)
+    if is_async:
+        if given is not None:
+            raise ConfigurationError(
+                f"executor of task {identifier!r} is given, but an async function runs on the "
+                f"event loop; only plain ones have a choice"
+            )
+        return None
+    if given is None:
+        return Executor.THREAD
+    if given not in list(Executor):
+        raise ConfigurationError(
+            f"executor of task {identifier!r} must be one of {allowed}, not {given!r}"
+        )
+    chosen = Executor(str(given))
+    if chosen is Executor.PROCESS and os.name != "posix":
+        raise ConfigurationError(
+            f"task {identifier!r} can't run in a process on this platform: it needs process groups"
+        )
+    return chosen
 
 
 def _unwrapped(function: TaskFunction) -> Any:

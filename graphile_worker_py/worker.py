@@ -5,17 +5,25 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from graphile_worker_py import aio, events, json_codec
 from graphile_worker_py.context import Abort, JobContext, SyncJobContext
 from graphile_worker_py.db import Database
-from graphile_worker_py.errors import GraphileWorkerError, UnknownTaskError, message_of
+from graphile_worker_py.errors import (
+    GraphileWorkerError,
+    TaskTimeoutError,
+    UnknownTaskError,
+    message_of,
+)
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
 from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
+from graphile_worker_py.quarantine import Quarantine
+from graphile_worker_py.queue_names import QueueNames
 from graphile_worker_py.sql.fail_jobs import Failure
 from graphile_worker_py.tasks import Task
 
@@ -23,10 +31,6 @@ T = TypeVar("T")
 
 LONGEST_TURN: Final = 0.01
 """Seconds after which a worker lets others have a turn, before its next job."""
-
-
-class TaskTimeoutError(GraphileWorkerError, TimeoutError):
-    """A task ran longer than its `timeout`."""
 
 
 class BatchJobError(GraphileWorkerError):
@@ -55,10 +59,14 @@ class Surroundings:
     database: Database
     tasks: Mapping[str, Task[Any]]
     threads: ThreadExecutor
+    run_in_process: Callable[[Task[Any], Job, JobContext], Awaitable[Any]]
     abort: Abort
+    queue_names: QueueNames
     events: Events
     hooks: Hooks
+    quarantine: Quarantine
     logger: logging.Logger
+    take_job: Callable[[], Job | None]
     get_job: Callable[[], Awaitable[Job | None]]
     complete: Callable[[Job], None]
     fail: Callable[[Failure], None]
@@ -80,7 +88,9 @@ class Worker:
         self._events = around.events
         # Without plugins the task is called directly.
         self._run_task = around.hooks.run_job(self._call_task)
+        self._suspects = around.quarantine.suspects
         self._job: Job | None = None
+        self._running: asyncio.Task[Any] | None = None
 
     @property
     def job(self) -> Job | None:
@@ -89,16 +99,20 @@ class Worker:
 
     async def run(self) -> None:
         """Run jobs until there are to be no more."""
-        get_job = self._around.get_job
+        self._running = asyncio.current_task()
+        take_job, get_job = self._around.take_job, self._around.get_job
         turn_ends = 0.0
         while True:
             if self._events.wants(events.WorkerGetJobStart):
                 self._events.emit(
                     events.WorkerGetJobStart(pool_id=self._around.pool_id, worker_id=self.worker_id)
                 )
-            job = await get_job()
+            job = take_job()
             if job is None:
-                return
+                job = await get_job()
+                if job is None:
+                    return
+                turn_ends = perf_counter() + LONGEST_TURN
             self._job = job
             await self._run_job(job)
             self._job = None
@@ -119,7 +133,10 @@ class Worker:
         started = perf_counter()
         error: BaseException | None = None
         try:
-            result = await self._run_task(job)
+            if job.id in self._suspects:
+                result = await self._around.quarantine.run(job, self._run_task)
+            else:
+                result = await self._run_task(job)
             if isinstance(result, list):
                 await self._settle_batch_in_time(job, result, started)
         except asyncio.CancelledError as cancelled:
@@ -133,7 +150,7 @@ class Worker:
             raise
         except BaseException as raised:  # SystemExit included: it is the task's failure
             error = raised
-        if _is_cancelled() and not self._around.is_killed():
+        if self._is_cancelled() and not self._around.is_killed():
             await aio.absorb_cancellation()
         if self._job is None:
             return  # abandoned meanwhile; the pool has given the job back
@@ -147,15 +164,21 @@ class Worker:
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=error)
 
-    async def _call_task(self, job: Job) -> Any:
+    def _is_cancelled(self) -> bool:
+        """Whether the worker was cancelled, instead of its task having raised CancelledError."""
+        return self._running is not None and self._running.cancelling() > 0
+
+    def _call_task(self, job: Job) -> Awaitable[Any]:
         task = self._around.tasks.get(job.task_identifier)
         if task is None:
             raise UnknownTaskError(f"there is no task {job.task_identifier!r} here")
-        if task.timeout is None:
-            return await self._result(task, job)
-        return await _in_time(task, task.timeout, self._result(task, job))
+        if task.cut_after is None:
+            return self._result(task, job)
+        return _in_time(task, task.cut_after, self._result(task, job))
 
     async def _result(self, task: Task[Any], job: Job) -> Any:
+        if task.is_process:
+            return await self._around.run_in_process(task, job, self._context(JobContext, job))
         decode = task.decode
         payload = job.payload if decode is None else decode(job.payload_json)
         if task.is_async:
@@ -164,9 +187,20 @@ class Worker:
             return await task.function(*(payload,)[: task.arguments])
         arguments: tuple[Any, ...] = (payload,)[: task.arguments]
         if task.arguments == 2:
-            arguments = (payload, self._context(SyncJobContext, job))
-        result = await self._around.threads.run(lambda: task.function(*arguments))
-        return await result if inspect.isawaitable(result) else result
+            # What blocks until the loop has done something must not be called on the loop.
+            kind = JobContext if task.is_inline else SyncJobContext
+            arguments = (payload, self._context(kind, job))
+        if task.is_inline:
+            result = task.function(*arguments)
+        else:
+            result = await self._around.threads.run(
+                lambda: task.function(*arguments), on_stuck=partial(self._tell_stuck, job)
+            )
+        return await result if result is not None and inspect.isawaitable(result) else result
+
+    def _tell_stuck(self, job: Job) -> None:
+        threads = self._around.threads
+        self._emit(events.ThreadStuck, job, stuck=threads.stuck, most_stuck=threads.most_stuck)
 
     def _context(self, kind: type[Any], job: Job) -> Any:
         around = self._around
@@ -177,15 +211,16 @@ class Worker:
             logger=around.logger,
             worker_id=self.worker_id,
             pool_id=around.pool_id,
+            queue_names=around.queue_names,
         )
 
     async def _settle_batch_in_time(self, job: Job, results: list[Any], started: float) -> None:
         task = self._around.tasks.get(job.task_identifier)
         settling = self._settle_batch(job, results)
-        if task is None or task.timeout is None:
+        if task is None or task.cut_after is None:
             await settling
         else:
-            await _in_time(task, task.timeout - (perf_counter() - started), settling)
+            await _in_time(task, task.cut_after - (perf_counter() - started), settling)
 
     async def _settle_batch(self, job: Job, results: list[Any]) -> None:
         """Read a task's list of results, if the payload makes it one of a batch job.
@@ -262,9 +297,3 @@ async def _in_time(task: Task[Any], left: float, work: Awaitable[T]) -> T:
         raise TaskTimeoutError(
             f"task {task.identifier!r} ran longer than its timeout of {task.timeout:g} s"
         ) from error
-
-
-def _is_cancelled() -> bool:
-    """Whether the running asyncio task was cancelled, instead of raising CancelledError itself."""
-    current = asyncio.current_task()
-    return current is not None and current.cancelling() > 0

@@ -3,7 +3,7 @@
 It is long because each method explains what it does, and hardly does more than send one statement.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
@@ -11,11 +11,10 @@ from typing import Any, Self, TypeVar
 
 from psycopg import AsyncConnection
 
-from graphile_worker_py import adding, config, migrate
-from graphile_worker_py.adding import Steps
+from graphile_worker_py import config, migrate, rights
 from graphile_worker_py.db import AsyncPool, Database, Query, opened_pool
-from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.job import Job, PayloadT, TaskName
+from graphile_worker_py.job_adder import JobAdder, check_async
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
@@ -25,100 +24,12 @@ from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, Listed
 T = TypeVar("T")
 
 
-class JobAdder:
-    """Adds jobs to a database; what `WorkerUtils`, `Runner` and a task's context share."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def add_job(
-        self,
-        identifier: str | TaskName[PayloadT],
-        payload: PayloadT | None = None,
-        *,
-        queue_name: str | None = None,
-        run_at: datetime | None = None,
-        priority: int | None = None,
-        max_attempts: int | None = None,
-        job_key: str | None = None,
-        job_key_mode: JobKeyMode | str | None = None,
-        flags: Iterable[str] | None = None,
-        conn: AsyncConnection[Any] | None = None,
-    ) -> Job:
-        """Add a job, or replace the one that waits with the same `job_key`.
-
-        Args:
-            identifier: The task that is to run it, or its name.
-            payload: Any JSON value, or what the task is annotated with (a dataclass, `TypedDict`,
-                msgspec `Struct`, pydantic model); None means an empty object.
-            queue_name: Serial queue: its jobs run one after the other. None means no queue.
-            run_at: Not before this time, an aware datetime; None means now.
-            priority: Smaller runs first; None means 0.
-            max_attempts: The job is given up after so many failures; None means 25.
-            job_key: A name that at most one waiting job can have; None means no key.
-            job_key_mode: What happens if the key is taken; None means `replace`.
-            flags: Names by which workers may refuse the job.
-            conn: Connection to use; the job is then part of its transaction. None means one from
-                the pool, and the job is committed on return.
-
-        Raises:
-            ConfigurationError: A value is not allowed; the message names it.
-            psycopg.Error: The database could not add it.
-        """
-        spec = JobSpec(
-            identifier,
-            payload,
-            queue_name=queue_name,
-            run_at=run_at,
-            priority=priority,
-            max_attempts=max_attempts,
-            job_key=job_key,
-            job_key_mode=job_key_mode,
-            flags=flags,
-        )
-        return await self._drive(adding.add_one(spec), conn)
-
-    async def add_jobs(
-        self, specs: Iterable[JobSpec], *, conn: AsyncConnection[Any] | None = None
-    ) -> list[Job]:
-        """Add many jobs, all or none; the results stand in the order of the specs.
-
-        Of several specs with one `job_key` the last one counts.
-
-        Args:
-            specs: The jobs.
-            conn: As for `add_job`.
-
-        Raises:
-            ConfigurationError: A value is not allowed; the message names it.
-            psycopg.Error: The database could not add them.
-        """
-        wanted = checked_specs(specs)
-        steps = adding.add_many(wanted)
-        if not adding.needs_transaction(wanted):
-            return await self._drive(steps, conn)
-        if conn is not None:
-            _check_async(conn)
-            async with conn.transaction():
-                return await self._drive(steps, conn)
-        async with self._database.pool.connection() as own, own.transaction():
-            return await self._drive(steps, own)
-
-    async def _drive(self, steps: Steps[T], conn: AsyncConnection[Any] | None) -> T:
-        if conn is not None:
-            _check_async(conn)
-        try:
-            query = next(steps)
-            while True:
-                query = steps.send(await self._database.run(query, conn=conn))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
 class WorkerUtils(JobAdder):
     """Adds and administers jobs; an async context manager.
 
     Entering it installs or upgrades the schema where that is needed, as Graphile Worker does.
+    Where nothing is to be done, the role needs no right to do it. A role that would see no rows
+    gets a `MissingRightsError`.
 
     Args:
         source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller's, or None
@@ -126,7 +37,10 @@ class WorkerUtils(JobAdder):
         schema: Schema of the job tables; None means `GRAPHILE_WORKER_SCHEMA`, else
             `graphile_worker`.
         max_pool_size: Most connections to hold.
-        prepared_statements: Off behind poolers that can't do them.
+        prepared_statements: Whether statements are prepared on the server. None: unless there is
+            a pooler before it.
+        use_node_time: Whether jobs that are added without a time are to run now by the clock of
+            this process, instead of the database's.
     """
 
     def __init__(
@@ -135,24 +49,34 @@ class WorkerUtils(JobAdder):
         *,
         schema: str | None = None,
         max_pool_size: int = 10,
-        prepared_statements: bool = True,
+        prepared_statements: bool | None = None,
+        use_node_time: bool = False,
     ) -> None:
         self._source = config.conninfo(source) if source is None else source
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements
+        self._use_node_time = use_node_time
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         pool = await self._stack.enter_async_context(
-            opened_pool(self._source, max_size=self._max_pool_size)
+            opened_pool(
+                self._source,
+                max_size=self._max_pool_size,
+                prepared_statements=self._prepared_statements,
+            )
         )
         database = Database(
-            pool, schema=self._schema, prepared_statements=self._prepared_statements
+            pool,
+            schema=self._schema,
+            prepared_statements=self._prepared_statements is not False,
+            use_node_time=self._use_node_time,
         )
         super().__init__(database)
         try:
             await self.migrate()
+            await migrate.check_role(database, rights.LOOKING)
         except BaseException:
             await self._stack.aclose()
             raise
@@ -361,7 +285,7 @@ class WorkerUtils(JobAdder):
 
     async def _run(self, query: Query[T], conn: AsyncConnection[Any] | None) -> T:
         if conn is not None:
-            _check_async(conn)
+            check_async(conn)
         return await self._database.run(query, conn=conn)
 
 
@@ -371,6 +295,7 @@ async def add_job_adhoc(
     payload: PayloadT | None = None,
     *,
     schema: str | None = None,
+    use_node_time: bool = False,
     **spec: Any,
 ) -> Job:
     """Add one job on connections made for it; for scripts. See `WorkerUtils.add_job`.
@@ -380,26 +305,10 @@ async def add_job_adhoc(
         identifier: The task, or its name.
         payload: As for `WorkerUtils.add_job`.
         schema: As for `WorkerUtils`.
+        use_node_time: As for `WorkerUtils`.
         spec: The keyword arguments of `WorkerUtils.add_job`.
     """
-    async with WorkerUtils(source, schema=schema, max_pool_size=2) as utils:
+    async with WorkerUtils(
+        source, schema=schema, max_pool_size=2, use_node_time=use_node_time
+    ) as utils:
         return await utils.add_job(identifier, payload, **spec)
-
-
-def checked_specs(specs: Iterable[JobSpec]) -> list[JobSpec]:
-    """Check that specs are specs."""
-    if isinstance(specs, str | bytes | Mapping) or not isinstance(specs, Iterable):
-        raise ConfigurationError(f"jobs must be a list of JobSpec, not {specs!r}")
-    wanted = list(specs)
-    for spec in wanted:
-        if not isinstance(spec, JobSpec):
-            raise ConfigurationError(f"jobs must be JobSpec objects, not {spec!r}")
-    return wanted
-
-
-def _check_async(conn: object) -> None:
-    if not isinstance(conn, AsyncConnection):
-        raise ConfigurationError(
-            f"conn must be a psycopg.AsyncConnection here, not {conn!r}; "
-            f"SyncWorkerUtils takes a psycopg.Connection"
-        )

@@ -3,9 +3,30 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from graphile_worker_py import WorkerUtils
 from tests.worker_utils_support import Api, Tables
+
+# The database of examples is for those who look for faults; a run is to depend on nothing but the
+# code. Fixtures of functions are shared by all examples of a test, which is wanted.
+settings.register_profile(
+    "short",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(
+    "long", settings.get_profile("short"), max_examples=5000, derandomize=False
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples are tried: many with `--long`."""
+    settings.load_profile("long" if config.getoption("--long") else "short")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psycopg
@@ -244,3 +245,14 @@ def _wait_for_log(process: Process, text: str) -> None:
 
 def _pause() -> None:
     time.sleep(0.05)
+
+
+def test_it_tells_its_version_and_its_commands(cli: Cli) -> None:
+    version = cli.run("--version")
+    assert (
+        version.stdout == f"graphile-worker-py, version {metadata.version('graphile-worker-py')}\n"
+    )
+    told = cli.run("--help")
+    assert (version.returncode, told.returncode) == (0, 0)
+    for command in ("run", "migrate", "add-job", "cleanup", "cron", "unlock"):
+        assert f"  {command} " in told.stdout

@@ -1,20 +1,24 @@
 """The commands that add, show and change jobs."""
 
+import asyncio
 import json
 import os
 import pty
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
 import click.testing
 import pytest
 
-from graphile_worker_py import JobSpec, SyncWorkerUtils
+from graphile_worker_py import JobSpec, Runner, SyncWorkerUtils
 from graphile_worker_py.cli import main
+from graphile_worker_py.events import PoolListenSuccess
 from tests.support.processes import clean_environment
+from tests.support.running import Told
 from tests.worker_utils_support import Tables
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -192,6 +196,19 @@ def test_counts_queues_and_workers_are_shown(call: Call, jobs: list[int]) -> Non
     assert "pool-1" in call("workers").stdout
 
 
+async def test_pools_that_have_registered_are_shown_with_their_process(
+    dsn: str, call: Call, jobs: list[int]
+) -> None:
+    told = Told()
+    async with Runner(dsn, tasks={"none": print}, events=told.events) as runner:
+        await told.seen(PoolListenSuccess)
+        holder, registered = rows(await asyncio.to_thread(call, "workers", "--json"))
+        assert (holder["pool_id"], holder["state"], holder["pid"]) == ("pool-1", None, None)
+        assert (registered["pool_id"], registered["jobs"]) == (runner.pool_id, 0)
+        assert (registered["state"], registered["pid"]) == ("alive", os.getpid())
+        assert 0 <= registered["heartbeat_age"] < 8
+
+
 def test_jobs_are_completed(call: Call, jobs: list[int], tables: Tables) -> None:
     result = call("complete", str(jobs[0]), str(jobs[1]))
     assert result.stdout.endswith("Completed 2 of 2 jobs.\n")
@@ -262,6 +279,36 @@ def test_cleanup_keeps_the_task_identifiers_that_are_named(call: Call, tables: T
     tables.query("delete from graphile_worker._private_jobs")
     result = call("cleanup", "GC_TASK_IDENTIFIERS", "--keep", "a", "--keep", "b")
     assert result.stdout == "GC_TASK_IDENTIFIERS: deleted 1 row.\n"
+
+
+def test_cleanup_keeps_the_tasks_of_a_module_and_of_a_folder(
+    call: Call, tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = "from graphile_worker_py import task\n\n@task({!r})\ndef kept(payload):\n    pass\n"
+    (tmp_path / "tasks_of_cleanup.py").write_text(task.format("of the module"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.py").write_text(task.format("of the folder"))
+    for identifier in ("of the module", "of the folder", "named", "of nobody"):
+        call("add-job", identifier)
+    tables.query("delete from graphile_worker._private_jobs")
+    keep = ["--tasks", "tasks_of_cleanup", "--task-directory", "folder", "--keep", "named"]
+    result = call("cleanup", "GC_TASK_IDENTIFIERS", *keep)
+    assert result.stdout == "GC_TASK_IDENTIFIERS: deleted 1 row.\n"
+    left = tables.query("select identifier from graphile_worker._private_tasks order by 1")
+    assert [row["identifier"] for row in left] == ["named", "of the folder", "of the module"]
+
+
+def test_cleanup_deletes_nothing_if_the_tasks_to_keep_can_not_be_read(
+    call: Call, tables: Tables, tmp_path: Path
+) -> None:
+    call("add-job", "kept")
+    tables.query("delete from graphile_worker._private_jobs")
+    (tmp_path / "broken.py").write_text("import nothing_like_that\n")
+    call("cleanup", "GC_TASK_IDENTIFIERS", "--task-directory", str(tmp_path), code=2)
+    call("cleanup", "GC_TASK_IDENTIFIERS", "--tasks", "nothing_like_that", code=2)
+    assert len(tables.query("select id from graphile_worker._private_tasks")) == 1
 
 
 def test_a_dry_run_shows_what_would_change_and_changes_nothing(

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from graphile_worker_py import JobContext, JobSpec, Runner, SyncJobContext, run_once, task
-from graphile_worker_py.events import JobSuccess
+from graphile_worker_py.events import JobEvent, JobSuccess, WorkerEvent
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -150,6 +150,28 @@ async def test_its_logger_tells_which_job_speaks(
     assert record.name == "mine"
     assert record.__dict__["pool_id"] == contexts[0].pool_id
     assert record.__dict__["worker_id"] == contexts[0].worker_id
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_lone_worker_may_have_an_id_of_ones_own(
+    dsn: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work")
+    contexts: list[Any] = []
+    with caplog.at_level(logging.INFO):
+        await run_in(
+            kind,
+            dsn,
+            lambda payload, ctx: contexts.append(ctx),
+            worker_id="the-one",
+            events=told.events,
+        )
+    assert contexts[0].worker_id == "the-one"
+    assert {event.worker_id for event in told.of(WorkerEvent)} == {"the-one"}
+    assert {event.worker_id for event in told.of(JobEvent)} == {"the-one"}
+    (record,) = [each for each in caplog.records if "Completed job" in each.getMessage()]
+    assert record.__dict__["worker_id"] == "the-one"
 
 
 async def test_a_plain_task_does_not_hold_up_the_loop(dsn: str) -> None:

@@ -120,7 +120,7 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_tests_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"`(test_\w+)::(test_\w+)`", page.read_text(encoding="utf-8"))
-    files = {file.stem: file for folder in TESTS for file in folder.glob("test_*.py")}
+    files = {file.stem: file for folder in TESTS for file in folder.rglob("test_*.py")}
     missing = [
         f"{file}::{test}"
         for file, test in named

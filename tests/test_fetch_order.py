@@ -251,24 +251,45 @@ async def test_a_job_that_is_moved_into_a_queue_of_the_same_batch_waits_for_it(d
 
 
 async def test_a_job_of_a_queue_that_was_locked_meanwhile_waits_for_it(dsn: str) -> None:
-    """The fetch locks the queue's row before it looks at jobs, so whoever wants it must wait."""
     gate = Gate(dsn)
     jobs = gate.jobs
-    jobs.add("work", "mine", flags=["gate"], queue_name="q")
+    waiting = jobs.add("work", "mine", flags=["gate"], queue_name="q")
     told = Told()
-    lock = "update graphile_worker._private_job_queues set locked_by = 'pool-other'"
     with gate.closed():
         running = asyncio.create_task(
             run_once(gate.dsn, tasks={"work": print}, forbidden_flags=["no"], events=told.events)
         )
         await gate.reached()
-        with (
-            psycopg.connect(dsn, options="-clock_timeout=50ms") as other,
-            pytest.raises(psycopg.errors.LockNotAvailable),
-        ):
-            other.execute(lock)
+        jobs.query(
+            "update graphile_worker._private_job_queues"
+            " set locked_by = 'pool-other', locked_at = now()"
+        )
     await running
-    assert len(told.of(JobSuccess)) == 1
+    assert told.of(JobSuccess) == []
+    assert jobs.one(waiting)["attempts"] == 0
+    assert jobs.locked() == ["queue q"]
+
+
+async def test_no_job_overtakes_the_first_of_its_queue_in_a_fetch_by_another(dsn: str) -> None:
+    """Two fetches at the same moment: who does not get the queue takes none of its jobs."""
+    gate = Gate(dsn)
+    jobs = gate.jobs
+    jobs.add("work", "first", flags=["gate"], queue_name="q")
+    jobs.add("work", "second", queue_name="q")
+    seen: list[str] = []
+
+    async def work(payload: Any) -> None:
+        seen.append(payload)
+        await asyncio.sleep(0.05)
+
+    with gate.closed():
+        held_up = asyncio.create_task(
+            run_once(gate.dsn, tasks={"work": work}, forbidden_flags=["no"], concurrent_jobs=2)
+        )
+        await gate.reached()
+        await run_once(dsn, tasks={"work": work}, concurrent_jobs=2)
+    await held_up
+    assert seen == ["first", "second"]
 
 
 async def test_tasks_of_others_are_left_to_them(dsn: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from graphile_worker_py import ConfigurationError, LocalQueueOptions, Runner, run_once
-from graphile_worker_py.events import JobSuccess, WorkerGetJobError
+from graphile_worker_py.events import JobSuccess, LocalQueueGetJobsComplete, WorkerGetJobError
 from graphile_worker_py.options import ForbiddenFlags
 from tests.support.running import Jobs, Told
 
@@ -88,6 +88,20 @@ async def test_flags_are_asked_for_before_each_fetch(dsn: str) -> None:
     )
     assert len(ran) == 3
     assert [job["attempts"] for job in jobs.all()] == [0, 0, 0]
+
+
+async def test_with_a_list_of_flags_jobs_are_still_fetched_ahead(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    add_flagged(jobs)
+    await run_once(
+        dsn,
+        tasks={"work": print},
+        forbidden_flags=["red"],
+        local_queue=LocalQueueOptions(size=10),
+        events=told.events,
+    )
+    assert len(told.of(LocalQueueGetJobsComplete)[0].jobs) == 3
+    assert [job["payload"] for job in jobs.all()] == ["red", "red and green"]
 
 
 @pytest.mark.parametrize("answer", ["red", [1], 7, {"red": True}])

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from graphile_worker_py import JobContext, LocalQueueOptions, Runner, SyncJobContext, run
+from graphile_worker_py import Events, JobContext, LocalQueueOptions, Runner, SyncJobContext, run
 from graphile_worker_py.events import (
+    Event,
     JobStart,
     JobSuccess,
     LocalQueueReturnJobs,
     PoolForcefulShutdown,
     PoolGracefulShutdown,
     PoolGracefulShutdownComplete,
+    PoolGracefulShutdownWorkerError,
     PoolListenSuccess,
     PoolRelease,
     WorkerStop,
@@ -246,3 +248,37 @@ async def test_a_stop_is_not_held_up_by_jobs_that_never_wait(dsn: str) -> None:
     assert len(ran) < 50
     assert len(jobs.ids()) == 100 - len(ran)
     assert jobs.locked() == []
+
+
+class FaultyEvents(Events):
+    """Events of somebody's own, at fault once a job has succeeded."""
+
+    def emit(self, event: Event) -> None:
+        """Tell it, unless it is the success of a job."""
+        if event.name == JobSuccess.name:
+            raise LookupError("at fault")
+        super().emit(event)
+
+
+async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_returned(dsn: str) -> None:
+    jobs, work, faulty = Jobs(dsn), Work(), FaultyEvents()
+    told: list[Event] = []
+    faulty.subscribe(Event, told.append)
+    job_id = jobs.add("work")
+    runner = Runner(dsn, tasks={"work": work.work}, events=faulty)
+    with pytest.raises(LookupError, match="at fault"):
+        async with runner:
+            await eventually(lambda: any(isinstance(event, JobStart) for event in told))
+            stopping = asyncio.create_task(runner.stop())
+            await eventually(lambda: any(isinstance(event, PoolGracefulShutdown) for event in told))
+            work.go.set()
+            await stopping
+    (error,) = [each for each in told if isinstance(each, PoolGracefulShutdownWorkerError)]
+    assert (error.name, str(error.error)) == ("pool:gracefulShutdown:workerError", "at fault")
+    assert error.job is not None
+    assert error.job.id == job_id
+    assert jobs.locked() == []
+    assert jobs.one(job_id)["attempts"] == 0
+    names = [event.name for event in told]
+    assert names.index("pool:gracefulShutdown") < names.index(error.name)
+    assert names.index(error.name) < names.index("pool:gracefulShutdown:error")

@@ -11,9 +11,13 @@ from tests.support.processes import Processes
 
 LEAKS = """
 import asyncio
+import subprocess
+import sys
 import threading
 
 import psycopg
+
+from graphile_worker_py.executors import guard, process
 
 KEPT = []
 
@@ -32,6 +36,11 @@ def test_thread(request):
     threading.Thread(target=stop.wait, name="forgotten thread").start()
 
 
+def test_process(request):
+    child = subprocess.Popen([sys.executable, guard.__file__], stdin=subprocess.PIPE)
+    request.config.add_cleanup(child.communicate)
+
+
 async def test_tidy(empty_dsn):
     async with await psycopg.AsyncConnection.connect(empty_dsn) as connection:
         await connection.execute("select 1")
@@ -40,7 +49,7 @@ async def test_tidy(empty_dsn):
 """
 
 
-async def test_tests_that_leave_a_task_a_connection_or_a_thread_fail(
+async def test_tests_that_leave_a_task_a_connection_a_thread_or_a_process_fail(
     processes: Processes, tmp_path: Path
 ) -> None:
     (tmp_path / "test_leaks.py").write_text(LEAKS)
@@ -51,10 +60,12 @@ async def test_tests_that_leave_a_task_a_connection_or_a_thread_fail(
     )
     assert run.wait(timeout=18) == 1
     verdicts = re.findall(r"^ERROR \S*::(\w+) - (.*)", run.stdout, re.MULTILINE)
-    assert [test for test, _ in verdicts] == ["test_task", "test_connection", "test_thread"]
+    tests = [test for test, _ in verdicts]
+    assert tests == ["test_task", "test_connection", "test_thread", "test_process"]
     assert "forgotten task" in run.stdout
     assert "application_name 'forgotten'" in run.stdout
     assert "threads running: forgotten thread" in run.stdout
+    assert "left processes of tasks running: " in run.stdout
 
 
 async def test_waiting_returns_the_first_true_value() -> None:

@@ -22,7 +22,8 @@ from tests.support.running import Jobs, Told
 
 LISTENERS = """
 select pid from pg_stat_activity
-where datname = current_database() and query ilike 'listen %%' and pid <> pg_backend_pid()
+where datname = current_database() and pid <> pg_backend_pid()
+  and (query ilike 'listen %%' or query like '%%pg_try_advisory_lock_shared($1%%')
 """
 
 

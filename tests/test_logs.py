@@ -1,11 +1,24 @@
 """What a person and a machine read of a worker."""
 
 import logging
+import sys
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from graphile_worker_py import WorkerUtils, run_once, task
+from graphile_worker_py import JobSpec, WorkerUtils, run_once, task
+from tests.support.processes import Process, Processes
+from tests.support.running import Jobs
+
+TASKS = """
+from graphile_worker_py import task
+
+@task
+async def work(payload):
+    print("worked", flush=True)
+"""
 
 
 @task
@@ -45,3 +58,52 @@ async def test_a_traceback_starts_in_the_task(dsn: str, caplog: pytest.LogCaptur
 async def test_no_payload_is_logged(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     await records_of(dsn, caplog)
     assert "do not show" not in caplog.text
+
+
+async def test_success_is_not_logged_if_the_environment_says_so(
+    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_LOG_SUCCESS", "1")
+    async with WorkerUtils(dsn) as utils:
+        await utils.add_jobs([JobSpec("fail"), JobSpec("done")])
+    with caplog.at_level(logging.INFO):
+        await run_once(dsn, tasks={"fail": fail, "done": print})
+    about_jobs = [record for record in caplog.records if hasattr(record, "job_id")]
+    assert [record.getMessage().split(",")[0] for record in about_jobs] == ["Failed job 1 (fail"]
+
+
+@pytest.mark.parametrize(("silent", "lines"), [("", 2), ("yes", 0)])
+def test_the_command_line_does_not_log_success_if_the_environment_says_so(
+    dsn: str, processes: Processes, tmp_path: Path, silent: str, lines: int
+) -> None:
+    process = start(processes, dsn, tmp_path, NO_LOG_SUCCESS=silent)
+    told = [line for line in process.stderr.splitlines() if "Working as" in line or "Compl" in line]
+    assert len(told) == lines, process.stderr
+    assert "Stopped" in process.stderr
+
+
+@pytest.mark.parametrize("variable", ["GRAPHILE_LOGGER_DEBUG", "GRAPHILE_WORKER_DEBUG"])
+def test_debug_variables_show_everything_but_connection_strings_and_payloads(
+    dsn: str, processes: Processes, tmp_path: Path, variable: str
+) -> None:
+    """`GRAPHILE_ENABLE_DANGEROUS_LOGS`, with which Node shows its options, has no meaning here."""
+    shown = {variable: "1", "GRAPHILE_ENABLE_DANGEROUS_LOGS": "1"}
+    process = start(processes, f"{dsn}?application_name=not+shown", tmp_path, **shown)
+    assert " DEBUG " in process.stderr
+    output = process.stdout + process.stderr
+    assert "postgresql://" not in output
+    assert (urlsplit(dsn).password or "no password") not in output
+    assert "not shown" not in output
+    assert "do not show" not in output
+
+
+def start(processes: Processes, dsn: str, folder: Path, **environment: str) -> Process:
+    """Run a worker until it has done a job and was told to stop."""
+    (folder / "log_tasks.py").write_text(TASKS)
+    Jobs(dsn).add("work", {"secret": "do not show"})
+    command = [sys.executable, "-m", "graphile_worker_py", "--tasks", "log_tasks"]
+    process = processes.start(command, cwd=folder, env={"DATABASE_URL": dsn, **environment})
+    process.wait_for("worked")
+    process.terminate()
+    assert process.wait(timeout=15) == 0, process.stderr
+    return process

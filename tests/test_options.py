@@ -29,6 +29,15 @@ GOOD: list[dict[str, Any]] = [
     {"complete_job_batch_delay": 0, "fail_job_batch_delay": -1},
     {"min_reset_locked_interval": 1, "max_reset_locked_interval": 1},
     {"graceful_shutdown_abort_timeout": 0},
+    {"no_side_schema": True},
+    {"heartbeat_interval": 0.5, "dead_after": 1},
+    {"max_crashes": 0},
+    {"max_crashes": 2},
+    {"listen_connection_string": "host=direct", "listen_echo_interval": 0},
+    {"watchdog_timeout": 0},
+    {"use_node_time": True},
+    {"worker_id": "worker-of-ours", "concurrent_jobs": 1},
+    {"get_queue_name_batch_delay": 0},
 ]
 BAD: list[tuple[str, list[Any]]] = [
     ("schema", ["", "x" * 64, "\N{SNOWMAN}" * 22, "a\0b", 7]),
@@ -43,6 +52,16 @@ BAD: list[tuple[str, list[Any]]] = [
     ("min_reset_locked_interval", [0, -1, float("inf"), 601]),
     ("max_reset_locked_interval", [0, 479]),
     ("graceful_shutdown_abort_timeout", [-1, float("nan"), "5"]),
+    ("no_side_schema", [1, "yes"]),
+    ("heartbeat_interval", [0, -1, 4.1, "2"]),
+    ("dead_after", [0, 3.9, float("inf")]),
+    ("max_crashes", [1, -1, 2.0, True, False]),
+    ("listen_connection_string", ["", 7]),
+    ("listen_echo_interval", [-1, float("inf"), "30"]),
+    ("watchdog_timeout", [-1, float("nan"), "60", True]),
+    ("use_node_time", [1, "yes"]),
+    ("worker_id", ["", 7]),
+    ("get_queue_name_batch_delay", [-1, float("inf"), "0.05"]),
 ]
 
 
@@ -96,6 +115,11 @@ def test_a_refetch_delay_must_not_be_longer_than_the_poll_interval() -> None:
     with pytest.raises(ConfigurationError, match=r"duration 2\.5 is above poll_interval 2\.0"):
         WorkerOptions(local_queue=rest)
     WorkerOptions(local_queue=rest, poll_interval=2.5)
+
+
+def test_a_worker_id_is_for_one_worker() -> None:
+    with pytest.raises(ConfigurationError, match=r"worker_id 'w' .* concurrent_jobs is 2"):
+        WorkerOptions(worker_id="w", concurrent_jobs=2)
 
 
 def test_none_means_not_given() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.app import make_app, work_until_sigterm
 from tests.support.processes import Processes
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,17 @@ def test_the_sql_call_adds_a_job(dsn: str) -> None:
         conn.execute(statement.replace("new.email", "'ada@example.com'"))
         row = conn.execute("select task_identifier from graphile_worker.jobs").fetchone()
     assert row == ("send_email",)
+
+
+def test_the_command_starts_a_worker_that_ends_well_by_sigterm(
+    dsn: str, tmp_path: Path, processes: Processes
+) -> None:
+    (command,) = re.findall(r"^graphile-worker-py --tasks .*$", README, re.MULTILINE)
+    make_app(tmp_path)
+    work_until_sigterm(processes, ["bash", "-c", f"exec {command}"], folder=tmp_path, dsn=dsn)
+    with psycopg.connect(dsn) as conn:
+        known = conn.execute("select identifier from graphile_worker._private_known_crontabs")
+        assert known.fetchall() == [("rollup",)]
 
 
 @pytest.mark.timeout(60)

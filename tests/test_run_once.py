@@ -238,3 +238,28 @@ async def test_a_right_that_is_missing_ends_it_with_the_databases_words(dsn: str
     jobs.query("alter table graphile_worker._private_jobs rename to hidden")
     with pytest.raises(psycopg.errors.UndefinedTable):
         await run_once(dsn, tasks={"work": print})
+
+
+async def test_tasks_that_are_known_use_up_no_numbers(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    for _ in range(3):
+        await run_once(dsn, tasks={"one": print, "two": print})
+    assert jobs.query("select last_value from graphile_worker.tasks_id_seq") == [{"last_value": 2}]
+
+
+async def test_it_does_not_wait_for_company_for_its_last_outcomes(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add("succeed", queue_name="q")
+    failed = jobs.add("fail", queue_name="q")
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    await run_once(
+        dsn,
+        tasks={"succeed": print, "fail": fail},
+        complete_job_batch_delay=3600,
+        fail_job_batch_delay=3600,
+    )
+    assert jobs.ids() == [failed]
+    assert jobs.one(failed)["last_error"] == "no"

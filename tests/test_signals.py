@@ -57,6 +57,15 @@ def test_the_first_signal_lets_running_jobs_end(
     assert jobs.locked() == []
 
 
+def test_sigabrt_keeps_its_meaning(dsn: str, start: Start) -> None:
+    """Native code has failed; nothing in the process can be relied upon."""
+    Jobs(dsn).add("until_abort")
+    process = start("one")
+    process.wait_for("job:start")
+    os.kill(process.pid, signal.SIGABRT)
+    assert process.wait() == -signal.SIGABRT
+
+
 @pytest.mark.parametrize("function", ["one", "once"])
 def test_the_second_signal_cuts_running_jobs_off_and_returns_them(
     dsn: str, start: Start, function: str

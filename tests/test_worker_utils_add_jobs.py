@@ -1,5 +1,6 @@
 """Many jobs can be added at once."""
 
+import asyncio
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,8 +10,9 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 
-from graphile_worker_py import JobSpec, WorkerUtils
-from tests.worker_utils_support import Tables
+from graphile_worker_py import ConfigurationError, JobSpec, WorkerUtils
+from tests.support.eventually import eventually
+from tests.worker_utils_support import Api, Tables
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -172,3 +174,114 @@ async def test_payloads_are_stored_byte_for_byte(utils: WorkerUtils, tables: Tab
     assert many.payload_json == one.payload_json
     texts = tables.query("select payload::text as text from graphile_worker._private_jobs")
     assert {row["text"].encode() for row in texts} == {one.payload_json}
+
+
+@pytest.mark.parametrize("payload", [{}, "text", None, 2**70])
+async def test_equal_jobs_are_told_apart_by_their_ids(
+    utils: WorkerUtils, tables: Tables, payload: Any
+) -> None:
+    jobs = await utils.add_jobs([JobSpec("a", payload) for _ in range(3)])
+    assert {job.id for job in jobs} == {row["id"] for row in tables.jobs()}
+    assert len(tables.jobs()) == 3
+
+
+async def test_jobs_that_a_trigger_changes_are_results_all_the_same(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    tables.query(
+        "create function test_change() returns trigger language plpgsql"
+        " as $$ begin new.payload := '{}'; new.priority := 7; return new; end $$"
+    )
+    tables.query(
+        "create trigger test_change before insert on graphile_worker._private_jobs"
+        " for each row execute function test_change()"
+    )
+    alike = await utils.add_jobs([JobSpec("a", n) for n in range(3)])
+    mixed = await utils.add_jobs([JobSpec("a", 1), JobSpec("b", 2), JobSpec("b", 3, job_key="k")])
+    assert {job.id for job in [*alike, *mixed]} == {row["id"] for row in tables.jobs()}
+    assert [(job.priority, job.payload) for job in [*alike, *mixed]] == [(7, {})] * 6
+
+
+@pytest.fixture(params=["pipelines", "no pipelines"])
+def pipelines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what libpq brings, and as it is before version 14."""
+    if request.param == "no pipelines":
+        for kind in (psycopg.Pipeline, psycopg.AsyncPipeline):
+            monkeypatch.setattr(kind, "is_supported", lambda: False)
+
+
+@pytest.mark.usefixtures("pipelines")
+async def test_many_keyed_jobs_of_all_modes_stand_in_the_order_of_the_specs(
+    utils: WorkerUtils,
+) -> None:
+    modes = ["replace", "preserve_run_at", "unsafe_dedupe", None]
+    specs = [
+        JobSpec("a", n, job_key=None if n % 10 == 0 else str(n), job_key_mode=modes[n // 1000])
+        for n in range(3200)
+    ]
+    jobs = await utils.add_jobs(specs)
+    assert [job.payload for job in jobs] == list(range(3200))
+    assert [job.key for job in jobs] == [spec.job_key for spec in specs]
+
+
+@pytest.mark.usefixtures("pipelines")
+async def test_a_payload_that_is_no_json_undoes_the_chunks_before(
+    utils: WorkerUtils, tables: Tables
+) -> None:
+    specs = [*[JobSpec("a", n) for n in range(2500)], JobSpec("a", object())]
+    with pytest.raises(ConfigurationError, match=r"jobs\[2500\]: payload"):
+        await utils.add_jobs(specs)
+    assert tables.jobs() == []
+    assert len(await utils.add_jobs(specs[:2500])) == 2500
+
+
+async def test_without_prepared_statements_many_chunks_are_added_too(
+    api: Api, dsn: str, tables: Tables
+) -> None:
+    async with api.opened(dsn, prepared_statements=False) as utils:
+        await utils.add_jobs([JobSpec("a", n) for n in range(2500)])
+    assert len(tables.jobs()) == 2500
+
+
+async def test_a_cancelled_call_adds_nothing_and_gives_its_connection_back(
+    dsn: str, tables: Tables
+) -> None:
+    async with WorkerUtils(dsn, max_pool_size=1) as utils:
+        await utils.add_job("a", job_key="k")
+        with tables.fetching("k"):  # whoever adds a job with this key waits for the row
+            specs = [JobSpec("b", n) for n in range(2500)] + [JobSpec("a", job_key="k")]
+            adding = asyncio.ensure_future(utils.add_jobs(specs))
+            await tables.somebody_waits()
+            adding.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await adding
+        assert len(tables.jobs()) == 1
+        assert len(await utils.add_jobs(specs)) == 2501
+
+
+READ = """
+select seq_tup_read from pg_stat_user_tables
+where schemaname = 'graphile_worker' and relname = '_private_jobs'
+"""
+OTHER_SESSIONS = """
+select 1 from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid()
+"""
+
+
+@pytest.mark.parametrize("count", [1000, 2000])
+async def test_jobs_that_wait_already_are_not_read_to_add_more(
+    api: Api, dsn: str, tables: Tables, count: int
+) -> None:
+    async with api.opened(dsn, max_pool_size=1) as utils:
+        # By now this session has plans of its own within the function, made for an empty table.
+        for number in range(10):
+            await utils.add_job("a", number)
+        tables.query(
+            "insert into graphile_worker._private_jobs (task_id)"
+            " select task_id from graphile_worker._private_jobs, generate_series(1, 500)"
+        )
+        await utils.add_jobs([JobSpec("a", n) for n in range(count)])
+    # A session tells what it read when it ends, if not before.
+    await eventually(lambda: not tables.query(OTHER_SESSIONS))
+    assert tables.query(READ)[0]["seq_tup_read"] < 1000

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from graphile_worker_py import ConfigurationError, JobSpec, WorkerUtils
+from graphile_worker_py import (
+    ConfigurationError,
+    GraphileWorkerError,
+    JobSpec,
+    Runner,
+    SyncWorkerUtils,
+    WorkerUtils,
+)
 from tests.worker_utils_support import Tables
 
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001  # that is what is wrong with it
@@ -141,3 +148,21 @@ def test_what_the_schema_can_hold_is_allowed() -> None:
     JobSpec("i" * 128, queue_name="q" * 128, job_key="k" * 512, max_attempts=32767, flags=[])
     JobSpec("😀" * 128, queue_name="😀" * 128, job_key="😀" * 512)
     JobSpec("a", job_key_mode="whatever, without a key it means nothing")
+
+
+async def test_use_before_entering_is_told() -> None:
+    utils = WorkerUtils("postgresql://")
+    with pytest.raises(GraphileWorkerError, match="this WorkerUtils was not entered: use `async"):
+        await utils.add_job("a")
+    with pytest.raises(GraphileWorkerError, match="WorkerUtils was not entered"):
+        await utils.complete_jobs([1])
+    with pytest.raises(GraphileWorkerError, match="WorkerUtils was not entered"):
+        utils.pool  # noqa: B018
+    sync = SyncWorkerUtils("postgresql://")
+    with pytest.raises(GraphileWorkerError, match="this SyncWorkerUtils was not entered: use `wi"):
+        sync.add_jobs([JobSpec("a")])
+    with pytest.raises(GraphileWorkerError, match="SyncWorkerUtils was not entered"):
+        sync.migrate()
+    runner = Runner("postgresql://", tasks={"work": print})
+    with pytest.raises(GraphileWorkerError, match="this Runner was not entered: use `async with`"):
+        await runner.add_job("a")

@@ -75,6 +75,16 @@ async def test_by_add_jobs_among_others(utils: WorkerUtils, tables: Tables) -> N
     assert len(tables.jobs()) == 5
 
 
+async def test_by_add_jobs_among_chunks_of_others(utils: WorkerUtils, tables: Tables) -> None:
+    old = await utils.add_job("a", {"n": 1}, job_key="k")
+    specs = [JobSpec("b", n) for n in range(2500)]
+    specs[1200] = JobSpec("a", {"n": 2}, job_key="k")
+    async with during_a_fetch(tables, lambda: utils.add_jobs(specs)) as adding:
+        jobs = await adding
+    assert [job.payload for job in jobs if job.key is None] == [n for n in range(2500) if n != 1200]
+    assert_added_beside(old, jobs[1200], tables)
+
+
 async def test_by_add_jobs_all_or_none_even_if_the_second_try_fails(
     utils: WorkerUtils, tables: Tables
 ) -> None:

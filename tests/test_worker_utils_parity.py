@@ -24,8 +24,9 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 
 def types(function: Callable[..., Any]) -> dict[str, str]:
     """Types of the parameters and of the result, as far as both forms can have the same."""
+    async_stream = " | collections.abc.AsyncIterable[graphile_worker_py.job.JobSpec]"
     return {
-        name: str(kind)
+        name: str(kind).removesuffix(async_stream)
         for name, kind in inspect.get_annotations(function).items()
         if name != "conn"
     }

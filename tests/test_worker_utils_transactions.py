@@ -136,3 +136,18 @@ async def test_sync_worker_utils_works_where_an_event_loop_runs(dsn: str, tables
         utils.migrate()
         utils.add_job("a")
     assert len(tables.jobs()) == 1
+
+
+@pytest.mark.parametrize("count", [2, 1100])
+async def test_a_connection_that_begins_by_itself_leaves_the_commit_to_its_owner(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables, count: int
+) -> None:
+    specs = [JobSpec("a", n, job_key=str(n)) for n in range(count)]
+    async with api.connection(dsn) as conn:
+        await utils.add_jobs(specs, conn=conn)  # the first statement of its transaction
+        assert tables.jobs() == []
+        await api.on(conn, "rollback")
+        assert tables.jobs() == []
+        await utils.add_jobs(specs, conn=conn)
+        await api.on(conn, "commit")
+    assert len(tables.jobs()) == count

@@ -1,15 +1,16 @@
-// Add 100,000 jobs through addJobs, 1,000 at a time, and print how many that is a second.
+// Add 100,000 jobs through addJobs, so many at a time, and print how many that is a second.
 import { Logger, makeWorkerUtils } from "graphile-worker";
 
 const jobs = 100_000;
+const atATime = Number(process.argv[3] ?? 1000);
 const utils = await makeWorkerUtils({
   connectionString: process.argv[2],
   logger: new Logger(() => () => {}),
 });
 const began = performance.now();
-for (let at = 0; at < jobs; at += 1000) {
+for (let at = 0; at < jobs; at += atATime) {
   await utils.addJobs(
-    Array.from({ length: 1000 }, (_, n) => ({ identifier: "noop", payload: { n: at + n } })),
+    Array.from({ length: atATime }, (_, n) => ({ identifier: "noop", payload: { n: at + n } })),
   );
 }
 console.log(jobs / ((performance.now() - began) / 1000));

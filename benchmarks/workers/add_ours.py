@@ -1,4 +1,4 @@
-"""Add 100,000 jobs through `add_jobs`, and print how many that is a second."""
+"""Add 100,000 jobs through `add_jobs`, so many at a time, and print how many that is a second."""
 
 import asyncio
 import sys
@@ -9,11 +9,12 @@ from graphile_worker_py import JobSpec, WorkerUtils
 JOBS = 100_000
 
 
-async def main(dsn: str) -> None:
+async def main(dsn: str, at_a_time: int) -> None:
     async with WorkerUtils(dsn) as utils:
         began = perf_counter()
-        await utils.add_jobs([JobSpec("noop", {"n": n}) for n in range(JOBS)])
+        for at in range(0, JOBS, at_a_time):
+            await utils.add_jobs([JobSpec("noop", {"n": at + n}) for n in range(at_a_time)])
         print(JOBS / (perf_counter() - began))
 
 
-asyncio.run(main(sys.argv[1]))
+asyncio.run(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1000))

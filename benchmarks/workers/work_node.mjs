@@ -1,11 +1,17 @@
-// A Node worker under measurement; the same words as work_ours.py.
+// A Node worker under measurement; the same words as progress.py.
 import { run, Logger } from "graphile-worker";
 
 const [dsn, settingsText] = process.argv.slice(2);
 const settings = JSON.parse(settingsText);
 let count = 0;
 let told = 0;
+let last = 0;
 const latencies = [];
+const now = () => (performance.timeOrigin + performance.now()) / 1000;
+const seen = () => {
+  count += 1;
+  last = now();
+};
 
 const batched = settings.local_queue_size > 0;
 const runner = await run({
@@ -14,10 +20,11 @@ const runner = await run({
   logger: new Logger(() => () => {}),
   taskList: {
     noop: async () => {
-      count += 1;
+      seen();
     },
     timed: async (payload) => {
-      latencies.push(Date.now() / 1000 - payload.sent);
+      latencies.push(now() - payload.sent);
+      seen();
     },
   },
   preset: {
@@ -38,7 +45,7 @@ console.log("ready");
 const timer = setInterval(() => {
   if (count !== told) {
     told = count;
-    console.log("count", told, Date.now() / 1000);
+    console.log("count", told, last);
   }
 }, 20);
 process.on("SIGTERM", async () => {

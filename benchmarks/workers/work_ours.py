@@ -1,53 +1,42 @@
-"""A worker of this package under measurement: `work_ours.py DSN SETTINGS-AS-JSON`.
-
-It prints `ready`, then `count N TIME` while it works, and a line of JSON when SIGTERM ends it.
-"""
+"""A worker of this package under measurement: `work_ours.py DSN SETTINGS-AS-JSON`."""
 
 import asyncio
 import json
 import sys
-import time
 from typing import Any
+
+import progress
 
 from graphile_worker_py import LocalQueueOptions, Runner, task
 
 
-class Seen:
-    """What the task has seen."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.last = 0.0
-        self.latencies: list[float] = []
-
-
 async def main(dsn: str, settings: dict[str, Any]) -> None:
-    seen = Seen()
+    seen = progress.Seen()
+    ended = asyncio.Event()
 
     @task
     async def noop(_payload: Any) -> None:
-        seen.count += 1
+        seen.job()
 
     @task
     async def timed(payload: Any) -> None:
-        seen.latencies.append(time.time() - payload["sent"])
+        seen.timed(payload["sent"])
 
     size = settings.get("local_queue_size", -1)
-    async with Runner(
-        dsn,
-        tasks=[noop, timed],
-        concurrent_jobs=settings["concurrent_jobs"],
-        local_queue=LocalQueueOptions(size=size),
-    ) as runner:
+    async with (
+        asyncio.TaskGroup() as group,
+        Runner(
+            dsn,
+            tasks=[noop, timed],
+            concurrent_jobs=settings["concurrent_jobs"],
+            local_queue=LocalQueueOptions(size=size),
+        ) as runner,
+    ):
         print("ready", flush=True)
-        waiting = asyncio.ensure_future(runner.wait())
-        told = 0
-        while not waiting.done():
-            await asyncio.wait([waiting], timeout=0.02)
-            if seen.count != told:
-                told = seen.count
-                print("count", told, time.time(), flush=True)
-    print(json.dumps({"count": seen.count, "latencies": seen.latencies}), flush=True)
+        group.create_task(seen.tell_until(ended))
+        await runner.wait()
+        ended.set()
+    seen.tell_end()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -10,10 +10,10 @@ from graphile_worker_py import config, json_codec
 from graphile_worker_py.commands.database import opened_database
 from graphile_worker_py.commands.errors import told_clearly
 from graphile_worker_py.commands.moments import moment_callback
-from graphile_worker_py.commands.options import database_options
-from graphile_worker_py.commands.run import run_in_loop
+from graphile_worker_py.commands.options import adding_options, database_options
 from graphile_worker_py.commands.show import json_option
 from graphile_worker_py.commands.tables import job_as_json, print_json
+from graphile_worker_py.commands.work import run_in_loop
 from graphile_worker_py.job import JobKeyMode
 from graphile_worker_py.runner import run_migrations
 from graphile_worker_py.sql.migrations import read_revisions
@@ -23,7 +23,7 @@ from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 @click.command()
 @click.argument("identifier")
 @click.argument("payload", required=False)
-@database_options
+@adding_options
 @click.option("--queue", metavar="NAME", help="Serial queue.")
 @click.option("--key", metavar="KEY", help="Job key: at most one waiting job has it.")
 @click.option(
@@ -47,6 +47,7 @@ def add_job(
     payload: str | None,
     connection: str | None,
     schema: str | None,
+    use_node_time: bool,
     queue: str | None,
     key: str | None,
     key_mode: str | None,
@@ -61,7 +62,9 @@ def add_job(
     PAYLOAD is JSON; - reads it from standard input. Default: {}.
     """
     value = None if payload is None else _payload(payload)
-    with SyncWorkerUtils(connection, schema=schema, max_pool_size=1) as utils:
+    with SyncWorkerUtils(
+        connection, schema=schema, max_pool_size=1, use_node_time=use_node_time
+    ) as utils:
         job = utils.add_job(
             identifier,
             value,
@@ -90,13 +93,15 @@ def _payload(text: str) -> Any:
 
 @click.command()
 @database_options
+@click.option(
+    "--side-schema",
+    is_flag=True,
+    help="The schema graphile_worker_py too, for workers whose role may not create it.",
+)
 @told_clearly()
-def migrate(connection: str | None, schema: str | None) -> None:
+def migrate(connection: str | None, schema: str | None, side_schema: bool) -> None:
     """Install the schema, or upgrade it where that is needed."""
-    run_in_loop(run_migrations(connection, schema=schema))
+    run_in_loop(run_migrations(connection, schema=schema, side_schema=side_schema))
     with opened_database(connection, schema) as database:
         revision = database.run(read_revisions()).latest
     click.echo(f"Schema {config.schema_name(schema)!r} is at revision {revision}.")
-
-
-COMMANDS: Final = (add_job, migrate)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
-from typing import Any, Final
+from typing import Any
 
 import click
 from psycopg import Connection
@@ -16,10 +16,13 @@ from graphile_worker_py.commands.moments import moment_callback
 from graphile_worker_py.commands.options import database_options
 from graphile_worker_py.commands.show import json_option
 from graphile_worker_py.commands.tables import job_as_json, job_rows, print_json, print_table
+from graphile_worker_py.commands.work import import_tasks
 from graphile_worker_py.db import Query, SyncDatabase
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql import admin
 from graphile_worker_py.sql import cleanup as cleaning
+from graphile_worker_py.task_loader import load_tasks
+from graphile_worker_py.tasks import task_list
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would change, only.")
@@ -172,8 +175,18 @@ def unlock(change: _Change, pool_ids: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @click.option("--keep", metavar="IDENTIFIER", multiple=True, help="A task identifier to keep.")
+@click.option(
+    "--tasks", "module", metavar="MODULE[:ATTR]", help="Keep the tasks of a Python module."
+)
+@click.option("--task-directory", metavar="DIR", help="Keep the tasks of a folder.")
 @_changing
-def cleanup(change: _Change, tasks: tuple[str, ...], keep: tuple[str, ...]) -> None:
+def cleanup(
+    change: _Change,
+    tasks: tuple[str, ...],
+    keep: tuple[str, ...],
+    module: str | None,
+    task_directory: str | None,
+) -> None:
     """Delete what nobody needs any more.
 
     \b
@@ -184,7 +197,12 @@ def cleanup(change: _Change, tasks: tuple[str, ...], keep: tuple[str, ...]) -> N
     in upper or lower case, with spaces or commas between.
     """
     names = " ".join(tasks).replace(",", " ").upper().split()
-    queries = cleaning.cleanup(names, keep)
+    wanted = set(keep)
+    if module is not None:
+        wanted |= task_list(import_tasks(module)).keys()
+    if task_directory is not None:
+        wanted |= load_tasks(task_directory, strict=True).keys()
+    queries = cleaning.cleanup(names, sorted(wanted))
     change.confirm(f"{', '.join(queries)} will delete rows. Go on?")
     with change.opened() as (database, conn):
         deleted = {task: database.run(query, conn=conn) for task, query in queries.items()}
@@ -197,6 +215,3 @@ def cleanup(change: _Change, tasks: tuple[str, ...], keep: tuple[str, ...]) -> N
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-COMMANDS: Final = (complete, fail, reschedule, remove, unlock, cleanup)

@@ -1,6 +1,6 @@
 """The commands that tell what is configured, and what could be."""
 
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -14,7 +14,7 @@ from graphile_worker_py.config import (
     runner_values,
     variable_of,
 )
-from graphile_worker_py.db import masked
+from graphile_worker_py.masking import masked
 from graphile_worker_py.options import OPTIONS, Option
 
 
@@ -91,6 +91,3 @@ def _reference_row(option: Option) -> str:
         case _:
             default = f"`{option.default}`"
     return f"| {name} | {option.kind} | {default} | {option.doc} |"
-
-
-COMMANDS: Final = (config,)

@@ -11,13 +11,14 @@ import click
 import psycopg
 
 from graphile_worker_py import config, json_codec
+from graphile_worker_py.clock import utc_now
 from graphile_worker_py.commands.moments import moment_callback
 from graphile_worker_py.commands.options import database_options
 from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Timetable
 from graphile_worker_py.cron.pattern import FIELDS, Pattern
-from graphile_worker_py.cron.schedule import timestamp, utc_now
+from graphile_worker_py.cron.schedule import timestamp
 from graphile_worker_py.db import SyncDatabase, one_line, opened_sync_pool
 from graphile_worker_py.errors import ConfigurationError, CrontabError
 from graphile_worker_py.sql import known_crontabs

@@ -9,7 +9,10 @@ from graphile_worker_py import config
 from graphile_worker_py.db import SyncDatabase, opened_sync_pool
 from graphile_worker_py.errors import MigrationError
 from graphile_worker_py.migrate import check_supported
+from graphile_worker_py.rights import LOOKING, check_grants, check_rights
 from graphile_worker_py.sql import migrations
+from graphile_worker_py.sql.health import RegisteredPool, read_pools
+from graphile_worker_py.sql.rights import read_rights
 
 
 @contextmanager
@@ -18,6 +21,7 @@ def opened_database(connection: str | None, schema: str | None) -> Iterator[Sync
 
     Raises:
         MigrationError: The schema is not there, or not one that this release works on.
+        MissingRightsError: The role may not look at it, or would see nothing.
         ConfigurationError: The connection string or the schema's name is not allowed.
         psycopg.Error: The database can't be reached.
     """
@@ -31,5 +35,17 @@ def opened_database(connection: str | None, schema: str | None) -> Iterator[Sync
                 f"schema {name!r} is not installed in this database; "
                 f"`graphile-worker-py migrate` installs it"
             ) from error
+        except errors.InsufficientPrivilege:
+            check_grants(database.run(read_rights(name, LOOKING)), name)
+            raise
         check_supported(revisions, name)
+        check_rights(database.run(read_rights(name, LOOKING)), name)
         yield database
+
+
+def registered_pools(database: SyncDatabase) -> list[RegisteredPool] | None:
+    """The worker pools that have registered; None if they do not in this database."""
+    try:
+        return database.run(read_pools(database.statements.schema))
+    except (errors.InvalidSchemaName, errors.UndefinedTable, errors.InsufficientPrivilege):
+        return None

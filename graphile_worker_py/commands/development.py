@@ -2,12 +2,11 @@
 
 import signal
 import threading
-from typing import Final
 
 import click
 
 from graphile_worker_py.commands.errors import told_clearly
-from graphile_worker_py.commands.run import run_in_loop
+from graphile_worker_py.commands.work import run_in_loop
 from graphile_worker_py.dev.demo import demonstrate
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 
@@ -31,6 +30,3 @@ def demo() -> None:
     """Show what it does, on a PostgreSQL server of its own; takes some seconds."""
     with told_clearly(), EmbeddedPostgres() as server:
         run_in_loop(demonstrate(server.dsn))
-
-
-COMMANDS: Final = (postgres, demo)

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from typing import Final, NoReturn
 
 import click
-import psycopg
 
-from graphile_worker_py.db import masked, one_line
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 
 EXIT_FAILURE: Final = 1
@@ -30,11 +28,22 @@ def told_clearly() -> Iterator[None]:
         exit_with(str(error), EXIT_FAILURE)
     except BrokenPipeError:
         raise  # nobody reads on, as with `| head`: click ends quietly
-    except (psycopg.Error, OSError) as error:
+    except _failures() as error:
+        from graphile_worker_py.db import one_line
+
         exit_with(one_line(error), EXIT_FAILURE)
 
 
 def exit_with(message: str, code: int) -> NoReturn:
     """End the process with a message on stderr; passwords are masked."""
-    click.echo(f"Error: {masked(message)}", err=True)
+    from graphile_worker_py.masking import masked_text
+
+    click.echo(f"Error: {masked_text(message)}", err=True)
     sys.exit(code)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    # Asked when something was raised. psycopg is large, and the parent of several processes has no
+    # use for it; who has not read it can't meet its errors.
+    driver = sys.modules.get("psycopg")
+    return (OSError,) if driver is None else (OSError, driver.Error)

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from graphile_worker_py import json_codec
 
+PROCESS: Final = "process_number"
+"""Field of a record that tells which of several supervised processes speaks."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS: Final = {"ERROR": "31", "CRITICAL": "31", "WARNING": "33", "DEBUG": "2"}
 
@@ -24,7 +26,8 @@ class PlainFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._colour and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
-        text = f"{time} {level} {record.getMessage()}"
+        process = f"[{number}] " if (number := getattr(record, PROCESS, None)) else ""
+        text = f"{time} {level} {process}{record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             text += f"\n{self.formatException(record.exc_info)}"
         return text
@@ -50,9 +53,16 @@ class JsonFormatter(logging.Formatter):
             return json_codec.dumps({name: str(value) for name, value in line.items()}).decode()
 
 
-def configure_logging(*, json: bool, level: str) -> None:
-    """Write the root logger's records to stderr."""
+def configure_logging(*, json: bool, level: str, process: int | None = None) -> None:
+    """Write the root logger's records to stderr, with the number of this process if it has one."""
     handler = logging.StreamHandler()
+    if process is not None:
+
+        def number(record: logging.LogRecord) -> bool:
+            setattr(record, PROCESS, process)
+            return True
+
+        handler.addFilter(number)
     handler.setFormatter(
         JsonFormatter() if json else PlainFormatter(colour=handler.stream.isatty())
     )

@@ -41,17 +41,27 @@ def configuration_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def database_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the same options; the command is given `connection` and `schema` as they are to be."""
+    return configuration_options(_resolving(command, "connection", "schema"))
 
+
+def adding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `database_options`, and `--use-node-time` for a command that adds jobs."""
+    option = click.option(
+        "--use-node-time/--no-use-node-time",
+        default=None,
+        help="Now is the time of this process (the database's).",
+    )
+    return configuration_options(
+        option(_resolving(command, "connection", "schema", "use_node_time"))
+    )
+
+
+def _resolving(command: Callable[..., Any], *names: str) -> Callable[..., Any]:
     @wraps(command)
-    def call(
-        *, connection: str | None, schema: str | None, config_file: str | None, **own: Any
-    ) -> Any:
+    def call(*, config_file: str | None, **given: Any) -> Any:
+        flags = {name: given.pop(name) for name in names}
         with told_clearly():
-            settings = config.read_settings(
-                {"connection": connection, "schema": schema}, file=config_file
-            )
-        return command(
-            connection=settings["connection"].value, schema=settings["schema"].value, **own
-        )
+            settings = config.read_settings(flags, file=config_file)
+        return command(**{name: settings[name].value for name in names}, **given)
 
-    return configuration_options(call)
+    return call

@@ -1,15 +1,16 @@
 """The commands that look at jobs, queues and locks, and change nothing."""
 
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from graphile_worker_py.commands.database import opened_database
+from graphile_worker_py.commands.database import opened_database, registered_pools
 from graphile_worker_py.commands.errors import told_clearly
 from graphile_worker_py.commands.options import database_options
 from graphile_worker_py.commands.tables import job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.sql import inspect
+from graphile_worker_py.sql.health import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, StateCounts
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -80,21 +81,33 @@ def queues(connection: str | None, schema: str | None, as_json: bool) -> None:
 @json_option
 @told_clearly()
 def workers(connection: str | None, schema: str | None, as_json: bool) -> None:
-    """List the worker pools that have something locked, the oldest lock first.
+    """List the worker pools that have something locked, the oldest lock first, and all others.
 
-    A pool that died is among them until its locks are freed: by `unlock`, or by any worker after
-    four hours.
+    Pools of Node do not register, so nobody knows more of them than what they have locked.
     """
     with opened_database(connection, schema) as database:
-        found = [asdict(holder) for holder in database.run(inspect.list_lock_holders())]
+        holders = database.run(inspect.list_lock_holders())
+        registered = {pool.pool_id: pool for pool in registered_pools(database) or ()}
+    found = [
+        {**asdict(holder), **_about_pool(registered.pop(holder.pool_id, None))}
+        for holder in holders
+    ]
+    for pool in registered.values():
+        nothing = {"pool_id": pool.pool_id, "jobs": 0, "queues": 0, "locked_at": None}
+        found.append({**nothing, **_about_pool(pool)})
     if as_json:
         print_json(found)
         return
     print_table([_spaced(row) for row in found], if_none="No pool has anything locked.")
 
 
+def _about_pool(pool: RegisteredPool | None) -> dict[str, Any]:
+    if pool is None:
+        return {"state": None, "host": None, "pid": None, "heartbeat_age": None}
+    state = "late" if pool.overdue else "stopping" if pool.stopping else "alive"
+    age = round(pool.heartbeat_age, 1)
+    return {"state": state, "host": pool.host, "pid": pool.pid, "heartbeat_age": age}
+
+
 def _spaced(row: dict[str, Any]) -> dict[str, object]:
     return {name.replace("_", " "): value for name, value in row.items()}
-
-
-COMMANDS: Final = (jobs, counts, queues, workers)

@@ -13,6 +13,7 @@ import psycopg
 from graphile_worker_py import json_codec
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import CONTENTION, Backoff, backoff_for
+from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
 from graphile_worker_py.db import Database, one_line
@@ -46,11 +47,6 @@ _LONGEST_WAIT: Final = 60.0
 # A period beyond this is the same as for ever, and within what a timedelta can hold.
 _FOR_EVER: Final = 100 * 366 * 86400.0
 _DAY: Final = timedelta(days=1)
-
-
-def utc_now() -> datetime:
-    """The time now, in UTC."""
-    return datetime.now(UTC)
 
 
 class Cron:

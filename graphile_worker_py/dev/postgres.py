@@ -363,7 +363,8 @@ def _is_ready(data_dir: Path, pid: str) -> bool:
         lines = (data_dir / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return False
-    return len(lines) >= 8 and lines[0].strip() == pid and lines[7].strip() == "ready"
+    # A standby says so instead, when it takes connections.
+    return len(lines) >= 8 and lines[0].strip() == pid and lines[7].strip() in ("ready", "standby")
 
 
 def _stop(supervisor: subprocess.Popen[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from graphile_worker_py import aio
 from graphile_worker_py.context import JobContext
 from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.executors.groups import end_of, signal_group
 from graphile_worker_py.job import Job
 from graphile_worker_py.tasks import Task
 
@@ -88,7 +89,7 @@ class _Executable:
         returncode = child.returncode
         if returncode == 0 or child.is_stopped:
             return  # if it was stopped, the cancellation that did it is raised instead
-        message = f"task {self._identifier!r} {_end(returncode)}"
+        message = f"task {self._identifier!r} {end_of(returncode)}"
         if child.is_terminated:
             message += " when the worker pool asked it to end"
         raise ExecutableTaskError(message, returncode=returncode, stderr=child.stderr)
@@ -201,12 +202,8 @@ class _Child(asyncio.SubprocessProtocol):
 
     def _signal(self, number: signal.Signals) -> None:
         """Signal the program and what it has started: its process group."""
-        if self._pid == 0 or (self.returncode is not None and _exists(self._pid)):
-            # Not started yet; or gone with its whole group, and the number is another process's:
-            # as long as somebody is left in the group, the system does not give it away.
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._pid, number)
+        if self._pid != 0:  # 0: not started yet
+            signal_group(self._pid, number, is_reaped=self.returncode is not None)
 
     def _close(self) -> None:
         if self._transport is not None:
@@ -274,22 +271,3 @@ def _environment(job: Job) -> dict[str, str]:
 def _iso(time: datetime) -> str:
     """As JavaScript writes a time: UTC, milliseconds, `Z`."""
     return time.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-
-
-def _end(returncode: int | None) -> str:
-    if returncode is None or returncode >= 0:
-        return f"exited with code {returncode}"
-    try:
-        return f"was ended by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"was ended by signal {-returncode}"
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 THREAD_NAME: Final = "graphile-worker-py-task"
+MOST_STUCK: Final = 32
+"""Most threads that run on though nobody waits for them; beyond it no more are made."""
 _JOIN_PATIENCE: Final = 1.0
 
 _Work = tuple[Callable[[], Any], "asyncio.Future[Any]"]
@@ -18,11 +20,21 @@ class ThreadExecutor:
 
     They are daemons: a function that never returns must not keep a process alive that was told
     twice to end. The pools of the standard library wait for such a one at exit.
+
+    A thread can't be cut off. If whoever waits for its function is cancelled, it is stuck: it
+    runs on, and another one takes its place. Once `most_stuck` are, no more are made, and who
+    needs one waits until a function returns.
+
+    Args:
+        most_stuck: See above.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_stuck: int = MOST_STUCK) -> None:
+        self.most_stuck = most_stuck
         self._idle: list[_TaskThread] = []
         self._busy: set[_TaskThread] = set()
+        self._stuck: set[_TaskThread] = set()
+        self._returned = asyncio.Event()
         self._closed = False
 
     @property
@@ -30,22 +42,46 @@ class ThreadExecutor:
         """How many functions are running, those included that nobody waits for any more."""
         return len(self._busy)
 
-    async def run(self, function: Callable[[], Any]) -> Any:
+    @property
+    def stuck(self) -> int:
+        """How many functions run on though nobody waits for them any more."""
+        return len(self._stuck)
+
+    async def run(
+        self, function: Callable[[], Any], *, on_stuck: Callable[[], object] | None = None
+    ) -> Any:
         """Call a function in a thread, with the caller's context variables.
 
         If the caller is cancelled the function runs on to its end, and its result is dropped.
+
+        Args:
+            function: What to call.
+            on_stuck: Called if the caller is cancelled while the function runs.
         """
         loop = asyncio.get_running_loop()
+        while not self._idle and len(self._stuck) >= self.most_stuck:
+            self._returned.clear()
+            await self._returned.wait()
         done: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
         thread = self._idle.pop() if self._idle else _TaskThread(self, loop)
         self._busy.add(thread)
         thread.submit(lambda: context.run(function), done)
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            # The function may have raised it, or have returned in this very moment.
+            if done.cancelled() and thread in self._busy:
+                self._stuck.add(thread)
+                if on_stuck is not None:
+                    on_stuck()
+            raise
 
     def release(self, thread: "_TaskThread") -> None:
         """Take back a thread that has finished; called on the loop."""
         self._busy.discard(thread)
+        self._stuck.discard(thread)
+        self._returned.set()
         if self._closed:
             thread.end()
         else:

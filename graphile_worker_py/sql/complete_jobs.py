@@ -1,6 +1,6 @@
 """Recording success: the jobs are deleted, their queues are free again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from graphile_worker_py.db import Query
@@ -36,9 +36,14 @@ def complete_jobs(jobs: Sequence[Job], *, pool_id: str) -> Query[set[int]]:
     """Delete jobs of a pool and free their queues; the ids that were still the pool's."""
     queued = any(job.job_queue_id is not None for job in jobs)
     text = _COMPLETE_QUEUED if queued else _COMPLETE
-    return Query(text, (pool_id, [job.id for job in jobs]), ids)
+    return Query(text, (pool_id, id_array(jobs)), ids)
 
 
 def ids(rows: list[tuple[Any, ...]]) -> set[int]:
     """Read the first column."""
     return {row[0] for row in rows}
+
+
+def id_array(jobs: Iterable[Job]) -> str:
+    """The jobs' ids as PostgreSQL writes an array; quicker than a list is sent."""
+    return "{" + ",".join([str(job.id) for job in jobs]) + "}"

@@ -57,11 +57,11 @@ class Failure:
         return Failure(
             self.job,
             self.message.encode("ascii", "backslashreplace").decode(),
-            None if self.payload is None else _NOT_ASCII.sub(_json_escape, self.payload),
+            None if self.payload is None else re.sub(_NOT_ASCII, _json_escape, self.payload),
         )
 
 
-_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
+_NOT_ASCII: Final = r"[^\x00-\x7f]"
 
 
 def _json_escape(found: re.Match[str]) -> str:

@@ -2,59 +2,122 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, LiteralString
+from datetime import datetime
+from typing import Any, Final
 
 from graphile_worker_py.db import Query
 from graphile_worker_py.job import Job
 
 # Step by step:
-#  next    the first jobs in order of priority and time, of all free queues and without queue.
-#          The sub-select locks the free queues before their jobs are looked at, as the Node
-#          worker does: two fetches at once never see jobs of the same queue.
-#  taken   marks the jobs; of each queue only the first one, because a queue is serial. Where the
-#          others took places, there are jobs to be had from _GET_FREE_JOBS; further queues come
-#          with the next fetch, when those taken now are locked.
-#  locked  marks the queues, but only of jobs that were really taken: a queue that is locked with
-#          nobody at work would stand still for hours.
+#  sight     the first jobs in order of priority and time, of free queues and without queue, as they
+#            are at the moment: nothing is locked. It is for finding queues, and reaches further
+#            than needed because some may turn out to be locked. With no queue free it is not
+#            looked at, so that jobs that wait for a locked queue cost nothing.
+#  free      locks the queues in sight. Whoever has a queue's row locked is alone with its jobs, the
+#            Node worker too: two fetches at once never take jobs of the same queue.
+#  queued    locks the first jobs of these queues: more than one of each, because somebody's
+#            transaction may have the first one locked.
+#  heads     of each queue only the first one, because a queue is serial.
+#  unqueued  locks the first jobs without queue. Their index has no others: many jobs of a queue
+#            that stand before them need not be passed.
+#  taken     marks the first ones of both.
+#  locked    marks the queues, but only of jobs that were really taken: a queue that is locked with
+#            nobody at work would stand still for hours.
+# Between sight and lock a job may have changed; so its conditions are looked at again.
 #
-# Two things are for the planner, which must read the index in its order and stop at the limit,
+# Three things are for the planner, which must read the index in its order and stop at the limit,
 # whatever it believes about the table. `task_id = any(…)` looks so selective to it, before the
 # table was analysed, that it reads and sorts all jobs instead (measured: three times slower at
 # half a million jobs); array_position() tells it nothing. And ids in an array, instead of a join,
-# make it go through the primary key.
+# make it go through the primary key. `(… in (…)) is true` is looked up in a hash table; without
+# the test it would become a join that compares all with all. See also the settings in planning.py.
 _GET_JOBS: Final = """
-with next as materialized (
+with sight as materialized (
+  select
+    jobs.id,
+    jobs.job_queue_id,
+    row_number() over (
+      partition by jobs.job_queue_id order by jobs.priority, jobs.run_at, jobs.id
+    ) as place
+  from (
+    select jobs.id, jobs.job_queue_id, jobs.priority, jobs.run_at
+    from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+    where exists (
+        select from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+        where queues.is_available = true
+      )
+      and jobs.is_available = true
+      and jobs.run_at <= coalesce($5::timestamptz, now())
+      and array_position($2::int4[], jobs.task_id) is not null
+      and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+      and (
+        jobs.job_queue_id is null
+        or jobs.job_queue_id in (
+          select queues.id
+          from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+          where queues.is_available = true
+        )
+      )
+    order by jobs.priority, jobs.run_at
+    limit 2 * $3::int4 + 8
+  ) as jobs
+),
+free as materialized (
+  select queues.id
+  from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  where queues.is_available = true
+    and queues.id = any (
+      array(select sight.job_queue_id from sight where sight.job_queue_id is not null)
+    )
+  for update skip locked
+),
+queued as materialized (
   select jobs.id, jobs.job_queue_id, jobs.priority, jobs.run_at
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.is_available = true
-    and jobs.run_at <= now()
-    and array_position($2::int4[], jobs.task_id) is not null
-    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
-    and (
-      jobs.job_queue_id is null
-      or jobs.job_queue_id in (
-        select queues.id
-        from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-        where queues.is_available = true
-        for update skip locked
+  where jobs.id = any (
+      array(
+        select sight.id
+        from sight
+        where sight.place <= 3 and (sight.job_queue_id in (select free.id from free)) is true
       )
     )
+    and (jobs.job_queue_id in (select free.id from free)) is true
+    and jobs.is_available = true
+    and jobs.run_at <= coalesce($5::timestamptz, now())
+    and array_position($2::int4[], jobs.task_id) is not null
+    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+  for update skip locked
+),
+heads as materialized (
+  select distinct on (queued.job_queue_id) queued.id, queued.priority, queued.run_at
+  from queued
+  order by queued.job_queue_id, queued.priority, queued.run_at, queued.id
+),
+unqueued as materialized (
+  select jobs.id, jobs.priority, jobs.run_at
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  where jobs.job_queue_id is null
+    and jobs.is_available = true
+    and jobs.run_at <= coalesce($5::timestamptz, now())
+    and array_position($2::int4[], jobs.task_id) is not null
+    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
   order by jobs.priority, jobs.run_at
   limit $3::int4
-  for update of jobs skip locked
+  for update skip locked
+),
+next as (
+  select heads.id, heads.priority, heads.run_at from heads
+  union all
+  select unqueued.id, unqueued.priority, unqueued.run_at from unqueued
+  order by priority, run_at
+  limit $3::int4
 ),
 taken as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   set attempts = jobs.attempts + 1,
     locked_by = $1::text,
     locked_at = now()
-  where jobs.id = any (
-    array(
-      select distinct on (coalesce(next.job_queue_id, -next.id)) next.id
-      from next
-      order by coalesce(next.job_queue_id, -next.id), next.priority, next.run_at, next.id
-    )
-  )
+  where jobs.id = any (array(select next.id from next))
   returning jobs.*
 ),
 locked as (
@@ -65,37 +128,7 @@ locked as (
     array(select taken.job_queue_id from taken where taken.job_queue_id is not null)
   )
 )
-select taken.*, (select count(*) from next) >= $3::int4
-from taken
-order by taken.priority, taken.run_at, taken.id
-"""
-
-
-# Jobs without queue alone, through the index that has no others: many jobs of a queue that stand
-# before them do not have to be passed.
-_GET_FREE_JOBS: Final = """
-with taken as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  set attempts = jobs.attempts + 1,
-    locked_by = $1::text,
-    locked_at = now()
-  where jobs.id = any (
-    array(
-      select next.id
-      from :GRAPHILE_WORKER_SCHEMA._private_jobs as next
-      where next.is_available = true
-        and next.job_queue_id is null
-        and next.run_at <= now()
-        and array_position($2::int4[], next.task_id) is not null
-        and ($4::text[] is null or (next.flags ?| $4::text[]) is not true)
-      order by next.priority, next.run_at
-      limit $3::int4
-      for update skip locked
-    )
-  )
-  returning jobs.*
-)
-select taken.*, false
+select taken.*, (select count(*) from sight) >= 2 * $3::int4 + 8
 from taken
 order by taken.priority, taken.run_at, taken.id
 """
@@ -108,12 +141,10 @@ class Fetched:
     Args:
         jobs: The jobs, in the order in which they are to run.
         more: Whether the next fetch may bring more: this one did not see all there is.
-        in_doubt: Whether more jobs may be locked than are known, because an answer was lost.
     """
 
     jobs: list[Job]
     more: bool
-    in_doubt: bool = False
 
 
 def get_jobs(
@@ -122,36 +153,17 @@ def get_jobs(
     task_ids: Mapping[int, str],
     count: int,
     forbidden_flags: Sequence[str] | None,
+    now: datetime | None = None,
 ) -> Query[Fetched]:
     """Lock up to `count` jobs for a pool, in the order in which they are to run.
 
-    At most one job of a queue is among them.
+    At most one job of a queue is among them. `now` is the time up to which they are due; None
+    means that of the database.
     """
-    return _query(_GET_JOBS, pool_id, task_ids, count, forbidden_flags)
-
-
-def get_free_jobs(
-    *,
-    pool_id: str,
-    task_ids: Mapping[int, str],
-    count: int,
-    forbidden_flags: Sequence[str] | None,
-) -> Query[Fetched]:
-    """Lock up to `count` jobs that have no queue."""
-    return _query(_GET_FREE_JOBS, pool_id, task_ids, count, forbidden_flags)
-
-
-def _query(
-    text: LiteralString,
-    pool_id: str,
-    task_ids: Mapping[int, str],
-    count: int,
-    forbidden_flags: Sequence[str] | None,
-) -> Query[Fetched]:
     flags = list(forbidden_flags) if forbidden_flags else None
 
     def read(rows: list[tuple[Any, ...]]) -> Fetched:
         jobs = [Job(row, task_ids[row[2]]) for row in rows]
-        return Fetched(jobs, more=bool(rows) and rows[0][-1])
+        return Fetched(jobs, more=len(jobs) >= count or (bool(rows) and rows[0][-1]))
 
-    return Query(text, (pool_id, list(task_ids), count, flags), read)
+    return Query(_GET_JOBS, (pool_id, list(task_ids), count, flags, now), read)

@@ -31,7 +31,7 @@ select
 
 def read_revisions() -> Query[Revisions]:
     """Read server version and revisions; fails with 42P01 or 42703 before the bootstrap."""
-    return Query(_READ, (), lambda rows: Revisions(*rows[0]))
+    return Query(_READ, (), lambda rows: Revisions(*rows[0]), seldom=True)
 
 
 _SERVER: Final = """
@@ -42,7 +42,7 @@ select current_setting('server_version_num')::int4,
 
 def read_server(schema: str) -> Query[tuple[int, bool]]:
     """Read the server's version, and whether the schema exists."""
-    return Query(_SERVER, (schema,), lambda rows: (rows[0][0], rows[0][1]))
+    return Query(_SERVER, (schema,), lambda rows: (rows[0][0], rows[0][1]), seldom=True)
 
 
 CREATE_SCHEMA: Final = "create schema :GRAPHILE_WORKER_SCHEMA"

@@ -21,7 +21,7 @@ on conflict do nothing
 
 def register_tasks(identifiers: Sequence[str]) -> Query[None]:
     """Insert the identifiers that are missing."""
-    return Query(_REGISTER, (list(identifiers),), lambda _: None)
+    return Query(_REGISTER, (list(identifiers),), lambda _: None, seldom=True)
 
 
 _READ: Final = """
@@ -37,4 +37,4 @@ def read_task_ids(identifiers: Sequence[str]) -> Query[dict[int, str]]:
     def read(rows: list[tuple[Any, ...]]) -> dict[int, str]:
         return {row[0]: row[1] for row in rows}
 
-    return Query(_READ, (list(identifiers),), read)
+    return Query(_READ, (list(identifiers),), read, seldom=True)

@@ -347,11 +347,14 @@ def _check_command(words: list[str]) -> None:
     command: click.Command = command_line
     rest = [*words]
     while isinstance(command, click.Group):
-        name = rest.pop(0) if rest and rest[0] in command.commands else None
+        context = click.Context(command)
+        name = rest.pop(0) if rest and rest[0] in command.list_commands(context) else None
         if name is None:
             assert command is command_line, f"there is no command {' '.join(words)}"
             name = "run"
-        command = command.commands[name]
+        found = command.get_command(context, name)
+        assert found is not None
+        command = found
     try:
         command.make_context(_PROGRAM, rest).close()
     except click.UsageError as error:

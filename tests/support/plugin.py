@@ -4,31 +4,43 @@ import asyncio
 import inspect
 import os
 import shutil
+import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from tests.support.node import LATEST, Node
+from tests.support.own_server import OWN_SETTINGS, OwnServer, server_place
 from tests.support.processes import Processes
 from tests.support.server import SETTINGS, Server, bin_dir_of, fast_directory
 
 SCHEMA = "graphile_worker"
 THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()
 THREAD_END_TIME = 1.0
+TASK_PROCESS = b"graphile_worker_py.executors.child"
+TASK_GUARD = b"graphile_worker_py/executors/guard.py"
 
 Install = Callable[..., None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the caller choose the server version."""
+    """Let the caller choose the server version, and how long faults last."""
     parser.addoption(
         "--postgres",
         default=os.environ.get("GRAPHILE_WORKER_PY_TEST_POSTGRES", "18"),
         help="PostgreSQL server to test on: 18, 17, 16, system, or a directory with its programs",
+    )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="Let each fault of the tests in tests/faults last, and come again",
     )
 
 
@@ -143,6 +155,32 @@ def _database(server: Server, processes: Processes, template: str | None) -> Ite
         pytest.fail("the test left connections open:\n" + "\n".join(leaked))
 
 
+@pytest.fixture(scope="module")
+def own_server(pytestconfig: pytest.Config) -> Iterator[OwnServer]:
+    """A server of a module's own, which may be killed, restarted and replaced."""
+    bin_dir = bin_dir_of(pytestconfig.getoption("--postgres"))
+    with server_place() as place:
+        server = OwnServer(bin_dir, place / "data", OWN_SETTINGS)
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def own_template(own_server: OwnServer, install: Install) -> str:
+    """A database with the schema there."""
+    dsn = Server(own_server.postgres).create_database()
+    install("python", dsn)
+    return dsn
+
+
+@pytest.fixture
+def own_dsn(own_server: OwnServer, own_template: str, processes: Processes) -> Iterator[str]:
+    """A database of the test's own on the server of its module's own."""
+    own_server.be_there()
+    yield from _database(Server(own_server.postgres), processes, own_template)
+
+
 @pytest.fixture(autouse=True)
 def _no_task_left_in_async_tests(request: pytest.FixtureRequest) -> None:
     # Asked for here, before the test's own fixtures, so that it ends after them.
@@ -171,10 +209,28 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
     return (yield)
 
 
+def task_processes() -> list[int]:
+    """The processes of tasks, and their guards, that this process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            command = (path / "cmdline").read_bytes()
+            if TASK_PROCESS in command or TASK_GUARD in command:
+                # The name of a program may have a parenthesis in itself.
+                parent = (path / "stat").read_bytes().rpartition(b")")[2].split()[1]
+                if int(parent) == os.getpid():
+                    found.append(int(path.name))
+    return found
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """Fail the test if a thread outlives it and its fixtures, event loop included."""
+    """Fail the test if a thread or process outlives it and its fixtures, event loop included."""
     result = yield
+    if "graphile_worker_py.executors.process" in sys.modules and (left := task_processes()):
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail(f"the test left processes of tasks running: {left}")
     before = item.stash[THREADS_BEFORE]
     deadline = time.monotonic() + THREAD_END_TIME
     while leaked := set(threading.enumerate()) - before:

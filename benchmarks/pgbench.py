@@ -1,0 +1,112 @@
+"""What the server itself allows: pgbench sends the very statements of this package, and no Python.
+
+One client locks a batch of jobs, reads the rows, and deletes the jobs by their ids, as a worker
+does, in two transactions. The ids follow one another in a backlog of which nobody else takes
+jobs, so that the script can count instead of reading them from the rows, which pgbench can't; a
+job that was not locked before would not be deleted, and is looked for at the end.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks.environments import UnavailableError
+from benchmarks.lab import Lab
+from benchmarks.sides import add_backlog, environment
+from graphile_worker_py.db import Query, Statements
+from graphile_worker_py.dev.postgres import embedded_bin_dir
+from graphile_worker_py.job import Job
+from graphile_worker_py.sql.complete_jobs import complete_jobs
+from graphile_worker_py.sql.get_jobs import get_jobs
+
+POOL = "worker-pool-of-pgbench"
+PLACE = 987_654_321
+"""Id of the job whose list is replaced by the ids that the script counts."""
+TOLD = re.compile(r"^tps = ([\d.]+) ", re.MULTILINE)
+
+
+def rate(lab: Lab, jobs: int, batch: int) -> float:
+    """Jobs a second that one client works off.
+
+    Raises:
+        UnavailableError: There is no pgbench.
+    """
+    turns = max(jobs // batch, 1)
+    with lab.database(lab.ours) as dsn, tempfile.TemporaryDirectory() as folder:
+        add_backlog(dsn, turns * batch)
+        with psycopg.connect(dsn) as conn:
+            row = conn.execute(
+                "select id, (select min(id) from graphile_worker._private_jobs)"
+                " from graphile_worker._private_tasks"
+            ).fetchone()
+        assert row is not None
+        text, variables = script(task_id=row[0], batch=batch)
+        file = Path(folder) / "worker.sql"
+        file.write_text(text)
+        command = [program(), "--no-vacuum", "--client=1", f"--transactions={turns}"]
+        # Prepared, with the values as parameters, as our workers send them.
+        command += ["--protocol=prepared", f"--file={file}", f"--define=next={row[1]}"]
+        command += [f"--define={name}={value}" for name, value in variables.items()]
+        done = subprocess.run(
+            [*command, dsn], capture_output=True, text=True, check=False, env=environment()
+        )
+        told = TOLD.search(done.stdout)
+        if done.returncode != 0 or told is None:
+            raise RuntimeError(f"pgbench failed\n{done.stdout}\n{done.stderr}")
+        left = lab.ours.left(dsn)
+        if left != 0:
+            raise RuntimeError(f"pgbench left {left} jobs behind")
+        return float(told[1]) * batch
+
+
+def script(*, task_id: int, batch: int) -> tuple[str, dict[str, str]]:
+    """The script, and its variables besides `next`, the id of the first job."""
+    fetch = get_jobs(pool_id=POOL, task_ids={task_id: "noop"}, count=batch, forbidden_flags=None)
+    complete = complete_jobs([Job((PLACE, None), "noop")], pool_id=POOL)
+    ids = f"array(select generate_series(:next::int8, :next::int8 + {batch - 1}))"
+    variables: dict[str, str] = {}
+    completing = _with_variables(complete, "complete", variables, jobs=ids)
+    if ids not in completing:
+        raise RuntimeError(f"nowhere to put the ids of the jobs in\n{completing}")
+    lines = [_with_variables(fetch, "fetch", variables), completing, f"\\set next :next + {batch}"]
+    return "\n".join(lines) + "\n", variables
+
+
+def program() -> str:
+    """Where pgbench is: beside the embedded server, else where the system has it."""
+    embedded = embedded_bin_dir() / "pgbench"
+    found = str(embedded) if embedded.exists() else shutil.which("pgbench")
+    if found is None:
+        raise UnavailableError("pgbench is not installed")
+    return found
+
+
+def _with_variables(
+    query: Query[Any], prefix: str, variables: dict[str, str], *, jobs: str = ""
+) -> str:
+    """A statement with pgbench's variables for its values, and `jobs` for the list of job ids."""
+
+    def variable(found: re.Match[str]) -> str:
+        value = query.values[int(found[1]) - 1]
+        if value is None:
+            return "null"
+        if jobs and str(PLACE) in str(value):
+            return jobs
+        name = f"{prefix}_{found[1]}"
+        variables[name] = _text(value)
+        return f":{name}"
+
+    text = Statements("graphile_worker")[query.text].decode()
+    return re.sub(r"\$(\d+)", variable, text).strip() + ";"
+
+
+def _text(value: str | int | Sequence[int]) -> str:
+    if isinstance(value, str | int):
+        return str(value)
+    return "{" + ",".join(map(str, value)) + "}"

@@ -1,0 +1,188 @@
+"""Tables of what was measured, made from the file in which it was stored."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.measures import GRAPHILE, MEASURES, Figure
+
+BEGIN = "<!-- results: written by `python -m benchmarks --render FILE` -->"
+END = "<!-- end of results -->"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run.
+
+    Attributes:
+        stored: As it stands in the file.
+    """
+
+    stored: dict[str, Any]
+
+    def values(self, measure: str, side: str, figure: str) -> list[float]:
+        """A figure of a side, round by round; empty if it was not measured."""
+        rounds = self.stored["figures"].get(measure, {}).get(side, [])
+        return [outcome[figure] for outcome in rounds if figure in outcome]
+
+    def median(self, measure: str, side: str, figure: str) -> float | None:
+        """The middle one of them; None if it was not measured."""
+        values = self.values(measure, side, figure)
+        return statistics.median(values) if values else None
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why sides are missing."""
+        return dict(self.stored["unavailable"])
+
+    @property
+    def sides(self) -> dict[str, dict[str, str]]:
+        """Title, version and settings of each side that was measured, by name."""
+        return dict(self.stored["sides"])
+
+
+def page(run: Run, plots: Sequence[tuple[str, str]]) -> str:
+    """All tables, with pictures (description, file), for a page of the documentation."""
+    parts = [
+        "## Results",
+        about(run),
+        "### Against Graphile Worker for Node",
+        against_node(run),
+        "### Against other queues for Python",
+        against_peers(run),
+        "### Against the server's limit",
+        against_pgbench(run),
+        *(f"![{description}]({file})" for description, file in plots),
+    ]
+    return "\n\n".join(parts)
+
+
+def text(run: Run) -> str:
+    """All tables, for the terminal."""
+    parts = [about(run), against_node(run), against_peers(run), against_pgbench(run)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def about(run: Run) -> str:
+    """The machine, and how much was measured."""
+    machine = run.stored["machine"]
+    rounds = run.stored["rounds"]
+    scale = run.stored["scale"]
+    words = [
+        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB memory",
+        machine["system"],
+        f"PostgreSQL {machine['postgresql']} with its default settings, on the same machine",
+        f"{rounds} {'round' if rounds == 1 else 'rounds'}",
+        f"load before the first {machine['load_before']:g}",
+        run.stored["date"],
+    ]
+    if scale != 1:
+        words.append(f"**numbers of jobs multiplied by {scale:g}: a trial, no result**")
+    return "; ".join(words) + "."
+
+
+def against_node(run: Run) -> str:
+    """Ours and Node in turn: medians, and the median and extremes of the rounds' ratios."""
+    lines = [
+        "| measure | ours | Node | ours / Node | from … to |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for measure, name, figure in _figures():
+        ours, node = (run.values(measure, side, name) for side in GRAPHILE)
+        if not ours or not node:
+            continue
+        better = " (less is better)" if not figure.more_is_better else ""
+        lines.append(
+            f"| {figure.title}{_unit(figure)}{better} | {number(statistics.median(ours))} "
+            f"| {number(statistics.median(node))} | {_ratios(ours, node)} |"
+        )
+    sizes = [_kept_by_size(run, side) for side in GRAPHILE]
+    if all(sizes):
+        lines.append(
+            f"| rate with 1,000,000 jobs waiting to that with 10,000 "
+            f"| {' | '.join(number(statistics.median(kept)) for kept in sizes)} "
+            f"| {_ratios(*sizes)} |"
+        )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def against_peers(run: Run) -> str:
+    """A line for each side, those that are missing with the reason."""
+    lines = [
+        "| | jobs/s | slowest … fastest round | latency, median | latency, 99 % | version |",
+        "| --- | ---: | --- | ---: | ---: | --- |",
+    ]
+    for name, side in run.sides.items():
+        rates = run.values("batched", name, "rate")
+        latencies = [run.median("latency", name, part) for part in ("p50", "p99")]
+        if not rates and latencies[0] is None:
+            continue
+        spread = f"{number(min(rates))} … {number(max(rates))}" if rates else ""
+        cells = [f"{number(each)} ms" if each is not None else "" for each in latencies]
+        rate = number(statistics.median(rates)) if rates else ""
+        lines.append(
+            f"| {side['title']} | {rate} | {spread} | {' | '.join(cells)} | {side['about']} |"
+        )
+    for name, reason in run.unavailable.items():
+        lines.append(f"| {name} | not measured: {reason} | | | | |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def against_pgbench(run: Run) -> str:
+    """Ours beside the same statements without Python."""
+    lines = [
+        "| batch | ours | pgbench | ours / pgbench | from … to |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for measure, batch in (("default", "24"), ("batched", "500")):
+        ours, limit = (run.values(measure, side, "rate") for side in ("ours", "pgbench"))
+        if ours and limit:
+            lines.append(
+                f"| {batch} (jobs/s) | {number(statistics.median(ours))} "
+                f"| {number(statistics.median(limit))} | {_ratios(ours, limit)} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def inserted(text: str, results: str) -> str:
+    """A page with the results between its marks.
+
+    Raises:
+        ValueError: The page has no marks.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page lacks the lines {BEGIN!r} and {END!r}")
+    middle = f"\n\n{results}\n\n" if results else "\n"
+    return f"{before}{begin}{middle}{end}{after}"
+
+
+def number(value: float) -> str:
+    """A figure with as many digits as are worth telling."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+
+
+def _figures() -> Iterator[tuple[str, str, Figure]]:
+    for measure in MEASURES:
+        for name, figure in measure.figures.items():
+            yield measure.name, name, figure
+
+
+def _kept_by_size(run: Run, side: str) -> list[float]:
+    """What is left of the rate when there are a hundred times as many jobs, round by round."""
+    many, few = (run.values(f"{size} waiting", side, "rate") for size in ("1,000,000", "10,000"))
+    return [a / b for a, b in zip(many, few, strict=True)] if many and few else []
+
+
+def _unit(figure: Figure) -> str:
+    return f" ({figure.unit})" if figure.unit else ""
+
+
+def _ratios(ours: Sequence[float], others: Sequence[float]) -> str:
+    """Of rounds that belong together; the last cells of a line."""
+    ratios = [a / b for a, b in zip(ours, others, strict=True)]
+    return f"{statistics.median(ratios):.2f} | {min(ratios):.2f} … {max(ratios):.2f}"

@@ -1,0 +1,269 @@
+"""Who is measured: this package, Graphile Worker for Node, and other queues for Python.
+
+The settings of each are the best that its documentation names or allows, for many small jobs in
+one process: those with which it was fastest when they were tried. docs/performance.md tells them.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from time import sleep, time
+from typing import Any, ClassVar, Final
+
+import psycopg
+
+from benchmarks.environments import Environment
+from tests.support.node import LATEST, Node
+
+WORKERS = Path(__file__).parent / "workers"
+Command = tuple[list[str], Path | None]
+
+DEFAULT: Final = {"concurrent_jobs": 24}
+BATCHED: Final = {"concurrent_jobs": 24, "local_queue_size": 500}
+
+
+class Side(ABC):
+    """One who is measured.
+
+    Attributes:
+        name: What it is called in files.
+        title: What it is called in tables.
+        best: Its best settings for many small jobs.
+        schema: Whose tables it works on; sides with the same ones share them.
+    """
+
+    name: str
+    title: str
+    best: ClassVar[Mapping[str, Any]]
+    schema: str
+
+    @abstractmethod
+    def about(self) -> str:
+        """Version, language and driver, in words."""
+
+    @abstractmethod
+    def install(self, dsn: str) -> None:
+        """Make the tables in an empty database."""
+
+    @abstractmethod
+    def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
+        """How a worker is started, and where."""
+
+    @abstractmethod
+    def fill(self, dsn: str, jobs: int) -> float:
+        """Add jobs in one transaction; the time at which it was committed."""
+
+    @abstractmethod
+    def feed(self, dsn: str, jobs: int) -> None:
+        """Add timed jobs one by one, each a moment after the other."""
+
+    @abstractmethod
+    def left(self, dsn: str) -> int:
+        """How many jobs are not done."""
+
+
+class Graphile(Side):
+    """A side that works on the schema `graphile_worker`."""
+
+    schema = "graphile_worker"
+    best: ClassVar[Mapping[str, Any]] = BATCHED
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def install(self, dsn: str) -> None:
+        self.node.cli(LATEST, "--schema-only", "-c", dsn)
+
+    def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
+        return self.script("work", dsn, json.dumps(settings))
+
+    @abstractmethod
+    def script(self, name: str, *arguments: str) -> Command:
+        """How a script of this side is run, and where."""
+
+    def fill(self, dsn: str, jobs: int) -> float:
+        return add_backlog(dsn, jobs)
+
+    def feed(self, dsn: str, jobs: int) -> None:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            for number in range(jobs):
+                payload = json.dumps({"sent": time()})
+                conn.execute("select graphile_worker.add_job('timed', %s::json)", (payload,))
+                sleep(0.002 + number % 7 / 1000)
+
+    def left(self, dsn: str) -> int:
+        with psycopg.connect(dsn) as conn:
+            row = conn.execute("select count(*) from graphile_worker._private_jobs").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class Ours(Graphile):
+    """This package, as it is installed here."""
+
+    name = "ours"
+    title = "graphile_worker_py"
+
+    def about(self) -> str:
+        return f"{version('graphile-worker-py')}, Python {platform.python_version()}, psycopg"
+
+    def script(self, name: str, *arguments: str) -> Command:
+        return [sys.executable, str(WORKERS / f"{name}_ours.py"), *arguments], None
+
+
+class NodeWorker(Graphile):
+    """The package for Node."""
+
+    name = "node"
+    title = "graphile-worker for Node"
+
+    def about(self) -> str:
+        told = subprocess.run(
+            [self.node.binary, "--version"], capture_output=True, text=True, check=True
+        )
+        return f"{LATEST}, Node {told.stdout.strip().removeprefix('v')}, pg"
+
+    def script(self, name: str, *arguments: str) -> Command:
+        folder = self.node.package(LATEST)
+        # Where it stands decides which packages a module can import.
+        script = folder / f"benchmark-{name}.mjs"
+        shutil.copyfile(WORKERS / f"{name}_node.mjs", script)
+        return [self.node.binary, str(script), *arguments], folder
+
+
+class Peer(Side):
+    """Another queue for Python, in an environment of its own."""
+
+    packages: tuple[str, ...]
+    minimum: tuple[int, int] = (3, 11)
+
+    @property
+    def schema(self) -> str:  # type: ignore[override]
+        return self.name
+
+    @cached_property
+    def python(self) -> str:
+        """Its interpreter; raises UnavailableError if there can't be one."""
+        return Environment(requirements=self.packages, minimum=self.minimum).python()
+
+    def about(self) -> str:
+        script = "import platform; print(platform.python_version())"
+        python = self._run(self.python, "-c", script).strip()
+        return f"{self.packages[0].partition('==')[2]}, Python {python}, {self.driver}"
+
+    @property
+    @abstractmethod
+    def driver(self) -> str:
+        """What it reaches the database with."""
+
+    def install(self, dsn: str) -> None:
+        self._call("install", dsn)
+
+    def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
+        return [self.python, str(self._script), "work", dsn, json.dumps(settings)], None
+
+    def fill(self, dsn: str, jobs: int) -> float:
+        return float(self._call("fill", dsn, str(jobs)))
+
+    def feed(self, dsn: str, jobs: int) -> None:
+        self._call("feed", dsn, str(jobs))
+
+    def left(self, dsn: str) -> int:
+        return int(self._call("left", dsn))
+
+    @property
+    def _script(self) -> Path:
+        return WORKERS / f"{self.name}_side.py"
+
+    def _call(self, *arguments: str) -> str:
+        return self._run(self.python, str(self._script), *arguments)
+
+    def _run(self, *command: str) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment()
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{command} exited with {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+
+class PgQueuerSide(Peer):
+    """PgQueuer: its benchmark names asyncpg the fastest driver, its guide a larger batch.
+
+    Its own benchmark has five consumers with batches of 10; one with batches of 1,000 was faster.
+    """
+
+    name = "pgqueuer"
+    title = "PgQueuer"
+    packages = ("pgqueuer==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0")
+    driver = "asyncpg"
+    best: ClassVar[Mapping[str, Any]] = {"consumers": 1, "batch_size": 1000}
+
+
+class ProcrastinateSide(Peer):
+    """Procrastinate: it fetches and records jobs one by one, so concurrency is what it has.
+
+    Jobs are deleted when done, as its guide for production tells, and as on our side.
+    """
+
+    name = "procrastinate"
+    title = "Procrastinate"
+    packages = ("procrastinate==3.10.0", "psycopg[binary]==3.3.9", "uvloop==0.23.0")
+    driver = "psycopg"
+    best: ClassVar[Mapping[str, Any]] = {
+        "concurrency": 24,
+        "connections": 10,
+        "delete_jobs": "successful",
+    }
+
+
+class ObanSide(Peer):
+    """Oban for Python: it fetches as many jobs as its limit has room for.
+
+    So a high limit makes large batches; beyond 1,000 nothing was gained.
+    """
+
+    name = "oban"
+    title = "Oban for Python"
+    packages = ("oban==0.7.0", "psycopg[binary]==3.3.9", "uvloop==0.23.0")
+    minimum = (3, 12)
+    driver = "psycopg"
+    best: ClassVar[Mapping[str, Any]] = {"limit": 1000}
+
+
+def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> float:
+    """Add jobs in one transaction, through the SQL function; the time at which it committed."""
+    step = 100_000  # an array of a million would need a gigabyte
+    with psycopg.connect(dsn) as conn:
+        for first in range(0, jobs, step):
+            conn.execute(
+                """
+                select count(*) from graphile_worker.add_jobs(array(
+                  select row(%(task)s, json_build_object('n', n),
+                    case when %(queues)s > 0 then 'queue-' || (n %% greatest(%(queues)s, 1)) end,
+                    null, null, null, null, null)::graphile_worker.job_spec
+                  from generate_series(%(first)s::int, %(last)s::int) as n))
+                """,
+                {
+                    "task": task,
+                    "first": first + 1,
+                    "last": min(first + step, jobs),
+                    "queues": queues,
+                },
+            )
+        conn.commit()
+        return time()
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what would lead a child to another database."""
+    unwanted = ("PG", "DATABASE_URL", "GRAPHILE_", "OBAN_", "PROCRASTINATE_", "NODE_OPTIONS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}

@@ -1,0 +1,208 @@
+"""What a process of the `run` command does: it works, until it is told to stop."""
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from graphile_worker_py import aio, config
+from graphile_worker_py.commands.errors import (
+    EXIT_FAILURE,
+    EXIT_INCOMPATIBLE_WHILE_RUNNING,
+    exit_with,
+)
+from graphile_worker_py.db import one_line
+from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
+from graphile_worker_py.events import Events, ForcefulShutdown, PoolCreate
+from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations, run_once
+from graphile_worker_py.supervised import Supervised
+from graphile_worker_py.task_loader import watch_tasks
+from graphile_worker_py.tasks import Task, Tasks
+
+logger = logging.getLogger("graphile_worker_py")
+
+Settings: TypeAlias = Mapping[str, config.Setting]
+
+
+def install(settings: Settings) -> None:
+    """Install or upgrade the schema."""
+    run_in_loop(run_migrations(settings["connection"].value, schema=settings["schema"].value))
+
+
+def once(settings: Settings, process: Supervised | None) -> None:
+    """Run what is due."""
+    options = _telling(_runner_options(settings, process), process)
+    _run(run_once(settings["connection"].value, **options), process)
+
+
+def watching(settings: Settings, process: Supervised | None) -> None:
+    """Run until stopped, with the tasks as they are at the time."""
+    options = _runner_options(settings, process)
+    _run(_run_watching(settings["connection"].value, options, process), process)
+
+
+def until_stopped(settings: Settings, process: Supervised | None) -> None:
+    """Run until stopped."""
+    options = _runner_options(settings, process)
+    _run(_run_until_stopped(settings["connection"].value, options, process), process)
+
+
+def _run(work: Coroutine[Any, Any, None], process: Supervised | None) -> None:
+    run_in_loop(work if process is None else process.during(work))
+
+
+def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOptions:
+    # Names and types were checked where the values were read.
+    options = cast(RunnerOptions, config.runner_values(settings))
+    options["logger"] = logger
+    options["schema"] = settings["schema"].value
+    options["hooks"] = settings["hooks"].value
+    options["crontab_file"] = settings["crontab_file"].value
+    options["watchdog_exit"] = True
+    options["health_port"] = _own_port(settings["health_port"].value, process)
+    options["health_host"] = settings["health_host"].value
+    if settings["tasks"].value is not None:
+        options["tasks"] = import_tasks(settings["tasks"].value)
+    elif settings["task_directory"].value is not None:
+        options["task_directory"] = settings["task_directory"].value
+    else:
+        raise ConfigurationError(
+            "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
+        )
+    return options
+
+
+def _own_port(port: int | None, process: Supervised | None) -> int | None:
+    # 0 is a free one, for each of them.
+    return port + process.number - 1 if port and process is not None else port
+
+
+def _telling(options: RunnerOptions, process: Supervised | None) -> RunnerOptions:
+    """The options, with events of which a supervisor learns that the process works."""
+    if process is None:
+        return options
+    ready = process.ready
+    events = Events()
+    events.subscribe(PoolCreate, lambda _event: ready())
+    return {**options, "events": events}
+
+
+async def _run_watching(
+    connection: str | None, options: RunnerOptions, process: Supervised | None
+) -> None:
+    """Run, and begin anew with the new tasks whenever a file of the task directory changes."""
+    directory = options.pop("task_directory", None)
+    if directory is None:
+        raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
+    async with aclosing(watch_tasks(directory, logger=logger)) as versions:
+        options["tasks"] = await anext(versions)
+        changed = asyncio.Event()
+
+        async def watch() -> None:
+            options["tasks"] = await anext(versions)
+            changed.set()
+
+        while True:
+            crew = aio.Crew()
+            crew.start(watch(), name="watch")
+            try:
+                await _run_until_stopped(connection, options, process, changed)
+            finally:
+                await crew.cancel(patience=1)
+            if not changed.is_set():
+                return
+            changed.clear()
+
+
+async def _run_until_stopped(
+    connection: str | None,
+    options: RunnerOptions,
+    process: Supervised | None,
+    changed: asyncio.Event | None = None,
+) -> None:
+    """Run until a signal comes, or until it is set that something has changed."""
+    forced = False
+
+    def by_force(_event: ForcefulShutdown) -> None:
+        nonlocal forced
+        forced = True
+
+    started = False
+    try:
+        async with Runner(connection, **_telling(options, process)) as runner:
+            started = True
+            runner.events.subscribe(ForcefulShutdown, by_force)
+            if config.logs_success():
+                logger.info(
+                    "Working as %s on %s",
+                    runner.pool_id,
+                    runner.about,
+                    extra={"pool_id": runner.pool_id},
+                )
+            async with aio.until(changed or asyncio.Event()):
+                await runner.wait()
+    except IncompatibleSchemaError as error:
+        if not started:
+            raise
+        exit_with(str(error), EXIT_INCOMPATIBLE_WHILE_RUNNING)
+    finally:
+        if forced:
+            # All is recorded that can be. A task that ignores its cancellation would keep an
+            # orderly exit waiting for ever.
+            logging.shutdown()
+            os._exit(EXIT_FAILURE)
+
+
+def import_tasks(where: str) -> Tasks:
+    """Tasks of a module: those of an attribute (a list, a mapping or one task), or all it has.
+
+    Raises:
+        ConfigurationError: There is no such module or attribute, or it holds no tasks.
+    """
+    module_name, _, attribute = where.partition(":")
+    # As `python -m` does it: what lies in the working directory can be imported.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigurationError(f"--tasks {where}: {one_line(error)}") from error
+        raise ConfigurationError(f"--tasks {where}: there is no module {error.name!r}") from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigurationError(
+            f"--tasks {where}: {one_line(error)} ({place.filename}, line {place.lineno})"
+        ) from error
+    if not attribute:
+        found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
+        if not found:
+            raise ConfigurationError(f"--tasks {where}: the module has no @task functions")
+        return list(found.values())
+    try:
+        tasks: Any = getattr(module, attribute)
+    except AttributeError as error:
+        raise ConfigurationError(
+            f"--tasks {where}: module {module_name!r} has no attribute {attribute!r}"
+        ) from error
+    return [tasks] if isinstance(tasks, Task) else tasks
+
+
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, on uvloop where that is installed."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as loop:
+        loop.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

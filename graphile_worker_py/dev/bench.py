@@ -1,0 +1,240 @@
+"""Measure what jobs cost on a database: in a schema of its own, which is dropped at the end."""
+
+import asyncio
+import logging
+import statistics
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Final
+
+from graphile_worker_py import aio
+from graphile_worker_py.db import Database, opened_pool
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
+from graphile_worker_py.job import JobSpec
+from graphile_worker_py.options import LocalQueueOptions
+from graphile_worker_py.runner import Runner
+from graphile_worker_py.sql import bench as sql
+from graphile_worker_py.tasks import task
+from graphile_worker_py.worker_utils import WorkerUtils
+
+SCHEMA: Final = "graphile_worker_bench"
+WARM_PART: Final = 10
+"""The first tenth of the jobs warms up: connections, plans, the processor's clock."""
+ROUND_TRIPS: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much to measure.
+
+    Attributes:
+        jobs: How many jobs are added, and run.
+        concurrent_jobs: How many run at the same time.
+        batch_size: How many are fetched at a time, where they are.
+        singles: How many jobs are added one by one, and for latency.
+        seconds: Most seconds for each measurement of running jobs; it then counts what was done.
+    """
+
+    jobs: int = 20_000
+    concurrent_jobs: int = 24
+    batch_size: int = 500
+    singles: int = 300
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Something that was measured.
+
+    Attributes:
+        name: For programs.
+        title: For people.
+        value: In this unit.
+        unit: `jobs/s` or `ms`.
+    """
+
+    name: str
+    title: str
+    value: float
+    unit: str
+
+
+async def measure(
+    dsn: str,
+    plan: Plan,
+    *,
+    schema: str = SCHEMA,
+    replace: bool = False,
+    tell: Callable[[str], None],
+) -> list[Figure]:
+    """Measure on a database. Nothing of it is left there, also if it is cancelled.
+
+    Args:
+        dsn: Connection string.
+        plan: How much to measure.
+        schema: Schema to make and drop; it must not be there.
+        replace: Drop first what a measurement that was killed has left.
+        tell: Called with what is being measured.
+
+    Raises:
+        ConfigurationError: The schema is there already.
+        GraphileWorkerError: Jobs did not run.
+        psycopg.Error: The database can't be reached, or refuses.
+    """
+    async with _schema_of_its_own(dsn, schema, replace=replace) as database:
+        lab = _Lab(dsn, schema, plan, database)
+        figures: list[Figure] = []
+        for title, measurement in lab.measurements():
+            tell(title)
+            figures += await measurement()
+        return figures
+
+
+@asynccontextmanager
+async def _schema_of_its_own(dsn: str, schema: str, *, replace: bool) -> AsyncIterator[Database]:
+    async with opened_pool(dsn, max_size=1) as pool:
+        database = Database(pool, schema=schema)
+        is_ours = await database.run(sql.find_schema(schema))
+        if is_ours is False or (is_ours and not replace):
+            advice = (
+                "it was left by a measurement that was killed: --force drops it first"
+                if is_ours
+                else "give another name with --schema"
+            )
+            raise ConfigurationError(f"schema {schema!r} is there already; {advice}")
+        async with pool.connection() as conn, conn.transaction():
+            if is_ours:
+                await database.run(sql.drop_schema(), conn=conn)
+            await database.run(sql.create_schema(), conn=conn)
+            await database.run(sql.mark_schema(), conn=conn)
+        try:
+            yield database
+        finally:
+            await aio.finish(database.run(sql.drop_schema()))
+
+
+class _Lab:
+    """The measurements, in the order in which they are made."""
+
+    def __init__(self, dsn: str, schema: str, plan: Plan, database: Database) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._plan = plan
+        self._database = database
+        self._quiet = logging.getLogger("graphile_worker_py.bench")
+        self._quiet.setLevel(logging.CRITICAL)
+
+    def measurements(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """What is measured, and how."""
+        yield "the way to the server and back", self._round_trip
+        yield "adding jobs", self._add
+        yield "running them with default options", self._run_by_default
+        yield "running them in batches", self._run_in_batches
+        yield "latency", self._latency
+
+    async def _round_trip(self) -> list[Figure]:
+        async with self._database.pool.connection() as conn:
+            times: list[float] = []
+            for _ in range(ROUND_TRIPS):
+                began = perf_counter()
+                await self._database.run(sql.ping(), conn=conn)
+                times.append(perf_counter() - began)
+        middle = statistics.median(times) * 1000
+        return [Figure(name="round_trip", title="a round trip", value=middle, unit="ms")]
+
+    async def _add(self) -> list[Figure]:
+        singles = self._plan.singles
+        async with WorkerUtils(self._dsn, schema=self._schema) as utils:
+            began = perf_counter()
+            for number in range(singles):
+                await utils.add_job("noop", {"n": number})
+            one_by_one = singles / (perf_counter() - began)
+            await self._database.run(sql.clear_jobs())
+            seconds = await self._fill(utils)
+        return [
+            _rate("add_job", "add_job, one after the other", one_by_one),
+            _rate("add_jobs", f"add_jobs, {self._plan.jobs:,} jobs", self._plan.jobs / seconds),
+        ]
+
+    async def _fill(self, utils: WorkerUtils) -> float:
+        """Add the jobs that are to be run; the seconds that took."""
+        specs = [JobSpec("noop", {"n": number}) for number in range(self._plan.jobs)]
+        began = perf_counter()
+        await utils.add_jobs(specs)
+        return perf_counter() - began
+
+    async def _run_by_default(self) -> list[Figure]:
+        # The jobs that were added to measure that.
+        title = f"run, {self._plan.concurrent_jobs} at a time"
+        return [_rate("default", title, await self._drain(LocalQueueOptions()))]
+
+    async def _run_in_batches(self) -> list[Figure]:
+        await self._database.run(sql.clear_jobs())
+        async with WorkerUtils(self._dsn, schema=self._schema) as utils:
+            await self._fill(utils)
+        size = self._plan.batch_size
+        rate = await self._drain(LocalQueueOptions(size=size))
+        return [_rate("batched", f"run, fetched {size} at a time", rate)]
+
+    async def _drain(self, local_queue: LocalQueueOptions) -> float:
+        """Jobs a second that a runner works off."""
+        times: list[float] = []
+        done = asyncio.Event()
+
+        @task
+        async def noop(_payload: Any) -> None:
+            times.append(perf_counter())
+            if len(times) == self._plan.jobs:
+                done.set()
+
+        async with self._runner(noop, local_queue=local_queue):
+            await aio.wait_for(done, self._plan.seconds)
+            seen = list(times)
+        counted = seen[len(seen) // WARM_PART :]
+        if len(counted) < 2:
+            raise GraphileWorkerError(f"only {len(seen)} jobs ran in {self._plan.seconds:g} s")
+        return (len(counted) - 1) / (counted[-1] - counted[0])
+
+    async def _latency(self) -> list[Figure]:
+        """From `add_job` to the task's first line, when the worker has nothing else to do."""
+        await self._database.run(sql.clear_jobs())
+        latencies: list[float] = []
+        ran = asyncio.Event()
+
+        @task
+        async def ping(payload: dict[str, float]) -> None:
+            latencies.append((perf_counter() - payload["began"]) * 1000)
+            ran.set()
+
+        async with self._runner(ping) as runner:
+            for _ in range(self._plan.singles):
+                ran.clear()
+                await runner.add_job("ping", {"began": perf_counter()})
+                if not await aio.wait_for(ran, self._plan.seconds):
+                    raise GraphileWorkerError(
+                        f"a job did not start within {self._plan.seconds:g} s"
+                    )
+        parts = statistics.quantiles(latencies, n=100)
+        titles = {50: "latency, median", 95: "latency, 95 %", 99: "latency, 99 %"}
+        return [
+            Figure(name=f"latency_p{part}", title=title, value=parts[part - 1], unit="ms")
+            for part, title in titles.items()
+        ]
+
+    def _runner(self, work: Any, *, local_queue: LocalQueueOptions | None = None) -> Runner:
+        return Runner(
+            self._dsn,
+            tasks=[work],
+            schema=self._schema,
+            concurrent_jobs=self._plan.concurrent_jobs,
+            local_queue=local_queue,
+            no_handle_signals=True,
+            no_side_schema=True,  # it would stay in the database
+            logger=self._quiet,
+        )
+
+
+def _rate(name: str, title: str, value: float) -> Figure:
+    return Figure(name=name, title=title, value=value, unit="jobs/s")

@@ -1,0 +1,319 @@
+"""The process of a task, seen from inside: it runs one job after the other, as it is told."""
+
+import asyncio
+import faulthandler
+import functools
+import importlib
+import inspect
+import logging
+import operator
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from graphile_worker_py import json_codec
+from graphile_worker_py.context import job_logger
+from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.executors import wire
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.task_modules import import_file, open_package
+from graphile_worker_py.task_places import TaskPlace
+from graphile_worker_py.tasks import Task
+
+_PACKAGE: Final = str(Path(__file__).parent.parent)
+_PLAIN: Final = (str, int, float, bool, type(None))
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class ProcessJobContext:
+    """What a task in a process of its own knows of its job and may do beside it.
+
+    What it asks for, the worker does. It has no `connection()`: a process makes its own.
+
+    Attributes:
+        job: The job, as it was fetched.
+        worker_id: Id of the worker that runs it.
+        pool_id: Id of the worker's pool, which is what the job is locked by.
+        abort_event: Set when the worker wants to end and the job should, too.
+        logger: A logger of the worker's, whose records carry the job's id, task, attempt, worker
+            and pool.
+    """
+
+    def __init__(self, order: wire.Run, link: "_Link") -> None:
+        self.job = order.job
+        self.worker_id = order.worker_id
+        self.pool_id = order.pool_id
+        self.abort_event = link.abort_event
+        self.logger = job_logger(
+            logging.getLogger(order.logger), order.job, order.worker_id, order.pool_id
+        )
+        self._link = link
+
+    def add_job(
+        self,
+        identifier: str | TaskName[PayloadT],
+        payload: PayloadT | None = None,
+        *,
+        queue_name: str | None = None,
+        run_at: datetime | None = None,
+        priority: int | None = None,
+        max_attempts: int | None = None,
+        job_key: str | None = None,
+        job_key_mode: JobKeyMode | str | None = None,
+        flags: Iterable[str] | None = None,
+    ) -> Job:
+        """Add a job, through the worker. See `WorkerUtils.add_job`."""
+        spec = JobSpec(
+            identifier,
+            payload,
+            queue_name=queue_name,
+            run_at=run_at,
+            priority=priority,
+            max_attempts=max_attempts,
+            job_key=job_key,
+            job_key_mode=job_key_mode,
+            flags=flags,
+        )
+        return self.add_jobs([spec])[0]
+
+    def add_jobs(self, specs: Iterable[JobSpec]) -> list[Job]:
+        """Add many jobs, all or none, through the worker. See `WorkerUtils.add_jobs`."""
+        jobs: list[Job] = self._link.ask(wire.AddJobs([_travelling(spec) for spec in specs]))
+        return jobs
+
+    def get_queue_name(self, queue_id: int | None = None) -> str | None:
+        """Name of the job's serial queue, or of another one. See `JobContext.get_queue_name`."""
+        name: str | None = self._link.ask(wire.GetQueueName(queue_id))
+        return name
+
+
+def main(descriptor: int) -> None:
+    """Run jobs until told to end."""
+    faulthandler.enable()
+    for number in _ENDING:
+        # The worker decides when to end. A supervisor that signals all processes of a service
+        # would else cut jobs off which a graceful stop lets finish.
+        signal.signal(number, _ignore)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_heed_signals)
+    link = _Link(socket.socket(fileno=descriptor))
+    logging.root.handlers[:] = [_Forward(link)]
+    link.start()
+    while (order := link.orders.get()) is not None:
+        _run(order, link)
+
+
+class _Link:
+    """The connection to the worker. A thread of its own reads from it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.set_inheritable(False)
+        self.orders: queue.SimpleQueue[wire.Run | None] = queue.SimpleQueue()
+        self.abort_event = threading.Event()
+        self.is_open = False
+        self._connection = connection
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._writing = threading.Lock()
+        self._asking = threading.Lock()
+
+    def start(self) -> None:
+        threading.Thread(target=self._read, name="graphile-worker-py", daemon=True).start()
+
+    def send(self, message: wire.Message) -> None:
+        encoded = wire.encode(message)
+        with self._writing:
+            self._connection.sendall(encoded)
+
+    def ask(self, question: wire.AddJobs | wire.GetQueueName) -> Any:
+        """Have the worker do something, and wait for the answer."""
+        with self._asking:
+            if not self.is_open:
+                raise GraphileWorkerError("the job of this context is over")
+            self.send(question)
+            answer = self._answers.get()
+        if isinstance(answer, wire.Failure):
+            raise answer.error()
+        return answer
+
+    def _read(self) -> None:
+        while True:
+            match self._receive():
+                case wire.Run() as order:
+                    self.orders.put(order)
+                case wire.Abort():
+                    self.abort_event.set()
+                case wire.Answer(value):
+                    self._answers.put(value)
+                case wire.End():
+                    self.orders.put(None)
+                    return
+                case None:
+                    # The worker is gone, without having ended us: nobody wants the outcome.
+                    with suppress(ProcessLookupError):
+                        os.killpg(os.getpid(), signal.SIGKILL)
+                    os._exit(1)
+
+    def _receive(self) -> wire.Message | None:
+        try:
+            header = self._exactly(wire.HEADER.size)
+            return wire.decode(self._exactly(*wire.HEADER.unpack(header)))
+        except (EOFError, OSError):
+            return None
+
+    def _exactly(self, size: int) -> bytes:
+        received = bytearray()
+        while len(received) < size:
+            part = self._connection.recv(min(size - len(received), 2**20))
+            if not part:
+                raise EOFError
+            received += part
+        return bytes(received)
+
+
+class _Forward(logging.Handler):
+    """Hands log records to the worker, whose handlers write them."""
+
+    def __init__(self, link: _Link) -> None:
+        super().__init__()
+        self._link = link
+        self._process = os.getpid()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.getpid() != self._process:
+            # A process that the task has forked: the connection is not its own.
+            if logging.lastResort is not None:
+                logging.lastResort.handle(record)
+            return
+        try:
+            self._link.send(wire.Logged(_plain(record)))
+        except Exception:
+            self.handleError(record)
+
+
+def _plain(record: logging.LogRecord) -> dict[str, Any]:
+    """What is in a record, as far as it can travel."""
+    values = {
+        name: value if type(value) in _PLAIN else str(value)
+        for name, value in vars(record).items()
+        if name not in {"msg", "args", "exc_info", "message"}
+    }
+    if record.exc_info and not record.exc_text:
+        values["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    return {**values, "msg": record.getMessage(), "args": None}
+
+
+def _run(order: wire.Run, link: _Link) -> None:
+    for name, level in order.levels.items():
+        logging.getLogger(name).setLevel(level)
+    link.is_open = True
+    try:
+        task = _task(order.place)
+        link.send(wire.Begun())
+        outcome: wire.Message = _call(task, order, link)
+    except BaseException as error:  # SystemExit included: it is the task's failure
+        outcome = _failure(error)
+    link.is_open = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed by the task, or not there
+            stream.flush()
+    link.send(outcome)
+
+
+@functools.cache
+def _task(place: TaskPlace) -> Task[Any]:
+    if place.directory is None or place.file is None:
+        module = importlib.import_module(place.module)
+    elif place.module in sys.modules:
+        module = sys.modules[place.module]
+    else:
+        package = open_package(Path(place.directory))
+        file = Path(place.file)
+        parts = file.relative_to(place.directory).with_suffix("").parts
+        module = import_file(package, parts, file)
+    found = operator.attrgetter(place.name)(module)
+    return found if isinstance(found, Task) else Task(found, place.identifier)
+
+
+def _call(task: Task[Any], order: wire.Run, link: _Link) -> wire.Done:
+    job = order.job
+    payload = job.payload if task.decode is None else task.decode(job.payload_json)
+    arguments = (payload, ProcessJobContext(order, link))[: task.arguments]
+    result = task.function(*arguments)
+    if inspect.isawaitable(result):
+        result = asyncio.run(_awaited(result))
+    if not isinstance(result, list):
+        return wire.Done(results=None, failed={})
+    # Items that can be awaited may be so only if they are those of a batch job.
+    failed: Mapping[int, wire.Failure] = {}
+    items = json_codec.loads(job.payload_json)
+    if isinstance(items, list) and len(items) == len(result) and any(map(_is_open, result)):
+        failed = asyncio.run(_settled(result))
+    return wire.Done(results=len(result), failed=failed)
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+async def _settled(results: list[Any]) -> dict[int, wire.Failure]:
+    failed: dict[int, wire.Failure] = {}
+
+    async def settle(at: int, result: Awaitable[Any]) -> None:
+        try:
+            await result
+        except BaseException as error:  # SystemExit included: it is the item's failure
+            failed[at] = _failure(error)
+
+    async with asyncio.TaskGroup() as group:
+        for at, result in enumerate(results):
+            if _is_open(result):
+                group.create_task(settle(at, result))
+    return failed
+
+
+def _is_open(result: object) -> bool:
+    return inspect.isawaitable(result)
+
+
+def _failure(error: BaseException) -> wire.Failure:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        frames = frames.tb_next
+    return wire.failure(error, "".join(traceback.format_exception(type(error), error, frames)))
+
+
+def _travelling(spec: JobSpec) -> JobSpec:
+    """The same with a payload of plain JSON values, which the worker can read."""
+    if spec.payload is None:
+        return spec
+    return replace(spec, payload=json_codec.loads(spec.payload_json()))
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    pass
+
+
+def _block() -> None:
+    # So that none gets lost between the fork and the end of `_heed_signals`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def _heed_signals() -> None:
+    """In a process that the task forks, for `Process.terminate` and the like to work."""
+    for number in _ENDING:
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, signal.SIG_DFL)
+    _unblock()

@@ -1,0 +1,202 @@
+"""The interpreters in which tasks run, from the worker's side: started, spoken to, ended."""
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, cast
+
+from graphile_worker_py import aio
+from graphile_worker_py.executors import guard, wire
+from graphile_worker_py.executors.groups import signal_group
+
+END_TIME: Final = 2.0
+"""Seconds that a process without a job is given to end by itself."""
+STRAY_TIME: Final = 1.0
+"""Seconds that one is waited for that was killed, or whose last words may still come."""
+
+_BOOT: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from graphile_worker_py.executors.child import main; main(int(sys.argv[1]))"
+)
+
+
+class Process(asyncio.SubprocessProtocol):
+    """A process, from the worker's side.
+
+    Args:
+        has_ended: Called with it when it has ended.
+        is_ending: Called with it when it is told to end, and can't be used any more.
+    """
+
+    def __init__(
+        self,
+        has_ended: Callable[["Process"], None],
+        is_ending: Callable[["Process"], None],
+    ) -> None:
+        self.pid = 0
+        self.jobs = 0
+        self.resident = 0
+        self.first_resident = 0
+        self.modules: set[str] = set()
+        self.ended = asyncio.Event()
+        self.is_talking = False
+        self._has_ended = has_ended
+        self._is_ending = is_ending
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        return self.ended.is_set()
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._transport is None else self._transport.get_returncode()
+
+    async def start(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: There can't be more processes.
+        """
+        ours, theirs = socket.socketpair()
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        path = json.dumps([each for each in sys.path if isinstance(each, str)])
+        with theirs:
+            descriptor = theirs.fileno()
+            try:
+                await asyncio.get_running_loop().subprocess_exec(
+                    lambda: self,
+                    *(sys.executable, "-c", _BOOT, str(descriptor), path),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=None,
+                    stderr=None,
+                    pass_fds=[descriptor],
+                    start_new_session=True,
+                )
+            except OSError:
+                self.drop()
+                raise
+
+    def begin(self, module: str) -> None:
+        """It gets a job of a task of this module."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.modules.add(module)
+        self.is_talking = True
+
+    def send(self, message: wire.Message) -> None:
+        assert self._writer is not None  # noqa: S101  # it was started
+        self._writer.write(wire.encode(message))
+
+    async def receive(self) -> wire.Message | None:
+        """What it says; None if it says no more, or nothing that could be understood."""
+        assert self._reader is not None  # noqa: S101  # it was started
+        try:
+            (size,) = wire.HEADER.unpack(await self._reader.readexactly(wire.HEADER.size))
+            if size <= wire.LONGEST:
+                return wire.decode(await self._reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except Exception:  # noqa: S110  # a crash may have left anything in its memory
+            pass
+        return None
+
+    def end_in(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self.end)
+
+    def end(self) -> None:
+        """Let it end by itself, if it has no job and hurries up."""
+        self._is_ending(self)
+        if self.is_ended:
+            return
+        if self.is_talking:
+            self.kill()
+            return
+        self.send(wire.End())
+        self._timer = asyncio.get_running_loop().call_later(END_TIME, self.kill)
+
+    def kill(self) -> None:
+        """Kill it, and what it has started."""
+        if not self.is_ended:
+            signal_group(self.pid, signal.SIGKILL, is_reaped=self.returncode is not None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self.pid = self._transport.get_pid()
+
+    def process_exited(self) -> None:
+        # What it has started must not live on, and may hold its connection open.
+        signal_group(self.pid, signal.SIGKILL, is_reaped=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.ended.set()
+        self._has_ended(self)
+        if self.is_talking:
+            # Its last words are still to be read.
+            asyncio.get_running_loop().call_later(STRAY_TIME, self.drop)
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Close what connects us, once it has ended."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Guard(asyncio.SubprocessProtocol):
+    """The process that ends all others if the worker is killed. See the module `guard`."""
+
+    def __init__(self) -> None:
+        self._ended = asyncio.Event()
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._input: asyncio.WriteTransport | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        return self._ended.is_set()
+
+    async def start(self, groups: Iterable[int]) -> None:
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: self,
+            *(sys.executable, "-I", "-S", str(Path(guard.__file__))),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=None,
+            stderr=None,
+            start_new_session=True,
+        )
+        for group in groups:
+            self.note(group)
+
+    def note(self, group: int) -> None:
+        self._write(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        self._write(f"-{group}\n")
+
+    async def close(self) -> None:
+        """Have it end; what it still knows of, it kills."""
+        if self._input is not None:
+            self._input.close()
+        await aio.wait_for(self._ended, END_TIME)
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
+
+    def process_exited(self) -> None:
+        self._ended.set()
+
+    def _write(self, line: str) -> None:
+        if self._input is not None and not self._input.is_closing():
+            self._input.write(line.encode())

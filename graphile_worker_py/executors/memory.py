@@ -1,0 +1,107 @@
+"""How much memory a process and those that it has started hold: their resident set size."""
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from graphile_worker_py.errors import ConfigurationError
+
+GROUP_AGE: Final = 0.9
+"""Seconds for which a look at all processes of the machine is good enough."""
+
+_GROUP: Final = 2
+_PAGES: Final = 21
+"""Fields of /proc/PID/stat, counted from the one behind the name of the program."""
+
+
+def check_supported() -> None:
+    """Look whether memory can be measured here.
+
+    Raises:
+        ConfigurationError: It can't.
+    """
+    if sys.platform != "linux" and importlib.util.find_spec("psutil") is None:
+        raise ConfigurationError(
+            "the memory of a task can't be limited here without the package psutil: "
+            "pip install 'graphile-worker-py[process]'"
+        )
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process holds in memory; 0 if it is gone."""
+    if sys.platform != "linux":
+        return resident_by_psutil(pid)
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123  # in a tenth of the time
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+class Groups:
+    """What process groups hold in memory.
+
+    That takes a look at each process of the machine, some milliseconds for hundreds of them. So
+    it is done in a thread, and one look is for all groups.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, int] = {}
+        self._looked_at = -GROUP_AGE
+        self._looking = asyncio.Lock()
+
+    async def resident(self, leader: int) -> int:
+        """Bytes that all processes of a group hold; what they share counts for each of them."""
+        clock = asyncio.get_running_loop().time
+        async with self._looking:
+            if clock() - self._looked_at >= GROUP_AGE:
+                self._found = await asyncio.to_thread(resident_of_groups)
+                self._looked_at = clock()
+        return self._found.get(leader, 0)
+
+
+def resident_of_groups() -> dict[int, int]:
+    """Bytes that the processes of each group hold."""
+    found: dict[int, int] = defaultdict(int)
+    for group, size in _processes() if sys.platform == "linux" else processes_by_psutil():
+        found[group] += size
+    return found
+
+
+def _processes() -> Iterator[tuple[int, int]]:
+    """Group and resident bytes of each process."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if not name.isdigit():
+            continue
+        with (
+            suppress(FileNotFoundError, ProcessLookupError, PermissionError),
+            open(f"/proc/{name}/stat", "rb") as file,  # noqa: PTH123
+        ):
+            # The name of the program stands in parentheses, and may have any in itself.
+            fields = file.read().rpartition(b")")[2].split()
+            yield int(fields[_GROUP]), int(fields[_PAGES]) * page
+
+
+def resident_by_psutil(pid: int) -> int:
+    """As `resident`, where there is no /proc."""
+    psutil = importlib.import_module("psutil")
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def processes_by_psutil() -> Iterator[tuple[int, int]]:
+    """Group and resident bytes of each process, where there is no /proc."""
+    psutil = importlib.import_module("psutil")
+    for process in psutil.process_iter():
+        # Those of other users may not be looked at, and are no task's.
+        with suppress(psutil.Error, ProcessLookupError, PermissionError):
+            yield os.getpgid(process.pid), int(process.memory_info().rss)

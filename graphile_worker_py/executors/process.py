@@ -1,0 +1,342 @@
+"""Call plain functions in processes, which can be killed, and may crash.
+
+A process is a new interpreter that leads a process group (and session) of its own: Ctrl-C in a
+terminal does not reach it, and a signal to the group reaches all that it has started. It imports
+the module of a task by name, runs one job after the other, and is replaced after
+`JOBS_PER_PROCESS` jobs, when it has grown, or when it was killed. It is not forked from the
+worker, whose threads and connections would not survive that.
+
+Why no library: what there is (pebble, loky, the standard library's pool) shares a pipe and a lock
+among its processes, so that one which is killed at the wrong moment can block or break the others;
+none kills what a task has started, or limits memory.
+
+Memory is measured, as resident set size, and not limited by the system (`RLIMIT_AS`): numerical
+libraries reserve gigabytes of addresses that they never touch.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any, Final
+
+from graphile_worker_py import aio
+from graphile_worker_py.context import JobContext
+from graphile_worker_py.errors import ConfigurationError, TaskTimeoutError
+from graphile_worker_py.executors import memory, wire
+from graphile_worker_py.executors.groups import end_of
+from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Guard, Process
+from graphile_worker_py.executors.wire import ProcessTaskError
+from graphile_worker_py.job import Job
+from graphile_worker_py.tasks import Task
+
+JOBS_PER_PROCESS: Final = 100
+"""So many jobs a process runs, before a new one takes its place."""
+GROWTH: Final = 256 * 1024**2
+"""Bytes that a process may grow by, after its first job, before a new one takes its place."""
+IDLE_TIME: Final = 60.0
+"""Seconds after which a process without a job is ended."""
+START_TIME: Final = 60.0
+"""Seconds that a process may take to start, and to import the module of its task."""
+MEMORY_INTERVAL: Final = 0.05
+"""Seconds between two looks at the memory of a process."""
+LOOKS_PER_GROUP: Final = 20
+"""At one of so many looks, the processes that it has started count, too."""
+
+
+class TaskMemoryError(ProcessTaskError):
+    """The process of a task was killed, because it took more memory than it may."""
+
+
+class ProcessExecutor:
+    """Processes that are made when needed and used again.
+
+    Args:
+        tasks: All tasks, those that run elsewhere included.
+        most: Most processes at a time.
+        logger: The logger of jobs.
+
+    Raises:
+        ConfigurationError: No interpreter can be started here, or the memory of a task is limited
+            and can't be measured.
+    """
+
+    def __init__(self, tasks: Iterable[Task[Any]], *, most: int, logger: logging.Logger) -> None:
+        if not sys.executable:
+            raise ConfigurationError(
+                "tasks can't run in processes here: Python does not know its own program "
+                "(sys.executable is empty)"
+            )
+        if any(task.memory is not None for task in tasks):
+            memory.check_supported()
+        self._most = most
+        self._logger = logger
+        self._idle: list[Process] = []
+        self._all: set[Process] = set()
+        self._guard: Guard | None = None
+        self._groups = memory.Groups()
+        self._starting = asyncio.Lock()
+        self._none_left = asyncio.Event()
+
+    async def run(self, task: Task[Any], job: Job, context: JobContext) -> list[Any] | None:
+        """Run a job of a task in a process. If the caller is cancelled, the process is killed.
+
+        Args:
+            task: The task.
+            job: The job.
+            context: Does what the process asks for.
+
+        Returns:
+            A list as long as that of the task, if it returned one, for batch jobs: its items
+            are None, or raise when awaited.
+
+        Raises:
+            TaskTimeoutError: It ran longer than it may, and was killed.
+            TaskMemoryError: It took more memory than it may, and was killed.
+            ProcessTaskError: Its process ended before it did.
+            Exception: What it raised.
+        """
+        order = wire.Run(
+            place=task.place,
+            job=job,
+            worker_id=context.worker_id,
+            pool_id=context.pool_id,
+            logger=self._logger.name,
+            levels=_levels(),
+        )
+        process = await self._take(task)
+        talk = _Talk(process, task, context, self._logger, self._groups)
+        try:
+            outcome = await talk.hold(order)
+            if outcome is None and process.jobs > 0 and not talk.is_begun:
+                # It had ended while it was idle, or choked on what others have left behind.
+                process = await self._take(task, is_fresh=True)
+                talk = _Talk(process, task, context, self._logger, self._groups)
+                outcome = await talk.hold(order)
+        finally:
+            # In any case, cancellation included: if it is still at it, this kills it.
+            await aio.finish(self._give_back(process))
+        match outcome:
+            case wire.Done(results=None):
+                return None
+            case wire.Done(results=int(results), failed=failed):
+                return [_Failed(failed[at]) if at in failed else None for at in range(results)]
+            case wire.Failure():
+                raise outcome.error()
+        raise talk.error()
+
+    async def close(self) -> None:
+        """End all processes, and wait until they have."""
+        for process in list(self._all):
+            process.end()
+        if self._all:
+            await aio.wait_for(self._none_left, END_TIME + STRAY_TIME)
+        for process in self._all:
+            self._logger.warning("Process %d of a task does not end", process.pid)
+        if self._guard is not None:
+            await self._guard.close()
+
+    async def _take(self, task: Task[Any], *, is_fresh: bool = False) -> Process:
+        # What is started lies with the idle ones first, so that it is not lost if the job is cut
+        # off meanwhile; maybe another one takes it.
+        while True:
+            fits = [
+                process
+                for process in self._idle
+                if not (is_fresh and process.jobs)
+                and (task.memory is None or process.resident <= task.memory // 2)
+            ]
+            if fits:
+                # Best one that has imported the module; else the one that was used last.
+                knows = [process for process in fits if task.place.module in process.modules]
+                chosen = (knows or fits)[-1]
+                self._idle.remove(chosen)
+                chosen.begin(task.place.module)
+                return chosen
+            if self._idle and len(self._all) >= self._most:
+                self._idle.pop(0).end()
+            await aio.finish(self._start())
+
+    async def _give_back(self, process: Process) -> None:
+        process.jobs += 1
+        if process.is_talking or process.is_ended:
+            process.kill()
+            await aio.wait_for(process.ended, STRAY_TIME)
+            process.drop()
+            return
+        process.resident = memory.resident(process.pid)
+        process.first_resident = process.first_resident or process.resident
+        has_grown = process.resident > process.first_resident + GROWTH
+        if has_grown or process.jobs >= JOBS_PER_PROCESS:
+            process.end()
+        else:
+            self._idle.append(process)
+            process.end_in(IDLE_TIME)
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._guard is None or self._guard.is_ended:
+                self._guard = Guard()
+                await self._guard.start(process.pid for process in self._all)
+        process = Process(self._has_ended, self._stop_using)
+        await process.start()
+        self._none_left.clear()
+        self._all.add(process)
+        self._guard.note(process.pid)
+        self._idle.append(process)
+
+    def _stop_using(self, process: Process) -> None:
+        if process in self._idle:
+            self._idle.remove(process)
+
+    def _has_ended(self, process: Process) -> None:
+        self._stop_using(process)
+        self._all.discard(process)
+        if self._guard is not None:
+            self._guard.forget(process.pid)
+        if not self._all:
+            self._none_left.set()
+
+
+class _Talk:
+    """What is said during one job."""
+
+    def __init__(
+        self,
+        process: Process,
+        task: Task[Any],
+        context: JobContext,
+        logger: logging.Logger,
+        groups: memory.Groups,
+    ) -> None:
+        self.is_begun = False
+        self._process = process
+        self._task = task
+        self._context = context
+        self._logger = logger
+        self._groups = groups
+        self._why: Exception | None = None
+
+    async def hold(self, order: wire.Run) -> wire.Done | wire.Failure | None:
+        """Have a job run; its outcome, or None if there is none: see `error`."""
+        outcome: wire.Done | wire.Failure | None = None
+        try:
+            async with asyncio.timeout(START_TIME) as limit, asyncio.TaskGroup() as group:
+                beside = [group.create_task(self._hand_on_abort(), name="abort of a process")]
+                if self._task.memory is not None:
+                    watch = self._watch_memory(self._task.memory)
+                    beside.append(group.create_task(watch, name="memory of a process"))
+                self._process.send(order)
+                outcome = await self._listen(limit)
+                for each in beside:
+                    each.cancel()
+        except TimeoutError:
+            self._why = self._why or self._too_late()
+        if outcome is None:
+            await self._see_it_end()
+        else:
+            self._process.is_talking = False
+        return outcome
+
+    def error(self) -> Exception:
+        """Why there is no outcome."""
+        if self._why is not None:
+            return self._why
+        returncode = self._process.returncode
+        message = f"{self._name} {end_of(returncode)} before the task was done"
+        if returncode == -signal.SIGKILL:
+            message += "; maybe the system had no memory left"
+        return ProcessTaskError(message, returncode=returncode)
+
+    @property
+    def _name(self) -> str:
+        return f"the process of task {self._task.identifier!r}"
+
+    async def _listen(self, limit: asyncio.Timeout) -> wire.Done | wire.Failure | None:
+        while True:
+            match await self._process.receive():
+                case (wire.Done() | wire.Failure()) as outcome:
+                    return outcome
+                case wire.Begun():
+                    self.is_begun = True
+                    timeout = self._task.timeout
+                    now = asyncio.get_running_loop().time()
+                    limit.reschedule(None if timeout is None else now + timeout)
+                case wire.Logged(record):
+                    self._log(record)
+                case (wire.AddJobs() | wire.GetQueueName()) as question:
+                    self._process.send(wire.Answer(await self._answer(question)))
+                case _:
+                    return None
+
+    async def _answer(self, question: wire.AddJobs | wire.GetQueueName) -> Any:
+        try:
+            if isinstance(question, wire.AddJobs):
+                return await self._context.add_jobs(question.specs)
+            return await self._context.get_queue_name(question.queue_id)
+        except Exception as error:  # it is the task's to handle
+            return wire.failure(error)
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        record = logging.makeLogRecord(dict(values))
+        given = self._logger
+        logger = given if record.name == given.name else logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+    async def _hand_on_abort(self) -> None:
+        await self._context.abort_event.wait()
+        self._process.send(wire.Abort())
+
+    async def _watch_memory(self, most: int) -> None:
+        pid, looks = self._process.pid, 0
+        while True:
+            looks += 1
+            is_whole = looks % LOOKS_PER_GROUP == 0
+            taken = await self._groups.resident(pid) if is_whole else memory.resident(pid)
+            if taken > most:
+                self._why = TaskMemoryError(
+                    f"{self._name} took {taken // 1024**2} MiB of memory, it may take "
+                    f"{most // 1024**2} MiB; it was killed"
+                )
+                self._process.kill()
+                return
+            await asyncio.sleep(MEMORY_INTERVAL)
+
+    def _too_late(self) -> Exception:
+        if self.is_begun:
+            return TaskTimeoutError(
+                f"task {self._task.identifier!r} ran longer than its timeout of "
+                f"{self._task.timeout:g} s; its process was killed"
+            )
+        return ProcessTaskError(f"{self._name} did not start within {START_TIME:g} s")
+
+    async def _see_it_end(self) -> None:
+        if self._why is None and not await aio.wait_for(self._process.ended, STRAY_TIME):
+            self._why = ProcessTaskError(f"{self._name} broke the connection to its worker")
+        self._process.kill()
+        await aio.wait_for(self._process.ended, STRAY_TIME)
+        self._process.drop()
+
+
+class _Failed:
+    """An item of a batch job that has failed in a process."""
+
+    def __init__(self, failure: wire.Failure) -> None:
+        self._failure = failure
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._raise().__await__()
+
+    async def _raise(self) -> None:
+        raise self._failure.error()
+
+
+def _levels() -> dict[str, int]:
+    """The levels of all loggers that have one, so that nothing is sent that nobody wants."""
+    levels = {"": logging.root.level}
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and logger.level != logging.NOTSET:
+            levels[name] = logger.level
+    return levels

@@ -1,0 +1,34 @@
+"""Settings of a connection that fetches jobs, or records their outcomes."""
+
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+
+# The fetch reads the first entries of an index that is in the order it wants; outcomes are written
+# by the ids of their jobs. What the planner believes of a table that was empty a moment ago, or was
+# not analysed since it grew (the first minute of a large backlog), makes it read and sort all jobs
+# instead, for each statement. So it is left no other way here, and plans but once: it would plan
+# for longer than the statement runs. Nor does it compile statements of a millisecond. Behind a
+# pooler the connection to the server is not ours alone, and stays as it is.
+_KEEP_TO_INDEXES: Final = """
+select
+  set_config('plan_cache_mode', 'force_generic_plan', false),
+  set_config('enable_seqscan', 'off', false),
+  set_config('enable_sort', 'off', false),
+  set_config('enable_bitmapscan', 'off', false),
+  set_config('jit', 'off', false)
+where pg_backend_pid() = $1::int4
+"""
+
+
+def keep_to_indexes(backend_pid: int) -> Query[None]:
+    """Let the connection's statements use indexes, if it leads to the server directly.
+
+    Args:
+        backend_pid: The server process as the connection knows it; a pooler makes one up.
+    """
+
+    def read(_rows: list[tuple[Any, ...]]) -> None:
+        return None
+
+    return Query(_KEEP_TO_INDEXES, (backend_pid,), read, seldom=True)

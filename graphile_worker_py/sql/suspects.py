@@ -1,0 +1,104 @@
+"""Jobs under which a worker died: recorded, marked when they are started, forgotten."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+
+# A job that is a suspect already is blamed again only if the dead pool had started it; those that
+# it had merely fetched keep their count.
+_RECORD: Final = """
+insert into graphile_worker_py.suspects (worker_schema, job_id, crashes)
+select $1::text, jobs.id, 1
+from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+where jobs.locked_by = any($2::text[])
+on conflict (worker_schema, job_id) do update
+set crashes = suspects.crashes + 1,
+  started_by = null
+where suspects.started_by = any($2::text[])
+"""
+
+
+def record_suspects(worker_schema: str, pool_ids: Sequence[str]) -> Query[None]:
+    """Suspect all jobs that dead pools have locked."""
+    return Query(_RECORD, (worker_schema, list(pool_ids)), _nothing, seldom=True)
+
+
+_MARK_STARTED: Final = """
+update graphile_worker_py.suspects as suspects
+set started_by = $3::text
+where suspects.worker_schema = $1::text and suspects.job_id = $2::int8
+"""
+
+
+def mark_started(worker_schema: str, job_id: int, pool_id: str) -> Query[None]:
+    """Record that a pool is about to run a suspect."""
+    return Query(_MARK_STARTED, (worker_schema, job_id, pool_id), _nothing)
+
+
+_READ: Final = """
+select suspects.job_id, suspects.crashes
+from graphile_worker_py.suspects as suspects
+where suspects.worker_schema = $1::text
+"""
+
+
+def read_suspects(worker_schema: str) -> Query[dict[int, int]]:
+    """How often a worker died under a job, by the job's id."""
+    return Query(
+        _READ, (worker_schema,), lambda rows: {row[0]: row[1] for row in rows}, seldom=True
+    )
+
+
+_FORGET: Final = """
+delete from graphile_worker_py.suspects as suspects
+where suspects.worker_schema = $1::text
+  and (
+    suspects.job_id = any($2::int8[])
+    or not exists (
+      select
+      from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+      where jobs.id = suspects.job_id
+    )
+  )
+"""
+
+
+def forget_suspects(worker_schema: str, job_ids: Sequence[int] = ()) -> Query[None]:
+    """Delete what is known of these jobs, and of those that are not there any more."""
+    return Query(_FORGET, (worker_schema, list(job_ids)), _nothing, seldom=True)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A job that a dead pool has locked.
+
+    Args:
+        job_id: Its id.
+        pool_id: The pool.
+        is_last_attempt: Whether it has no attempts left.
+    """
+
+    job_id: int
+    pool_id: str
+    is_last_attempt: bool
+
+
+_HELD: Final = """
+select jobs.id, jobs.locked_by, jobs.attempts >= jobs.max_attempts
+from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+where jobs.locked_by = any($1::text[])
+order by jobs.id
+"""
+
+
+def read_held_jobs(pool_ids: Sequence[str]) -> Query[list[HeldJob]]:
+    """Read which jobs pools have locked. It reads the whole table."""
+    return Query(
+        _HELD, (list(pool_ids),), lambda rows: [HeldJob(*row) for row in rows], seldom=True
+    )
+
+
+def _nothing(_rows: list[tuple[Any, ...]]) -> None:
+    return None

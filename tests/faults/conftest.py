@@ -1,0 +1,72 @@
+"""Fixtures of the tests with real faults."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.ledger import Ledger
+from tests.faults.trial import LONG, SHORT, Scale, Trial
+from tests.support.processes import Process, Processes
+
+ROOT = Path(__file__).parent.parent.parent
+
+StartWorker = Callable[..., Process]
+StartTrial = Callable[..., AbstractAsyncContextManager[Trial]]
+LONG_TIMEOUT = 300
+
+
+@pytest.fixture
+def installer() -> str:
+    """Who installed the schema makes no difference here."""
+    return "python"
+
+
+@pytest.fixture
+def ledger(dsn: str) -> Ledger:
+    """The jobs of the test's database, and a record of their runs."""
+    return Ledger(dsn)
+
+
+@pytest.fixture
+def start_worker(dsn: str, processes: Processes) -> StartWorker:
+    """Start a worker process with the options of a runner; `at` is another connection string."""
+
+    def start(*, at: str | None = None, **options: Any) -> Process:
+        command = [sys.executable, "-m", "tests.faults.worker", at or dsn, json.dumps(options)]
+        return processes.start(command, cwd=ROOT)
+
+    return start
+
+
+@pytest.fixture
+def scale(request: pytest.FixtureRequest) -> Scale:
+    """How much is tried of each fault."""
+    return LONG if request.config.getoption("--long") else SHORT
+
+
+@pytest.fixture
+def trial(scale: Scale, request: pytest.FixtureRequest) -> StartTrial:
+    """Two pools under load, within a block; at its end all that must hold is checked."""
+
+    @asynccontextmanager
+    async def start(dsn: str, fault: str, **options: Any) -> AsyncIterator[Trial]:
+        trial = Trial(dsn, fault=fault, scale=scale, **options)
+        async with trial.under_load():
+            yield trial
+        trial.check()
+        request.node.user_properties.append(("fault", json.dumps(trial.figures())))
+
+    return start
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give long trials the time that they need."""
+    if config.getoption("--long"):
+        for item in items:
+            if "trial" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))

@@ -1,0 +1,255 @@
+"""Tasks that run in processes, for `test_process_tasks.py`; a process imports them by name."""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphile_worker_py import GraphileWorkerError, JobSpec, ProcessJobContext, task
+
+MEGABYTE = 1024**2
+
+
+@dataclass
+class Order:
+    """A typed payload."""
+
+    path: str
+    count: int
+
+
+class TravelsError(Exception):
+    """An error that can be pickled."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"code {self.code}"
+
+
+class StaysError(Exception):
+    """An error that can be pickled, but not be made again."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def note(path: str, text: object) -> None:
+    """Write a line that the test can read."""
+    with Path(path).open("a") as file:
+        file.write(f"{text}\n")
+
+
+@task(executor="process")
+def tell(payload: dict[str, Any], ctx: ProcessJobContext) -> None:
+    """Write down what a task can see."""
+    same = ctx.job.payload == payload
+    note(payload["path"], f"{os.getpid()} {ctx.job.id} {same} {ctx.worker_id} {ctx.pool_id}")
+
+
+@task(executor="process")
+def pid(path: str) -> None:
+    """Write down which process it is, and whether it leads a group."""
+    note(path, f"{os.getpid()} {os.getpgrp() == os.getpid()}")
+
+
+@task(executor="process")
+def typed(payload: Order) -> None:
+    """Take a payload that is built."""
+    note(payload.path, f"{type(payload).__name__} {payload.count}")
+
+
+@task(executor="process")
+def log(payload: str, ctx: ProcessJobContext) -> None:
+    """Log in several ways."""
+    ctx.logger.info("hello %s", payload)
+    logging.getLogger("theirs").warning("mine", extra={"odd": object, "even": 2})
+    logging.getLogger("theirs").debug("not wanted")
+    try:
+        int("inner")
+    except ValueError:
+        logging.getLogger("theirs").exception("went wrong")
+
+
+@task(executor="process")
+def fail(payload: str) -> None:
+    """Fail in a way that is asked for."""
+    match payload:
+        case "travels":
+            raise TravelsError(7)
+        case "stays":
+            raise StaysError("this", "that")
+        case "exit":
+            raise SystemExit(3)
+        case "stop":
+            raise StopIteration
+        case "cancelled":
+            raise asyncio.CancelledError
+        case "local":
+
+            class LocalError(Exception):
+                pass
+
+            raise LocalError("of nowhere")
+
+
+@task(executor="process")
+def crash(payload: str) -> None:
+    """End the process in a way that is asked for."""
+    match payload:
+        case "exit":
+            os._exit(3)
+        case "clean":
+            os._exit(0)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "abort":
+            os.abort()
+        case "closed":
+            os.closerange(3, 200)
+        case "garbage":
+            for number in range(3, 200):
+                with suppress(OSError):
+                    os.write(number, b"\xff" * 20)
+            time.sleep(30)
+
+
+@task(executor="process", timeout=0.5)
+def forever(path: str) -> None:
+    """Start a program, and hold the interpreter for hours."""
+    child = subprocess.Popen(["sleep", "60"])
+    note(path, f"{os.getpid()} {child.pid}")
+    re.match(r"(a+)+$", "a" * 40 + "b")
+
+
+@task(executor="process")
+def forever_without_limit(path: str) -> None:
+    """The same, without a timeout."""
+    forever(path)
+
+
+@task(executor="process", memory=150 * MEGABYTE)
+def take(payload: dict[str, Any]) -> None:
+    """Take memory, by itself or by a program that it starts."""
+    code = (
+        f"held = bytearray(b'x') * {payload['bytes']}; import time; time.sleep({payload['hold']})"
+    )
+    if payload["inside"]:
+        exec(code)
+    else:
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@task(executor="process")
+def add(payload: str, ctx: ProcessJobContext) -> None:
+    """Add jobs, and write down what came of it."""
+    one = ctx.add_job(pid, payload, queue_name="q", priority=5)
+    several = ctx.add_jobs([JobSpec("other", n, job_key=f"k{n}") for n in range(2)])
+    note(payload, f"{one.id > ctx.job.id} {one.payload} {len(several)} {ctx.get_queue_name()}")
+    try:
+        ctx.add_job("other", priority=10**6)
+    except ValueError as error:
+        note(payload, type(error).__name__)
+    try:
+        ctx.get_queue_name(999)
+    except GraphileWorkerError as error:
+        note(payload, type(error).__name__)
+
+
+@task(executor="process")
+def wait_for_abort(path: str, ctx: ProcessJobContext) -> None:
+    """End when the worker wants to."""
+    note(path, "begun")
+    note(path, ctx.abort_event.wait(15))
+
+
+@task(executor="process")
+def wait_for_file(payload: dict[str, str]) -> None:
+    """Say who it is, then end when the other file is there."""
+    note(payload["path"], os.getpid())
+    deadline = time.monotonic() + 15
+    while not Path(payload["until"]).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    note(payload["path"], "ended")
+
+
+@task(executor="process")
+def items(payload: list[str]) -> list[Any]:
+    """A batch job with items of all kinds."""
+
+    async def item(name: str) -> None:
+        await asyncio.sleep(0)
+        if name.startswith("bad"):
+            raise TravelsError(len(name))
+
+    def result(name: str) -> Awaitable[None] | str:
+        return item(name) if name != "plain" else name
+
+    return [result(name) for name in payload]
+
+
+@task(executor="process")
+def awaited(path: str) -> Any:
+    """Return what is to be awaited."""
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        note(path, "awaited")
+
+    return later()
+
+
+@task(executor="process")
+def fork(path: str) -> None:
+    """Start processes of its own, one of which is ended by a signal, and log there."""
+    context = multiprocessing.get_context("fork")
+    quick = context.Process(target=logging.getLogger("theirs").warning, args=("from a fork",))
+    slow = context.Process(target=time.sleep, args=(60,))
+    quick.start()
+    slow.start()
+    slow.terminate()
+    slow.join(5)
+    quick.join(5)
+    note(path, f"{quick.exitcode} {slow.exitcode}")
+
+
+@task(executor="process")
+def ignore_signals(path: str) -> None:
+    """Live through the signals that a supervisor may send to all processes."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    note(path, "alive")
+
+
+@task(executor="process")
+def leak(payload: dict[str, Any]) -> None:
+    """Keep memory for good."""
+    kept = globals().setdefault("KEPT", [])
+    kept.append(b"x" * (payload["megabytes"] * MEGABYTE))
+    note(payload["path"], os.getpid())
+
+
+class Holder:
+    """A place for a task within a class."""
+
+    @staticmethod
+    def method(path: str) -> None:
+        """Write down that it was called."""
+        note(path, "method")
+
+
+held = task("held", executor="process")(Holder.method)

@@ -1,0 +1,74 @@
+"""How many connections there are, where they lead, and what is prepared on them."""
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from graphile_worker_py import JobContext, WorkerUtils, run_once
+from tests.support.running import Jobs
+
+CONNECTED = """
+select count(*) from pg_stat_activity
+where datname = current_database() and application_name = 'graphile_worker_py'
+"""
+PREPARED = "select statement from pg_prepared_statements"
+
+
+@pytest.fixture
+def installer() -> str:
+    """Who installed the schema makes no difference to connections."""
+    return "python"
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_statements_are_prepared_unless_told_otherwise(dsn: str, prepared: bool) -> None:
+    async with WorkerUtils(dsn, max_pool_size=1, prepared_statements=prepared) as utils:
+        await utils.add_job("work")
+        async with utils.pool.connection() as conn:
+            rows = await (await conn.execute(PREPARED, prepare=False)).fetchall()
+    assert any("add_job" in row[0] for row in rows) is prepared
+
+
+async def test_there_are_no_more_connections_than_allowed(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(16, "work")
+    seen: list[int] = []
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            await asyncio.sleep(0.01)
+            row = await (await conn.execute(CONNECTED)).fetchone()
+            assert row is not None
+            seen.append(row[0])
+
+    await run_once(dsn, tasks={"work": work}, concurrent_jobs=8, max_pool_size=4)
+    assert jobs.ids() == []
+    assert len(seen) == 16
+    assert max(seen) == 4
+
+
+@pytest.mark.parametrize("said", ["connection string", "DATABASE_URL", "libpq"])
+async def test_the_database_is_named_by_code_or_by_the_environment(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    parts = urlsplit(dsn)
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    variables = {
+        "PGHOST": parts.hostname or "",
+        "PGPORT": str(parts.port),
+        "PGUSER": parts.username or "",
+        "PGPASSWORD": parts.password or "",
+        "PGDATABASE": parts.path.lstrip("/"),
+    }
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    if said == "libpq":
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+    else:
+        monkeypatch.setenv("PGPORT", "1")
+        monkeypatch.setenv("DATABASE_URL", dsn if said == "DATABASE_URL" else nowhere)
+    async with WorkerUtils(dsn if said == "connection string" else None) as utils:
+        await utils.add_job("work")
+    assert len(Jobs(dsn).ids()) == 1

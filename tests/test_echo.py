@@ -1,0 +1,148 @@
+"""A listening connection on which nothing arrives is noticed, and made anew or done without."""
+
+import logging
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from graphile_worker_py import Runner, listener
+from graphile_worker_py.backoff import Backoff
+from graphile_worker_py.db import checked_conninfo
+from graphile_worker_py.events import JobSuccess, PoolListenError, PoolListenSuccess
+from graphile_worker_py.listener import NoEchoError
+from graphile_worker_py.sql.notifications import echo_channel, listen_on
+from tests.support.eventually import eventually
+from tests.support.proxy import Proxy
+from tests.support.running import Jobs, Told
+
+
+@pytest.fixture
+def installer() -> str:
+    """The schema of one side is enough: nothing here depends on it."""
+    return "python"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the listener give up soon."""
+    monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
+    monkeypatch.setattr(listener, "SECOND_CHANCE", 0.2)
+
+
+async def test_a_connection_that_died_without_a_word_is_made_anew(
+    dsn: str, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    async with (
+        Proxy(dsn).running() as proxy,
+        Runner(
+            dsn,
+            tasks={"work": print},
+            poll_interval=3600,
+            listen_connection_string=proxy.dsn,
+            listen_echo_interval=0.1,
+            events=told.events,
+        ) as runner,
+    ):
+        await eventually(lambda: runner.health().listening)
+        with proxy.answers_held():
+            error = (await told.seen(PoolListenError)).error
+            jobs.add("work")
+        await told.seen(PoolListenSuccess, count=2)
+        await told.seen(JobSuccess)
+        await eventually(lambda: runner.health().listening)
+    assert isinstance(error, NoEchoError)
+    assert "Not listening for new jobs (NoEchoError" in caplog.text
+    assert "LISTEN has no effect" not in caplog.text
+
+
+async def test_a_connection_to_another_database_is_told_once(
+    dsn: str,
+    empty_dsn: str,
+    impatient: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    monkeypatch.setattr(listener, "DEAF", Backoff(shortest=0.01, longest=0.01))
+    async with Runner(
+        dsn,
+        tasks={"work": print},
+        poll_interval=0.1,
+        listen_connection_string=empty_dsn,
+        events=told.events,
+    ) as runner:
+        jobs.add("work")
+        await told.seen(JobSuccess)
+        await told.seen(PoolListenError, count=4)
+        health = runner.health()
+        assert not health.listening
+        assert health.ready
+    said = [r.message for r in caplog.records if "LISTEN has no effect" in r.message]
+    assert len(said) == 1
+    assert "listen_connection_string must lead to the same database" in said[0]
+    assert caplog.records[-1].levelno < logging.ERROR
+
+
+async def test_the_echo_is_heard_by_nobody_else_and_not_told(dsn: str) -> None:
+    told = Told()
+    with psycopg.connect(dsn, autocommit=True) as other:
+        other.execute('listen "jobs:insert"; listen "worker:migrate"')
+        async with Runner(
+            dsn, tasks={"work": print}, listen_echo_interval=0.05, events=told.events
+        ) as runner:
+            await eventually(lambda: runner.health().listening)
+            first = runner.health().last_heard_at
+            assert first is not None
+            # The next echo.
+            await eventually(lambda: (runner.health().last_heard_at or first) > first)
+        heard = list(other.notifies(timeout=0.1))
+    assert heard == []
+    assert "pool:listen:notification" not in told.names()
+
+
+async def test_a_connection_that_is_heard_of_is_not_tested(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    async with Runner(
+        dsn, tasks={"work": int}, listen_echo_interval=0.5, events=told.events
+    ) as runner:
+        await eventually(lambda: runner.health().listening)
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+            await other.execute(listen_on(echo_channel(runner.pool_id)))
+            for n in range(1, 9):
+                jobs.add("work", n)
+                await told.seen(JobSuccess, count=n)
+                assert [each async for each in other.notifies(timeout=0.1)] == []
+            # And is, once there is silence.
+            assert len([each async for each in other.notifies(timeout=3, stop_after=1)]) == 1
+
+
+async def test_without_echoes_the_connection_is_trusted(dsn: str, empty_dsn: str) -> None:
+    told = Told()
+    async with Runner(
+        dsn,
+        tasks={"work": print},
+        listen_connection_string=empty_dsn,
+        listen_echo_interval=0,
+        events=told.events,
+    ) as runner:
+        await told.seen(PoolListenSuccess)
+        await eventually(lambda: runner.health().listening)
+    assert told.of(PoolListenError) == []
+
+
+def test_a_dead_peer_is_noticed_within_a_minute_unless_the_string_says_otherwise() -> None:
+    given = conninfo_to_dict(checked_conninfo("host=h keepalives_idle=7"))
+    assert given["keepalives_idle"] == "7"
+    assert given["keepalives_interval"] == "10"
+    assert given["keepalives_count"] == "3"
+    assert given["tcp_user_timeout"] == "60000"
+
+
+def test_several_hosts_and_the_choice_among_them_stay_as_they_are() -> None:
+    dsn = "postgresql://me@a:1,b:2,[::1]:3/db?target_session_attrs=read-write&load_balance_hosts=random"
+    given = conninfo_to_dict(checked_conninfo(dsn))
+    assert (given["host"], given["port"]) == ("a,b,::1", "1,2,3")
+    assert given["target_session_attrs"] == "read-write"
+    assert given["load_balance_hosts"] == "random"

@@ -1,0 +1,66 @@
+"""The locks of long jobs are renewed, so that nobody takes them for those of a dead worker."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import Runner
+from graphile_worker_py.events import JobStart, JobSuccess
+from tests.support.eventually import eventually
+from tests.support.running import Jobs, Told
+
+# A look for old locks comes with every thirtieth heartbeat.
+OFTEN: dict[str, Any] = {"heartbeat_interval": 0.01, "dead_after": 8, "poll_interval": 3600}
+AGE = """
+with aged as (
+  update graphile_worker._private_jobs set locked_at = now() - %s::interval where id = any(%s)
+)
+update graphile_worker._private_job_queues set locked_at = now() - %s::interval
+where queue_name = any(%s)
+"""
+AGES = """
+select id, now() - locked_at < interval '1 minute' as young from graphile_worker._private_jobs
+where locked_at is not null
+union all
+select 0, now() - locked_at < interval '1 minute' from graphile_worker._private_job_queues
+where locked_at is not null and queue_name = 'ours'
+order by id
+"""
+
+
+@pytest.mark.parametrize("no_side_schema", [False, True])
+async def test_locks_of_jobs_and_queues_older_than_an_hour_are_made_young(
+    dsn: str,
+    no_side_schema: bool,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    finish = asyncio.Event()
+
+    async def work(payload: Any) -> None:
+        await finish.wait()
+
+    long = [jobs.add("work", queue_name="ours"), jobs.add("work")]
+    async with Runner(
+        dsn,
+        tasks={"work": work},
+        concurrent_jobs=3,
+        no_side_schema=no_side_schema,
+        events=told.events,
+        **OFTEN,
+    ):
+        await told.seen(JobStart, count=2)
+        young = jobs.add("work")
+        await told.seen(JobStart, count=3)
+        others = jobs.add("others")
+        jobs.change(others, "locked_by = 'pool-other', locked_at = now() - interval '2 hours'")
+        jobs.query(AGE, "59 minutes", [young], "1 hour", [])
+        jobs.query(AGE, "61 minutes", long, "61 minutes", ["ours"])
+        await eventually(
+            lambda: {row["id"] for row in jobs.query(AGES) if row["young"]} == {0, *long}
+        )
+        ages = {row["id"]: row["young"] for row in jobs.query(AGES)}
+        assert ages == {0: True, long[0]: True, long[1]: True, young: False, others: False}
+        finish.set()
+        await told.seen(JobSuccess, count=3)
+        await eventually(lambda: jobs.ids() == [others])

@@ -1,0 +1,224 @@
+"""Behind PgBouncer in transaction mode all works, if the listener may go round it, or polls."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import (
+    JobContext,
+    JobSpec,
+    Runner,
+    SyncWorkerUtils,
+    WorkerUtils,
+    listener,
+    run_migrations,
+)
+from graphile_worker_py.backoff import Backoff
+from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
+from tests.support.eventually import eventually
+from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer
+from tests.support.processes import Processes
+from tests.support.running import Jobs, Told
+
+PREPARED = "select name from pg_prepared_statements"
+
+
+@pytest.fixture
+def installer() -> str:
+    """The schema of one side is enough: poolers do not look at statements."""
+    return "python"
+
+
+@pytest.fixture
+def pooled(processes: Processes) -> Iterator[Callable[[str], PgBouncer]]:
+    """Start a PgBouncer in transaction mode before a database."""
+    program = find_pgbouncer()
+    if program is None:
+        pytest.skip("PgBouncer is not installed; say: apt-get install pgbouncer")
+    with ExitStack() as stack:
+
+        def start(dsn: str, mode: str = "transaction") -> PgBouncer:
+            return stack.enter_context(running_pgbouncer(program, dsn, processes, mode=mode))
+
+        yield start
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the listener give up soon."""
+    monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.2)
+    monkeypatch.setattr(listener, "SECOND_CHANCE", 0.1)
+
+
+class Work:
+    """Tasks that use what a job can use of the database."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.tasks = {"parent": self.parent, "child": self.child, "flaky": self.flaky}
+
+    async def parent(self, payload: Any, ctx: JobContext) -> None:
+        await ctx.add_job("child", payload, queue_name="children")
+        async with ctx.connection() as conn:
+            # More often than psycopg would, by itself, go on without preparing a statement.
+            for n in range(8):
+                cursor = await conn.execute("select %s::int", (n,))
+                assert await cursor.fetchone() == (n,)
+
+    async def child(self, payload: Any) -> None:
+        self.seen.append(payload["n"])
+
+    async def flaky(self, _payload: Any, ctx: JobContext) -> None:
+        if ctx.job.attempts == 1:
+            raise ValueError("not yet")
+
+
+async def run_all(
+    dsn: str, told: Told, *, jobs: Jobs, until: Callable[[], bool] = lambda: True, **options: Any
+) -> None:
+    """Run thirty jobs and what they add, and a retry."""
+    work = Work()
+    async with Runner(
+        dsn, tasks=work.tasks, concurrent_jobs=5, poll_interval=0.2, events=told.events, **options
+    ) as runner:
+        jobs.add("flaky")
+        await runner.add_jobs([JobSpec("parent", {"n": n}) for n in range(30)])
+        await told.seen(JobSuccess, count=60, timeout=10)
+        await told.seen(JobError)
+        await eventually(lambda: jobs.all()[0]["locked_at"] is None)
+        jobs.make_due()
+        await eventually(lambda: jobs.all() == [], timeout=10)
+        await eventually(until)
+    assert sorted(work.seen) == list(range(30))
+    assert jobs.locked() == []
+
+
+async def test_without_a_connection_to_listen_on_it_polls_and_says_so_once(
+    dsn: str,
+    pooled: Callable[[str], PgBouncer],
+    impatient: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def deaf() -> list[str]:
+        said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+        return [message for message in said if "LISTEN has no effect" in message]
+
+    # It is tried again often enough to be said more than once.
+    monkeypatch.setattr(listener, "DEAF", Backoff(shortest=0.01, longest=0.01))
+    told = Told()
+    await run_all(
+        pooled(dsn).dsn,
+        told,
+        jobs=Jobs(dsn),
+        until=lambda: len(told.of(PoolListenError)) >= 4,
+    )
+    assert len(deaf()) == 1
+    assert "listen_connection_string" in deaf()[0]
+
+
+async def test_with_a_connection_to_listen_on_jobs_start_without_a_poll(
+    dsn: str, pooled: Callable[[str], PgBouncer]
+) -> None:
+    bouncer, jobs, told = pooled(dsn), Jobs(dsn), Told()
+    async with Runner(
+        bouncer.dsn,
+        tasks={"work": print},
+        poll_interval=3600,
+        listen_connection_string=dsn,
+        events=told.events,
+    ) as runner:
+        await eventually(lambda: runner.health().listening)
+        for n in range(1, 4):
+            jobs.add("work")
+            await told.seen(JobSuccess, count=n)
+    assert told.of(PoolListenError) == []
+
+
+async def test_in_session_mode_it_listens_through_the_pooler(
+    dsn: str, pooled: Callable[..., PgBouncer]
+) -> None:
+    bouncer, jobs, told = pooled(dsn, "session"), Jobs(dsn), Told()
+    async with Runner(
+        bouncer.dsn, tasks={"work": print}, poll_interval=3600, max_pool_size=2, events=told.events
+    ) as runner:
+        await eventually(lambda: runner.health().listening)
+        jobs.add("work")
+        await told.seen(JobSuccess)
+
+
+async def test_statements_are_prepared_unless_there_is_a_pooler(
+    dsn: str, pooled: Callable[[str], PgBouncer]
+) -> None:
+    bouncer = pooled(dsn)
+    for where, prepares in ((dsn, True), (bouncer.dsn, False)):
+        async with WorkerUtils(where) as utils, utils.pool.connection() as conn:
+            await utils.add_job("work", conn=conn)
+            cursor = await conn.execute(PREPARED, prepare=False)
+            assert bool(await cursor.fetchall()) is prepares
+        with SyncWorkerUtils(where) as sync_utils, sync_utils.pool.connection() as sync_conn:
+            sync_utils.add_job("work", conn=sync_conn)
+            assert bool(sync_conn.execute(PREPARED, prepare=False).fetchall()) is prepares
+
+
+async def test_prepared_statements_work_where_the_pooler_keeps_track_of_them(
+    dsn: str, pooled: Callable[[str], PgBouncer]
+) -> None:
+    bouncer = pooled(dsn)
+    if not bouncer.prepares:
+        pytest.skip("PgBouncer keeps track of prepared statements from 1.21 on")
+    await run_all(
+        bouncer.dsn,
+        Told(),
+        jobs=Jobs(dsn),
+        prepared_statements=True,
+        listen_connection_string=dsn,
+    )
+
+
+async def test_the_schema_can_be_installed_through_the_pooler(
+    empty_dsn: str, pooled: Callable[[str], PgBouncer]
+) -> None:
+    bouncer = pooled(empty_dsn)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(run_migrations(bouncer.dsn))
+    assert Jobs(empty_dsn).all() == []
+
+
+async def test_a_restart_of_the_pooler_under_load_loses_nothing(
+    dsn: str, pooled: Callable[[str], PgBouncer]
+) -> None:
+    bouncer, jobs, told = pooled(dsn), Jobs(dsn), Told()
+    runs: list[int] = []
+
+    async def work(payload: Any) -> None:
+        runs.append(payload["n"])
+        await asyncio.sleep(0.005)
+
+    jobs.add_many(300, "work")
+    async with Runner(
+        bouncer.dsn,
+        tasks={"work": work},
+        concurrent_jobs=5,
+        poll_interval=0.2,
+        listen_connection_string=dsn,
+        events=told.events,
+    ):
+        for share in (50, 150):
+            await told.seen(JobSuccess, count=share, timeout=10)
+            bouncer.kill()
+            await asyncio.to_thread(bouncer.start)
+        await eventually(lambda: jobs.ids() == [], timeout=10)
+    assert sorted(runs) == list(range(300))
+    assert jobs.locked() == []
+
+
+def test_a_connection_to_listen_on_that_makes_no_sense_is_refused_without_its_password() -> None:
+    with pytest.raises(ValueError, match=r"^listen_connection_string .* can't be ") as info:
+        Runner("", tasks={"work": print}, listen_connection_string="postgresql://me:hunter2@%zz/db")
+    assert "hunter2" not in str(info.value)

@@ -1,0 +1,167 @@
+"""A worker in which nothing moves any more says so, and on the command line ends."""
+
+import asyncio
+import json
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphile_worker_py import Runner, watchdog
+from graphile_worker_py.events import JobSuccess
+from tests.support.eventually import eventually
+from tests.support.processes import Process, Processes
+from tests.support.running import Jobs, Told
+
+TASKS = """
+import re, time
+
+async def block(payload):
+    time.sleep(3600)
+
+async def native(payload):
+    re.match("(a+)+$", "a" * 64 + "b")
+
+TASKS = {"block": block, "native": native}
+"""
+
+
+@pytest.fixture
+def installer() -> str:
+    """The schema of one side is enough: nothing here depends on it."""
+    return "python"
+
+
+def start_worker(dsn: str, processes: Processes, directory: Path, **env: str) -> Process:
+    """A worker process that may stand still for a second."""
+    (directory / "stuck.py").write_text(TASKS)
+    command = [sys.executable, "-m", "graphile_worker_py", "-c", dsn, "--tasks", "stuck:TASKS"]
+    root = str(Path(__file__).parent.parent)
+    return processes.start(
+        command,
+        cwd=directory,
+        env={"GRAPHILE_WORKER_WATCHDOG_TIMEOUT": "1", "PYTHONPATH": root, **env},
+    )
+
+
+@pytest.mark.parametrize("limit", [0.0, 300.0])
+async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(
+    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(watchdog, "FIRST_WARNING", 0.3)
+    jobs, told = Jobs(dsn), Told()
+
+    async def hog(_payload: Any) -> None:
+        time.sleep(1)  # noqa: ASYNC251  # the point of it
+
+    async with Runner(
+        dsn, tasks={"hog": hog}, watchdog_timeout=limit, events=told.events
+    ) as runner:
+        job_id = jobs.add("hog", {"secret": "in the payload"})
+        await told.seen(JobSuccess)
+        await eventually(lambda: "The event loop turns again" in caplog.text)
+        assert runner.health().live
+    still = [r for r in caplog.records if "The event loop has stood still" in r.message]
+    assert {record.levelno for record in still} == {logging.WARNING}
+    assert f"in job {job_id} of task 'hog':" in still[0].message
+    assert "time.sleep(1)" in still[0].message
+    assert "in the payload" not in caplog.text
+
+
+async def test_a_loop_that_turns_is_never_told_of(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    async with Runner(
+        dsn,
+        tasks={"work": lambda _payload: time.sleep(1.2)},
+        poll_interval=3600,
+        watchdog_timeout=0.5,
+        events=told.events,
+    ):
+        jobs.add("work")
+        await told.seen(JobSuccess)
+    assert caplog.records == []
+
+
+async def test_a_fetch_that_never_ends_is_told_and_the_worker_no_longer_counts_as_live(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = asyncio.Event()
+
+    async def flags() -> None:
+        await go_on.wait()
+
+    async with Runner(
+        dsn, tasks={"work": print}, forbidden_flags=flags, watchdog_timeout=0.5
+    ) as runner:
+        await eventually(lambda: "No job was fetched, nor looked for, for" in caplog.text)
+        assert not runner.health().live
+        assert not runner.health().ready
+        go_on.set()
+        await eventually(lambda: runner.health().ready)
+    assert caplog.text.count("No job was fetched") == 1
+
+
+async def test_the_thread_ends_with_the_pool(dsn: str) -> None:
+    def watchdogs() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "watchdog" in thread.name]
+
+    before = watchdogs()
+    async with Runner(dsn, tasks={"work": print}):
+        await eventually(lambda: len(watchdogs()) == len(before) + 1)
+    assert watchdogs() == before
+
+
+def test_on_the_command_line_a_standstill_ends_the_process(
+    dsn: str, processes: Processes, tmp_path: Path
+) -> None:
+    job_id = Jobs(dsn).add("block")
+    process = start_worker(dsn, processes, tmp_path, GRAPHILE_WORKER_LOG_FORMAT="json")
+    assert process.wait(15) == 70
+    last = json.loads(process.stderr.splitlines()[-1])
+    assert last["level"] == "critical"
+    said = last["message"]
+    assert "Ending the process. The event loop has stood still" in said
+    assert f"in job {job_id} of task 'block':" in said
+    assert "time.sleep(3600)" in said
+
+
+def test_native_code_that_lets_no_other_thread_run_is_ended_too(
+    dsn: str, processes: Processes, tmp_path: Path
+) -> None:
+    Jobs(dsn).add("native")
+    process = start_worker(dsn, processes, tmp_path)
+    assert process.wait(15) == 1
+    assert "Timeout (0:00:02)!" in process.stderr
+    assert "in native" in process.stderr
+
+
+async def test_the_time_for_which_a_machine_was_suspended_does_not_count(
+    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.05)
+    looks, slept, go_on = 0, 0.0, asyncio.Event()
+
+    def monotonic() -> float:
+        nonlocal looks
+        looks += 1
+        return time.monotonic() + slept
+
+    async def flags() -> None:
+        await go_on.wait()
+
+    monkeypatch.setattr(watchdog, "monotonic", monotonic)
+    async with Runner(dsn, tasks={"work": print}, forbidden_flags=flags) as runner:
+        await eventually(lambda: looks > 5)
+        # In the middle of a fetch.
+        looks, slept = 0, 1000.0
+        await eventually(lambda: looks > 5)
+        assert runner.health().live
+        go_on.set()
+    assert caplog.records == []
