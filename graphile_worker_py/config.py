@@ -252,9 +252,15 @@ def _file_in(directory: Path) -> Path | None:
     if own.is_file():
         return own
     project = directory / PROJECT_FILE
-    if project.is_file() and PROJECT_TABLE in _parsed(project).get("tool", {}):
+    if project.is_file() and _project_table(_parsed(project)) is not None:
         return project
     return None
+
+
+def _project_table(document: Mapping[str, Any]) -> Any:
+    """What `pyproject.toml` has for us; None if there is nothing."""
+    tools = document.get("tool")
+    return tools.get(PROJECT_TABLE) if isinstance(tools, dict) else None
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -266,6 +272,8 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"can't read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} is nested too deeply to be read") from error
 
 
 def _read_file(
@@ -280,10 +288,9 @@ def _read_file(
     """
     document = _parsed(path)
     if path.name == PROJECT_FILE:
-        try:
-            document = document["tool"][PROJECT_TABLE]
-        except KeyError as error:
-            raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]") from error
+        document = _project_table(document)
+        if not isinstance(document, dict):
+            raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]")
     for name, value in _flat(document, "", path):
         if name in _CONNECTIONS and isinstance(value, dict):
             if name not in skip:

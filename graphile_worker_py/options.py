@@ -18,6 +18,9 @@ ForbiddenFlags = (
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
 MAX_SCHEMA_BYTES: Final = 63
+LARGEST_WHOLE: Final = 2**31 - 1
+LONGEST: Final = 1e9
+"""Seconds, thirty years: clocks and PostgreSQL's intervals can reckon with that."""
 HEALTH_HOST: Final = "127.0.0.1"
 LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -28,33 +31,46 @@ def check_schema(value: object) -> str:
     """Check the name of a schema: any name that PostgreSQL can hold."""
     if not isinstance(value, str):
         raise ConfigurationError(f"schema must be a string, not {value!r}")
-    if not value or "\0" in value or len(value.encode()) > MAX_SCHEMA_BYTES:
+    if not value or "\0" in value or _bytes_of(value) > MAX_SCHEMA_BYTES:
         raise ConfigurationError(
             f"schema {value!r} is not a name that PostgreSQL can hold: 1 to "
-            f"{MAX_SCHEMA_BYTES} bytes, no U+0000"
+            f"{MAX_SCHEMA_BYTES} bytes, no U+0000, no lone surrogates"
         )
     return value
 
 
+def _bytes_of(text: str) -> float:
+    """How long a text is in UTF-8; lone surrogates have no place there."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return math.inf
+
+
 def check_whole(name: str, value: object, *, smallest: int, or_else: str = "") -> int:
-    """Check a whole number with a lower bound."""
+    """Check a whole number with a lower bound; the upper one is that of PostgreSQL's integers."""
     if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
         allowed = f"a whole number of at least {smallest} {or_else}".rstrip()
         raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    if value > LARGEST_WHOLE:
+        raise ConfigurationError(f"{name} must be at most {LARGEST_WHOLE}")
     return value
 
 
-def check_seconds(name: str, value: object, *, above_zero: bool = False) -> float:
-    """Check a duration in seconds: finite, not negative."""
+def check_seconds(
+    name: str, value: object, *, above_zero: bool = False, longest: float = LONGEST
+) -> float:
+    """Check a duration in seconds: not negative, and not for ever."""
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
+        or not value >= 0  # NaN neither
         or (above_zero and value == 0)
     ):
         allowed = "above 0" if above_zero else "0 or above"
         raise ConfigurationError(f"{name} must be seconds, {allowed}, not {value!r}")
+    if value > longest:
+        raise ConfigurationError(f"{name} must be seconds, at most {longest:g}, not {value!r}")
     return float(value)
 
 

@@ -1,5 +1,6 @@
 """Options: what is allowed, and how a wrong one is told."""
 
+import re
 from typing import Any
 
 import pytest
@@ -65,7 +66,9 @@ BAD: list[tuple[str, list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("options", GOOD, ids=str)
+@pytest.mark.parametrize(
+    "options", GOOD, ids=lambda options: re.sub(" at 0x[0-9a-f]+", "", str(options))
+)
 def test_values_that_make_sense_are_taken(options: dict[str, Any]) -> None:
     made = WorkerOptions(**options)
     assert {name: getattr(made, name) for name in options} == options

@@ -1,6 +1,7 @@
 """What is to run, and when: cron items as they are made in code, and as they are used."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
@@ -234,7 +235,8 @@ def check_item(item: ParsedCronItem) -> None:
     try:
         check_text("task", item.task, longest=MAX_IDENTIFIER_LENGTH)
         check_text("identifier", item.identifier)
-        check_seconds("backfill_period", options.backfill_period)
+        # As long as it likes: whatever is longer than there are years is for ever.
+        check_seconds("backfill_period", options.backfill_period, longest=sys.float_info.max)
         check_seconds("jitter", options.jitter)
         if options.max_attempts is not None:
             check_smallint("max_attempts", options.max_attempts, smallest=1)

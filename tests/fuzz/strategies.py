@@ -1,7 +1,7 @@
 """Values that nobody thought of: texts, JSON, TOML."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from hypothesis import strategies as st
@@ -26,8 +26,8 @@ toml_scalars = (
     st.booleans()
     | odd_numbers
     | storable_text
-    | st.datetimes(min_value=datetime(1000, 1, 1))
-    | st.datetimes(min_value=datetime(1000, 1, 1)).map(lambda moment: moment.date())
+    | st.datetimes(timezones=st.just(UTC)).filter(lambda moment: moment.year >= 1000)
+    | st.dates(min_value=date(1000, 1, 1))
     | st.sampled_from([float("nan"), float("inf"), -1, 0, 1, 0.5, "", "on", "auto", "debug"])
 )
 toml_values = st.recursive(
@@ -52,6 +52,5 @@ def as_toml(value: Any) -> str:
         case dict():
             pairs = (f"{as_toml(key)} = {as_toml(each)}" for key, each in value.items())
             return f"{{{', '.join(pairs)}}}"
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC).isoformat()
+    assert isinstance(value, (date, datetime))
     return str(value.isoformat())
