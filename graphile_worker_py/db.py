@@ -37,15 +37,11 @@ from graphile_worker_py.masking import fault_of, masked
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Session = tuple[int, str]
+"""A session by its process and its beginning, which no other has on any server."""
 AsyncPool = psycopg_pool.AsyncConnectionPool[Any]
 
 _SERVER_PROCESS: Final = "select pg_backend_pid()"
-# A session by its process and its beginning, which no other has on any server. None to a pooler,
-# which makes up the number that the connection knows.
-_SESSION: Final = """
-select pid, extract(epoch from backend_start)::text
-from pg_stat_get_activity(pg_backend_pid()) where pid = $1::int4
-"""
 _END_SESSION: Final = """
 select pg_terminate_backend(pid)
 from pg_stat_get_activity($1::int4) where extract(epoch from backend_start)::text = $2::text
@@ -68,6 +64,8 @@ TCP: Final = {
 RECONNECT_PATIENCE: Final = 4.0
 CONNECTION_PATIENCE: Final = 6.0
 CLOSE_PATIENCE: Final = 1.0
+UNPREPARED: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+"""Somebody in between gave the session to others: it has not the statements that we prepared."""
 STATEMENT_DEADLINE: Final = 60.0
 """Seconds after which a statement of a worker counts as lost, and so does its connection."""
 
@@ -449,12 +447,14 @@ class Database:
         return query.read(await cursor.fetchall() if _has_rows(cursor) else [])
 
     async def _execute(self, cursor: AsyncRawCursor[Any], query: Query[Any]) -> None:
-        await cursor.execute(
-            self.statements[query.text],
-            query.values,
-            prepare=self._prepare and not query.seldom,
-            binary=True,
-        )
+        text, prepare = self.statements[query.text], self._prepare and not query.seldom
+        try:
+            await cursor.execute(text, query.values, prepare=prepare, binary=True)
+        except UNPREPARED as error:
+            if not _goes_without_preparing(cursor, error):
+                raise
+            self._prepare = False
+            await cursor.execute(text, query.values, prepare=False, binary=True)
 
 
 class Line:
@@ -469,18 +469,18 @@ class Line:
 
     Args:
         database: Where it leads to.
-        prepare: Makes the first statement of each connection, from the number of the server
-            process that the connection knows; None means none.
+        begin: Makes the first statement of each connection, from the number of the server process
+            that the connection knows. It prepares the session, and tells which it is.
     """
 
     def __init__(
-        self, database: Database, *, prepare: Callable[[int], Query[None]] | None = None
+        self, database: Database, *, begin: Callable[[int], Query[Session | None]]
     ) -> None:
         self._database = database
-        self._prepare = prepare
+        self._begin = begin
         self._cursor: AsyncRawCursor[Any] | None = None
-        self._session: tuple[int, str] | None = None
-        self._lost: list[tuple[int, str]] = []
+        self._session: Session | None = None
+        self._lost: list[Session] = []
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -513,18 +513,12 @@ class Line:
         conn = await connect_like(self._database.pool)
         try:
             cursor = _raw_cursor(conn)
-            server_process = conn.info.backend_pid
-            if self._prepare is not None:
-                await self._database.send(cursor, self._prepare(server_process))
-            found = await self._database.send(
-                cursor, Query(_SESSION, (server_process,), list, seldom=True)
-            )
+            session = await self._database.send(cursor, self._begin(conn.info.backend_pid))
             await self._end_lost(cursor)
         except BaseException:
             await conn.close()
             raise
-        self._session = (found[0][0], found[0][1]) if found else None
-        self._cursor = cursor
+        self._session, self._cursor = session, cursor
         return cursor
 
     async def _end_lost(self, cursor: AsyncRawCursor[Any]) -> None:
@@ -548,6 +542,20 @@ def _raw_cursor(conn: AsyncConnection[Any]) -> AsyncRawCursor[Any]:
     cursor = AsyncRawCursor(conn, row_factory=tuple_row)
     _load_raw(cursor)
     return cursor
+
+
+def _goes_without_preparing(
+    cursor: AsyncRawCursor[Any] | RawCursor[Any], error: psycopg.Error
+) -> bool:
+    """Whether a statement can be sent again unprepared: not if it has undone a transaction."""
+    if cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        return False
+    logger.warning(
+        "Statements are not prepared any more, because a pooler does not keep track of them (%s); "
+        "prepared_statements=False says so from the beginning",
+        one_line(error),
+    )
+    return True
 
 
 def _has_rows(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> bool:
@@ -605,9 +613,11 @@ class SyncDatabase:
 
     def _execute(self, cursor: RawCursor[Any], query: Query[Any]) -> None:
         _load_raw(cursor)
-        cursor.execute(
-            self.statements[query.text],
-            query.values,
-            prepare=self._prepare and not query.seldom,
-            binary=True,
-        )
+        text, prepare = self.statements[query.text], self._prepare and not query.seldom
+        try:
+            cursor.execute(text, query.values, prepare=prepare, binary=True)
+        except UNPREPARED as error:
+            if not _goes_without_preparing(cursor, error):
+                raise
+            self._prepare = False
+            cursor.execute(text, query.values, prepare=False, binary=True)

@@ -116,8 +116,8 @@ class WorkerPool:
         self._queue_names = QueueNames(database, delay=options.get_queue_name_batch_delay)
         self._threads = ThreadExecutor()
         self._processes = self._process_executor()
-        self._fetching = Line(database, prepare=keep_to_indexes)
-        self._settling = Line(database, prepare=keep_to_indexes)
+        self._fetching = Line(database, begin=keep_to_indexes)
+        self._settling = Line(database, begin=keep_to_indexes)
         self._settler = Settler(
             pool_id=self.pool_id,
             line=self._settling,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import psycopg
 import pytest
 
 from graphile_worker_py import (
@@ -20,6 +21,7 @@ from graphile_worker_py import (
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
 from tests.support.eventually import eventually
+from tests.support.missing import missing
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer
 from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
@@ -38,7 +40,7 @@ def pooled(processes: Processes) -> Iterator[Callable[[str], PgBouncer]]:
     """Start a PgBouncer in transaction mode before a database."""
     program = find_pgbouncer()
     if program is None:
-        pytest.skip("PgBouncer is not installed; say: apt-get install pgbouncer")
+        missing("PgBouncer is not installed; say: apt-get install pgbouncer")
     with ExitStack() as stack:
 
         def start(dsn: str, mode: str = "transaction") -> PgBouncer:
@@ -165,19 +167,40 @@ async def test_statements_are_prepared_unless_there_is_a_pooler(
             assert bool(sync_conn.execute(PREPARED, prepare=False).fetchall()) is prepares
 
 
-async def test_prepared_statements_work_where_the_pooler_keeps_track_of_them(
-    dsn: str, pooled: Callable[[str], PgBouncer]
+async def test_statements_prepared_on_demand_are_given_up_where_the_pooler_loses_them(
+    dsn: str, pooled: Callable[[str], PgBouncer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bouncer = pooled(dsn)
-    if not bouncer.prepares:
-        pytest.skip("PgBouncer keeps track of prepared statements from 1.21 on")
-    await run_all(
+    bouncer, jobs, told = pooled(dsn), Jobs(dsn), Told()
+    async with Runner(
         bouncer.dsn,
-        Told(),
-        jobs=Jobs(dsn),
+        tasks={"work": print},
+        concurrent_jobs=5,
+        poll_interval=0.2,
         prepared_statements=True,
         listen_connection_string=dsn,
-    )
+        events=told.events,
+    ) as runner:
+        for n in range(30):
+            await runner.add_job("work", n)
+        await eventually(lambda: jobs.all() == [], timeout=10)
+    assert len(told.of(JobSuccess)) == 30
+    said = [message for message in caplog.messages if "not prepared any more" in message]
+    # Releases that keep track of them leave nothing to be said.
+    assert len(said) == (0 if bouncer.prepares else 1)
+
+
+def test_without_an_event_loop_they_are_given_up_too(
+    dsn: str, pooled: Callable[[str], PgBouncer], caplog: pytest.LogCaptureFixture
+) -> None:
+    bouncer = pooled(dsn)
+    with SyncWorkerUtils(bouncer.dsn, prepared_statements=True) as utils:
+        utils.add_job("work", 1)
+        with psycopg.connect(bouncer.dsn) as other:
+            other.execute("select 1")  # in a transaction, so that the session is not to be had
+            utils.add_job("work", 2)
+    assert [job["payload"] for job in Jobs(dsn).all()] == [1, 2]
+    said = [message for message in caplog.messages if "not prepared any more" in message]
+    assert len(said) == (0 if bouncer.prepares else 1)
 
 
 async def test_the_schema_can_be_installed_through_the_pooler(

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.db import Query, Session
 
 # The fetch reads the first entries of an index that is in the order it wants; outcomes are written
 # by the ids of their jobs. What the planner believes of a table that was empty a moment ago, or was
@@ -12,23 +12,29 @@ from graphile_worker_py.db import Query
 # pooler the connection to the server is not ours alone, and stays as it is.
 _KEEP_TO_INDEXES: Final = """
 select
+  pid,
+  extract(epoch from backend_start)::text,
   set_config('plan_cache_mode', 'force_generic_plan', false),
   set_config('enable_seqscan', 'off', false),
   set_config('enable_sort', 'off', false),
   set_config('enable_bitmapscan', 'off', false),
   set_config('jit', 'off', false)
-where pg_backend_pid() = $1::int4
+from pg_stat_get_activity(pg_backend_pid())
+where pid = $1::int4
 """
 
 
-def keep_to_indexes(backend_pid: int) -> Query[None]:
+def keep_to_indexes(backend_pid: int) -> Query[Session | None]:
     """Let the connection's statements use indexes, if it leads to the server directly.
 
     Args:
         backend_pid: The server process as the connection knows it; a pooler makes one up.
+
+    Returns:
+        The session; None behind a pooler.
     """
 
-    def read(_rows: list[tuple[Any, ...]]) -> None:
-        return None
+    def read(rows: list[tuple[Any, ...]]) -> Session | None:
+        return (rows[0][0], rows[0][1]) if rows else None
 
     return Query(_KEEP_TO_INDEXES, (backend_pid,), read, seldom=True)
