@@ -1,7 +1,7 @@
 """Who is measured: this package, Graphile Worker for Node, and other queues for Python.
 
 The settings of each are the best that its documentation names or allows, for many small jobs in
-one process: those with which it was fastest when they were tried. docs/performance.md tells them.
+one process: a few were tried. docs/performance.md tells them.
 """
 
 import json
@@ -198,7 +198,7 @@ class Peer(Side):
 class PgQueuerSide(Peer):
     """PgQueuer: its benchmark names asyncpg the fastest driver, its guide a larger batch.
 
-    Its own benchmark has five consumers with batches of 10; one with batches of 1,000 was faster.
+    Its own benchmark has five consumers with batches of 10.
     """
 
     name = "pgqueuer"

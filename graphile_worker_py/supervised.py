@@ -6,13 +6,18 @@ import os
 import signal
 import stat
 from collections.abc import Coroutine
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.signals import pass_on
-from graphile_worker_py.supervisor import KILL, READY, VARIABLE
 
 logger = logging.getLogger(__name__)
+
+VARIABLE: Final = "GRAPHILE_WORKER_PY_SUPERVISED"
+"""Tells a worker process its number, and the file descriptor of its channel: `2:7`."""
+READY: Final = b"ready\n"
+STOP: Final = "stop"
+KILL: Final = "kill"
 
 
 class Supervised:

@@ -30,14 +30,10 @@ from typing import Final
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.signals import ENDING, REPEAT_WINDOW
+from graphile_worker_py.supervised import KILL, STOP, VARIABLE
 
 logger = logging.getLogger(__name__)
 
-VARIABLE: Final = "GRAPHILE_WORKER_PY_SUPERVISED"
-"""Tells a worker process its number, and the file descriptor of its channel: `2:7`."""
-READY: Final = b"ready\n"
-STOP: Final = "stop"
-KILL: Final = "kill"
 
 SIGNALLED: Final = 128
 """Added to the number of the signal that ended a process, as shells do."""

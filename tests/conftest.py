@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from graphile_worker_py import WorkerUtils
 from tests.worker_utils_support import Api, Tables
@@ -24,9 +24,20 @@ settings.register_profile(
 )
 
 
+LONG_TIMEOUT = 900
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how many examples are tried: many with `--long`."""
     settings.load_profile("long" if config.getoption("--long") else "short")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give many examples the time that they need."""
+    if config.getoption("--long"):
+        for item in items:
+            if item.path.parent.name == "fuzz" or is_hypothesis_test(getattr(item, "obj", None)):
+                item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
 
 
 @pytest.fixture

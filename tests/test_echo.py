@@ -42,6 +42,7 @@ async def test_a_connection_that_died_without_a_word_is_made_anew(
             poll_interval=3600,
             listen_connection_string=proxy.dsn,
             listen_echo_interval=0.1,
+            no_side_schema=True,  # nothing but notifications is sent there
             events=told.events,
         ) as runner,
     ):

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.missing import missing
 from tests.support.node import LATEST, Node
 from tests.support.processes import Process, Processes
 
@@ -70,12 +71,10 @@ def test_typed_payloads_are_built_or_refused(empty_dsn: str, processes: Processe
 
 def test_a_folder_may_hold_tasks_in_any_language(empty_dsn: str, processes: Processes) -> None:
     if shutil.which("perl") is None:
-        pytest.skip("one of its tasks is in Perl, which is not installed")
+        missing("one of its tasks is in Perl, which is not installed")
     needed = ["perl", "-MDigest::SHA", "-MJSON::PP", "-e", "1"]
     if subprocess.run(needed, check=False, capture_output=True).returncode != 0:
-        pytest.skip(
-            "one of its tasks needs Digest::SHA and JSON::PP, which this Perl does not have"
-        )
+        missing("one of its tasks needs Digest::SHA and JSON::PP, which this Perl does not have")
     lines = run_example(processes, "executable/main.py", empty_dsn)
     digest = hashlib.sha256(b"some text").hexdigest()
     assert lines[0] == f"checksum: SHA-256 of some text: {digest}"

@@ -14,6 +14,8 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import psycopg
 
@@ -39,6 +41,8 @@ def test_thread(request):
 def test_process(request):
     child = subprocess.Popen([sys.executable, guard.__file__], stdin=subprocess.PIPE)
     request.config.add_cleanup(child.communicate)
+    while guard.__file__.encode() not in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+        time.sleep(0.01)  # the kernel is about to fill it in
 
 
 async def test_tidy(empty_dsn):

@@ -92,6 +92,7 @@ async def test_a_role_that_sees_no_rows_is_told_at_the_start(
     assert jobs.snapshot() == before
 
 
+@pytest.mark.parametrize("installer", ["python"])
 @pytest.mark.parametrize("opener", OPENERS)
 async def test_what_the_error_says_to_do_helps(dsn: str, bound_dsn: str, opener: str) -> None:
     jobs = Jobs(dsn)

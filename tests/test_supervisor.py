@@ -17,7 +17,8 @@ from graphile_worker_py.config import Setting, read_settings
 from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.signals import handle_signals, pass_on
-from graphile_worker_py.supervisor import VARIABLE, Patience
+from graphile_worker_py.supervised import VARIABLE
+from graphile_worker_py.supervisor import Patience
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 

@@ -14,7 +14,6 @@ from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options import AUTO, LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.supervised import Supervised
-from graphile_worker_py.supervisor import Supervisor
 
 
 @click.command()
@@ -130,6 +129,9 @@ def run(
                     f"is {count}; leave one of them out"
                 )
             final = (EXIT_INCOMPATIBLE_WHILE_RUNNING,)
+            # A worker that has no others beside it does not need it.
+            from graphile_worker_py.supervisor import Supervisor
+
             sys.exit(Supervisor(count, once=once, final=final).run())
         # Now, for the parent of several processes needs nothing of all that.
         with reading_modules():

@@ -37,7 +37,6 @@ TOUCH_JOBS = """
 update graphile_worker._private_jobs set priority = priority
 where job_queue_id = %s and locked_by is not null
 """
-DEADLOCKS = "select deadlocks from pg_stat_database where datname = current_database()"
 
 
 def set_for_all(dsn: str, name: str, value: str) -> None:
@@ -62,7 +61,7 @@ async def test_while_the_database_is_read_only_nothing_is_lost(
             # Their sessions stay as they are.
             set_for_all(dsn, "default_transaction_read_only", "off")
             await at_work.resumed(since=time.monotonic())
-    assert "Could not fetch jobs (ReadOnlySqlTransaction" in caplog.text
+    assert "(ReadOnlySqlTransaction" in caplog.text
 
 
 async def test_when_the_disk_is_full_work_goes_on_once_there_is_space(
@@ -74,7 +73,7 @@ async def test_when_the_disk_is_full_work_goes_on_once_there_is_space(
             await asyncio.sleep(at_work.scale.outage)
             at_work.jobs.query(NO_LONGER_FULL)
             await at_work.resumed(since=time.monotonic())
-    assert "Could not fetch jobs (DiskFull" in caplog.text
+    assert "(DiskFull" in caplog.text
     assert at_work.load.errors["DiskFull"] > 0
 
 
@@ -94,7 +93,7 @@ async def test_what_took_too_long_behind_a_lock_is_done_when_the_lock_is_gone(
                 await conn.execute(LOCK_TABLE)
                 await asyncio.sleep(at_work.scale.outage)
             await at_work.resumed(since=time.monotonic())
-    assert f"Could not fetch jobs ({error}" in caplog.text
+    assert f"({error}" in caplog.text
 
 
 async def test_where_all_is_serializable_races_are_lost_and_run_again(
@@ -114,10 +113,11 @@ async def test_of_a_deadlock_the_pool_is_the_victim_and_tries_again(
     set_for_all(dsn, "deadlock_timeout", "100ms")
     async with trial(dsn, "deadlock with a statement of others") as at_work:
         for _ in at_work.rounds():
-            await deadlock(at_work)
+            before = caplog.text.count("(DeadlockDetected")
+            # Who waits first may be one that is in nobody's way.
+            while caplog.text.count("(DeadlockDetected") == before:
+                await deadlock(at_work)
             await at_work.resumed(since=time.monotonic())
-        await eventually(lambda: at_work.jobs.query(DEADLOCKS)[0]["deadlocks"] > 0)
-    assert "(DeadlockDetected" in caplog.text
 
 
 async def deadlock(at_work: Trial) -> None:

@@ -54,9 +54,9 @@ async def test_connections_that_are_closed_from_one_side_are_made_anew(
 ) -> None:
     async with trial(dsn, "connections half closed", at=[proxy.dsn] * 2) as at_work:
         for _ in at_work.rounds():
+            made = proxy.connections
             until = time.monotonic() + at_work.scale.outage
             while time.monotonic() < until:
-                made = proxy.connections
                 proxy.half_close()
                 await asyncio.sleep(BETWEEN_CUTS)
             assert proxy.connections > made

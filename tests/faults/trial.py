@@ -59,9 +59,9 @@ class Scale:
     drain: float
 
 
-SHORT: Final = Scale(rounds=1, outage=0.7, patience=10, drain=10)
+SHORT: Final = Scale(rounds=1, outage=0.7, patience=12, drain=12)
 # The longest pause between two tries of a worker is 22.5 seconds.
-LONG: Final = Scale(rounds=3, outage=15, patience=30, drain=60)
+LONG: Final = Scale(rounds=3, outage=10, patience=30, drain=60)
 
 
 @dataclass(slots=True)
@@ -160,13 +160,13 @@ class Trial:
         self.jobs = Jobs(dsn)
         self.scale = scale
         self.load = Load(load_at or dsn)
-        self.told = [Told(), Told()]
         self.runs: list[Run] = []
         self.runners: list[Runner] = []
         self._fault = fault
         self._once = once
         self._may_lose = may_lose
         self._at = at or [dsn, dsn]
+        self.told = [Told() for _ in self._at]
         self._options = {**OPTIONS, **options}
         self._may_end = asyncio.Event()
         self._may_end.set()
@@ -175,8 +175,7 @@ class Trial:
     async def work(self, payload: Any, ctx: JobContext) -> None:
         """Take a moment, and write down when."""
         n = payload["n"]
-        queue = n // 4 % QUEUES if n % 4 == 0 else None
-        run = Run(n, queue, ctx.pool_id, ctx.job.attempts, time.monotonic())
+        run = Run(n, queue_of(n), ctx.pool_id, ctx.job.attempts, time.monotonic())
         self.runs.append(run)
         await asyncio.sleep(DURATION)
         await self._may_end.wait()
@@ -276,6 +275,11 @@ class Trial:
         assert {run.attempt for run in self.runs} == {1}
         assert out_of_order(self.runs) == []
         assert [event for told in self.told for event in told.of(JobLost)] == []
+
+
+def queue_of(n: int) -> int | None:
+    """The number of the queue in which a job is."""
+    return n // 4 % QUEUES if n % 4 == 0 else None
 
 
 def overlaps(runs: Sequence[Run]) -> list[tuple[Run, Run]]:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -217,7 +218,11 @@ def quiet_port() -> int:
     would succeed.
     """
     lowest = int(PORTS.read_text().split()[0])
-    return random.randrange(lowest // 2, lowest)
+    while True:
+        port = random.randrange(lowest // 2, lowest)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def at_both(one: str, two: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
+from tests.support.missing import missing
 from tests.support.node import LATEST, Node
 from tests.support.own_server import OWN_SETTINGS, OwnServer, server_place
 from tests.support.processes import Processes
@@ -57,6 +59,24 @@ def processes() -> Iterator[Processes]:
     processes.end_all()
 
 
+def pytest_configure() -> None:
+    """Let Ctrl-C mean something, also where a shell has begun the run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Undo what commands that run in this process set."""
+    loggers = [logging.getLogger(name) for name in (None, "psycopg.pool")]
+    before = [(logger, logger.level, [*logger.handlers]) for logger in loggers]
+    yield
+    logging.captureWarnings(capture=False)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
 @pytest.fixture(autouse=True)
 def _no_process_left(processes: Processes) -> Iterator[None]:
     yield
@@ -78,10 +98,7 @@ def node(processes: Processes) -> Node:
     """Node and the graphile-worker package."""
     npm = shutil.which("npm")
     if npm is None:
-        reason = "npm is not installed: nothing can be compared with the Node package"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing("npm is not installed: nothing can be compared with the Node package")
     return Node(npm, processes)
 
 
@@ -167,18 +184,26 @@ def own_server(pytestconfig: pytest.Config) -> Iterator[OwnServer]:
 
 
 @pytest.fixture(scope="module")
-def own_template(own_server: OwnServer, install: Install) -> str:
+def own_databases(own_server: OwnServer) -> Server:
+    """Makes databases there."""
+    return Server(own_server.postgres)
+
+
+@pytest.fixture(scope="module")
+def own_template(own_databases: Server, install: Install) -> str:
     """A database with the schema there."""
-    dsn = Server(own_server.postgres).create_database()
+    dsn = own_databases.create_database()
     install("python", dsn)
     return dsn
 
 
 @pytest.fixture
-def own_dsn(own_server: OwnServer, own_template: str, processes: Processes) -> Iterator[str]:
+def own_dsn(
+    own_server: OwnServer, own_databases: Server, own_template: str, processes: Processes
+) -> Iterator[str]:
     """A database of the test's own on the server of its module's own."""
     own_server.be_there()
-    yield from _database(Server(own_server.postgres), processes, own_template)
+    yield from _database(own_databases, processes, own_template)
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +264,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
             pytest.fail(f"the test left threads running: {names}")
         time.sleep(0.01)
     return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write out lone surrogates that a test has logged: they can't be sent between processes."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
+    ]
+    return report

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import psycopg
 
@@ -95,8 +95,9 @@ class Proxy:
     def half_close(self) -> None:
         """Say to the workers that the server has ended all connections, and not to the server."""
         for to_worker, _ in self._pairs:
-            if to_worker.can_write_eof() and not to_worker.is_closing():
-                to_worker.write_eof()
+            if not to_worker.is_closing():
+                with suppress(OSError):  # the worker may have gone, and nobody noticed yet
+                    to_worker.write_eof()
 
     def refuse(self) -> None:
         """Cut all connections, and each new one."""
