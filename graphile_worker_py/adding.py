@@ -5,9 +5,9 @@ send them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import Any, Final, TypeAlias, TypeVar
@@ -16,18 +16,20 @@ from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.db import Query
+from graphile_worker_py.copying import Copying
+from graphile_worker_py.db import Query, Steps
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, as_timestamp
 from graphile_worker_py.sql import add_jobs as sql
 from graphile_worker_py.sql.add_jobs import Names
 
 T = TypeVar("T")
-Steps: TypeAlias = Generator[Query[Any], Any, T]
 Row: TypeAlias = tuple[Any, ...]
 
 CHUNK: Final = 1000
 """Most jobs that one statement adds."""
+COPY_FROM: Final = 200
+"""So many jobs without key, and more, are copied: for few the statements around it cost more."""
 STREAM_CHUNK: Final = 10_000
 """Most jobs of a stream that are added at once, unless the caller says otherwise."""
 
@@ -57,7 +59,8 @@ def add_one(spec: JobSpec) -> Steps[Job]:
 class Addition:
     """Many jobs on their way into the database.
 
-    While it is not `complete`, its `statements` are to be sent, and their results read.
+    It is to be done by `copying` where that can be. Else, while it is not `complete`, its
+    `statements` are to be sent, and their results read.
 
     Of several specs with one key the last one counts; all of them get its job.
 
@@ -84,12 +87,18 @@ class Addition:
 
         It is not as soon as there is a key: its job may have to be added by a second try.
         """
-        return len(self._specs) <= (1 if self._has_keys else CHUNK)
+        return len(self._specs) < (2 if self._has_keys else COPY_FROM)
 
     @property
     def is_complete(self) -> bool:
         """Whether all jobs are added."""
         return not self._missing()
+
+    def copying(self, schema: str) -> Copying | None:
+        """How all jobs are added by COPY; None if that is not for these."""
+        if self._has_keys or len(self._specs) < COPY_FROM:
+            return None
+        return Copying(self._specs, self._payload, schema=schema)
 
     def statements(self) -> Iterator[Query[None]]:
         """Statements that add what is missing, each made when it is asked for.
@@ -297,18 +306,11 @@ def _content_of_spec(spec: JobSpec, payload: str, names: Names, now: bytes) -> t
         spec.identifier if names.tasks else None,
         queue if queue is None or names.tasks or names.queues else "",
         payload.encode(),
-        now if spec.run_at is None else _as_timestamp(spec.run_at),
+        now if spec.run_at is None else as_timestamp(spec.run_at),
         0 if spec.priority is None else spec.priority,
         25 if spec.max_attempts is None else spec.max_attempts,
         frozenset(spec.flags) if spec.flags else None,
     )
-
-
-def _as_timestamp(moment: datetime) -> bytes:
-    """A time in PostgreSQL's binary form."""
-    since = moment - datetime(2000, 1, 1, tzinfo=UTC)
-    microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    return microseconds.to_bytes(8, "big", signed=True)
 
 
 def _contended(specs: Sequence[JobSpec]) -> GraphileWorkerError:

@@ -3,11 +3,11 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Generic, LiteralString, Self, TypeVar
+from typing import Any, Final, Generic, LiteralString, Self, TypeAlias, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -25,7 +25,7 @@ from psycopg import (
 )
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types.string import ByteaBinaryLoader
 
@@ -85,6 +85,10 @@ class Query(Generic[T]):
     values: Sequence[Any]
     read: Callable[[list[tuple[Any, ...]]], T]
     seldom: bool = False
+
+
+Steps: TypeAlias = Generator[Query[Any], Any, T]
+"""Statements to be sent one after the other; each result is sent back, the last one returned."""
 
 
 class _RecodingLoader(Loader):
@@ -437,6 +441,15 @@ class Database:
             if sent:
                 sent[1].read(await sent[0].fetchall())
 
+    async def copy_in(
+        self, query: Query[None], blocks: Iterable[str], *, conn: AsyncConnection[Any]
+    ) -> None:
+        """Send a COPY statement, and what it is to write, on a connection."""
+        cursor = _raw_cursor(conn)
+        async with cursor, cursor.copy(self.statements[query.text]) as copy:
+            for block in blocks:
+                await copy.write(block)
+
     async def _send(self, conn: AsyncConnection[Any], query: Query[T]) -> T:
         async with _raw_cursor(conn) as cursor:
             return await self.send(cursor, query)
@@ -447,7 +460,8 @@ class Database:
         return query.read(await cursor.fetchall() if _has_rows(cursor) else [])
 
     async def _execute(self, cursor: AsyncRawCursor[Any], query: Query[Any]) -> None:
-        text, prepare = self.statements[query.text], self._prepare and not query.seldom
+        text = self.statements[query.text]
+        prepare = self._prepare and not query.seldom
         try:
             await cursor.execute(text, query.values, prepare=prepare, binary=True)
         except UNPREPARED as error:
@@ -558,6 +572,11 @@ def _goes_without_preparing(
     return True
 
 
+def can_copy(conn: BaseConnection[Any]) -> bool:
+    """Whether a connection takes a COPY statement now."""
+    return conn.pgconn.pipeline_status == PipelineStatus.OFF
+
+
 def _has_rows(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> bool:
     """Whether a statement returns rows, be there some or none; `description` tells, but dearly."""
     return cursor.pgresult is not None and cursor.pgresult.nfields > 0
@@ -606,6 +625,13 @@ class SyncDatabase:
             if sent:
                 sent[1].read(sent[0].fetchall())
 
+    def copy_in(self, query: Query[None], blocks: Iterable[str], *, conn: Connection[Any]) -> None:
+        """Send a COPY statement, and what it is to write, on a connection."""
+        cursor = RawCursor(conn)
+        with cursor, cursor.copy(self.statements[query.text]) as copy:
+            for block in blocks:
+                copy.write(block)
+
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:
         with RawCursor(conn, row_factory=tuple_row) as cursor:
             self._execute(cursor, query)
@@ -613,7 +639,8 @@ class SyncDatabase:
 
     def _execute(self, cursor: RawCursor[Any], query: Query[Any]) -> None:
         _load_raw(cursor)
-        text, prepare = self.statements[query.text], self._prepare and not query.seldom
+        text = self.statements[query.text]
+        prepare = self._prepare and not query.seldom
         try:
             cursor.execute(text, query.values, prepare=prepare, binary=True)
         except UNPREPARED as error:

@@ -217,6 +217,13 @@ def from_timestamp(value: bytes) -> datetime:
         return _LATEST if microseconds > 0 else _EARLIEST
 
 
+def as_timestamp(moment: datetime) -> bytes:
+    """Encode an aware time as PostgreSQL's binary timestamptz."""
+    since = moment - _POSTGRES_EPOCH
+    microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return microseconds.to_bytes(8, "big", signed=True)
+
+
 PayloadT = TypeVar("PayloadT")
 PayloadT_contra = TypeVar("PayloadT_contra", contravariant=True)
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from psycopg import AsyncConnection
 
 from graphile_worker_py import adding
-from graphile_worker_py.adding import Addition, Steps
-from graphile_worker_py.db import Database
+from graphile_worker_py.adding import Addition
+from graphile_worker_py.db import Database, Steps, can_copy
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.sql.add_jobs import BEGIN
@@ -156,6 +156,10 @@ class JobAdder:
             return await self._add_all(addition, conn)
 
     async def _add_all(self, addition: Addition, conn: AsyncConnection[Any]) -> list[Job]:
+        copying = addition.copying(self._database.schema) if can_copy(conn) else None
+        if copying is not None and await self._drive(copying.prepared(), conn):
+            await self._database.copy_in(copying.statement, copying.blocks(), conn=conn)
+            return copying.jobs
         while not addition.is_complete:
             await self._database.run_each(addition.statements(), conn=conn)
         return addition.jobs()

@@ -13,8 +13,16 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
 from graphile_worker_py import adding, config, migrate, rights
-from graphile_worker_py.adding import Addition, Steps
-from graphile_worker_py.db import Database, Query, SyncDatabase, opened_pool, opened_sync_pool
+from graphile_worker_py.adding import Addition
+from graphile_worker_py.db import (
+    Database,
+    Query,
+    Steps,
+    SyncDatabase,
+    can_copy,
+    opened_pool,
+    opened_sync_pool,
+)
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.sql import admin, inspect
@@ -297,6 +305,10 @@ class SyncWorkerUtils:
             return self._add_all(addition, conn)
 
     def _add_all(self, addition: Addition, conn: Connection[Any]) -> list[Job]:
+        copying = addition.copying(self._schema) if can_copy(conn) else None
+        if copying is not None and self._drive(copying.prepared(), conn):
+            self._database.copy_in(copying.statement, copying.blocks(), conn=conn)
+            return copying.jobs
         while not addition.is_complete:
             self._database.run_each(addition.statements(), conn=conn)
         return addition.jobs()

@@ -1,0 +1,95 @@
+"""Adding many jobs without key by COPY, with the effects that the SQL function has for them.
+
+COPY takes half as long. It can't return the rows, so their ids are taken from the sequence before;
+the rest of a new row is known.
+
+- `RESERVE`  takes the ids, announces the jobs, and tells the time at which they are added. It does
+  nothing, and returns no row, where COPY might do something else than the function: on a revision
+  for which it was not made, with triggers or rules on the table, and for roles that it is refused.
+- `register_tasks`, `register_queues`, `read_names`: the names, as the function does it.
+- `copy_jobs`  is the COPY itself.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from graphile_worker_py.db import Query
+
+_RESERVE: Final = """
+with jobs as materialized (
+  select pg_get_serial_sequence(format('%I._private_jobs', $1::text), 'id')::regclass as sequence
+  from pg_class
+  where pg_class.oid = format('%I._private_jobs', $1::text)::regclass
+    and not exists (select from pg_trigger where pg_trigger.tgrelid = pg_class.oid)
+    and not exists (select from pg_rewrite where pg_rewrite.ev_class = pg_class.oid)
+    and not row_security_active(pg_class.oid)
+    and has_table_privilege(pg_class.oid, 'insert')
+    and (
+      select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations
+    ) = 20
+)
+select
+  array(select nextval(jobs.sequence) from generate_series(1, $2::int4)),
+  now(),
+  pg_notify('jobs:insert', '{"r":' || random()::text || ',"count":' || $2::text || '}')
+from jobs
+where has_sequence_privilege(jobs.sequence, 'usage')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What is known of jobs before they are there.
+
+    Args:
+        ids: One for each.
+        now: The time at which they are added, in PostgreSQL's binary form.
+    """
+
+    ids: Sequence[int]
+    now: bytes
+
+
+def reserve(schema: str, count: int) -> Query[Reserved | None]:
+    """Take ids for so many jobs and announce them; None where COPY is not to be used."""
+
+    def read(rows: list[tuple[Any, ...]]) -> Reserved | None:
+        return Reserved(rows[0][0], rows[0][1]) if rows else None
+
+    return Query(_RESERVE, (schema, count), read)
+
+
+_REGISTER_QUEUES: Final = """
+insert into :GRAPHILE_WORKER_SCHEMA._private_job_queues (queue_name)
+select wanted.queue_name
+from unnest($1::text[]) as wanted (queue_name)
+where not exists (
+  select
+  from :GRAPHILE_WORKER_SCHEMA._private_job_queues as job_queues
+  where job_queues.queue_name = wanted.queue_name
+)
+on conflict do nothing
+"""
+
+
+def register_queues(names: Collection[str]) -> Query[None]:
+    """Insert the queues that are missing."""
+    return Query(_REGISTER_QUEUES, (list(names),), lambda _: None, seldom=True)
+
+
+_COPY: Final = "copy :GRAPHILE_WORKER_SCHEMA._private_jobs (id, task_id, payload"
+OPTIONAL: Final = ("queue_name", "run_at", "priority", "max_attempts", "flags")
+"""What is left to the defaults of the table where no job of many has anything to say of it."""
+
+
+def copy_jobs(given: Collection[str]) -> Query[None]:
+    """Copy jobs; `given` are those of `OPTIONAL` that follow the payload, in their order."""
+    text = _COPY
+    text += ", job_queue_id" if "queue_name" in given else ""
+    text += ", run_at" if "run_at" in given else ""
+    text += ", priority" if "priority" in given else ""
+    text += ", max_attempts" if "max_attempts" in given else ""
+    text += ", flags" if "flags" in given else ""
+    text += ") from stdin"
+    return Query(text, (), lambda _: None)
