@@ -8,9 +8,13 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.db import Query
 from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.sql.job_row import JOB_ROW
 
-_ADD_JOB: Final = """
-select job.*
+_ADD_JOB: Final = (
+    """
+select """
+    + JOB_ROW
+    + """
 from :GRAPHILE_WORKER_SCHEMA.add_job(
   identifier => $1::text,
   payload => $2::json,
@@ -21,8 +25,9 @@ from :GRAPHILE_WORKER_SCHEMA.add_job(
   priority => $7::int4,
   flags => $8::text[],
   job_key_mode => $9::text
-) as job
+) as jobs
 """
+)
 
 
 def add_job(spec: JobSpec, payload: str) -> Query[Job | None]:
@@ -79,13 +84,15 @@ _SPECS: Final = """
 
 _ADD_JOBS: Final = (
     """
-select job.*
+select """
+    + JOB_ROW
+    + """
 from :GRAPHILE_WORKER_SCHEMA.add_jobs(
   job_key_preserve_run_at => $2::bool,
   specs => """
     + _SPECS
     + """
-) as job
+) as jobs
 """
 )
 
@@ -95,7 +102,9 @@ from :GRAPHILE_WORKER_SCHEMA.add_jobs(
 # setting ends with the transaction; "offset 0" and the use of its result put it before the call.
 _ADD_JOBS_PLANNED: Final = (
     """
-select job.*
+select """
+    + JOB_ROW
+    + """
 from
   (
     select set_config('plan_cache_mode', 'force_custom_plan', true) offset 0
@@ -105,7 +114,7 @@ from
     specs => """
     + _SPECS
     + """
-  ) as job
+  ) as jobs
 """
 )
 _WORTH_PLANNING: Final = 500

@@ -23,7 +23,8 @@ from graphile_worker_py.job import Job
 #  taken     marks the first ones of both.
 #  locked    marks the queues, but only of jobs that were really taken: a queue that is locked with
 #            nobody at work would stand still for hours.
-# Between sight and lock a job may have changed; so its conditions are looked at again.
+# Between sight and lock a job may have changed; so its conditions are looked at again. Columns are
+# named, because a plan is kept, and fails for good once there is one more in the table.
 #
 # Three things are for the planner, which must read the index in its order and stop at the limit,
 # whatever it believes about the table. `task_id = any(…)` looks so selective to it, before the
@@ -118,7 +119,10 @@ taken as (
     locked_by = $1::text,
     locked_at = now()
   where jobs.id = any (array(select next.id from next))
-  returning jobs.*
+  returning
+    jobs.id, jobs.job_queue_id, jobs.task_id, jobs.payload, jobs.priority, jobs.run_at,
+    jobs.attempts, jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.key,
+    jobs.locked_at, jobs.locked_by, jobs.revision, jobs.flags, jobs.is_available
 ),
 locked as (
   update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
