@@ -445,6 +445,8 @@ class WorkerPool:
         return await self._processes.run(task, job, context)
 
     def _settled(self, jobs: Sequence[Job]) -> None:
+        if any(job.job_queue_id is not None for job in jobs):
+            self._fetcher.look_at_all()
         self._queue.settled(jobs)
 
     def _local_queue_options(self) -> LocalQueueOptions:
