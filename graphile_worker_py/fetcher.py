@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import psycopg
+from psycopg import errors
 
 from graphile_worker_py.backoff import is_outage
 from graphile_worker_py.db import Database, Line, Query
@@ -19,6 +20,10 @@ from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
 
 STOP_PATIENCE: Final = 3.0
 """Seconds that a stop gives a fetch that is under way, and the question what a lost one locked."""
+AFTERWARDS: Final = 0.1
+"""Seconds that plugins get to hand on that a fetch was cut off."""
+UNDONE: Final = (errors.QueryCanceled, errors.LockNotAvailable, errors.ReadOnlySqlTransaction)
+"""Outages of which the server tells, in a session that goes on."""
 
 
 class Fetcher:
@@ -77,10 +82,12 @@ class Fetcher:
             finally:
                 self._limit = None
 
-    def cut_off(self) -> None:
-        """End the fetch that is under way, with a TimeoutError."""
+    async def cut_off(self) -> None:
+        """End the fetch that is under way, with an error."""
+        await self._line.end_statement()
         if self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
+            # What it waits for is no statement; or a plugin has begun anew.
+            self._limit.reschedule(asyncio.get_running_loop().time() + AFTERWARDS)
 
     async def resolve_doubt_in_time(self) -> None:
         """Return what a fetch whose answer was lost has locked, if that can be done soon."""
@@ -99,8 +106,9 @@ class Fetcher:
         try:
             fetched = await self._get_jobs(request)
         except psycopg.Error as error:
-            # An error that the server itself tells undid the statement.
-            self._in_doubt = is_outage(error)
+            # An error that the server itself tells undid the statement. One with which it ends
+            # the session may come after that was committed.
+            self._in_doubt = is_outage(error) and not isinstance(error, UNDONE)
             raise
         self._in_doubt = False
         return fetched
