@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import psycopg
+from psycopg import errors
 
 from graphile_worker_py.backoff import is_outage
 from graphile_worker_py.db import Database, Line, Query
@@ -25,6 +26,10 @@ GO_ON_FACTOR: Final = 10
 """So many times as long as it took, fetches then go on where the last one ended."""
 GO_ON_LONGEST: Final = 2.0
 """But not for more seconds than this."""
+AFTERWARDS: Final = 0.1
+"""Seconds that plugins get to hand on that a fetch was cut off."""
+UNDONE: Final = (errors.QueryCanceled, errors.LockNotAvailable, errors.ReadOnlySqlTransaction)
+"""Outages of which the server tells, in a session that goes on."""
 
 
 class Fetcher:
@@ -91,10 +96,12 @@ class Fetcher:
             finally:
                 self._limit = None
 
-    def cut_off(self) -> None:
-        """End the fetch that is under way, with a TimeoutError."""
+    async def cut_off(self) -> None:
+        """End the fetch that is under way, with an error."""
+        await self._line.end_statement()
         if self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
+            # What it waits for is no statement; or a plugin has begun anew.
+            self._limit.reschedule(asyncio.get_running_loop().time() + AFTERWARDS)
 
     async def resolve_doubt_in_time(self) -> None:
         """Return what a fetch whose answer was lost has locked, if that can be done soon."""
@@ -113,8 +120,9 @@ class Fetcher:
         try:
             fetched = await self._get_jobs(request)
         except psycopg.Error as error:
-            # An error that the server itself tells undid the statement.
-            self._in_doubt = is_outage(error)
+            # An error that the server itself tells undid the statement. One with which it ends
+            # the session may come after that was committed.
+            self._in_doubt = is_outage(error) and not isinstance(error, UNDONE)
             raise
         self._in_doubt = False
         return fetched

@@ -8,12 +8,11 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.db import Query
 from graphile_worker_py.job import Job, JobSpec
-from graphile_worker_py.sql.job_row import JOB_ROW
+from graphile_worker_py.sql import job_columns
 
 _ADD_JOB: Final = (
-    """
-select """
-    + JOB_ROW
+    "select"
+    + job_columns.JOB
     + """
 from :GRAPHILE_WORKER_SCHEMA.add_job(
   identifier => $1::text,
@@ -25,7 +24,7 @@ from :GRAPHILE_WORKER_SCHEMA.add_job(
   priority => $7::int4,
   flags => $8::text[],
   job_key_mode => $9::text
-) as jobs
+) as job
 """
 )
 
@@ -83,16 +82,15 @@ _SPECS: Final = """
 """
 
 _ADD_JOBS: Final = (
-    """
-select """
-    + JOB_ROW
+    "select"
+    + job_columns.JOB
     + """
 from :GRAPHILE_WORKER_SCHEMA.add_jobs(
   job_key_preserve_run_at => $2::bool,
   specs => """
     + _SPECS
     + """
-) as jobs
+) as job
 """
 )
 
@@ -101,9 +99,8 @@ from :GRAPHILE_WORKER_SCHEMA.add_jobs(
 # took 30 ms that way, and 8 ms with plans made for the occasion, which take 1 ms to make. The
 # setting ends with the transaction; "offset 0" and the use of its result put it before the call.
 _ADD_JOBS_PLANNED: Final = (
-    """
-select """
-    + JOB_ROW
+    "select"
+    + job_columns.JOB
     + """
 from
   (
@@ -114,7 +111,7 @@ from
     specs => """
     + _SPECS
     + """
-  ) as jobs
+  ) as job
 """
 )
 _WORTH_PLANNING: Final = 500
