@@ -236,6 +236,44 @@ def test_watch_goes_on_with_tasks_that_were_changed_and_stops_when_told(
     assert cli.sql("select * from graphile_worker.jobs") == []
 
 
+@pytest.mark.parametrize("comes_first", ["the change", "the signal"])
+def test_a_stop_while_watch_waits_for_a_job_is_not_forgotten(
+    cli: Cli, folder: Path, comes_first: str
+) -> None:
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    source = (
+        "import asyncio\nfrom pathlib import Path\nasync def task(payload):\n"
+        "    print('began', flush=True)\n"
+        "    while not Path('go').exists():\n        await asyncio.sleep(0.01)\n"
+    )
+    (tasks / "say.py").write_text(source)
+    cli.sql("select graphile_worker.add_job('say')")
+    process = cli.start("--watch", "--log-level", "debug")
+    process.wait_for("began")
+
+    def change() -> None:
+        (tasks / "say.py").write_text(f"{source}    # changed\n")
+        _wait_for_log(process, "Reloaded 1 task(s)")
+
+    def tell_to_stop() -> None:
+        process.terminate()
+        _wait_for_log(process, "gracefulShutdown signal=SIGTERM")
+
+    if comes_first == "the change":
+        change()
+        _wait_for_log(process, "Stopping: Runner is stopping")
+        tell_to_stop()
+    else:
+        tell_to_stop()
+        change()
+    (folder / "go").touch()
+    assert process.wait(timeout=15) == 0, process.stderr
+    assert "Not beginning anew: SIGTERM has come meanwhile" in process.stderr
+    assert process.stderr.count("Working as") == 1
+    assert cli.sql("select * from graphile_worker.jobs") == []
+
+
 def _wait_for_log(process: Process, text: str) -> None:
     deadline = time.monotonic() + 10
     while text not in process.stderr:

@@ -19,7 +19,7 @@ from graphile_worker_py.commands.errors import (
 )
 from graphile_worker_py.db import one_line
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
-from graphile_worker_py.events import Events, ForcefulShutdown, PoolCreate
+from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
 from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations, run_once
 from graphile_worker_py.supervised import Supervised
 from graphile_worker_py.task_loader import watch_tasks
@@ -51,6 +51,14 @@ def until_stopped(settings: Settings, process: Supervised | None) -> None:
     """Run until stopped."""
     options = _runner_options(settings, process)
     _run(_run_until_stopped(settings["connection"].value, options, process), process)
+
+
+class _Reload:
+    """Whether tasks have changed, and whether a signal has come meanwhile."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.signal: str | None = None
 
 
 def _run(work: Coroutine[Any, Any, None], process: Supervised | None) -> None:
@@ -102,32 +110,39 @@ async def _run_watching(
         raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
     async with aclosing(watch_tasks(directory, logger=logger)) as versions:
         options["tasks"] = await anext(versions)
-        changed = asyncio.Event()
 
-        async def watch() -> None:
+        async def watch(reload: _Reload) -> None:
             options["tasks"] = await anext(versions)
-            changed.set()
+            reload.changed.set()
 
         while True:
+            reload = _Reload()
             crew = aio.Crew()
-            crew.start(watch(), name="watch")
+            crew.start(watch(reload), name="watch")
             try:
-                await _run_until_stopped(connection, options, process, changed)
+                await _run_until_stopped(connection, options, process, reload)
             finally:
                 await crew.cancel(patience=1)
-            if not changed.is_set():
+            if not reload.changed.is_set():
                 return
-            changed.clear()
+            if reload.signal is not None:
+                # While jobs of the old tasks ended: the pool was stopping already.
+                logger.info("Not beginning anew: %s has come meanwhile", reload.signal)
+                return
 
 
 async def _run_until_stopped(
     connection: str | None,
     options: RunnerOptions,
     process: Supervised | None,
-    changed: asyncio.Event | None = None,
+    reload: _Reload | None = None,
 ) -> None:
-    """Run until a signal comes, or until it is set that something has changed."""
+    """Run until a signal comes, or until tasks have changed."""
     forced = False
+    reload = reload or _Reload()
+
+    def gracefully(event: GracefulShutdown) -> None:
+        reload.signal = event.signal
 
     def by_force(_event: ForcefulShutdown) -> None:
         nonlocal forced
@@ -137,6 +152,7 @@ async def _run_until_stopped(
     try:
         async with Runner(connection, **_telling(options, process)) as runner:
             started = True
+            runner.events.subscribe(GracefulShutdown, gracefully)
             runner.events.subscribe(ForcefulShutdown, by_force)
             if config.logs_success():
                 logger.info(
@@ -145,7 +161,7 @@ async def _run_until_stopped(
                     runner.about,
                     extra={"pool_id": runner.pool_id},
                 )
-            async with aio.until(changed or asyncio.Event()):
+            async with aio.until(reload.changed):
                 await runner.wait()
     except IncompatibleSchemaError as error:
         if not started:
