@@ -352,7 +352,7 @@ class ThreadStuck(JobEvent):
 
 
 class JobReturned(JobEvent):
-    """The job was cut off by a forced stop and is given back with its attempt."""
+    """The job was cut off by a stop and is given back with its attempt."""
 
     name: ClassVar = "job:returned"
     reason: str

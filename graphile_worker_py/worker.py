@@ -13,7 +13,7 @@ from graphile_worker_py import aio, events
 from graphile_worker_py.batch_jobs import BatchJobError, batch_of
 from graphile_worker_py.context import Abort, JobContext, SyncJobContext
 from graphile_worker_py.db import Database
-from graphile_worker_py.errors import TaskTimeoutError, UnknownTaskError, message_of
+from graphile_worker_py.errors import CutOffError, TaskTimeoutError, UnknownTaskError, message_of
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
 from graphile_worker_py.hooks import Hooks
@@ -48,7 +48,7 @@ class Surroundings:
     get_job: Callable[[], Awaitable[Job | None]]
     complete: Callable[[Job], None]
     fail: Callable[[Failure], None]
-    give_back: Callable[[Job, str], None]
+    give_back: Callable[[Job, str, str | None], None]
     is_killed: Callable[[], bool]
 
 
@@ -126,6 +126,9 @@ class Worker:
         except KeyboardInterrupt:
             self._give_back(job)
             raise
+        except CutOffError as cut_off:
+            self._give_back(job, str(cut_off))
+            return
         except BaseException as raised:  # SystemExit included: it is the task's failure
             error = raised
         if self._is_cancelled() and not self._around.is_killed():
@@ -228,10 +231,10 @@ class Worker:
             self._emit(events.JobFailed, job, **about)
         self._around.fail(Failure(job, message_of(error), payload))
 
-    def _give_back(self, job: Job) -> None:
+    def _give_back(self, job: Job, reason: str | None = None) -> None:
         if self._job is None:
             return
-        self._around.give_back(job, self.worker_id)
+        self._around.give_back(job, self.worker_id, reason)
 
     def _emit(self, kind: Callable[..., events.JobEvent], job: Job, **about: Any) -> None:
         self._events.emit(
