@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -17,12 +16,12 @@ from graphile_worker_py.commands.errors import (
     EXIT_INCOMPATIBLE_WHILE_RUNNING,
     exit_with,
 )
-from graphile_worker_py.db import one_line
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
 from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations, run_once
 from graphile_worker_py.supervised import Supervised
 from graphile_worker_py.task_loader import watch_tasks
+from graphile_worker_py.task_modules import import_fault
 from graphile_worker_py.tasks import Task, Tasks
 
 logger = logging.getLogger("graphile_worker_py")
@@ -182,20 +181,23 @@ def import_tasks(where: str) -> Tasks:
         ConfigurationError: There is no such module or attribute, or it holds no tasks.
     """
     module_name, _, attribute = where.partition(":")
+    if not all(module_name.split(".")):
+        raise ConfigurationError(
+            f"--tasks {where}: {module_name!r} is not the name of a module; expected is "
+            f"MODULE[:ATTR], as in myapp.tasks"
+        )
     # As `python -m` does it: what lies in the working directory can be imported.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigurationError(f"--tasks {where}: {one_line(error)}") from error
-        raise ConfigurationError(f"--tasks {where}: there is no module {error.name!r}") from error
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigurationError(
-            f"--tasks {where}: {one_line(error)} ({place.filename}, line {place.lineno})"
-        ) from error
+    except (Exception, SystemExit) as error:
+        fault = import_fault(error)
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        ):
+            fault = f"there is no module {error.name!r}"
+        raise ConfigurationError(f"--tasks {where}: {fault}") from error
     if not attribute:
         found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
         if not found:
