@@ -7,11 +7,11 @@ reads all of it.
 """
 
 import os
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options import (
@@ -26,6 +26,8 @@ from graphile_worker_py.options import (
     check_schema,
 )
 
+P = TypeVar("P")
+
 CONFIG_FILE: Final = "graphile_worker.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 PROJECT_TABLE: Final = "graphile-worker"
@@ -34,6 +36,7 @@ VARIABLE_PREFIX: Final = "GRAPHILE_WORKER_"
 
 _DEBUG_VARIABLES: Final = ("GRAPHILE_LOGGER_DEBUG", "GRAPHILE_WORKER_DEBUG")
 """Each of them makes the log tell everything, as it does with Graphile Worker."""
+_MISSPELT_TABLES: Final = (PROJECT_TABLE, PROJECT_TABLE.replace("-", ""))
 _LOCAL_QUEUE: Final = "local_queue."
 _REFETCH_DELAY: Final = "local_queue.refetch_delay."
 _EITHER_OR: Final = ("tasks", "task_directory")
@@ -73,6 +76,28 @@ def conninfo(given: str | None) -> str:
     if given is not None:
         return given
     return os.environ.get("DATABASE_URL", "")
+
+
+def source(given: str | P | None, pool: type[Any]) -> str | P:
+    """Check what a database is reached by; None becomes a connection string.
+
+    Raises:
+        ConfigurationError: It is neither a string nor a pool of that kind.
+    """
+    if given is None or isinstance(given, str):
+        return conninfo(given)
+    if not isinstance(given, pool):
+        # Not its text, in which a password may be.
+        shown = repr(given) if isinstance(given, int | float) else _a(type(given).__name__)
+        raise ConfigurationError(
+            f"source must be a connection string, {_a(pool.__name__)} or None, not {shown}"
+        )
+    return cast(P, given)
+
+
+def unknown_option(name: str, known: Iterable[str]) -> ConfigurationError:
+    """The error of an option that there is not, with the one that may be meant."""
+    return ConfigurationError(f"unknown option {name!r}{_suggestion(name, known, 'options')}")
 
 
 def logs_success() -> bool:
@@ -180,16 +205,19 @@ def passed_over_variables(environment: Mapping[str, str] | None = None) -> dict[
 
     Others of our prefix are nobody's mistake: executables are started with some of them.
     """
-    import difflib  # noqa: PLC0415  # most runs make no mistake
-
     variables = os.environ if environment is None else environment
     known = [variable_of(name) for name in OPTIONS]
-    close = {
-        name: difflib.get_close_matches(name, known, n=1, cutoff=0.9)
-        for name in variables
-        if name.startswith(VARIABLE_PREFIX) and name not in known
-    }
+    unknown = [name for name in variables if name.startswith(VARIABLE_PREFIX) and name not in known]
+    if not unknown:
+        return {}
+    import difflib  # noqa: PLC0415  # most runs make no mistake
+
+    close = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.9) for name in unknown}
     return {name: matches[0] for name, matches in close.items() if matches}
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,15 +280,27 @@ def _file_in(directory: Path) -> Path | None:
     if own.is_file():
         return own
     project = directory / PROJECT_FILE
-    if project.is_file() and _project_table(_parsed(project)) is not None:
+    if project.is_file() and _project_table(_parsed(project), project) is not None:
         return project
     return None
 
 
-def _project_table(document: Mapping[str, Any]) -> Any:
-    """What `pyproject.toml` has for us; None if there is nothing."""
+def _project_table(document: Mapping[str, Any], path: Path) -> Any:
+    """What `pyproject.toml` has for us; None if there is nothing.
+
+    Raises:
+        ConfigurationError: There is a table whose name looks like ours.
+    """
     tools = document.get("tool")
-    return tools.get(PROJECT_TABLE) if isinstance(tools, dict) else None
+    if not isinstance(tools, dict):
+        return None
+    if PROJECT_TABLE not in tools:
+        for name in tools:
+            if name.lower().replace("_", "-").removesuffix("-py") in _MISSPELT_TABLES:
+                raise ConfigurationError(
+                    f"{path}: [tool.{name}] is not read; did you mean [tool.{PROJECT_TABLE}]?"
+                )
+    return tools.get(PROJECT_TABLE)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -288,7 +328,7 @@ def _read_file(
     """
     document = _parsed(path)
     if path.name == PROJECT_FILE:
-        document = _project_table(document)
+        document = _project_table(document, path)
         if not isinstance(document, dict):
             raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]")
     for name, value in _flat(document, "", path):
@@ -312,17 +352,20 @@ def _flat(table: Mapping[str, Any], prefix: str, path: Path) -> Iterator[tuple[s
                 raise ConfigurationError(f"{path}: {name} must be a table, not {value!r}")
             yield from _flat(value, f"{name}.", path)
         else:
-            raise ConfigurationError(f"{path}: unknown key {name!r}{_suggestion(name)}")
+            raise ConfigurationError(
+                f"{path}: unknown key {name!r}{_suggestion(name, OPTIONS, 'keys')}"
+            )
 
 
-def _suggestion(name: str) -> str:
+def _suggestion(name: str, known: Iterable[str], what: str) -> str:
     import difflib  # noqa: PLC0415  # most runs make no mistake
 
-    close = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.7)
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not close:
         # Perhaps it only stands in the wrong table.
-        close = [option for option in OPTIONS if option.rpartition(".")[2] == name]
-    return f"; did you mean {close[0]!r}?" if close else f"; keys are {', '.join(OPTIONS)}"
+        close = [option for option in names if option.rpartition(".")[2] == name]
+    return f"; did you mean {close[0]!r}?" if close else f"; {what} are {', '.join(names)}"
 
 
 def _connection_from(

@@ -74,6 +74,10 @@ class TaskTimeoutError(GraphileWorkerError, TimeoutError):
     """A task ran longer than its `timeout`."""
 
 
+class CutOffError(GraphileWorkerError):
+    """A stop of the worker ended what ran for a job; the job is returned with its attempt."""
+
+
 class PayloadError(GraphileWorkerError, ValueError):
     """A job's payload does not fit what its task is annotated with; the job fails.
 

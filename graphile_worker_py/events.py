@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, fields
 from datetime import datetime
+from inspect import iscoroutinefunction
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from graphile_worker_py.errors import ConfigurationError
@@ -352,7 +353,7 @@ class ThreadStuck(JobEvent):
 
 
 class JobReturned(JobEvent):
-    """The job was cut off by a forced stop and is given back with its attempt."""
+    """The job was cut off by a stop and is given back with its attempt."""
 
     name: ClassVar = "job:returned"
     reason: str
@@ -488,15 +489,16 @@ class Events:
         Args:
             event: The class of the event, or Graphile Worker's name for it (`"job:start"`). A
                 base class (`JobEvent`, `PoolEvent`, `Event`) stands for all its kinds.
-            subscriber: Called with the event.
+            subscriber: Called with the event; a plain function.
 
         Returns:
             A function that ends the subscription.
 
         Raises:
-            ConfigurationError: There is no event of that name.
+            ConfigurationError: There is no such event, or the subscriber is no plain function.
         """
         kinds = _kinds(event)
+        _check_subscriber(subscriber)
         for kind in kinds:
             self._subscribers[kind] = (*self._subscribers.get(kind, ()), subscriber)
 
@@ -529,6 +531,10 @@ class Events:
 
 def _kinds(event: type[Event] | str) -> list[type[Event]]:
     """The concrete kinds that a class or name stands for."""
+    if not isinstance(event, str) and not (isinstance(event, type) and issubclass(event, Event)):
+        raise ConfigurationError(
+            f"event must be a class of events or a name like 'job:start', not {event!r}"
+        )
     if not isinstance(event, str) and hasattr(event, "name"):
         return [event]
     concrete = [kind for kind in _descendants(Event) if hasattr(kind, "name")]
@@ -539,6 +545,17 @@ def _kinds(event: type[Event] | str) -> list[type[Event]]:
             raise ConfigurationError(f"there is no event {event!r}; events are {known}")
         return found
     return [kind for kind in concrete if issubclass(kind, event)]
+
+
+def _check_subscriber(subscriber: object) -> None:
+    if not callable(subscriber):
+        raise ConfigurationError(f"subscriber must be a function, not {subscriber!r}")
+    # Objects whose class has an async __call__ are no functions by themselves.
+    if iscoroutinefunction(subscriber) or iscoroutinefunction(type(subscriber).__call__):
+        raise ConfigurationError(
+            f"subscriber must be a plain function, not the async {subscriber!r}: nobody awaits it; "
+            f"hand the event on, to a queue for example"
+        )
 
 
 def _descendants(kind: type[Event]) -> list[type[Event]]:

@@ -16,6 +16,7 @@ from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.task_modules import import_fault
 
 T = TypeVar("T")
 
@@ -161,7 +162,12 @@ def _plugin(given: object) -> Plugin:
     if isinstance(given, str):
         given = _installed(given)
     if isinstance(given, type) and issubclass(given, Plugin):
-        given = given()
+        try:
+            given = given()
+        except Exception as error:
+            raise ConfigurationError(
+                f"plugin {given!r} can't be made: {import_fault(error)}"
+            ) from error
     if not isinstance(given, Plugin):
         raise ConfigurationError(
             f"{given!r} is not a plugin: give an object or a subclass of Plugin, or the name of "
@@ -178,4 +184,10 @@ def _installed(name: str) -> object:
         raise ConfigurationError(
             f"no installed package offers a plugin {name!r}; offered are: {names}"
         )
-    return found[0].load()
+    point = found[0]
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"plugin {name!r} can't be loaded from {point.value!r}: {import_fault(error)}"
+        ) from error

@@ -1,6 +1,7 @@
 """Every option once: its name, type, default, unit and check."""
 
 import math
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
@@ -94,6 +95,18 @@ def check_texts(name: str, value: object) -> list[str]:
         if not isinstance(item, str):
             raise ConfigurationError(f"{name} must hold strings only, not {item!r}")
     return list(value)
+
+
+def check_path(name: str, value: object) -> None:
+    """Check a path of a file or directory."""
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigurationError(f"{name} must be a path, not {value!r}")
+
+
+def check_is(name: str, value: object, kind: type | tuple[type, ...], *, how: str) -> None:
+    """Check that a value is of a class; `how` says how to make one."""
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be {how}, not {value!r}")
 
 
 def check_one_of(name: str, value: object, *, allowed: Sequence[str]) -> None:
@@ -195,14 +208,17 @@ def _check_max_crashes(name: str, value: object) -> None:
         check_whole(name, value, smallest=2, or_else="or 0 for never")
 
 
-def _check_is(name: str, value: object, *, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be {kind.__name__}(...), not {value!r}")
+def _check_made(name: str, value: object, *, kind: type) -> None:
+    check_is(name, value, kind, how=f"{kind.__name__}(...)")
 
 
 _at_least_0: Final = partial(check_whole, smallest=0)
 _at_least_1: Final = partial(check_whole, smallest=1)
-_at_least_2: Final = partial(check_whole, smallest=2)
+_pool_size: Final = partial(
+    check_whole,
+    smallest=3,
+    or_else="(two connections fetch and record, the others are for jobs)",
+)
 _above_zero: Final = partial(check_seconds, above_zero=True)
 
 
@@ -255,7 +271,7 @@ class LocalQueueOptions:
         default=300.0,
     )
     refetch_delay: RefetchDelay | None = _group(
-        RefetchDelay, _or_none(partial(_check_is, kind=RefetchDelay)), default=None
+        RefetchDelay, _or_none(partial(_check_made, kind=RefetchDelay)), default=None
     )
 
     def __post_init__(self) -> None:
@@ -286,10 +302,10 @@ class WorkerOptions:
         default=2.0,
     )
     max_pool_size: int = _option(
-        "most database connections, the listening one not counted; two of them fetch and record, "
-        "the others, at least one, are for jobs",
+        "most database connections, the listening one not counted; at least 3: "
+        "two fetch and record, the others are for jobs",
         Kind.WHOLE,
-        _at_least_2,
+        _pool_size,
         default=10,
     )
     prepared_statements: bool | None = _option(
@@ -303,7 +319,7 @@ class WorkerOptions:
         "jobs with one of these flags are left for others", Kind.TEXTS, _check_flags, default=None
     )
     local_queue: LocalQueueOptions = _group(
-        LocalQueueOptions, partial(_check_is, kind=LocalQueueOptions), default=LocalQueueOptions()
+        LocalQueueOptions, partial(_check_made, kind=LocalQueueOptions), default=LocalQueueOptions()
     )
     complete_job_batch_delay: float = _option(
         "seconds to gather completed jobs for one write; -1 writes at once",

@@ -478,14 +478,14 @@ class WorkerPool:
         self._events.emit(events.PoolTakenForDead(pool_id=self.pool_id))
         self.kill("Taken for dead by another worker pool")
 
-    def _take_back(self, job: Job, worker_id: str) -> None:
+    def _take_back(self, job: Job, worker_id: str, reason: str | None = None) -> None:
         self._cut_off.append(job)
         self._events.emit(
             events.JobReturned(
                 pool_id=self.pool_id,
                 worker_id=worker_id,
                 job=job,
-                reason=self._killing or "its worker broke down",
+                reason=reason or self._killing or "its worker broke down",
             )
         )
         self._settler.give_back(job)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 
 from graphile_worker_py.db import Database, one_line
+from graphile_worker_py.errors import CutOffError
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql.suspects import mark_started
 
@@ -92,6 +93,8 @@ class Quarantine:
             )
         try:
             result = await call(job)
+        except CutOffError:
+            raise
         except Exception:
             self._clear(job)
             raise

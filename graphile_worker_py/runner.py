@@ -4,9 +4,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
+
+from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import aio, config, events, migrate, rights
 from graphile_worker_py.db import AsyncPool, Database, checked_conninfo, opened_pool
@@ -19,10 +22,14 @@ from graphile_worker_py.job_adder import JobAdder
 from graphile_worker_py.options import (
     HEALTH_HOST,
     WORKER_OPTION_NAMES,
+    Check,
     ForbiddenFlags,
     LocalQueueOptions,
     WorkerOptions,
     check_filled,
+    check_flag,
+    check_is,
+    check_path,
     check_port,
 )
 from graphile_worker_py.pool import LINES, WorkerPool
@@ -322,7 +329,7 @@ async def run_migrations(
         MigrationError: It can't be done; the message says why.
     """
     name = config.schema_name(schema)
-    where = config.conninfo(source) if source is None else source
+    where = config.source(source, AsyncConnectionPool)
     async with opened_pool(where, max_size=2) as pool:
         database = Database(pool, schema=name)
         await migrate.migrate(database)
@@ -337,14 +344,12 @@ class _Setup:
     def __init__(self, source: str | AsyncPool | None, options: RunnerOptions) -> None:
         unknown = set(options) - set(RunnerOptions.__annotations__)
         if unknown:
-            raise ConfigurationError(
-                f"unknown option {min(unknown)!r}; options are "
-                f"{', '.join(sorted(RunnerOptions.__annotations__))}"
-            )
+            raise config.unknown_option(min(unknown), sorted(RunnerOptions.__annotations__))
         given: dict[str, Any] = {
             name: value for name, value in options.items() if value is not None
         }
-        self._source = config.conninfo(source) if source is None else source
+        self._source = config.source(source, AsyncConnectionPool)
+        _check_kinds(given)
         self.logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
         self.events: Events = given.get("events", Events())
         self.hooks = Hooks(given.get("hooks", ()))
@@ -353,9 +358,6 @@ class _Setup:
         self._watchdog_exit: bool = given.get("watchdog_exit", False)
         self.health_port: int | None = given.get("health_port")
         self.health_host: str = given.get("health_host", HEALTH_HOST)
-        if self.health_port is not None:
-            check_port("health_port", self.health_port)
-        check_filled("health_host", self.health_host)
         self._options: WorkerOptions = config.worker_options(
             {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
         )
@@ -380,7 +382,7 @@ class _Setup:
         """The connection pool, as an async context manager."""
         return opened_pool(
             self._source,
-            max_size=max(1, self._options.max_pool_size - LINES),
+            max_size=self._options.max_pool_size - LINES,
             prepared_statements=self._options.prepared_statements,
         )
 
@@ -408,6 +410,40 @@ class _Setup:
             once=once,
             ends_process=self._watchdog_exit,
         )
+
+
+def _check_kinds(given: dict[str, Any]) -> None:
+    """Check the options that no pool has, each by itself."""
+    checks: dict[str, Check] = {
+        "task_directory": check_path,
+        "crontab": partial(check_is, kind=str, how="the text of a crontab"),
+        "crontab_file": check_path,
+        "parsed_cron_items": _check_cron_items,
+        "watchdog_exit": check_flag,
+        "no_handle_signals": check_flag,
+        "health_port": check_port,
+        "health_host": check_filled,
+        "events": partial(check_is, kind=Events, how="an object made by Events()"),
+        "logger": partial(
+            check_is,
+            kind=(logging.Logger, logging.LoggerAdapter),
+            how="a logging.Logger",
+        ),
+    }
+    for name, check in checks.items():
+        if name in given:
+            check(name, given[name])
+
+
+def _check_cron_items(name: str, value: object) -> None:
+    from graphile_worker_py.cron import ParsedCronItem  # noqa: PLC0415  # see above
+
+    allowed = "a list of what parse_cron_items, parse_crontab or read_crontab return"
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    for item in value:
+        if not isinstance(item, ParsedCronItem):
+            raise ConfigurationError(f"{name} must be {allowed}; {item!r} is none")
 
 
 def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]]:

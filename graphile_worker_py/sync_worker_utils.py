@@ -25,6 +25,7 @@ from graphile_worker_py.db import (
 )
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.options import check_flag, check_whole
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.add_jobs import BEGIN
@@ -56,6 +57,9 @@ class SyncWorkerUtils:
         prepared_statements: Whether statements are prepared on the server. None: unless there is
             a pooler before it.
         use_node_time: As for `WorkerUtils`.
+
+    Raises:
+        ConfigurationError: A value is not allowed; the message names it.
     """
 
     _opened: SyncDatabase | None = None
@@ -69,7 +73,11 @@ class SyncWorkerUtils:
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
     ) -> None:
-        self._source = config.conninfo(source) if source is None else source
+        self._source = config.source(source, psycopg_pool.ConnectionPool)
+        check_whole("max_pool_size", max_pool_size, smallest=1)
+        if prepared_statements is not None:
+            check_flag("prepared_statements", prepared_statements)
+        check_flag("use_node_time", use_node_time)
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.executors.executable import executable_task
+from graphile_worker_py.options import check_path
 from graphile_worker_py.task_modules import forget, import_file, line_of, open_package
 from graphile_worker_py.tasks import Task
 
@@ -50,6 +51,7 @@ def load_tasks(
         ConfigurationError: There is nothing to load there, two tasks share an identifier, or,
             if `strict`, a file can't be loaded.
     """
+    check_path("task_directory", path)
     where = Path(path)
     loader = _Loader(where, logger=logger or logging.getLogger(__name__), strict=strict)
     try:
@@ -84,6 +86,7 @@ async def watch_tasks(
         ConfigurationError: The tasks can't be loaded at the start.
     """
     log = logger or logging.getLogger(__name__)
+    check_path("task_directory", path)
     # Looked at before they are read, so that a change during the load is seen as one.
     seen = _snapshot(Path(path))
     yield load_tasks(path, logger=log)

@@ -18,8 +18,12 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from graphile_worker_py.errors import message_of
+
 _INIT = "__init__.py"
 _PRIVATE = "graphile_worker_tasks_"
+_LOADING = ("<frozen importlib", str(Path(importlib.__file__).parent), str(Path(__file__).parent))
+"""How the names of files begin that have no faults of their own, but load others."""
 
 
 def open_package(directory: Path) -> str:
@@ -98,6 +102,23 @@ def line_of(path: Path, error: BaseException) -> int | None:
         if frame.f_code.co_filename == str(path)
     ]
     return lines[-1] if lines else None
+
+
+def import_fault(error: BaseException) -> str:
+    """What went wrong while something was imported, and in which line of which file."""
+    if isinstance(error, SyntaxError):
+        # Its text names the file, too, but not the folder.
+        place = f" ({error.filename}, line {error.lineno})" if error.filename else ""
+        return f"{type(error).__name__}: {error.msg}{place}"
+    said = message_of(error)
+    if not said.startswith(type(error).__name__):
+        said = f"{type(error).__name__}: {said}"
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(_LOADING)
+    ]
+    return f"{said} ({frames[-1][0]}, line {frames[-1][1]})" if frames else said
 
 
 def _own_name(directory: Path) -> str | None:

@@ -9,15 +9,11 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
-from graphile_worker_py import aio, events, json_codec
+from graphile_worker_py import aio, events
+from graphile_worker_py.batch_jobs import BatchJobError, batch_of
 from graphile_worker_py.context import Abort, JobContext, SyncJobContext
 from graphile_worker_py.db import Database
-from graphile_worker_py.errors import (
-    GraphileWorkerError,
-    TaskTimeoutError,
-    UnknownTaskError,
-    message_of,
-)
+from graphile_worker_py.errors import CutOffError, TaskTimeoutError, UnknownTaskError, message_of
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
 from graphile_worker_py.hooks import Hooks
@@ -31,24 +27,6 @@ T = TypeVar("T")
 
 LONGEST_TURN: Final = 0.01
 """Seconds after which a worker lets others have a turn, before its next job."""
-
-
-class BatchJobError(GraphileWorkerError):
-    """Items of a batch job failed; they alone are tried again.
-
-    Attributes:
-        errors: What the failed items raised, in the order of the payload.
-        payload: The failed items, as JSON text.
-
-    Raises:
-        ValueError: The items can't be written as JSON (nested too deeply).
-    """
-
-    def __init__(self, errors: Sequence[BaseException], items: Sequence[Any]) -> None:
-        self.errors = errors
-        self.payload = json_codec.dumps(items).decode()
-        messages = "\n".join(message_of(error) for error in errors)
-        super().__init__(f"Batch failures:\n{messages}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +48,7 @@ class Surroundings:
     get_job: Callable[[], Awaitable[Job | None]]
     complete: Callable[[Job], None]
     fail: Callable[[Failure], None]
-    give_back: Callable[[Job, str], None]
+    give_back: Callable[[Job, str, str | None], None]
     is_killed: Callable[[], bool]
 
 
@@ -137,8 +115,8 @@ class Worker:
                 result = await self._around.quarantine.run(job, self._run_task)
             else:
                 result = await self._run_task(job)
-            if isinstance(result, list):
-                await self._settle_batch_in_time(job, result, started)
+            if result is not None:
+                await self._settle(job, result, started)
         except asyncio.CancelledError as cancelled:
             if self._around.is_killed():
                 self._give_back(job)
@@ -148,6 +126,9 @@ class Worker:
         except KeyboardInterrupt:
             self._give_back(job)
             raise
+        except CutOffError as cut_off:
+            self._give_back(job, str(cut_off))
+            return
         except BaseException as raised:  # SystemExit included: it is the task's failure
             error = raised
         if self._is_cancelled() and not self._around.is_killed():
@@ -183,8 +164,10 @@ class Worker:
         payload = job.payload if decode is None else decode(job.payload_json)
         if task.is_async:
             if task.arguments == 2:
-                return await task.function(payload, self._context(JobContext, job))
-            return await task.function(*(payload,)[: task.arguments])
+                result = await task.function(payload, self._context(JobContext, job))
+            else:
+                result = await task.function(*(payload,)[: task.arguments])
+            return result if result is None else await _all_of(result)
         arguments: tuple[Any, ...] = (payload,)[: task.arguments]
         if task.arguments == 2:
             # What blocks until the loop has done something must not be called on the loop.
@@ -196,7 +179,7 @@ class Worker:
             result = await self._around.threads.run(
                 lambda: task.function(*arguments), on_stuck=partial(self._tell_stuck, job)
             )
-        return await result if result is not None and inspect.isawaitable(result) else result
+        return result if result is None else await _all_of(result)
 
     def _tell_stuck(self, job: Job) -> None:
         threads = self._around.threads
@@ -214,53 +197,26 @@ class Worker:
             queue_names=around.queue_names,
         )
 
-    async def _settle_batch_in_time(self, job: Job, results: list[Any], started: float) -> None:
-        task = self._around.tasks.get(job.task_identifier)
-        settling = self._settle_batch(job, results)
-        if task is None or task.cut_after is None:
-            await settling
-        else:
-            await _in_time(task, task.cut_after - (perf_counter() - started), settling)
-
-    async def _settle_batch(self, job: Job, results: list[Any]) -> None:
-        """Read a task's list of results, if the payload makes it one of a batch job.
+    async def _settle(self, job: Job, result: Any, started: float) -> None:
+        """Read what a task returned, which matters if the job is a batch.
 
         Raises:
-            BatchJobError: Some items failed.
+            BatchJobError: Some items failed, or did not end in time.
+            BatchAnswerError: It is no answer.
         """
-        # Decoded anew: the task may have changed the list that it was given.
-        items = json_codec.loads(job.payload_json)
-        if not isinstance(items, list):
+        batch = batch_of(job.task_identifier, job.payload_json, result, self._around.logger)
+        if batch is None:
             return
-        if len(results) != len(items):
-            self._around.logger.warning(
-                "Task %r returned %d results for %d payload items; taken as success",
-                job.task_identifier,
-                len(results),
-                len(items),
-            )
-            return
-        failures: dict[int, BaseException] = {}
-
-        async def await_item(at: int, item: Awaitable[Any]) -> None:
+        task = self._around.tasks.get(job.task_identifier)
+        if task is None or task.cut_after is None:
+            await batch.settle()
+        else:
             try:
-                await item
-            except asyncio.CancelledError as cancelled:
-                # If it was not the item's own, the group is cancelled and nobody looks at this.
-                failures[at] = cancelled
-                raise
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # SystemExit included: it is the item's failure
-                failures[at] = error
-
-        async with asyncio.TaskGroup() as group:
-            for at, item in enumerate(results):
-                if inspect.isawaitable(item):
-                    group.create_task(await_item(at, item))
-        if failures:
-            failed = sorted(failures)
-            raise BatchJobError([failures[at] for at in failed], [items[at] for at in failed])
+                left = task.cut_after - (perf_counter() - started)
+                await _in_time(task, left, batch.settle())
+            except TaskTimeoutError as error:
+                batch.cut_off(error)
+        batch.check()
 
     def _fail(self, job: Job, error: BaseException, duration: float) -> None:
         payload: str | None = None
@@ -275,15 +231,22 @@ class Worker:
             self._emit(events.JobFailed, job, **about)
         self._around.fail(Failure(job, message_of(error), payload))
 
-    def _give_back(self, job: Job) -> None:
+    def _give_back(self, job: Job, reason: str | None = None) -> None:
         if self._job is None:
             return
-        self._around.give_back(job, self.worker_id)
+        self._around.give_back(job, self.worker_id, reason)
 
     def _emit(self, kind: Callable[..., events.JobEvent], job: Job, **about: Any) -> None:
         self._events.emit(
             kind(pool_id=self._around.pool_id, worker_id=self.worker_id, job=job, **about)
         )
+
+
+async def _all_of(result: Any) -> Any:
+    """The result itself, where a task returned something that is still to be awaited."""
+    while inspect.isawaitable(result):
+        result = await result
+    return result
 
 
 async def _in_time(task: Task[Any], left: float, work: Awaitable[T]) -> T:

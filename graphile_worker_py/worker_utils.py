@@ -10,11 +10,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import config, migrate, rights
 from graphile_worker_py.db import AsyncPool, Database, Query, opened_pool
 from graphile_worker_py.job import Job, PayloadT, TaskName
 from graphile_worker_py.job_adder import JobAdder, check_async
+from graphile_worker_py.options import check_flag, check_whole
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
@@ -41,6 +43,9 @@ class WorkerUtils(JobAdder):
             a pooler before it.
         use_node_time: Whether jobs that are added without a time are to run now by the clock of
             this process, instead of the database's.
+
+    Raises:
+        ConfigurationError: A value is not allowed; the message names it.
     """
 
     def __init__(
@@ -52,7 +57,11 @@ class WorkerUtils(JobAdder):
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
     ) -> None:
-        self._source = config.conninfo(source) if source is None else source
+        self._source = config.source(source, AsyncConnectionPool)
+        check_whole("max_pool_size", max_pool_size, smallest=1)
+        if prepared_statements is not None:
+            check_flag("prepared_statements", prepared_statements)
+        check_flag("use_node_time", use_node_time)
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements

@@ -203,6 +203,12 @@ def items(payload: list[str]) -> list[Any]:
 
 
 @task(executor="process")
+def too_few_items(payload: list[str]) -> list[Any]:
+    """A batch job that forgets an item."""
+    return items.function(payload)[1:]  # type: ignore[no-any-return]
+
+
+@task(executor="process")
 def awaited(path: str) -> Any:
     """Return what is to be awaited."""
 

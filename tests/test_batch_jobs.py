@@ -4,12 +4,14 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from graphile_worker_py import run_once, task
+from graphile_worker_py.errors import TaskTimeoutError
 from graphile_worker_py.events import JobError, JobSuccess
 from tests.support.running import Jobs, Told
 
@@ -92,6 +94,75 @@ async def test_results_that_do_not_match_the_payload_mean_success(
         assert warned == ["Task 'batch' returned 1 results for 2 payload items; taken as success"]
     else:
         assert warned == []
+
+
+UNFIT: dict[str, tuple[Any, Callable[[Any], Any], str]] = {
+    "too few": ([1, 2], lambda _: [succeed()], "returned 1 results for 2 payload items"),
+    "too many": ([1], lambda _: (succeed(), None), "returned 2 results for 1 payload items"),
+    "no list": ({"a": 1}, lambda _: [succeed()], "for a payload that is no list"),
+    "a generator": ([1], lambda payload: (succeed() for _ in payload), "returned a generator"),
+    "a map": ([1], lambda payload: map(fail, payload), "returned a map"),
+    "an object": ([1], lambda payload: {n: succeed() for n in payload}, "awaitables in a dict"),
+    "a set": ([1], lambda payload: {succeed() for _ in payload}, "awaitables in a set"),
+}
+
+
+@pytest.mark.parametrize(("payload", "answer", "message"), UNFIT.values(), ids=UNFIT.keys())
+async def test_awaitables_that_belong_to_no_item_fail_the_job(
+    dsn: str, payload: Any, answer: Callable[[Any], Any], message: str
+) -> None:
+    """Nobody would run them: done as it is, the job would be lost without a word."""
+    jobs = Jobs(dsn)
+    job_id = jobs.add("batch", payload)
+    await run_once(dsn, tasks={"batch": answer})
+    job = jobs.one(job_id)
+    assert job["payload"] == payload
+    assert job["attempts"] == 1
+    assert message in job["last_error"]
+
+
+async def test_asyncio_tasks_that_belong_to_no_item_are_cancelled(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    job_id = jobs.add("batch", [1, 2])
+    begun: list[asyncio.Task[Any]] = []
+
+    async def batch(payload: list[int]) -> list[Any]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(succeed())
+        begun.append(asyncio.ensure_future(asyncio.Event().wait()))
+        return begun
+
+    await run_once(dsn, tasks={"batch": batch})
+    assert "returned 1 results for 2" in jobs.one(job_id)["last_error"]
+    await asyncio.wait(begun, timeout=5)
+    assert begun[0].cancelled()
+
+
+async def test_a_tuple_of_results_is_taken_as_a_list(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    job_id = jobs.add("batch", ["good", "bad"])
+
+    async def batch(payload: list[str]) -> tuple[Awaitable[Any], ...]:
+        return succeed(), fail("no")
+
+    await run_once(dsn, tasks={"batch": batch})
+    assert jobs.one(job_id)["payload"] == ["bad"]
+
+
+async def test_an_awaitable_that_a_task_returns_is_awaited(dsn: str) -> None:
+    """As promises of promises are: `return send()` does what `return await send()` does."""
+    jobs = Jobs(dsn)
+    done, failed = jobs.add("good"), jobs.add("bad")
+
+    async def good(payload: Any) -> Any:
+        return succeed()
+
+    async def bad(payload: Any) -> Any:
+        return fail("inner")
+
+    await run_once(dsn, tasks={"good": good, "bad": bad})
+    assert done not in jobs.ids()
+    assert jobs.one(failed)["last_error"] == "inner"
 
 
 async def test_a_plain_function_may_answer_with_a_list_as_well(dsn: str) -> None:
@@ -223,16 +294,43 @@ async def test_items_run_side_by_side(dsn: str) -> None:
     assert len(told.of(JobSuccess)) == 1
 
 
-async def test_the_time_limit_of_a_task_holds_for_its_items(dsn: str) -> None:
+async def test_at_the_time_limit_only_items_that_have_not_ended_well_are_tried_again(
+    dsn: str,
+) -> None:
+    jobs = Jobs(dsn)
+    job_id = jobs.add("batch", ["done", "bad", "slow", "late"])
+    told = Told()
+
+    async def late() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass  # in the last moment it ends well
+
+    @task(timeout=0.05)
+    async def batch(payload: list[str]) -> list[Any]:
+        return [succeed(), fail("no"), asyncio.Event().wait(), late()]
+
+    await asyncio.wait_for(run_once(dsn, tasks=[batch], events=told.events), 10)
+    assert jobs.one(job_id)["payload"] == ["bad", "slow"]
+    assert jobs.one(job_id)["last_error"] == (
+        "Batch failures:\nno\ntask 'batch' ran longer than its timeout of 0.05 s"
+    )
+    (event,) = told.of(JobError)
+    assert [type(error) for error in event.batch_job_errors or ()] == [ValueError, TaskTimeoutError]
+
+
+async def test_items_that_never_began_within_the_time_limit_are_tried_again(dsn: str) -> None:
     jobs = Jobs(dsn)
     job_id = jobs.add("batch", [1, 2])
 
     @task(timeout=0.05)
     async def batch(payload: list[int]) -> list[Any]:
-        return [succeed(), asyncio.Event().wait()]
+        time.sleep(0.1)  # noqa: ASYNC251  # it holds the loop, so that no time is left
+        return [asyncio.Event().wait(), None]
 
     await asyncio.wait_for(run_once(dsn, tasks=[batch]), 10)
-    assert jobs.one(job_id)["payload"] == [1, 2]
+    assert jobs.one(job_id)["payload"] == [1]
     assert "longer than its timeout" in jobs.one(job_id)["last_error"]
 
 

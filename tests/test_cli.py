@@ -127,6 +127,8 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", "nowhere"], "--tasks nowhere: there is no module 'nowhere'"),
         (["--tasks", "app_tasks:nothing"], "module 'app_tasks' has no attribute 'nothing'"),
         (["--tasks", "app_tasks:not_tasks"], "not 42"),
+        (["--tasks", ":"], "--tasks :: '' is not the name of a module; expected is MODULE[:ATTR]"),
+        (["--tasks", ".x"], "--tasks .x: '.x' is not the name of a module"),
         (["--tasks", "json"], "the module has no @task functions"),
         ([], "no tasks: give --tasks MODULE[:ATTR]"),
         (["--tasks", "app_tasks", "-j", "0"], "concurrent_jobs must be a whole number"),
@@ -149,14 +151,26 @@ def test_a_wrong_word_is_named_and_ends_with_2(
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("raise RuntimeError('half done')", "RuntimeError: half done"),
+        ("import nolib", "ModuleNotFoundError: No module named 'nolib'"),
+        ("import app_tasks.sub", "ModuleNotFoundError: No module named 'app_tasks.sub'; 'app_ta"),
+        ("from app_tasks import nix", "ImportError: cannot import name 'nix'"),
+        ("def x(:", "SyntaxError: invalid syntax"),
+        ("raise SystemExit('setup missing')", "SystemExit: setup missing"),
+    ],
+)
 def test_a_module_that_breaks_on_import_is_named_with_file_and_line(
-    processes: Processes, folder: Path
+    processes: Processes, folder: Path, source: str, fault: str
 ) -> None:
-    (folder / "broken.py").write_text("x = 1\nraise RuntimeError('half done')\n")
+    (folder / "broken.py").write_text(f"x = 1\n{source}\n")
     process = processes.start([*COMMAND, "--tasks", "broken"], cwd=folder)
     assert process.wait(timeout=15) == 2
-    assert "RuntimeError: half done" in process.stderr
-    assert "broken.py, line 2" in process.stderr
+    assert process.stderr.startswith(f"Error: --tasks broken: {fault}")
+    assert process.stderr.endswith(f"({folder / 'broken.py'}, line 2)\n")
+    assert "importlib" not in process.stderr
 
 
 def test_a_refused_connection_ends_with_1_and_says_why(processes: Processes, folder: Path) -> None:
@@ -233,6 +247,44 @@ def test_watch_goes_on_with_tasks_that_were_changed_and_stops_when_told(
     process.wait_for("another")
     process.terminate()
     assert process.wait(timeout=15) == 0, process.stderr
+    assert cli.sql("select * from graphile_worker.jobs") == []
+
+
+@pytest.mark.parametrize("comes_first", ["the change", "the signal"])
+def test_a_stop_while_watch_waits_for_a_job_is_not_forgotten(
+    cli: Cli, folder: Path, comes_first: str
+) -> None:
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    source = (
+        "import asyncio\nfrom pathlib import Path\nasync def task(payload):\n"
+        "    print('began', flush=True)\n"
+        "    while not Path('go').exists():\n        await asyncio.sleep(0.01)\n"
+    )
+    (tasks / "say.py").write_text(source)
+    cli.sql("select graphile_worker.add_job('say')")
+    process = cli.start("--watch", "--log-level", "debug")
+    process.wait_for("began")
+
+    def change() -> None:
+        (tasks / "say.py").write_text(f"{source}    # changed\n")
+        _wait_for_log(process, "Reloaded 1 task(s)")
+
+    def tell_to_stop() -> None:
+        process.terminate()
+        _wait_for_log(process, "gracefulShutdown signal=SIGTERM")
+
+    if comes_first == "the change":
+        change()
+        _wait_for_log(process, "Stopping: Runner is stopping")
+        tell_to_stop()
+    else:
+        tell_to_stop()
+        change()
+    (folder / "go").touch()
+    assert process.wait(timeout=15) == 0, process.stderr
+    assert "Not beginning anew: SIGTERM has come meanwhile" in process.stderr
+    assert process.stderr.count("Working as") == 1
     assert cli.sql("select * from graphile_worker.jobs") == []
 
 

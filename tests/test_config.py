@@ -456,6 +456,37 @@ def test_show_points_to_variables_that_look_misspelt(folder: Path) -> None:
     )
 
 
+def test_run_warns_of_variables_that_look_misspelt(processes: Processes, folder: Path) -> None:
+    environment = {
+        "DATABASE_URL": "postgresql://127.0.0.1:1/x",
+        "GRAPHILE_WORKER_CONCURENT_JOBS": "3",
+        "GRAPHILE_WORKER_POL_INTERVAL": "3",
+        "GRAPHILE_WORKER_JOB_KEY": "x",
+    }
+    (folder / "app.py").write_text(TASKS, encoding="utf-8")
+    command = [sys.executable, "-m", "graphile_worker_py", "--tasks", "app"]
+    process = processes.start(command, cwd=folder, env=environment)
+    assert process.wait(timeout=15) == 1
+    (warning,) = [line for line in process.stderr.split("\n") if "Not read" in line]
+    assert warning.endswith(
+        "Not read: GRAPHILE_WORKER_CONCURENT_JOBS (did you mean GRAPHILE_WORKER_CONCURRENT_JOBS?), "
+        "GRAPHILE_WORKER_POL_INTERVAL (did you mean GRAPHILE_WORKER_POLL_INTERVAL?)"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["graphile_worker", "graphile-worker-py", "graphile_worker_py", "graphileworker"]
+)
+def test_a_misspelt_table_of_the_project_file_is_told(tmp_path: Path, name: str) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text(f"[tool.{name}]\nconcurrent_jobs = 3\n", encoding="utf-8")
+    message = rf"{re.escape(str(project))}: \[tool.{name}\] is not read; did you mean \[tool.gra"
+    with pytest.raises(ConfigurationError, match=message):
+        read_settings({}, directory=tmp_path, environment={})
+    with pytest.raises(ConfigurationError, match=message):
+        read_settings({}, file=project, environment={})
+
+
 def test_show_refuses_what_run_would_refuse(folder: Path) -> None:
     (folder / OWN).write_text("max_reset_locked_interval = 5\n", encoding="utf-8")
     result = invoke("config", "show")

@@ -4,6 +4,7 @@ import logging
 import pickle
 from copy import copy
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -171,6 +172,34 @@ async def test_a_subscriber_that_raises_does_not_change_what_becomes_of_a_job(
 def test_an_unknown_name_is_refused_and_the_known_ones_are_told() -> None:
     with pytest.raises(ConfigurationError, match=r"'job:begun'; events are .*job:start"):
         Events().subscribe("job:begun", print)
+
+
+class AsyncObject:
+    """Async when it is called."""
+
+    async def __call__(self, event: Event) -> None: ...
+
+
+async def async_function(event: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("event", "subscriber", "message"),
+    [
+        (int, print, "event must be a class of events or a name like 'job:start', not <class"),
+        (3, print, "or a name like 'job:start', not 3"),
+        (released(), print, "or a name like 'job:start', not PoolRelease"),
+        ("job:start", 5, "subscriber must be a function, not 5"),
+        (Event, async_function, "must be a plain function, not the async <function async_fun"),
+        (Event, partial(async_function), "must be a plain function, not the async"),
+        ("job:start", AsyncObject(), "must be a plain function, not the async"),
+    ],
+)
+def test_a_subscription_that_can_not_work_is_refused(
+    event: Any, subscriber: Any, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Events().subscribe(event, subscriber)
 
 
 def test_events_cannot_be_changed() -> None:

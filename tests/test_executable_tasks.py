@@ -14,9 +14,11 @@ import psycopg
 import pytest
 
 from graphile_worker_py import Runner, WorkerUtils, run_once
+from graphile_worker_py.events import JobReturned
 from graphile_worker_py.executors import executable
 from graphile_worker_py.executors.executable import LINE_LIMIT, STDERR_TAIL, executable_task
 from tests.support.eventually import eventually
+from tests.support.running import Told
 
 Row = tuple[Any, ...]
 
@@ -392,25 +394,44 @@ async def test_a_graceful_stop_lets_it_finish(dsn: str, tmp_path: Path, alive: A
     assert alive.said("finished")
 
 
+ASKED = "when the worker pool asked it to end"
+
+
 @pytest.mark.parametrize(
-    ("trap", "errors"),
+    ("trap", "rows", "reasons"),
     [
-        ("trap 'exit 0' TERM\n", []),
-        ("", ["task 'job' was ended by SIGTERM when the worker pool asked it to end"]),
+        ("trap 'exit 0' TERM\n", [], []),
+        # It knew what it did: an outcome like any other.
+        ("trap 'exit 3' TERM\n", [(1, None, f"task 'job' exited with code 3 {ASKED}")], []),
+        # Cut off by our stop, not failed: like a job at a forced one, it keeps its attempt.
+        ("", [(0, None, None)], [f"task 'job' was ended by SIGTERM {ASKED}"]),
+        (
+            "trap 'exit 143' TERM\n",
+            [(0, None, None)],
+            [f"task 'job' exited with code 143 {ASKED}"],
+        ),
     ],
 )
 async def test_the_abort_event_reaches_it_as_sigterm(
-    dsn: str, tmp_path: Path, alive: Alive, trap: str, errors: list[str]
+    dsn: str, tmp_path: Path, alive: Alive, trap: str, rows: list[object], reasons: list[str]
 ) -> None:
     # The inner shell tells when it is there, for a signal may get lost while it is being made.
     inner = "(echo inner >&3; exec sleep 600) &\n"
     body = f"{trap}exec 3>{alive.path}\n{inner}echo outer >&3\nwait\n"
     task = executable_task(script(tmp_path, body), "job")
-    async with Runner(dsn, tasks=[task], graceful_shutdown_abort_timeout=0.0) as runner:
+    told = Told()
+    async with Runner(
+        dsn, tasks=[task], graceful_shutdown_abort_timeout=0.0, events=told.events
+    ) as runner:
         await runner.add_job("job")
         await eventually(lambda: alive.said("inner") and alive.said("outer"))
         await runner.stop()
-    assert await last_errors(dsn) == errors
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        found = await conn.execute(
+            "select attempts, locked_by, last_error from graphile_worker.jobs"
+        )
+        assert await found.fetchall() == rows
+    assert [event.reason for event in told.of(JobReturned)] == reasons
     await eventually(lambda: not alive.read())
 
 

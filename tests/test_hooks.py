@@ -1,7 +1,9 @@
 """Plugins take part in migrating, fetching and running."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,18 +147,52 @@ class OfAPackage(Plugin):
         return await proceed(job)
 
 
-async def test_an_installed_plugin_is_found_by_its_name(
-    dsn: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    about = tmp_path / "some_package-1.0.dist-info"
+def install(folder: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an installed package offer a plugin under the name `watcher`."""
+    about = folder / "some_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(
-        f"[graphile_worker_py.plugins]\nwatcher = {__name__}:OfAPackage\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (about / "entry_points.txt").write_text(f"[graphile_worker_py.plugins]\nwatcher = {target}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+async def test_an_installed_plugin_is_found_by_its_name(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, f"{__name__}:OfAPackage", monkeypatch)
     await ran(dsn, "watcher", payloads=[1])
     assert OfAPackage.ran
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("\nimport nowhere_to_be_found\n", r"ModuleNotFoundError: .* \(.*wa_plugin.py, line 2\)$"),
+        ("def (:\n", r"SyntaxError: invalid syntax \(.*wa_plugin.py, line 1\)$"),
+        ("raise SystemExit('no')\n", r"SystemExit: no \(.*wa_plugin.py, line 1\)$"),
+        ("x = 1\n", r"AttributeError: module 'wa_plugin' has no attribute 'Watcher'$"),
+    ],
+)
+async def test_an_installed_plugin_that_does_not_load_is_named_with_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, cause: str
+) -> None:
+    install(tmp_path, "wa_plugin:Watcher", monkeypatch)
+    (tmp_path / "wa_plugin.py").write_text(source)
+    told = f"plugin 'watcher' can't be loaded from 'wa_plugin:Watcher': {cause}"
+    try:
+        with pytest.raises(ConfigurationError, match=told):
+            await run_once("", tasks={"nothing": print}, hooks=["watcher"])
+    finally:
+        sys.modules.pop("wa_plugin", None)
+
+
+async def test_a_plugin_that_can_not_be_made_is_named_with_the_cause() -> None:
+    class Broken(Plugin):
+        def __init__(self) -> None:
+            raise LookupError("no key")
+
+    with pytest.raises(ConfigurationError, match=r"Broken'> can't be made: LookupError: no key \("):
+        await run_once("", tasks={"nothing": print}, hooks=[Broken])
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,25 @@
 """Options: what is allowed, and how a wrong one is told."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from graphile_worker_py import (
     ConfigurationError,
+    Events,
     LocalQueueOptions,
     RefetchDelay,
     Runner,
+    SyncWorkerUtils,
     WorkerOptions,
+    WorkerUtils,
+    load_tasks,
+    run_migrations,
     run_once,
 )
+from graphile_worker_py.task_loader import watch_tasks
 
 GOOD: list[dict[str, Any]] = [
     {},
@@ -20,7 +27,7 @@ GOOD: list[dict[str, Any]] = [
     {"schema": "x" * 63},
     {"concurrent_jobs": 500},
     {"poll_interval": 0.001},
-    {"max_pool_size": 2},
+    {"max_pool_size": 3},
     {"prepared_statements": False},
     {"forbidden_flags": []},
     {"forbidden_flags": ("a", "b")},
@@ -44,7 +51,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("schema", ["", "x" * 64, "\N{SNOWMAN}" * 22, "a\0b", 7]),
     ("concurrent_jobs", [0, -1, 1.0, True, "4"]),
     ("poll_interval", [0, -1, float("inf"), float("nan"), "2", True]),
-    ("max_pool_size", [1, 0, 2.0]),
+    ("max_pool_size", [2, 1, 0, 3.0]),
     ("prepared_statements", [1, "yes"]),
     ("forbidden_flags", ["red", [1], b"red", 7, {"red"}]),
     ("local_queue", [5, {"size": 5}]),
@@ -135,7 +142,12 @@ def test_none_means_not_given() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"taks": {"work": print}}, "unknown option 'taks'"),
+        ({"taks": {"work": print}}, "unknown option 'taks'; did you mean 'tasks'\\?"),
+        (
+            {"tasks": {"work": print}, "concurent_jobs": 3},
+            "unknown option 'concurent_jobs'; did you mean 'concurrent_jobs'\\?",
+        ),
+        ({"tasks": {"work": print}, "xyz": 3}, "unknown option 'xyz'; options are .*tasks, use_"),
         ({"tasks": {"work": print}, "task_directory": "tasks"}, "both given"),
         ({}, "neither tasks nor task_directory"),
         (
@@ -176,3 +188,74 @@ async def test_the_schema_may_have_any_name(empty_dsn: str) -> None:
         await runner.stop()
     await run_once(empty_dsn, **options)
     assert [payload["n"] for payload in seen] == [2, 1, 0]
+
+
+WRONG_KINDS: list[tuple[str, Any, str]] = [
+    ("events", 3, "events must be an object made by Events(), not 3"),
+    ("events", Events, "events must be an object made by Events(), not <class"),
+    ("logger", "x", "logger must be a logging.Logger, not 'x'"),
+    ("crontab", ["* * * * * work"], "crontab must be the text of a crontab, not ['* * *"),
+    ("crontab_file", 3, "crontab_file must be a path, not 3"),
+    ("parsed_cron_items", [1], "parsed_cron_items must be a list of what parse_cron_items"),
+    ("parsed_cron_items", [1], "; 1 is none"),
+    ("parsed_cron_items", "x", "return, not 'x'"),
+    ("parsed_cron_items", 7, "return, not 7"),
+    ("no_handle_signals", "yes", "no_handle_signals must be True or False, not 'yes'"),
+    ("watchdog_exit", "x", "watchdog_exit must be True or False, not 'x'"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_KINDS)
+async def test_an_option_of_the_wrong_kind_is_named_with_what_is_allowed(
+    name: str, value: Any, message: str
+) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    options: Any = {"tasks": {"work": print}, name: value}
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        Runner(nowhere, **options)
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        await run_once(nowhere, **options)
+
+
+@pytest.mark.parametrize("value", [3, ["tasks"]])
+async def test_a_task_directory_that_is_no_path_is_refused(value: Any) -> None:
+    message = re.escape(f"task_directory must be a path, not {value!r}")
+    with pytest.raises(ConfigurationError, match=message):
+        Runner("", task_directory=value)
+    with pytest.raises(ConfigurationError, match=message):
+        load_tasks(value)
+    with pytest.raises(ConfigurationError, match=message):
+        await anext(watch_tasks(value))
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [(5, "5"), (b"postgresql://me:secret@host/db", "a bytes"), ({"password": "secret"}, "a dict")],
+)
+async def test_a_source_that_is_no_database_is_refused_at_once(source: Any, shown: str) -> None:
+    asked: list[Callable[[], object]] = [
+        lambda: Runner(source, tasks={"work": print}),
+        lambda: WorkerUtils(source),
+        lambda: SyncWorkerUtils(source),
+    ]
+    for make in asked:
+        with pytest.raises(ConfigurationError, match="source must be a connection string") as told:
+            make()
+        assert str(told.value).endswith(f"or None, not {shown}")
+    for call in (run_migrations(source), run_once(source, tasks={"work": print})):
+        with pytest.raises(ConfigurationError, match="an AsyncConnectionPool or None"):
+            await call
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_pool_size": 0}, "max_pool_size must be a whole number of at least 1, not 0"),
+        ({"prepared_statements": "no"}, "prepared_statements must be True or False, not 'no'"),
+        ({"use_node_time": 1}, "use_node_time must be True or False, not 1"),
+    ],
+)
+def test_wrong_options_of_worker_utils_are_refused_at_once(options: Any, message: str) -> None:
+    for kind in (WorkerUtils, SyncWorkerUtils):
+        with pytest.raises(ConfigurationError, match=message):
+            kind("", **options)

@@ -146,7 +146,7 @@ async def test_in_session_mode_it_listens_through_the_pooler(
 ) -> None:
     bouncer, jobs, told = pooled(dsn, "session"), Jobs(dsn), Told()
     async with Runner(
-        bouncer.dsn, tasks={"work": print}, poll_interval=3600, max_pool_size=2, events=told.events
+        bouncer.dsn, tasks={"work": print}, poll_interval=3600, max_pool_size=3, events=told.events
     ) as runner:
         await eventually(lambda: runner.health().listening)
         jobs.add("work")

@@ -145,6 +145,14 @@ async def test_failed_items_of_a_batch_job_are_tried_again_alone(dsn: str) -> No
     assert jobs.one(job_id)["json"] == '["bad","badder"]'
 
 
+async def test_awaitables_that_belong_to_no_item_fail_a_job_in_a_process(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    job_id = jobs.add("too_few_items", ["good", "bad"], max_attempts=1)
+    (error,) = await errors_of(dsn, told)
+    assert "returned 1 results for 2 payload items" in str(error)
+    assert jobs.one(job_id)["json"] == '["good", "bad"]'
+
+
 async def test_tasks_of_a_directory_are_found(dsn: str, tmp_path: Path, path: Path) -> None:
     directory = tmp_path / "my-tasks" / "sub"
     directory.mkdir(parents=True)

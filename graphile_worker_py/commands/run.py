@@ -1,5 +1,6 @@
 """The `run` command: a worker in a process of its own, or several."""
 
+import logging
 import sys
 from typing import Any
 
@@ -14,6 +15,8 @@ from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options import AUTO, LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.supervised import Supervised
+
+logger = logging.getLogger("graphile_worker_py")
 
 
 @click.command()
@@ -119,6 +122,8 @@ def run(
             level=settings["log_level"].value,
             process=None if process is None else process.number,
         )
+        if process is None:
+            _warn_of_passed_over()
         count = settings["processes"].value
         count = cores() if count == AUTO else count
         if count > 1 and process is None and not schema_only:
@@ -146,3 +151,12 @@ def run(
             work.watching(settings, process)
         else:
             work.until_stopped(settings, process)
+
+
+def _warn_of_passed_over() -> None:
+    meant = config.passed_over_variables()
+    if meant:
+        logger.warning(
+            "Not read: %s",
+            ", ".join(f"{name} (did you mean {option}?)" for name, option in meant.items()),
+        )

@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -17,12 +16,12 @@ from graphile_worker_py.commands.errors import (
     EXIT_INCOMPATIBLE_WHILE_RUNNING,
     exit_with,
 )
-from graphile_worker_py.db import one_line
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
-from graphile_worker_py.events import Events, ForcefulShutdown, PoolCreate
+from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
 from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations, run_once
 from graphile_worker_py.supervised import Supervised
 from graphile_worker_py.task_loader import watch_tasks
+from graphile_worker_py.task_modules import import_fault
 from graphile_worker_py.tasks import Task, Tasks
 
 logger = logging.getLogger("graphile_worker_py")
@@ -51,6 +50,14 @@ def until_stopped(settings: Settings, process: Supervised | None) -> None:
     """Run until stopped."""
     options = _runner_options(settings, process)
     _run(_run_until_stopped(settings["connection"].value, options, process), process)
+
+
+class _Reload:
+    """Whether tasks have changed, and whether a signal has come meanwhile."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.signal: str | None = None
 
 
 def _run(work: Coroutine[Any, Any, None], process: Supervised | None) -> None:
@@ -102,32 +109,39 @@ async def _run_watching(
         raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
     async with aclosing(watch_tasks(directory, logger=logger)) as versions:
         options["tasks"] = await anext(versions)
-        changed = asyncio.Event()
 
-        async def watch() -> None:
+        async def watch(reload: _Reload) -> None:
             options["tasks"] = await anext(versions)
-            changed.set()
+            reload.changed.set()
 
         while True:
+            reload = _Reload()
             crew = aio.Crew()
-            crew.start(watch(), name="watch")
+            crew.start(watch(reload), name="watch")
             try:
-                await _run_until_stopped(connection, options, process, changed)
+                await _run_until_stopped(connection, options, process, reload)
             finally:
                 await crew.cancel(patience=1)
-            if not changed.is_set():
+            if not reload.changed.is_set():
                 return
-            changed.clear()
+            if reload.signal is not None:
+                # While jobs of the old tasks ended: the pool was stopping already.
+                logger.info("Not beginning anew: %s has come meanwhile", reload.signal)
+                return
 
 
 async def _run_until_stopped(
     connection: str | None,
     options: RunnerOptions,
     process: Supervised | None,
-    changed: asyncio.Event | None = None,
+    reload: _Reload | None = None,
 ) -> None:
-    """Run until a signal comes, or until it is set that something has changed."""
+    """Run until a signal comes, or until tasks have changed."""
     forced = False
+    reload = reload or _Reload()
+
+    def gracefully(event: GracefulShutdown) -> None:
+        reload.signal = event.signal
 
     def by_force(_event: ForcefulShutdown) -> None:
         nonlocal forced
@@ -137,6 +151,7 @@ async def _run_until_stopped(
     try:
         async with Runner(connection, **_telling(options, process)) as runner:
             started = True
+            runner.events.subscribe(GracefulShutdown, gracefully)
             runner.events.subscribe(ForcefulShutdown, by_force)
             if config.logs_success():
                 logger.info(
@@ -145,7 +160,7 @@ async def _run_until_stopped(
                     runner.about,
                     extra={"pool_id": runner.pool_id},
                 )
-            async with aio.until(changed or asyncio.Event()):
+            async with aio.until(reload.changed):
                 await runner.wait()
     except IncompatibleSchemaError as error:
         if not started:
@@ -166,20 +181,23 @@ def import_tasks(where: str) -> Tasks:
         ConfigurationError: There is no such module or attribute, or it holds no tasks.
     """
     module_name, _, attribute = where.partition(":")
+    if not all(module_name.split(".")):
+        raise ConfigurationError(
+            f"--tasks {where}: {module_name!r} is not the name of a module; expected is "
+            f"MODULE[:ATTR], as in myapp.tasks"
+        )
     # As `python -m` does it: what lies in the working directory can be imported.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigurationError(f"--tasks {where}: {one_line(error)}") from error
-        raise ConfigurationError(f"--tasks {where}: there is no module {error.name!r}") from error
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigurationError(
-            f"--tasks {where}: {one_line(error)} ({place.filename}, line {place.lineno})"
-        ) from error
+    except (Exception, SystemExit) as error:
+        fault = import_fault(error)
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        ):
+            fault = f"there is no module {error.name!r}"
+        raise ConfigurationError(f"--tasks {where}: {fault}") from error
     if not attribute:
         found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
         if not found:

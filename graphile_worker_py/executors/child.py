@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.batch_jobs import batch_of
 from graphile_worker_py.context import job_logger
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.executors import wire
@@ -250,38 +251,20 @@ def _call(task: Task[Any], order: wire.Run, link: _Link) -> wire.Done:
     result = task.function(*arguments)
     if inspect.isawaitable(result):
         result = asyncio.run(_awaited(result))
-    if not isinstance(result, list):
+    if isinstance(result, list) and not any(map(inspect.isawaitable, result)):
+        return wire.Done(results=len(result), failed={})  # the worker sees whether they fit
+    batch = batch_of(job.task_identifier, job.payload_json, result, logging.getLogger(order.logger))
+    if batch is None:
         return wire.Done(results=None, failed={})
-    # Items that can be awaited may be so only if they are those of a batch job.
-    failed: Mapping[int, wire.Failure] = {}
-    items = json_codec.loads(job.payload_json)
-    if isinstance(items, list) and len(items) == len(result) and any(map(_is_open, result)):
-        failed = asyncio.run(_settled(result))
+    asyncio.run(batch.settle())
+    failed = {at: _failure(error) for at, error in batch.failures.items()}
     return wire.Done(results=len(result), failed=failed)
 
 
-async def _awaited(work: Awaitable[Any]) -> Any:
-    return await work
-
-
-async def _settled(results: list[Any]) -> dict[int, wire.Failure]:
-    failed: dict[int, wire.Failure] = {}
-
-    async def settle(at: int, result: Awaitable[Any]) -> None:
-        try:
-            await result
-        except BaseException as error:  # SystemExit included: it is the item's failure
-            failed[at] = _failure(error)
-
-    async with asyncio.TaskGroup() as group:
-        for at, result in enumerate(results):
-            if _is_open(result):
-                group.create_task(settle(at, result))
-    return failed
-
-
-def _is_open(result: object) -> bool:
-    return inspect.isawaitable(result)
+async def _awaited(result: Any) -> Any:
+    while inspect.isawaitable(result):
+        result = await result
+    return result
 
 
 def _failure(error: BaseException) -> wire.Failure:

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from graphile_worker_py import aio
 from graphile_worker_py.context import JobContext
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import CutOffError, GraphileWorkerError
 from graphile_worker_py.executors.groups import end_of, signal_group
 from graphile_worker_py.job import Job
 from graphile_worker_py.tasks import Task
@@ -24,6 +24,8 @@ TERMINATION_GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL; the worker pool itself waits five."""
 LINE_LIMIT: Final = 16_384
 STDERR_TAIL: Final = 2048
+_ENDED_BY_SIGTERM: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
+"""The second is how Java and shells say it of themselves."""
 
 # What outlives a SIGKILL has left our process group, and we read its output no longer than this.
 _STRAY_OUTPUT_TIME: Final = 1.0
@@ -52,7 +54,8 @@ def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIM
     job. Lines of its standard output are logged at info, those of its standard error at error. The
     job is done when it has exited with code 0, and nobody holds its output open any more.
 
-    When the worker pool's abort event is set, its process group gets SIGTERM. When the task is
+    When the worker pool's abort event is set, its process group gets SIGTERM. If that ends it, the
+    job is returned with its attempt; else its exit code counts as ever. When the task is
     cut off (forced stop, timeout), the group gets SIGTERM, and SIGKILL two seconds later or when
     the program has exited.
 
@@ -92,6 +95,8 @@ class _Executable:
         message = f"task {self._identifier!r} {end_of(returncode)}"
         if child.is_terminated:
             message += " when the worker pool asked it to end"
+            if returncode in _ENDED_BY_SIGTERM:
+                raise CutOffError(message)
         raise ExecutableTaskError(message, returncode=returncode, stderr=child.stderr)
 
     async def _start(self, child: "_Child", environment: dict[str, str]) -> None:

@@ -1,0 +1,169 @@
+"""What a task answers to a batch job: one result for each item of its payload.
+
+Promises of Graphile Worker run by themselves, coroutines of Python only where they are awaited. So
+an answer with coroutines that belong to no item is no success: what they were to do was not done.
+"""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any
+
+from graphile_worker_py import json_codec
+from graphile_worker_py.errors import GraphileWorkerError, message_of
+
+
+class BatchAnswerError(GraphileWorkerError):
+    """A task returned awaitables, and nobody can tell which items of the payload they are for."""
+
+
+class BatchJobError(GraphileWorkerError):
+    """Items of a batch job failed; they alone are tried again.
+
+    Attributes:
+        errors: What the failed items raised, in the order of the payload.
+        payload: The failed items, as JSON text.
+
+    Raises:
+        ValueError: The items can't be written as JSON (nested too deeply).
+    """
+
+    def __init__(self, errors: Sequence[BaseException], items: Sequence[Any]) -> None:
+        self.errors = errors
+        self.payload = json_codec.dumps(items).decode()
+        messages = "\n".join(message_of(error) for error in errors)
+        super().__init__(f"Batch failures:\n{messages}")
+
+
+class Batch:
+    """The items of a batch job, each with its result.
+
+    Attributes:
+        failures: What items have raised so far, by their places.
+    """
+
+    def __init__(self, items: Sequence[Any], results: Sequence[Any]) -> None:
+        self.failures: dict[int, BaseException] = {}
+        self._items = items
+        self._results = results
+        self._unfinished = {
+            at: result for at, result in enumerate(results) if inspect.isawaitable(result)
+        }
+
+    async def settle(self) -> None:
+        """Await all results that are awaitable, at the same time."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for at, result in self._unfinished.items():
+                    group.create_task(self._settle(at, result))
+        finally:
+            _drop(self._results)
+
+    def cut_off(self, error: Exception) -> None:
+        """Say why those that have not come to an end were cut off."""
+        for at in self._unfinished:
+            if isinstance(self.failures.get(at), asyncio.CancelledError | None):
+                self.failures[at] = error
+
+    def check(self) -> None:
+        """Look for items that have failed.
+
+        Raises:
+            BatchJobError: There are some.
+        """
+        if self.failures:
+            failed = sorted(self.failures)
+            raise BatchJobError(
+                [self.failures[at] for at in failed], [self._items[at] for at in failed]
+            )
+
+    async def _settle(self, at: int, result: Awaitable[Any]) -> None:
+        try:
+            await result
+        except asyncio.CancelledError as cancelled:
+            # If it was not the item's own, the group is cancelled: see `cut_off`.
+            self.failures[at] = cancelled
+            raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit included: it is the item's failure
+            self.failures[at] = error
+        else:
+            del self._unfinished[at]
+
+
+def batch_of(
+    identifier: str, payload_json: bytes, answer: object, logger: logging.Logger
+) -> Batch | None:
+    """Read what a task returned.
+
+    Args:
+        identifier: Of the task.
+        payload_json: As it is stored: the task may have changed the list that it was given.
+        answer: What it returned.
+        logger: Where to warn of a list of values that does not fit.
+
+    Returns:
+        The batch; None if the job is none, or the answer none to a batch.
+
+    Raises:
+        BatchAnswerError: There are awaitables in the answer that fit no items.
+    """
+    if not isinstance(answer, list | tuple):
+        if _is_unbegun(answer):
+            raise BatchAnswerError(
+                f"task {identifier!r} returned a {type(answer).__name__}, and nobody runs what is "
+                f"in it: return a list"
+            )
+        if _drop(_within(answer)):
+            raise BatchAnswerError(
+                f"task {identifier!r} returned awaitables in a {type(answer).__name__}, which "
+                f"nobody awaits: return a list with one result for each item of the payload"
+            )
+        return None
+    items = json_codec.loads(payload_json)
+    if isinstance(items, list) and len(items) == len(answer):
+        return Batch(items, answer)
+    what = f"{len(items)} payload items" if isinstance(items, list) else "a payload that is no list"
+    if _drop(answer):
+        raise BatchAnswerError(
+            f"task {identifier!r} returned {len(answer)} results for {what}, with awaitables among "
+            f"them, which nobody awaits: return one result for each item of a list, or await them"
+        )
+    if isinstance(items, list) and isinstance(answer, list):
+        logger.warning(
+            "Task %r returned %d results for %s; taken as success", identifier, len(answer), what
+        )
+    return None
+
+
+def _is_unbegun(answer: object) -> bool:
+    """Whether it is an iterator that would do its work only when somebody asks for it."""
+    if isinstance(answer, GeneratorType):
+        return inspect.getgeneratorstate(answer) == inspect.GEN_CREATED
+    return isinstance(answer, AsyncGeneratorType | map)
+
+
+def _within(answer: object) -> Iterable[Any]:
+    if isinstance(answer, Mapping):
+        return answer.values()
+    return answer if isinstance(answer, AbstractSet) else ()
+
+
+def _drop(results: Iterable[Any]) -> bool:
+    """End what was to be awaited and is not any more; whether there is such a thing."""
+    found = False
+    for result in results:
+        if inspect.isawaitable(result):
+            found = True
+            if isinstance(result, asyncio.Task):
+                result.cancel()
+            elif (
+                inspect.iscoroutine(result)
+                and inspect.getcoroutinestate(result) == inspect.CORO_CREATED
+            ):
+                result.close()  # else Python warns that it was never awaited
+    return found
