@@ -22,6 +22,10 @@ OPEN = """
 select count(*) as count from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid() and xact_start is not null
 """
+LISTENING = """
+select count(*) as count from pg_stat_activity
+where datname = current_database() and query ilike 'listen%'
+"""
 OLD_SERVER = """
 create schema old;
 create function old.current_setting(text) returns text language sql as $$
@@ -75,3 +79,16 @@ async def test_a_server_that_is_too_old_is_refused_before_anything_is_changed(
         with pytest.raises(UnsupportedPostgresError):
             await run_once(old, tasks={"work": print})
     assert Jobs(empty_dsn).query("select 1 from pg_namespace where nspname ~ 'graphile'") == []
+
+
+async def test_a_run_that_ends_by_itself_does_not_listen(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work")
+    seen: list[Any] = []
+
+    async def work(payload: Any) -> None:
+        seen.append(jobs.query(LISTENING))
+
+    await run_once(dsn, tasks={"work": work}, events=told.events)
+    assert seen == [[{"count": 0}]]
+    assert [name for name in told.names() if name.startswith("pool:listen")] == []
