@@ -56,6 +56,9 @@ def test_the_code_blocks_of_a_page_do_what_it_says(
         "```ini\n[Service]\nExecStart=/bin/graphile-worker-py --job 10\n```",
         "<!-- test: skip: here -->\n```sh\nPATH=. graphile-worker-py worker\n```",
         '<!-- test: until "ready" -->\n```sh\necho set\n```',
+        '<!-- test: until 2 "once" -->\n```sh\necho once\n```',
+        "<!-- test: by test_roles -->\n```sql\nselect 1\n```",
+        "<!-- test: sql select 1 from nowhere -->\n```sql\nselect 1\n```",
         "```elisp\n(+ 1 2)\n```",
         "<!-- test: fails id {} -->\n```python\nid=__import__('graphile_worker_py').task(id)\n```",
     ],
@@ -72,6 +75,16 @@ def test_a_block_that_is_wrong_is_found(
         page_run.run(block)
     with pytest.raises((AssertionError, ArithmeticError, psycopg.Error)):
         page_run.run(wrong)
+
+
+def test_blocks_that_are_not_run_have_a_reason_that_no_test_can_help() -> None:
+    reasons = [
+        reason for page in PAGES for block in blocks_of(page) for reason in block.all("skip:")
+    ]
+    assert reasons == [
+        "it takes an hour",
+        "it installs the package, which the tests already run in",
+    ]
 
 
 def test_the_commands_of_the_readme_exist() -> None:
