@@ -6,8 +6,7 @@ batches. All the while one worker after the other is told to stop, or killed, an
 work from the beginning to the end: it is seen whether they, or the tables, grow. And some have
 nothing to do but to be waked: it is measured how soon they are.
 
-The module is longer than others: it holds what is to become of each job, what is done to the
-workers meanwhile, and what may be different for that reason.
+The module is longer than others for the statements that ask what became of the jobs.
 """
 
 import argparse
@@ -23,12 +22,12 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
 from compat_tests.fleet import HERE, LEDGER, OVERLAPS, Fleet, Side, WorkerSettings
+from compat_tests.soak_orders import Orders, batch_fits, outcome_fits, unlike
 from compat_tests.soak_probes import Probes, keep_on
 from compat_tests.soak_samples import Samples, spread
 from graphile_worker_py import JobSpec, WorkerUtils, run_migrations
@@ -36,8 +35,6 @@ from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
 from tests.support.processes import Process, Processes
-
-T = TypeVar("T")
 
 FEEDER = (HERE / "soak_feeder.mjs").read_text()
 BACKLOG = 400  # due jobs, above which nobody adds more
@@ -49,8 +46,6 @@ TELL_INTERVAL = 300.0
 # what it was at; that a moment later, too, because a statement may be on its way.
 LAST_LOOK = 3.0
 DRAIN_TIME = 120.0
-QUEUES = 20
-KEYS = 10
 
 WORKERS: list[tuple[Side, WorkerSettings]] = [
     ("python", {"jobs": 4, "poll": 1.0}),
@@ -158,66 +153,6 @@ select
   + (select count(*) from graphile_worker._private_job_queues where locked_at is not null)
 """
 SIDES_OF_RUNS = "select side, count(*) from ledger.runs group by side"
-
-
-@dataclass
-class Orders:
-    """Jobs that one adder adds, at random, and what is to become of them.
-
-    Args:
-        who: The adder: SQL, Python or Node.
-        dice: Where chance comes from.
-    """
-
-    who: str
-    dice: random.Random
-    number: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
-    # By name: how often it is to succeed, and how often to fail before.
-    expected: dict[str, tuple[int, int]] = field(default_factory=dict)
-    batches: dict[str, int] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-
-    def next(self) -> dict[str, Any]:
-        """One more job, as keyword arguments of `add_job` with `identifier` and `payload`."""
-        self.number += 1
-        name = f"{self.who} {self.number}"
-        kind = self.dice.choices(
-            ["plain", "slow", "long", "queued", "keyed", "flaky", "doomed", "batch"],
-            [29, 9, 2, 35, 15, 4, 2, 4],
-        )[0]
-        self.kinds[kind] += 1
-        payload: Any = {"name": name}
-        spec: dict[str, Any] = {"identifier": "step", "priority": self.dice.choice([0, 0, -1, 5])}
-        self.expected[name] = (1, 0)
-        match kind:
-            case "slow":
-                payload["ms"] = self.dice.randint(1, 60)
-            case "long":
-                payload["ms"] = self.dice.randint(500, 2000)
-            case "queued":
-                spec["queue_name"] = f"queue {self.dice.randrange(QUEUES)}"
-            case "keyed":
-                del self.expected[name]
-                key = f"key {self.who} {self.dice.randrange(KEYS)}"
-                version = self.versions[key] = self.versions.get(key, 0) + 1
-                payload = {"name": key, "version": version, "ms": self.dice.randint(0, 30)}
-                spec["job_key"] = key
-            case "flaky":
-                payload["fail_until"] = 2
-                self.expected[name] = (1, 1)
-                spec["queue_name"] = self.dice.choice([None, f"queue {self.number % QUEUES}"])
-            case "doomed":
-                payload["fail"] = "no"
-                spec["max_attempts"] = 1
-                self.expected[name] = (0, 1)
-            case "batch":
-                del self.expected[name]
-                # The last item is the one that fails at first and is tried again alone.
-                payload = [{}, {}, {"batch": name, "fail_until": 2}]
-                spec["identifier"] = "batch"
-                self.batches[name] = 2
-        return {**spec, "payload": payload}
 
 
 class Soak:
@@ -440,39 +375,6 @@ async def add_with_python(utils: WorkerUtils, jobs: list[dict[str, Any]]) -> Non
         return
     for job in jobs:
         await utils.add_job(**job)
-
-
-def unlike(
-    found: dict[str, T],
-    expected: dict[str, T],
-    killed: Counter[str],
-    fits: Callable[[T, T, int], bool],
-) -> list[Any]:
-    """Some of the names with another value than expected: name, found, expected, kills."""
-    made: list[Any] = []
-    for name in sorted(found.keys() | expected.keys()):
-        one, other = found.get(name), expected.get(name)
-        if one is None and other == (0, 1) and killed[name]:
-            continue  # killed in its only attempt, before it could write anything down
-        if one is None or other is None or not fits(one, other, killed[name]):
-            made.append((name, one, other, killed[name]))
-    return made[:5]
-
-
-def outcome_fits(found: tuple[int, int], expected: tuple[int, int], kills: int) -> bool:
-    """Whether a job succeeded and failed as often as it was to.
-
-    A kill may come before it could fail, or after it succeeded and before that was recorded.
-    """
-    good, bad = found
-    wanted, failing = expected
-    most = wanted + kills if wanted else 0
-    return wanted <= good <= most and failing - kills <= bad <= failing
-
-
-def batch_fits(found: int, expected: int, kills: int) -> bool:
-    """Whether a batch ran as often as it was to: once in each attempt."""
-    return max(1, expected - kills) <= found <= expected + kills
 
 
 async def ended(process: Process) -> None:

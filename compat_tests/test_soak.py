@@ -14,10 +14,8 @@ from compat_tests.soak import (
     KILLED,
     NOTE_KILLED,
     TABLES,
-    batch_fits,
-    outcome_fits,
-    unlike,
 )
+from compat_tests.soak_orders import batch_fits, outcome_fits, unlike
 from compat_tests.soak_probes import Probes, keep_on
 from compat_tests.soak_samples import Samples, percentile, quarters, resident
 from tests.support.processes import Processes
