@@ -22,6 +22,9 @@ right above it say how it is run; readers do not see them:
 - `skip: REASON`: it is not run. Its `graphile-worker-py` commands are still checked.
 
 The blocks of a page are run in their order, in one directory and on one database.
+
+It is long because it knows many languages: how to run a block and how to check one that is not run
+stand together, so that none is forgotten.
 """
 
 import ast
