@@ -319,3 +319,37 @@ async def test_an_executable_that_does_not_read_its_input_ends_the_node_worker(
     else:
         await run_once(fleet.dsn, task_directory=executables)
         assert fleet.query(JOBS) == []
+
+
+# A plan in which the function's rows come in the order of the tasks' names. Which plan there is
+# otherwise depends on the sizes of the tables.
+SORTED = """
+do $$
+begin
+  execute format('alter database %I set enable_hashjoin = off', current_database());
+  execute format('alter database %I set enable_nestloop = off', current_database());
+end $$
+"""
+
+
+@pytest.mark.parametrize("side", SIDES)
+async def test_results_of_add_jobs_may_name_the_task_of_another_one_in_node(
+    fleet: Fleet, side: Side
+) -> None:
+    fleet.query(SORTED)
+    names = ["third", "second", "first"]
+    for name in names:  # so that the tasks are known
+        await fleet.add("python", name)
+    if side == "node":
+        specs = [{"identifier": name, "payload": {"for": name}} for name in names]
+        (added,) = fleet.call_node([["addJobs", specs]])
+        told = [(job["task_identifier"], job["payload"]["for"]) for job in added]
+        assert told == [("third", "first"), ("second", "second"), ("first", "third")]
+    else:
+        async with WorkerUtils(fleet.dsn) as utils:
+            jobs = await utils.add_jobs([JobSpec(name, {"for": name}) for name in names])
+        assert [(job.task_identifier, job.payload["for"]) for job in jobs] == [
+            ("third", "third"),
+            ("second", "second"),
+            ("first", "first"),
+        ]

@@ -12,8 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import events
+from graphile_worker_py import MissingRightsError, SyncWorkerUtils, events
 from tests.support.pages import PageRun, blocks_of, check_commands
 from tests.support.processes import Processes
 from tests.support.upstream import EVENTS, NAMES
@@ -59,6 +60,8 @@ def test_the_code_blocks_of_a_page_do_what_it_says(
         '<!-- test: until 2 "once" -->\n```sh\necho once\n```',
         "<!-- test: by test_roles -->\n```sql\nselect 1\n```",
         "<!-- test: sql select 1 from nowhere -->\n```sql\nselect 1\n```",
+        "```text\nsomething that is said\n```",
+        "<!-- test: printed echo one -->\n```text\ntwo\n```",
         "```elisp\n(+ 1 2)\n```",
         "<!-- test: fails id {} -->\n```python\nid=__import__('graphile_worker_py').task(id)\n```",
     ],
@@ -92,6 +95,27 @@ def test_the_commands_of_the_readme_exist() -> None:
     for block in blocks_of(ROOT / "README.md"):
         if block.language == "sh":
             check_commands(block.text)
+
+
+def test_what_hides_all_rows_is_told_as_the_page_about_roles_shows_it(dsn: str) -> None:
+    page = DOCS / "security.md"
+    (shown,) = [block.text for block in blocks_of(page) if block.language == "text"]
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        name, owner = conn.info.dbname + "_shown", conn.info.user
+        conn.execute(f"create role {name} login password 'secret'")
+        conn.execute(f"grant usage on schema graphile_worker to {name}")
+        conn.execute(f"grant all on all tables in schema graphile_worker to {name}")
+        try:
+            with (
+                pytest.raises(MissingRightsError) as told,
+                SyncWorkerUtils(make_conninfo(dsn, user=name, password="secret")),
+            ):
+                pass
+        finally:
+            conn.execute(f"drop owned by {name} cascade")
+            conn.execute(f"drop role {name}")
+    said = str(told.value).replace(name, "app").replace(f"{owner!r}", "'jobs_owner'")
+    assert said == " ".join(shown.split())
 
 
 def test_every_page_is_in_the_navigation() -> None:

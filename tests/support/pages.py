@@ -7,7 +7,7 @@ right above it say how it is run; readers do not see them:
 - `inside utils`: it is the body of `async with WorkerUtils() as utils`, and continues as above.
   Besides it knows what the package exports, `asyncio`, and `datetime`, `timedelta` and `UTC`.
 - `runs TASK PAYLOAD`: when it has run, a job of this task is added; it must succeed.
-- `fails TASK PAYLOAD`: the same; the job must fail.
+- `fails TASK PAYLOAD`: the same; the job must fail. What its error says counts as printed.
 - `until "TEXT"`: it is a program that does not end by itself. It must print TEXT, and end well
   when it is interrupted. `until 4 "TEXT"`: it must print it so many times.
 - `file NAME`: it is not run, but put into a file that later blocks use.
@@ -16,11 +16,15 @@ right above it say how it is run; readers do not see them:
 - `app`: the application of `app.py` and its crontab are there.
 - `output`: the lines of this text must have been printed by the block before it, in this order.
   Numbers and ids may differ; a line that is only … stands for any lines.
+- `printed COMMAND`: as `output`, for what this shell command prints, however it ends.
 - `exits CODE`: the shell block ends with this exit code.
 - `by MODULE`: not here, but by this module of tests it is run. Its commands are checked here.
 - `skip: REASON`: it is not run. Its `graphile-worker-py` commands are still checked.
 
 The blocks of a page are run in their order, in one directory and on one database.
+
+It is long because it knows many languages: how to run a block and how to check one that is not run
+stand together, so that none is forgotten.
 """
 
 import ast
@@ -58,7 +62,7 @@ from tests.support.processes import Processes, clean_environment
 
 _FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2$", re.MULTILINE | re.DOTALL)
 _DIRECTIVE = re.compile(r"^ *<!-- test: (.*?) -->$")
-_DIRECTIVES = "continues|inside|runs|fails|until|file|with|sql|app|by|output|exits|skip:"
+_DIRECTIVES = "continues|inside|runs|fails|until|file|with|sql|app|by|output|printed|exits|skip:"
 _PATIENCE = 15.0
 _TESTS = Path(__file__).parent.parent
 _PROGRAM = "graphile-worker-py"
@@ -163,8 +167,12 @@ class PageRun:
                 with psycopg.connect(self._dsn, autocommit=True) as conn:
                     conn.execute(text.encode())
             case "text":
-                if block.one("output") is not None:
-                    _assert_printed(block, self._printed)
+                command = block.one("printed")
+                if command is not None:
+                    self._printed = self._shell(f"exec 2>&1\n{command}").stdout
+                else:
+                    assert block.one("output") is not None, f"{block}: nobody looks at it"
+                _assert_printed(block, self._printed)
             case _:
                 _check(block, text)
 
@@ -200,6 +208,8 @@ class PageRun:
                 assert identifier in tasks, f"{block}: it has no task {identifier}"
                 error = asyncio.run(self._outcome_of(tasks[identifier], json.loads(payload)))
                 assert (error is None) is succeeds, f"{block}: {identifier} ended with {error!r}"
+                if error is not None:
+                    print(error)
 
     async def _outcome_of(self, task: Task[Any], payload: Any) -> BaseException | None:
         outcomes: dict[int, BaseException | None] = {}
@@ -219,8 +229,14 @@ class PageRun:
         if all(words[:1] == [_PROGRAM] and words[1:2] != ["--tasks"] for words in commands):
             self._run_commands(block, [words[1:] for words in commands])
             return
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", f"exec 2>&1\n{text}"],
+        done = self._shell(f"exec 2>&1\n{text}")
+        self._printed = done.stdout
+        expected = int(block.one("exits") or 0)
+        assert done.returncode == expected, f"{block}: exit code {done.returncode}\n{done.stdout}"
+
+    def _shell(self, script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             check=False,
@@ -229,9 +245,6 @@ class PageRun:
             env=self._environment(),
             timeout=_PATIENCE,
         )
-        self._printed = done.stdout
-        expected = int(block.one("exits") or 0)
-        assert done.returncode == expected, f"{block}: exit code {done.returncode}\n{done.stdout}"
 
     def _run_commands(self, block: Block, commands: list[list[str]]) -> None:
         """Run commands that end by themselves in this process: a page has many of them."""
