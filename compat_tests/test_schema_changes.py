@@ -10,6 +10,7 @@ import pytest
 
 from compat_tests.fleet import LEDGER, OUR_INSTALL, SIDES, Fleet
 from graphile_worker_py import IncompatibleSchemaError, Runner, WorkerUtils, run_migrations
+from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
 from tests.support.plugin import Install
 from tests.support.processes import Process, Processes
@@ -70,6 +71,29 @@ async def test_a_change_that_does_not_break_stops_nobody(fleet: Fleet) -> None:
     await fleet.drained()
     assert {run.side for run in fleet.runs()} == set(SIDES)
     assert [worker.returncode for worker in workers] == [None, None]
+
+
+@OUR_INSTALL
+async def test_a_column_that_somebody_adds_keeps_node_from_fetching_and_not_python(
+    fleet: Fleet,
+) -> None:
+    workers = {side: fleet.start(side) for side in SIDES}
+    await fleet.listening(2)
+    with fleet.gate() as gate:
+        for side in SIDES:
+            fleet.query(ADD_HELD, side)
+        await fleet.began(*SIDES)
+        gate.open()
+    await fleet.drained()
+    for table in ("_private_jobs", "_private_job_queues"):
+        fleet.query(f"alter table graphile_worker.{table} add column extra text")
+    after = [f"after {n}" for n in range(4)]
+    for name in after:
+        await fleet.add("node", payload={"name": name})
+    await fleet.drained()
+    assert [run.side for run in fleet.runs() if run.name in after] == ["python"] * 4
+    await eventually(lambda: "cached plan must not change" in workers["node"].stderr)
+    assert [worker.returncode for worker in workers.values()] == [None, None]
 
 
 ADD_HELD = "select graphile_worker.add_job('step', json_build_object('name', %s::text, 'hold', 1))"

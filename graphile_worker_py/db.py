@@ -297,6 +297,11 @@ def _server_process_sync(conn: Connection[Any]) -> int:
         raise
 
 
+async def leads_to_server(conn: AsyncConnection[Any]) -> bool:
+    """Whether a connection leads to the server itself, so that its session is nobody else's."""
+    return await _server_process(conn) == conn.info.backend_pid
+
+
 def _is_direct(conn: BaseConnection[Any], server_process: int) -> bool:
     """Whether a connection leads to the server, and not to a pooler.
 
@@ -460,6 +465,25 @@ class Database:
                     # each that leads nowhere.
                     await self.pool.drain()
                 raise
+
+    @asynccontextmanager
+    async def connection_in_any_case(self, patience: float) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection of the pool; or a new one, if tasks have borrowed all of them for long."""
+        async with AsyncExitStack() as stack:
+            try:
+                conn = await stack.enter_async_context(self.connection(patience))
+            except psycopg_pool.PoolTimeout:
+                conn = await stack.enter_async_context(self.new_connection())
+            yield conn
+
+    @asynccontextmanager
+    async def new_connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection beside those of the pool, for the block."""
+        conn = await connect_like(self.pool)
+        try:
+            yield conn
+        finally:
+            await conn.close()
 
     async def run(
         self,

@@ -27,7 +27,7 @@ from psycopg_pool import PoolTimeout
 from graphile_worker_py import aio, events
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.db import one_line
+from graphile_worker_py.db import leads_to_server, one_line
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.sql import notifications
@@ -69,8 +69,8 @@ class Listener:
         hint: What to do where LISTEN has no effect, for the log.
         events: Where to tell what happens.
         on_listen: Awaited with each new connection as soon as the first echo came in, and with it
-            the proof that its session is nobody else's. A database error that it raises counts as
-            a lost connection.
+            the proof that its session is nobody else's. Without echoes, only if there is no pooler
+            in between. A database error that it raises counts as a lost connection.
     """
 
     def __init__(
@@ -185,7 +185,8 @@ class Listener:
                 await self._hear(notification)
         if self._on_listen is not None:
             async with asyncio.timeout(BEGIN_PATIENCE):
-                await self._on_listen(conn)
+                if self._echo_interval > 0 or await leads_to_server(conn):
+                    await self._on_listen(conn)
         async for notification in conn.notifies():
             await self._hear(notification)
 

@@ -8,7 +8,11 @@ looks for such, and frees what they had locked.
 A pool that was only stopped, or cut off, learns from its first heartbeat that it is taken for dead.
 Before it fetches anything it beats, if the last heartbeat is too long ago.
 
-Where there is no side schema the only thing that is left to do is to renew the locks of long jobs.
+A pool that could not beat for so long that others may think it dead fetches nothing until it can.
+
+A heartbeat must not wait: neither for connections that tasks have borrowed, nor on one that leads
+nowhere. So it is given up after a part of the time that there is, its connection is cut, and the
+next one is sent at once on a new connection.
 """
 
 import asyncio
@@ -16,17 +20,16 @@ import logging
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final, TypeVar, assert_never
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from typing import Any, Final, assert_never
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg_pool import PoolTimeout
+from psycopg import AsyncConnection, errors
 
-from graphile_worker_py import events, side_schema
-from graphile_worker_py.backoff import CONTENTION, backoff_for
-from graphile_worker_py.db import Database, Query, connect_like, one_line
+from graphile_worker_py import aio, events, side_schema
+from graphile_worker_py.backoff import CONTENTION, backoff_for, is_outage
+from graphile_worker_py.db import Database, ended_after, hung_up_after, one_line
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
 from graphile_worker_py.options import WorkerOptions
@@ -34,14 +37,12 @@ from graphile_worker_py.quarantine import Quarantine
 from graphile_worker_py.recovery import recover
 from graphile_worker_py.sql import notifications, pools
 from graphile_worker_py.sql.pools import Standing
-from graphile_worker_py.sql.renew_locks import renew_locks
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
-from graphile_worker_py.sql.suspects import forget_suspects
+from graphile_worker_py.upkeep import Upkeep
 
-T = TypeVar("T")
-
-RENEW_EVERY: Final = 30
-"""Heartbeats from one look for old locks, and for suspects that are gone, to the next."""
+REGISTER_PATIENCE: Final = 5.0
+"""Seconds to register, for which the schema may have to be made, or others make it."""
+RECOVERY_DEADLINE: Final = 300.0
 WITHOUT_LOCK: Final = 10
 """How many times as late a heartbeat may be where a pool never has a lock that speaks for it."""
 LEAVE_PATIENCE: Final = 3.0
@@ -92,6 +93,8 @@ class Presence:
         )
         self._wanted = not options.no_side_schema
         self._registered = False
+        self._has_beaten = False
+        self._held_back = False
         self._dead = False
         self._stopping = False
         self._failing = False
@@ -100,26 +103,34 @@ class Presence:
         self._beating = asyncio.Lock()
         self._last_beat = 0.0
         self._steady_since = 0.0
-        self._renew_at = 0.0
         self._others_late = asyncio.Event()
         self._recovering = False
         self._recoveries = 0
         self._wake = asyncio.Event()
-        self._closed = False
+        self._closed = asyncio.Event()
         self._clean = True
+        self._upkeep = Upkeep(
+            pool_id=pool_id,
+            database=database,
+            heartbeat_interval=options.heartbeat_interval,
+            known_ids=known_ids,
+            suspects=self.quarantine.suspects,
+            registered=lambda: self._registered and not self._dead,
+            logger=logger,
+        )
 
     async def run(self) -> None:
         """Beat until closed, and recover others; then leave."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._recover_others(), name="recover dead pools")
-            while not self._closed:
+            group.create_task(self._upkeep.run(), name="look after old locks")
+            while not self._closed.is_set():
                 self._wake.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._delay()):
                         await self._wake.wait()
-                if not self._closed:
+                if not self._closed.is_set():
                     await self.beat()
-                    await self._look_after_long_jobs()
             self._others_late.set()
         await self._leave()
 
@@ -130,25 +141,42 @@ class Presence:
 
     def close(self, *, clean: bool) -> None:
         """Let `run` end; `clean` says that the pool has nothing locked any more."""
-        self._closed = True
+        self._closed.set()
+        self._upkeep.close()
         self._clean = clean
         self._wake.set()
 
     async def hold_lock(self, conn: AsyncConnection[Any]) -> None:
         """Let a session, for as long as it lasts, speak for the pool."""
         if self._wanted and not self._dead:
-            await self._database.run(
-                pools.hold_lock(self._lock_key, dead_after=self._dead_after), conn=conn
-            )
+            hold_lock = pools.hold_lock(self._lock_key, dead_after=self._dead_after)
+            if not await self._database.run(hold_lock, conn=conn):
+                # Somebody tries whether the lock is free, and has it for that moment.
+                raise errors.LockNotAvailable("the lock that speaks for the pool is not free")
             # Once more, so that its last statement tells administrators what the session is for.
             await conn.execute(notifications.LISTEN)
 
     async def confirm(self) -> bool:
         """Make sure, after a pause, that the pool is not taken for dead; whether it may fetch."""
-        now = asyncio.get_running_loop().time()
-        if self._registered and now > self._last_beat + self._dead_after:
+        if self._is_late():
             await self.beat()
-        return not self._dead
+        if self._dead:
+            return False
+        is_late = self._is_late()
+        if is_late and not self._held_back:
+            self._logger.error(
+                "Fetching no jobs: this pool could not prove to be alive for %g s, so others may "
+                "think it dead",
+                self._dead_after,
+                extra=self._about,
+            )
+        self._held_back = is_late
+        return not is_late
+
+    def _is_late(self) -> bool:
+        """Whether others may have found this pool dead by now."""
+        now = asyncio.get_running_loop().time()
+        return self._wanted and self._has_beaten and now > self._last_beat + self._dead_after
 
     async def beat(self) -> None:
         """Prove to be alive; register before, where that was not done yet."""
@@ -156,11 +184,7 @@ class Presence:
             if not self._wanted or self._dead:
                 return
             try:
-                # A server that does not answer is not waited for until it is too late.
-                async with asyncio.timeout(self._longest_gap):
-                    if not self._registered:
-                        await self._register()
-                    await self._beat()
+                await self._beat_in_time()
             except side_schema.MISSING:
                 self._logger.warning(
                     "The schema graphile_worker_py is gone, creating it anew", extra=self._about
@@ -175,7 +199,34 @@ class Presence:
                 else:
                     self._do_without(error)
 
-    async def _register(self) -> None:
+    async def _beat_in_time(self) -> None:
+        """Beat on a connection of the pool, or else, at once, on a new one.
+
+        The first try gets a part of the time only, so that the second one is not too late.
+        """
+        borrowed = self._database.connection_in_any_case(self._interval / 2)
+        try:
+            await self._beat_on(borrowed, within=self._longest_gap / 2)
+        except (psycopg.OperationalError, OSError) as error:
+            if not is_outage(error):
+                raise
+            self._logger.debug("A heartbeat failed (%s)", one_line(error), extra=self._about)
+            # The connections of the pool may all lead nowhere.
+            await self._beat_on(self._database.new_connection(), within=self._longest_gap)
+
+    async def _beat_on(
+        self, given: AbstractAsyncContextManager[AsyncConnection[Any]], *, within: float
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(within + self._interval):
+                conn = await stack.enter_async_context(given)
+            if not self._registered:
+                with hung_up_after(max(within, REGISTER_PATIENCE), conn):
+                    await self._register(conn)
+            with hung_up_after(within, conn):
+                await self._beat(conn)
+
+    async def _register(self, conn: AsyncConnection[Any]) -> None:
         register = pools.register_pool(
             self._pool_id,
             worker_schema=self._database.schema,
@@ -184,28 +235,29 @@ class Presence:
             dead_after=self._dead_after,
             lock_key=self._lock_key,
         )
-        async with self._connection() as conn:
-            await side_schema.install(self._database, conn)
-            await self._database.run(register, conn=conn)
+        await side_schema.install(self._database, conn)
+        await self._database.run(register, conn=conn)
         self._registered = True
 
-    async def _beat(self) -> None:
+    async def _beat(self, conn: AsyncConnection[Any]) -> None:
         loop = asyncio.get_running_loop()
         sent = loop.time()
         if self._failing or sent > self._last_beat + self._longest_gap:
             self._steady_since = sent
         recoveries = None if self._recovering else self._recoveries
         cleared = self.quarantine.cleared
-        heard = await self._run(
+        heard = await self._database.run(
             pools.beat(
                 self._pool_id,
                 worker_schema=self._database.schema,
                 is_stopping=self._stopping,
                 cleared=cleared,
-            )
+            ),
+            conn=conn,
         )
         self.quarantine.forget(len(cleared))
         self._last_beat = sent
+        self._has_beaten = True
         self._failing = False
         match heard.standing:
             case Standing.ALIVE:
@@ -229,22 +281,6 @@ class Presence:
             case _:
                 assert_never(heard.standing)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        async with AsyncExitStack() as stack:
-            borrowed = self._database.connection(timeout=self._interval / 2)
-            try:
-                conn = await stack.enter_async_context(borrowed)
-            except PoolTimeout:
-                # Tasks may have borrowed all connections. That is no reason to be dead.
-                own = await connect_like(self._database.pool)
-                conn = await stack.enter_async_context(own)
-            yield conn
-
-    async def _run(self, query: Query[T]) -> T:
-        async with self._connection() as conn:
-            return await self._database.run(query, conn=conn)
-
     def _failed(self, error: Exception) -> None:
         if not self._failing:
             self._logger.warning(
@@ -264,46 +300,33 @@ class Presence:
             extra=self._about,
         )
 
-    def _delay(self) -> float:
+    def _delay(self) -> float | None:
         if not self._wanted or self._dead:
-            return self._interval * RENEW_EVERY
+            return None
         # Scattered, so that not all pools of a fleet come at once. When there is somebody to
         # recover, look again soon.
         part = random.uniform(0.8, 1)  # noqa: S311
         return self._interval * part * (0.25 if self._is_urgent else 1)
 
-    async def _look_after_long_jobs(self) -> None:
-        """Now and then renew the locks of long jobs, and forget suspects that are gone."""
-        now = asyncio.get_running_loop().time()
-        if now < self._renew_at or self._dead:
-            return
-        self._renew_at = now + self._interval * RENEW_EVERY
-        try:
-            known = self._known_ids()
-            if known:
-                await self._run(renew_locks(self._pool_id, known))
-            if self.quarantine.suspects:
-                await self._run(forget_suspects(self._database.schema))
-        except (psycopg.Error, OSError) as error:
-            self._logger.warning(
-                "Could not renew the locks of long jobs (%s)", one_line(error), extra=self._about
-            )
-
     async def _recover_others(self) -> None:
         while True:
             await self._others_late.wait()
             self._others_late.clear()
-            if self._closed:
+            if self._closed.is_set():
                 return
             if not self._dead:
                 self._recovering = True
-                await self._recover()
+                async with aio.until(self._closed):
+                    await self._recover()
                 self._recovering = False
                 self._recoveries += 1
 
     async def _recover(self) -> None:
         try:
-            async with self._connection() as conn:
+            async with (
+                self._database.connection_in_any_case(self._interval / 2) as conn,
+                ended_after(RECOVERY_DEADLINE, conn),
+            ):
                 recovered = await recover(
                     self._database,
                     conn,
@@ -352,11 +375,16 @@ class Presence:
         if not self._registered:
             return
         try:
-            async with asyncio.timeout(LEAVE_PATIENCE):
+            async with (
+                asyncio.timeout(2 * LEAVE_PATIENCE),
+                self._database.connection_in_any_case(LEAVE_PATIENCE / 2) as conn,
+                ended_after(LEAVE_PATIENCE, conn),
+            ):
                 if self._dead:
-                    # What it has fetched since others thought it dead nobody else would free.
-                    await self._run(return_unknown_jobs([], pool_id=self._pool_id))
+                    # What it has fetched since others thought it dead.
+                    unknown = return_unknown_jobs([], pool_id=self._pool_id)
+                    await self._database.run(unknown, conn=conn)
                 elif self._clean:
-                    await self._run(pools.leave(self._pool_id))
+                    await self._database.run(pools.leave(self._pool_id), conn=conn)
         except (psycopg.Error, OSError) as error:
             self._logger.debug("Could not leave (%s)", one_line(error), extra=self._about)

@@ -10,6 +10,7 @@ from graphile_worker_py.db import Database
 from graphile_worker_py.sql import admin, notifications, pools, suspects
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.sql.suspects import HeldJob
+from graphile_worker_py.sql.time_limits import limit_transaction
 
 DIED_UNDER_IT: Final = (
     "The worker process died {crashes} times while this job was running, the last time pool "
@@ -19,6 +20,13 @@ DIED_AT_LAST: Final = (
     "The worker process died while it had this job: pool {pool.pool_id} (process {pool.pid} on "
     "{pool.host}); no attempts are left"
 )
+
+LOCK_PATIENCE: Final = 10.0
+"""Seconds for which others may have locked what is to be freed. The next turn comes soon."""
+STATEMENT_PATIENCE: Final = 240.0
+"""Seconds that a statement may take; some read the whole table."""
+IDLE_PATIENCE: Final = 30.0
+"""Seconds after which the server ends a transaction whose pool has gone silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +73,9 @@ async def recover(
         learn: Called with the suspects, before any of them can be fetched.
     """
     schema = database.schema
-
+    limits = limit_transaction(lock=LOCK_PATIENCE, statement=STATEMENT_PATIENCE, idle=IDLE_PATIENCE)
     async with conn.transaction():
+        await database.run(limits, conn=conn)
         dead = await database.run(
             pools.find_dead(pool_id, worker_schema=schema, steady=steady), conn=conn
         )
@@ -76,6 +85,7 @@ async def recover(
             await database.run(suspects.record_suspects(schema, crashed), conn=conn)
     await database.run(pools.mark_recorded(schema), conn=conn)
     async with conn.transaction():
+        await database.run(limits, conn=conn)
         ready = await database.run(
             pools.take_dead(pool_id, worker_schema=schema, patience=patience), conn=conn
         )

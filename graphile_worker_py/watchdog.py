@@ -5,7 +5,10 @@ connections are open, and no job is done. Only another thread can see it. This o
 each second for a sign of life, and with it how the fetching of jobs goes on.
 
 Time counts by looks, not by the clock: a machine that was suspended, or a process that was stopped
-for a while, has not stood still.
+for a while, has not stood still. Native code that lets no thread run is different: nobody looks
+then, and a timer of faulthandler's ends the process. That one goes by a clock which stands still
+while a machine is suspended, but not while a process is stopped (SIGSTOP, a paused container). So a
+process that may be ended, and was stopped for longer than that, ends when it is to go on.
 """
 
 import asyncio

@@ -3,9 +3,10 @@
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 
-from graphile_worker_py import Runner
+from graphile_worker_py import Runner, upkeep
 from graphile_worker_py.events import JobStart, JobSuccess
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -64,3 +65,48 @@ async def test_locks_of_jobs_and_queues_older_than_an_hour_are_made_young(
         finish.set()
         await told.seen(JobSuccess, count=3)
         await eventually(lambda: jobs.ids() == [others])
+
+
+async def test_a_lock_that_somebody_else_is_about_to_change_delays_no_other(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    finish = asyncio.Event()
+
+    async def work(payload: Any) -> None:
+        await finish.wait()
+
+    held, free = jobs.add("work"), jobs.add("work", queue_name="ours")
+    async with Runner(dsn, tasks={"work": work}, concurrent_jobs=2, events=told.events, **OFTEN):
+        await told.seen(JobStart, count=2)
+        jobs.query(AGE, "61 minutes", [held, free], "61 minutes", ["ours"])
+        with psycopg.connect(dsn) as conn:
+            conn.execute(
+                "select from graphile_worker._private_jobs where id = %s for update", (held,)
+            )
+            await eventually(lambda: young(jobs) == {0, free}, timeout=3)
+        await eventually(lambda: young(jobs) == {0, held, free})
+        finish.set()
+
+
+async def test_with_seldom_heartbeats_locks_are_looked_after_often_enough(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LONGEST_INTERVAL", 0.2)
+    jobs, told = Jobs(dsn), Told()
+    finish = asyncio.Event()
+
+    async def work(payload: Any) -> None:
+        await finish.wait()
+
+    job_id = jobs.add("work")
+    async with Runner(
+        dsn, tasks={"work": work}, heartbeat_interval=600, dead_after=3600, events=told.events
+    ):
+        await told.seen(JobStart)
+        jobs.query(AGE, "61 minutes", [job_id], "61 minutes", [])
+        await eventually(lambda: young(jobs) == {job_id})
+        finish.set()
+
+
+def young(jobs: Jobs) -> set[int]:
+    """The jobs whose lock is young; 0 stands for the queue."""
+    return {row["id"] for row in jobs.query(AGES) if row["young"]}

@@ -26,6 +26,14 @@ from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer
 from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
 
+LAST_ASKED = """
+select pid from pg_stat_activity
+where datname = current_database() and query = 'select pg_backend_pid()'
+"""
+ADVISORY_LOCKS = """
+select pid from pg_locks join pg_database on pg_database.oid = pg_locks.database
+where locktype = 'advisory' and datname = current_database()
+"""
 PREPARED = "select name from pg_prepared_statements"
 
 
@@ -245,3 +253,22 @@ def test_a_connection_to_listen_on_that_makes_no_sense_is_refused_without_its_pa
     with pytest.raises(ValueError, match=r"^listen_connection_string .* can't be ") as info:
         Runner("", tasks={"work": print}, listen_connection_string="postgresql://me:hunter2@%zz/db")
     assert "hunter2" not in str(info.value)
+
+
+async def test_without_echoes_the_session_of_a_pooler_speaks_for_no_pool(
+    dsn: str, pooled: Callable[[str], PgBouncer]
+) -> None:
+    """It would be given to others, with the lock."""
+    told = Told()
+    async with Runner(
+        dsn,
+        tasks={"work": print},
+        listen_connection_string=pooled(dsn).dsn,
+        listen_echo_interval=0,
+        heartbeat_interval=0.05,
+        events=told.events,
+    ) as runner:
+        await eventually(lambda: runner.health().listening)
+        await eventually(lambda: Jobs(dsn).query(LAST_ASKED))
+    # What it did there lasts: the pooler keeps the session.
+    assert Jobs(dsn).query(ADVISORY_LOCKS) == []

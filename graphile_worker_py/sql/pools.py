@@ -260,6 +260,31 @@ def mark_unlocked(pool_ids: Sequence[str]) -> Query[None]:
     return Query(_MARK_UNLOCKED, (list(pool_ids),), _nothing, seldom=True)
 
 
+# One of all pools has the turn.
+_TAKE_UNLOCKED: Final = """
+with due as materialized (
+  select pools.pool_id
+  from graphile_worker_py.pools as pools
+  where pools.worker_schema = $1::text
+    and pools.died_at is not null
+    and pools.unlocked_at < clock_timestamp() - $2::float8 * interval '1 second'
+  for update skip locked
+)
+update graphile_worker_py.pools as pools
+set unlocked_at = clock_timestamp()
+from due
+where pools.pool_id = due.pool_id
+returning pools.pool_id
+"""
+
+
+def take_unlocked(worker_schema: str, *, after: float) -> Query[list[str]]:
+    """The dead pools that were unlocked that many seconds ago; they count as unlocked now."""
+    return Query(
+        _TAKE_UNLOCKED, (worker_schema, after), lambda rows: [row[0] for row in rows], seldom=True
+    )
+
+
 def _read_dead(rows: list[tuple[Any, ...]]) -> list[DeadPool]:
     return [DeadPool(*row) for row in rows]
 

@@ -6,29 +6,61 @@ from typing import Final
 from graphile_worker_py.db import Query
 
 # After four hours any worker, of Node too, would free them.
-_RENEW: Final = """
-with renewed as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  set locked_at = now()
+_READ_OLD: Final = """
+select exists (
+  select
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = jobs.job_queue_id
   where jobs.id = any($2::int8[])
     and jobs.locked_by = $1::text
-    and jobs.locked_at < now() - interval '1 hour'
-  returning jobs.id, jobs.job_queue_id
-),
-renewed_queues as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_at = now()
-  where queues.id = any (
-      array(select renewed.job_queue_id from renewed where renewed.job_queue_id is not null)
+    and (
+      jobs.locked_at < now() - interval '1 hour'
+      or (queues.locked_by = $1::text and queues.locked_at < now() - interval '1 hour')
     )
-    and queues.locked_by = $1::text
 )
-select renewed.id from renewed
 """
 
 
-def renew_locks(pool_id: str, job_ids: Sequence[int]) -> Query[list[int]]:
-    """Renew the locks of a pool's jobs, and of their queues, that are older than an hour."""
-    return Query(
-        _RENEW, (pool_id, list(job_ids)), lambda rows: [row[0] for row in rows], seldom=True
+def read_old_locks(pool_id: str, job_ids: Sequence[int]) -> Query[bool]:
+    """Whether locks of a pool's jobs, or of their queues, are older than an hour."""
+    return Query(_READ_OLD, (pool_id, list(job_ids)), lambda rows: bool(rows[0][0]), seldom=True)
+
+
+# What somebody else has locked for a moment has its turn the next time.
+_RENEW: Final = """
+with old as (
+  select jobs.id
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  where jobs.id = any($2::int8[])
+    and jobs.locked_by = $1::text
+    and jobs.locked_at < now() - interval '1 hour'
+  for update skip locked
+),
+old_queues as (
+  select queues.id
+  from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  where queues.id = any (
+      array(
+        select jobs.job_queue_id
+        from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+        where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
+      )
     )
+    and queues.locked_by = $1::text
+    and queues.locked_at < now() - interval '1 hour'
+  for update skip locked
+),
+renewed as (
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  set locked_at = now()
+  where jobs.id = any (array(select old.id from old))
+)
+update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+set locked_at = now()
+where queues.id = any (array(select old_queues.id from old_queues))
+"""
+
+
+def renew_locks(pool_id: str, job_ids: Sequence[int]) -> Query[None]:
+    """Renew the locks of a pool's jobs, and of their queues, that are older than an hour."""
+    return Query(_RENEW, (pool_id, list(job_ids)), lambda _rows: None, seldom=True)

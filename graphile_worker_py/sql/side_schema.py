@@ -15,8 +15,9 @@ NAME: Final = "graphile_worker_py"
 # pools: one row for each worker pool that runs, deleted when it ends. `lock_key` is the key of the
 #   advisory lock that its listening connection holds. `died_at` is set when others have found it
 #   dead, `recorded_at` when its jobs are known to be suspects, `unlocked_at` when what it had
-#   locked is free. The row then stays for a week, so that a pool that was only stopped learns it.
-#   Updates come every two seconds: room on each page keeps them from touching the index.
+#   locked was freed, the last time. The row then stays for a week, so that a pool that was only
+#   stopped learns it. Updates come every two seconds: room on each page keeps them from touching
+#   the index.
 # suspects: jobs that a dead pool had locked. `started_by` is the pool that runs one now.
 MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -17,16 +15,13 @@ from graphile_worker_py.events import (
     PoolListenSuccess,
     ResetLockedStarted,
     ResetLockedSuccess,
+    WorkerGetJobEmpty,
 )
 from tests.support.eventually import eventually
+from tests.support.locking import WAITING, table_locked
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told
 
-LOCK: str = "lock table graphile_worker._private_jobs in access exclusive mode"
-WAITING = """
-select pid from pg_stat_activity
-where datname = current_database() and wait_event_type = 'Lock' and query like %s
-"""
 SLEEP: Query[list[tuple[Any, ...]]] = Query("select pg_sleep(3600)", (), list)
 
 
@@ -36,22 +31,13 @@ def installer() -> str:
     return "python"
 
 
-@asynccontextmanager
-async def jobs_locked(dsn: str) -> AsyncIterator[None]:
-    """Within the block nobody gets at the table of jobs, as while somebody rewrites it."""
-    async with await psycopg.AsyncConnection.connect(dsn) as conn:
-        await conn.execute(LOCK)
-        yield
-        await conn.rollback()
-
-
 async def test_a_job_that_cannot_be_added_in_time_is_not_added_later(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(dsn)
     monkeypatch.setattr(db, "STATEMENT_DEADLINE", 0.3)
     async with WorkerUtils(dsn) as utils:
-        async with jobs_locked(dsn):
+        async with table_locked(dsn):
             with pytest.raises(psycopg.OperationalError, match=r"did not answer within 0\.3 s"):
                 await utils.add_job("work")
             assert jobs.query(WAITING, "%add_job%") == []
@@ -68,7 +54,7 @@ async def test_what_a_caller_adds_on_a_connection_of_his_own_may_take_its_time(
         WorkerUtils(dsn) as utils,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
         asyncio.TaskGroup() as group,
-        jobs_locked(dsn),
+        table_locked(dsn),
     ):
         adding = group.create_task(utils.add_job("work", conn=conn))
         counting = group.create_task(utils.counts())
@@ -111,7 +97,7 @@ async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
     ) as runner:
         await told.seen(PoolListenSuccess)
         await told.seen(ResetLockedSuccess)
-        async with jobs_locked(dsn):
+        async with table_locked(dsn):
             await eventually(lambda: Jobs(dsn).query(WAITING, "%interval '4 hours'%"))
             await asyncio.wait_for(runner.stop(), 3)
     assert len(told.of(ResetLockedSuccess)) == len(told.of(ResetLockedStarted)) - 1
@@ -123,9 +109,8 @@ async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_do
     monkeypatch.setattr("graphile_worker_py.pool.STOP_PATIENCE", 0.3)
     jobs, told = Jobs(dsn), Told()
     async with Runner(dsn, tasks={"work": print}, poll_interval=0.05, events=told.events) as runner:
-        jobs.add("work")
-        await told.seen(JobSuccess)
-        async with jobs_locked(dsn):
+        await told.seen(WorkerGetJobEmpty)
+        async with table_locked(dsn):
             await eventually(lambda: jobs.query(WAITING, "%with sight%"))
             # It does not say that jobs may be locked of which it does not know.
             await asyncio.wait_for(runner.stop(), 3)

@@ -1,0 +1,23 @@
+"""Somebody who locks a table for as long as he likes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+
+JOBS = "graphile_worker._private_jobs"
+POOLS = "graphile_worker_py.pools"
+WAITING = """
+select pid from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock' and query like %s
+"""
+"""Statements, of that pattern, that wait for a lock."""
+
+
+@asynccontextmanager
+async def table_locked(dsn: str, table: str = JOBS) -> AsyncIterator[None]:
+    """Within the block nobody gets at a table, as while somebody rewrites it."""
+    async with await psycopg.AsyncConnection.connect(dsn) as conn:
+        await conn.execute(f"lock table {table} in access exclusive mode".encode())
+        yield
+        await conn.rollback()
