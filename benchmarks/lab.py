@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.sides import (
+    Floor,
     NodeWorker,
     ObanSide,
     Ours,
@@ -160,7 +161,7 @@ class Lab:
         self.ours = Ours(node)
         self.node = NodeWorker(node)
         sides: list[Side] = [self.ours, self.node]
-        sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide()]
+        sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide(), Floor(node)]
         self.sides = {side.name: side for side in sides}
         self._made = 0
         self._templates: dict[str, str] = {}

@@ -28,6 +28,11 @@ from graphile_worker_py.sql.get_jobs import get_jobs
 POOL = "worker-pool-of-pgbench"
 PLACE = 987_654_321
 """Id of the job whose list is replaced by the ids that the script counts."""
+SETTINGS = (
+    "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_sort=off"
+    " -c enable_bitmapscan=off -c jit=off"
+)
+"""Those that our workers give their connections."""
 TOLD = re.compile(r"^tps = ([\d.]+) ", re.MULTILINE)
 
 
@@ -54,7 +59,11 @@ def rate(lab: Lab, jobs: int, batch: int) -> float:
         command += ["--protocol=prepared", f"--file={file}", f"--define=next={row[1]}"]
         command += [f"--define={name}={value}" for name, value in variables.items()]
         done = subprocess.run(
-            [*command, dsn], capture_output=True, text=True, check=False, env=environment()
+            [*command, dsn],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**environment(), "PGOPTIONS": SETTINGS},
         )
         told = TOLD.search(done.stdout)
         if done.returncode != 0 or told is None:

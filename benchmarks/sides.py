@@ -119,6 +119,20 @@ class Ours(Graphile):
         return [sys.executable, str(WORKERS / f"{name}_ours.py"), *arguments], None
 
 
+class Floor(Graphile):
+    """No worker: a loop that locks a job as soon as it hears of one, through psycopg."""
+
+    name = "floor"
+    title = "the statements alone"
+    best: ClassVar[Mapping[str, Any]] = {}
+
+    def about(self) -> str:
+        return f"psycopg {version('psycopg')}, without asyncio"
+
+    def script(self, name: str, *arguments: str) -> Command:
+        return [sys.executable, str(WORKERS / f"{name}_floor.py"), *arguments], None
+
+
 class NodeWorker(Graphile):
     """The package for Node."""
 
@@ -240,7 +254,10 @@ class ObanSide(Peer):
 
 
 def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> float:
-    """Add jobs in one transaction, through the SQL function; the time at which it committed."""
+    """Add jobs in one transaction, through the SQL function; the time at which it committed.
+
+    Each has a time of its own, as if they had been added one after the other.
+    """
     step = 100_000  # an array of a million would need a gigabyte
     with psycopg.connect(dsn) as conn:
         for first in range(0, jobs, step):
@@ -249,11 +266,13 @@ def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> 
                 select count(*) from graphile_worker.add_jobs(array(
                   select row(%(task)s, json_build_object('n', n),
                     case when %(queues)s > 0 then 'queue-' || (n %% greatest(%(queues)s, 1)) end,
-                    null, null, null, null, null)::graphile_worker.job_spec
+                    now() - (%(jobs)s - n) * interval '1 microsecond',
+                    null, null, null, null)::graphile_worker.job_spec
                   from generate_series(%(first)s::int, %(last)s::int) as n))
                 """,
                 {
                     "task": task,
+                    "jobs": jobs,
                     "first": first + 1,
                     "last": min(first + step, jobs),
                     "queues": queues,

@@ -38,7 +38,8 @@ async def recorded(payload: Any, ctx: JobContext) -> AsyncIterator[None]:
     finally:
         async with ctx.connection() as conn:
             text = None if error is None else str(error).replace("\0", "")
-            await conn.execute(END, (text, row[0]))
+            readable = None if text is None else text.encode(errors="backslashreplace").decode()
+            await conn.execute(END, (readable, row[0]))
 
 
 def fail_if_told(told: dict[str, Any], job: Job) -> None:

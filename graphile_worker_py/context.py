@@ -12,7 +12,7 @@ import psycopg
 from psycopg import AsyncConnection, Connection
 
 from graphile_worker_py.aio import wait_for
-from graphile_worker_py.backoff import delay_after, is_outage
+from graphile_worker_py.backoff import delay_after
 from graphile_worker_py.db import Database, connection_target, one_line
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.job_adder import JobAdder
@@ -107,9 +107,6 @@ class JobContext(JobAdder):
                 if delay is None:
                     raise
                 self.logger.warning(RETRIED, one_line(error), delay)
-                if is_outage(error):
-                    # Where one connection was lost, others were.
-                    await self._database.pool.check()
                 if await wait_for(self.abort_event, delay):
                     raise
 

@@ -147,7 +147,9 @@ class Copying:
 
 
 def _flags_of(spec: JobSpec) -> bytes:
-    return json_codec.dumps(dict.fromkeys(spec.flags or (), True))
+    """The flags as PostgreSQL writes them: without repetition, short ones first."""
+    flags = sorted({flag.encode() for flag in spec.flags or ()}, key=lambda flag: (len(flag), flag))
+    return b"{%b}" % b", ".join(b"%b: true" % json_codec.dumps(flag.decode()) for flag in flags)
 
 
 def _escaped(texts: list[str]) -> list[str]:

@@ -1,10 +1,14 @@
-"""The way to the database: connections, the schema's name in statements, retries."""
+"""The way to the database: connections, the schema's name in statements, deadlines, retries.
+
+It is long because nobody else touches a connection: what is known of how connections fail is here.
+"""
 
 import asyncio
 import inspect
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, LiteralString, Self, TypeAlias, TypeVar
@@ -30,7 +34,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.string import ByteaBinaryLoader
 
 from graphile_worker_py import clock
-from graphile_worker_py.backoff import delay_after, is_outage
+from graphile_worker_py.backoff import backoff_for, delay_after
 from graphile_worker_py.errors import ConfigurationError, message_of
 from graphile_worker_py.masking import fault_of, masked
 
@@ -64,10 +68,14 @@ TCP: Final = {
 RECONNECT_PATIENCE: Final = 4.0
 CONNECTION_PATIENCE: Final = 6.0
 CLOSE_PATIENCE: Final = 1.0
+STALE: Final = errors.FeatureNotSupported
+"""What a prepared statement meets whose result has other columns than when it was prepared."""
 UNPREPARED: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 """Somebody in between gave the session to others: it has not the statements that we prepared."""
 STATEMENT_DEADLINE: Final = 60.0
-"""Seconds after which a statement of a worker counts as lost, and so does its connection."""
+"""Seconds after which a statement that was not answered is given up."""
+CANCEL_PATIENCE: Final = 2.0
+"""Seconds that the server gets to end a statement, before the connection is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +348,68 @@ async def connect_directly(dsn: str) -> AsyncConnection[Any]:
     return await AsyncConnection.connect(checked_conninfo(dsn), autocommit=True)
 
 
+def hang_up(conn: AsyncConnection[Any]) -> None:
+    """Cut a connection, at once: whoever waits for an answer on it gets an OperationalError.
+
+    A cancellation would not do. psycopg takes it as a reason to ask the server to end the
+    statement, and waits for that, which takes seconds where the server can't be reached.
+    """
+    with suppress(OSError, psycopg.Error):  # it was lost already
+        # Shut down, not closed: its number stays taken for as long as somebody looks at it.
+        way = socket.socket(fileno=conn.pgconn.socket)
+        try:
+            way.shutdown(socket.SHUT_RDWR)
+        finally:
+            way.detach()
+
+
+@contextmanager
+def hung_up_after(seconds: float, conn: AsyncConnection[Any]) -> Iterator[None]:
+    """Cut a connection if the block lasts longer.
+
+    Raises:
+        psycopg.OperationalError: It did.
+    """
+    is_late = False
+
+    def end() -> None:
+        nonlocal is_late
+        is_late = True
+        hang_up(conn)
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        yield
+    except psycopg.Error as error:
+        if is_late:
+            raise _no_answer(seconds) from error
+        raise
+    finally:
+        timer.cancel()
+
+
+@asynccontextmanager
+async def ended_after(seconds: float, conn: AsyncConnection[Any]) -> AsyncIterator[None]:
+    """End what the server does for the block if that lasts longer: on request, else by force.
+
+    Raises:
+        psycopg.OperationalError: It did.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        with hung_up_after(seconds + CANCEL_PATIENCE, conn):
+            async with limit:
+                yield
+    except (TimeoutError, psycopg.OperationalError) as error:
+        if limit.expired():
+            raise _no_answer(seconds) from error
+        raise
+
+
+def _no_answer(seconds: float) -> psycopg.OperationalError:
+    return psycopg.OperationalError(f"the database did not answer within {seconds:g} s")
+
+
 class Database:
     """A schema in a database, reached through a pool of connections.
 
@@ -379,28 +449,53 @@ class Database:
         async with self.pool.connection(timeout) as conn:
             try:
                 yield conn
-            except errors.ReadOnlySqlTransaction:
-                # A session that began while the database was read-only may be so for ever, and one
-                # to a server that became a standby leads to the wrong one. New ones do not.
-                await conn.close()
+            except psycopg.Error as error:
+                if isinstance(error, errors.ReadOnlySqlTransaction):
+                    # A session that began while the database was read-only may be so for ever, and
+                    # one to a server that became a standby leads to the wrong one. New ones do not.
+                    await conn.close()
+                if conn.closed:
+                    # Where one connection was lost, others were. They would be handed out one by
+                    # one and cost a failure each. They are not tested: that takes a minute for
+                    # each that leads nowhere.
+                    await self.pool.drain()
                 raise
 
-    async def run(self, query: Query[T], *, conn: AsyncConnection[Any] | None = None) -> T:
+    async def run(
+        self,
+        query: Query[T],
+        *,
+        conn: AsyncConnection[Any] | None = None,
+        within: float | None = None,
+    ) -> T:
         """Send one statement, on a caller's connection or on one from the pool.
 
-        A caller's connection is used as it is: within its transaction, and without retries.
+        A caller's connection is used as it is: within its transaction, without retries, and for
+        as long as it takes.
+
+        Args:
+            query: The statement.
+            conn: The caller's connection.
+            within: Seconds that it may take on one from the pool; None means
+                `STATEMENT_DEADLINE`.
+
+        Raises:
+            psycopg.OperationalError: It was not answered in time, or the database can't be reached.
+            psycopg.Error: It failed.
         """
         if conn is not None:
             return await self._send(conn, query)
-        try:
-            async with self.connection() as own:
-                return await self._send(own, query)
-        except psycopg.OperationalError as error:
-            if is_outage(error):
-                # Where one connection was lost, others were. They would be handed out one by one
-                # and cost a failure each.
-                await self.pool.check()
-            raise
+        return await self._borrow_and_send(
+            query, within=STATEMENT_DEADLINE if within is None else within
+        )
+
+    async def run_patiently(
+        self, query: Query[T], *, conn: AsyncConnection[Any] | None = None
+    ) -> T:
+        """Send one statement that may take its time, as one that reads or changes whole tables."""
+        if conn is not None:
+            return await self._send(conn, query)
+        return await self._borrow_and_send(query, within=None)
 
     async def run_retrying(self, query: Query[T], *, what: str, line: "Line | None" = None) -> T:
         """Send one statement, again if it lost a race or the database is away for a while.
@@ -449,6 +544,21 @@ class Database:
         async with cursor, cursor.copy(self.statements[query.text]) as copy:
             for block in blocks:
                 await copy.write(block)
+
+    async def _borrow_and_send(self, query: Query[T], *, within: float | None) -> T:
+        try:
+            return await self._send_within(within, query)
+        except STALE:
+            # All that the pool has may be so.
+            await self.pool.drain()
+            return await self._send_within(within, query)
+
+    async def _send_within(self, seconds: float | None, query: Query[T]) -> T:
+        async with self.connection() as conn:
+            if seconds is None:
+                return await self._send(conn, query)
+            async with ended_after(seconds, conn):
+                return await self._send(conn, query)
 
     async def _send(self, conn: AsyncConnection[Any], query: Query[T]) -> T:
         async with _raw_cursor(conn) as cursor:
@@ -507,28 +617,58 @@ class Line:
         """Send one statement; the next one is sent when it is answered.
 
         Raises:
-            TimeoutError: It was not answered within `STATEMENT_DEADLINE`.
-            psycopg.Error: It failed, or the database can't be reached.
+            psycopg.OperationalError: It was not answered within `STATEMENT_DEADLINE`, or the
+                database can't be reached.
+            psycopg.Error: It failed.
         """
-        async with self._turn, asyncio.timeout(STATEMENT_DEADLINE):
-            cursor = self._cursor or await self._connect()
+        async with self._turn:
             try:
+                return await self._run(query)
+            except STALE:
+                return await self._run(query)
+
+    async def end_statement(self) -> None:
+        """End the statement that is under way, if there is one: on request, else by force.
+
+        `run` raises `QueryCanceled` then, or what it raises where a connection is lost.
+        """
+        cursor = self._cursor
+        if cursor is None or not self._turn.locked():
+            return
+        with suppress(psycopg.Error):  # the server can't be reached
+            await cursor.connection.cancel_safe(timeout=CANCEL_PATIENCE)
+        try:
+            async with asyncio.timeout(CANCEL_PATIENCE), self._turn:
+                pass  # it has ended
+        except TimeoutError:
+            hang_up(cursor.connection)
+
+    async def _run(self, query: Query[T]) -> T:
+        cursor = self._cursor or await self._connect()
+        try:
+            with hung_up_after(STATEMENT_DEADLINE, cursor.connection):
                 return await self._database.send(cursor, query)
-            except errors.ReadOnlySqlTransaction:
-                await self._drop()  # as in `Database.connection`
-                raise
-            finally:
-                if cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
-                    # Lost, or cut off in the middle of a statement.
-                    self._lost += [] if self._session is None else [self._session]
-                    await self._drop()
+        except psycopg.Error as error:
+            if _is_of_session(error):
+                await self._drop()
+            raise
+        finally:
+            if (
+                self._cursor is cursor
+                and cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE
+            ):
+                # Lost, or cut off in the middle of a statement.
+                self._lost += [] if self._session is None else [self._session]
+                await self._drop()
 
     async def _connect(self) -> AsyncRawCursor[Any]:
-        conn = await connect_like(self._database.pool)
+        async with asyncio.timeout(STATEMENT_DEADLINE):
+            conn = await connect_like(self._database.pool)
         try:
-            cursor = _raw_cursor(conn)
-            session = await self._database.send(cursor, self._begin(conn.info.backend_pid))
-            await self._end_lost(cursor)
+            with hung_up_after(STATEMENT_DEADLINE, conn):
+                cursor = _raw_cursor(conn)
+                session = await self._database.send(cursor, self._begin(conn.info.backend_pid))
+                await self._end_lost(cursor)
         except BaseException:
             await conn.close()
             raise
@@ -550,6 +690,15 @@ class Line:
         cursor, self._cursor = self._cursor, None
         if cursor is not None:
             await cursor.connection.close()
+
+
+def _is_of_session(error: psycopg.Error) -> bool:
+    """Whether another session may do better at once with the very same statement."""
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return True  # as in `Database.connection`
+    if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
+        return False
+    return backoff_for(error) is None
 
 
 def _raw_cursor(conn: AsyncConnection[Any]) -> AsyncRawCursor[Any]:
@@ -606,8 +755,11 @@ class SyncDatabase:
         """Send one statement, on a caller's connection or on one from the pool."""
         if conn is not None:
             return self._send(conn, query)
-        with self.pool.connection() as own:
-            return self._send(own, query)
+        try:
+            return self._borrow_and_send(query)
+        except STALE:
+            self.pool.drain()
+            return self._borrow_and_send(query)
 
     def run_each(self, queries: Iterable[Query[None]], *, conn: Connection[Any]) -> None:
         """Send statements one after the other. See `Database.run_each`."""
@@ -631,6 +783,10 @@ class SyncDatabase:
         with cursor, cursor.copy(self.statements[query.text]) as copy:
             for block in blocks:
                 copy.write(block)
+
+    def _borrow_and_send(self, query: Query[T]) -> T:
+        with self.pool.connection() as conn:
+            return self._send(conn, query)
 
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:
         with RawCursor(conn, row_factory=tuple_row) as cursor:

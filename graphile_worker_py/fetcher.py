@@ -8,21 +8,37 @@ from functools import partial
 from typing import Any, Final
 
 import psycopg
+from psycopg import errors
 
 from graphile_worker_py.backoff import is_outage
 from graphile_worker_py.db import Database, Line, Query
 from graphile_worker_py.hooks import FetchRequest, Hooks
 from graphile_worker_py.options import ForbiddenFlags, check_texts
-from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
+from graphile_worker_py.sql.get_jobs import Fetched, Place, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
 
 STOP_PATIENCE: Final = 3.0
 """Seconds that a stop gives a fetch that is under way, and the question what a lost one locked."""
+SLOW: Final = (0.002, 10e-6)
+"""A look at all jobs that took longer than so many seconds, and so many for each job, was slow."""
+GO_ON_FACTOR: Final = 10
+"""So many times as long as it took, fetches then go on where the last one ended."""
+GO_ON_LONGEST: Final = 2.0
+"""But not for more seconds than this."""
+AFTERWARDS: Final = 0.1
+"""Seconds that plugins get to hand on that a fetch was cut off."""
+UNDONE: Final = (errors.QueryCanceled, errors.LockNotAvailable, errors.ReadOnlySqlTransaction)
+"""Outages of which the server tells, in a session that goes on."""
 
 
 class Fetcher:
     """Fetches jobs for one pool.
+
+    A look at all jobs is slow where the index is full of those that are gone. Then, while there are
+    plenty and none of queues are in sight, fetches go on where the last one ended. What has come in
+    before that place since, a job of higher priority or one that was returned, is found by the next
+    look at all jobs: after a while, when a queue was freed, or when there is nothing else.
 
     Args:
         pool_id: Id of the pool, which the jobs are locked by.
@@ -55,6 +71,9 @@ class Fetcher:
         self._task_ids: dict[int, str] = {}
         self._in_doubt = False
         self._limit: asyncio.Timeout | None = None
+        self._after: Place | None = None
+        self._may_go_on = False
+        self._look_at_all_at = 0.0
 
     @property
     def in_doubt(self) -> bool:
@@ -77,10 +96,12 @@ class Fetcher:
             finally:
                 self._limit = None
 
-    def cut_off(self) -> None:
-        """End the fetch that is under way, with a TimeoutError."""
+    async def cut_off(self) -> None:
+        """End the fetch that is under way, with an error."""
+        await self._line.end_statement()
         if self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
+            # What it waits for is no statement; or a plugin has begun anew.
+            self._limit.reschedule(asyncio.get_running_loop().time() + AFTERWARDS)
 
     async def resolve_doubt_in_time(self) -> None:
         """Return what a fetch whose answer was lost has locked, if that can be done soon."""
@@ -99,8 +120,9 @@ class Fetcher:
         try:
             fetched = await self._get_jobs(request)
         except psycopg.Error as error:
-            # An error that the server itself tells undid the statement.
-            self._in_doubt = is_outage(error)
+            # An error that the server itself tells undid the statement. One with which it ends
+            # the session may come after that was committed.
+            self._in_doubt = is_outage(error) and not isinstance(error, UNDONE)
             raise
         self._in_doubt = False
         return fetched
@@ -110,15 +132,33 @@ class Fetcher:
             await run(return_unknown_jobs(self._known_ids(), pool_id=self._pool_id))
             self._in_doubt = False
 
+    def look_at_all(self) -> None:
+        """Let the next fetch look at all jobs: one of a queue may have become free."""
+        self._after = None
+        self._may_go_on = False
+
     async def _lock_jobs(self, request: FetchRequest) -> Fetched:
+        time = asyncio.get_running_loop().time
+        began = time()
+        after = self._after if began < self._look_at_all_at else None
+        self._after, self._may_go_on = None, True
         query = get_jobs(
             pool_id=self._pool_id,
             task_ids=self._task_ids,
             count=request.count,
             forbidden_flags=request.forbidden_flags,
             now=self._database.now(),
+            after=after,
         )
-        return await self._line.run(query)
+        fetched = await self._line.run(query)
+        if after is None:
+            took = time() - began
+            patience = min(GO_ON_FACTOR * took, GO_ON_LONGEST) if _is_slow(took, fetched) else 0
+            self._look_at_all_at = time() + patience
+        if len(fetched.jobs) >= request.count and self._may_go_on:
+            last = fetched.jobs[-1]
+            self._after = last.priority, last.run_at
+        return fetched
 
     async def _forbidden_flags(self) -> Sequence[str] | None:
         flags = self._flags
@@ -128,3 +168,9 @@ class Fetcher:
         if inspect.isawaitable(asked):
             asked = await asked
         return None if asked is None else check_texts("forbidden_flags", asked)
+
+
+def _is_slow(took: float, fetched: Fetched) -> bool:
+    """Whether a look at all jobs took so long that it is better not made each time."""
+    at_once, a_job = SLOW
+    return took > at_once + a_job * len(fetched.jobs) and not fetched.queued

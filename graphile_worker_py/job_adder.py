@@ -65,6 +65,9 @@ class JobAdder:
 
         Raises:
             ConfigurationError: A value is not allowed; the message names it.
+            psycopg.OperationalError: The database can't be reached, or did not answer within a
+                minute. It may have been added all the same, if the way to the server was lost. On
+                a connection of yours there is no such limit.
             psycopg.Error: The database could not add it.
         """
         spec = JobSpec(

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection, Notify
+from psycopg_pool import PoolTimeout
 
 from graphile_worker_py import aio, events
 from graphile_worker_py.backoff import Backoff
@@ -58,7 +59,7 @@ class Listener:
     Args:
         pool_id: Id of the pool, for logs and events.
         connect: Makes a connection in autocommit mode.
-        notify: Announces a payload (the second one) on a channel, on another connection.
+        notify: Announces a payload on a channel, on another connection, within so many seconds.
         nudge: Called with the number of jobs that were announced; and, each time it begins to
             listen, with 1, because nobody knows what was announced before.
         schema_changed: Awaited when a breaking change of some schema in the database is
@@ -77,7 +78,7 @@ class Listener:
         *,
         pool_id: str,
         connect: Callable[[], Awaitable[AsyncConnection[Any]]],
-        notify: Callable[[str, str], Awaitable[None]],
+        notify: Callable[[str, str, float], Awaitable[None]],
         nudge: Callable[[int], None],
         schema_changed: Callable[[], Awaitable[None]],
         echo_interval: float,
@@ -191,24 +192,36 @@ class Listener:
     async def _test(self, silent: asyncio.Event) -> None:
         """Notify and wait for the echo, now and after each while of silence; set if none comes."""
         while True:
-            if await self._notify_self():
-                if not await self._hears_echo():
+            asked_at = asyncio.get_running_loop().time()
+            try:
+                await self._notify_self()
+            except (psycopg.Error, OSError) as error:
+                logger.debug("Could not test the listening connection (%s)", one_line(error))
+                took = asyncio.get_running_loop().time() - asked_at
+                if self._is_silence(error, asked_at=asked_at, took=took):
                     silent.set()
                     return
-                await self._silence()
-            else:
                 # The trouble is not here, or it is here as well and shows later.
-                await asyncio.sleep(ECHO_PATIENCE)
+                await asyncio.sleep(max(0.0, ECHO_PATIENCE - took))
+                continue
+            if not await self._hears_echo():
+                silent.set()
+                return
+            await self._silence()
 
-    async def _notify_self(self) -> bool:
+    def _is_silence(self, error: Exception, *, asked_at: float, took: float) -> bool:
+        """Whether a way that leads nowhere, or takes too long, says so of this one, too.
+
+        Not if tasks have borrowed all connections, or something was heard. And at the beginning it
+        would say nothing about whether LISTEN has an effect here.
+        """
+        is_late = took >= ECHO_PATIENCE and not isinstance(error, PoolTimeout)
+        return is_late and self._listening and self._heard_at < asked_at
+
+    async def _notify_self(self) -> None:
         self._echoed.clear()
         self._nonce = os.urandom(8).hex()
-        try:
-            await self._notify(self._channel, self._nonce)
-        except (psycopg.Error, OSError) as error:
-            logger.debug("Could not test the listening connection (%s)", one_line(error))
-            return False
-        return True
+        await self._notify(self._channel, self._nonce, ECHO_PATIENCE)
 
     async def _hears_echo(self) -> bool:
         return await aio.wait_for(self._echoed, ECHO_PATIENCE) or await aio.wait_for(

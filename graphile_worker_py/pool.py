@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 KILL_PATIENCE: Final = 5.0
 """Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
 FIRST_SWEEP_WITHIN: Final = 60.0
+SWEEP_DEADLINE: Final = 600.0
+"""Seconds that a sweep may take; it reads the whole table."""
 LINES: Final = 2
 """Connections that a pool keeps to itself, to fetch and to record; one more listens."""
 LONGEST_PAUSE: Final = 90.0
@@ -172,8 +174,6 @@ class WorkerPool:
         self._stop.set()
         self._presence.stopping()
         self._queue.stop()
-        # A fetch that is not answered by then, as in an outage, is not waited for.
-        asyncio.get_running_loop().call_later(STOP_PATIENCE, self._fetcher.cut_off)
         self._events.emit(events.PoolGracefulShutdown(pool_id=self.pool_id, message=reason))
         for worker in self._workers:
             self._emit_worker(events.WorkerRelease, worker)
@@ -309,7 +309,9 @@ class WorkerPool:
         self._listener = listener = Listener(
             pool_id=self.pool_id,
             connect=self._connect_listener,
-            notify=lambda channel, payload: self._database.run(notify(channel, payload)),
+            notify=lambda channel, payload, within: self._database.run(
+                notify(channel, payload), within=within
+            ),
             nudge=self.nudge,
             schema_changed=self._check_schema,
             echo_interval=self._options.listen_echo_interval,
@@ -319,7 +321,7 @@ class WorkerPool:
             on_listen=self._presence.hold_lock,
         )
         async with asyncio.TaskGroup() as feeding:
-            self._start_part(feeding, self._fetch_jobs(), "fetch jobs")
+            self._start_part(feeding, self._fetch_jobs(feeding), "fetch jobs")
             if not self._once:
                 self._start_part(feeding, listener.run(), "listen")
                 self._start_part(feeding, self._sweep(), "reset locks")
@@ -426,10 +428,20 @@ class WorkerPool:
             return Fetched([], more=False)
         return await self._fetcher.fetch(count)
 
-    async def _fetch_jobs(self) -> None:
+    async def _fetch_jobs(self, group: asyncio.TaskGroup) -> None:
         """Run the local queue; at its end leave nothing locked that it does not know of."""
-        await self._queue.run()
+        cutting_off = group.create_task(self._cut_off_fetch(), name="cut off the last fetch")
+        try:
+            await self._queue.run()
+        finally:
+            cutting_off.cancel()
         await self._fetcher.resolve_doubt_in_time()
+
+    async def _cut_off_fetch(self) -> None:
+        """After a stop wait for a fetch that is under way, but not for long: not in an outage."""
+        await self._stop.wait()
+        await asyncio.sleep(STOP_PATIENCE)
+        await self._fetcher.cut_off()
 
     def _process_executor(self) -> "ProcessExecutor | None":
         if not any(task.is_process for task in self._tasks.values()):
@@ -446,6 +458,8 @@ class WorkerPool:
         return await self._processes.run(task, job, context)
 
     def _settled(self, jobs: Sequence[Job]) -> None:
+        if any(job.job_queue_id is not None for job in jobs):
+            self._fetcher.look_at_all()
         self._queue.settled(jobs)
 
     def _local_queue_options(self) -> LocalQueueOptions:
@@ -533,10 +547,17 @@ class WorkerPool:
         while not await aio.wait_for(self._stop, delay):
             delay = shortest + random.random() * (longest - shortest)  # noqa: S311
             self._events.emit(events.ResetLockedStarted(pool_id=self.pool_id))
+            freed: list[int] = []
+            done = False
             try:
-                freed = await self._database.run(reset_locked_at(self._database.now()))
-                # A cleanup may have deleted tasks that had no jobs; ours have other numbers then.
-                await self._fetcher.register_tasks(self._database.run)
+                async with aio.until(self._stop):
+                    freed = await self._database.run(
+                        reset_locked_at(self._database.now()), within=SWEEP_DEADLINE
+                    )
+                    # A cleanup may have deleted tasks that had no jobs; ours have other numbers
+                    # then.
+                    await self._fetcher.register_tasks(self._database.run)
+                    done = True
             except (psycopg.Error, OSError) as error:
                 self._logger.warning("Could not reset stale locks (%s)", one_line(error))
                 self._events.emit(
@@ -551,7 +572,8 @@ class WorkerPool:
                     extra={"pool_id": self.pool_id},
                 )
                 self.nudge(len(freed))
-            self._events.emit(events.ResetLockedSuccess(pool_id=self.pool_id, delay=delay))
+            if done:  # and not cut off by a stop
+                self._events.emit(events.ResetLockedSuccess(pool_id=self.pool_id, delay=delay))
 
     def _start_part(self, group: asyncio.TaskGroup, part: Awaitable[None], action: str) -> None:
         self._parts.append(group.create_task(self._guarded(part, action), name=action))

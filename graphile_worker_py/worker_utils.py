@@ -295,7 +295,7 @@ class WorkerUtils(JobAdder):
     async def _run(self, query: Query[T], conn: AsyncConnection[Any] | None) -> T:
         if conn is not None:
             check_async(conn)
-        return await self._database.run(query, conn=conn)
+        return await self._database.run_patiently(query, conn=conn)
 
 
 async def add_job_adhoc(

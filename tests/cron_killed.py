@@ -24,11 +24,11 @@ class DeadlyDatabase(CountingDatabase):
     fatal: int
     when: str
 
-    async def run(self, query: Any, *, conn: Any = None) -> Any:
+    async def run(self, query: Any, *, conn: Any = None, within: float | None = None) -> Any:
         """Send a statement; the fatal one only if it is to be killed after it."""
         if self.sent + 1 == self.fatal and self.when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = await super().run(query, conn=conn)
+        result = await super().run(query, conn=conn, within=within)
         if self.sent == self.fatal and self.when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return result

@@ -113,10 +113,10 @@ class CountingDatabase(Database):
         super().__init__(pool, schema=SCHEMA)
         self.sent = 0
 
-    async def run(self, query: Any, *, conn: Any = None) -> Any:
+    async def run(self, query: Any, *, conn: Any = None, within: float | None = None) -> Any:
         """Send one statement."""
         self.sent += 1
-        return await super().run(query, conn=conn)
+        return await super().run(query, conn=conn, within=within)
 
 
 @asynccontextmanager

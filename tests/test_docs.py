@@ -1,5 +1,7 @@
 """What the documentation shows is run, and not only read."""
 
+import ast
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -11,8 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from graphile_worker_py import events
 from tests.support.pages import PageRun, blocks_of, check_commands
 from tests.support.processes import Processes
+from tests.support.upstream import EVENTS, NAMES
 from tools import events_page
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +56,9 @@ def test_the_code_blocks_of_a_page_do_what_it_says(
         "```ini\n[Service]\nExecStart=/bin/graphile-worker-py --job 10\n```",
         "<!-- test: skip: here -->\n```sh\nPATH=. graphile-worker-py worker\n```",
         '<!-- test: until "ready" -->\n```sh\necho set\n```',
+        '<!-- test: until 2 "once" -->\n```sh\necho once\n```',
+        "<!-- test: by test_roles -->\n```sql\nselect 1\n```",
+        "<!-- test: sql select 1 from nowhere -->\n```sql\nselect 1\n```",
         "```elisp\n(+ 1 2)\n```",
         "<!-- test: fails id {} -->\n```python\nid=__import__('graphile_worker_py').task(id)\n```",
     ],
@@ -68,6 +75,16 @@ def test_a_block_that_is_wrong_is_found(
         page_run.run(block)
     with pytest.raises((AssertionError, ArithmeticError, psycopg.Error)):
         page_run.run(wrong)
+
+
+def test_blocks_that_are_not_run_have_a_reason_that_no_test_can_help() -> None:
+    reasons = [
+        reason for page in PAGES for block in blocks_of(page) for reason in block.all("skip:")
+    ]
+    assert reasons == [
+        "it takes an hour",
+        "it installs the package, which the tests already run in",
+    ]
 
 
 def test_the_commands_of_the_readme_exist() -> None:
@@ -134,3 +151,52 @@ def test_the_table_of_events_is_what_the_code_says() -> None:
     assert events_page.rewritten(page.read_text(encoding="utf-8")) == page.read_text(
         encoding="utf-8"
     ), "run `python -m tools.events_page`"
+
+
+def _rows_of(page: Path) -> list[list[str]]:
+    """The cells of all rows of the tables of a page."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in lines
+        if line.startswith("|") and not line.startswith("| ---")
+    ]
+
+
+@pytest.mark.parametrize("group", NAMES)
+def test_all_that_graphile_worker_has_is_in_a_row_of_the_compatibility_page(group: str) -> None:
+    named = {
+        name
+        for row in _rows_of(DOCS / "compatibility.md")
+        for cell in row[:2]
+        for span in re.findall(r"`([^`]+)`", cell)
+        for name in (span, span.split()[0])
+    }
+    assert [name for name in NAMES[group].split() if name not in named] == []
+
+
+def test_a_row_about_an_event_tells_its_fields_and_names_a_test_that_looks_at_it() -> None:
+    kinds = {
+        kind.name: kind
+        for kind in vars(events).values()
+        if isinstance(kind, type) and issubclass(kind, events.Event) and hasattr(kind, "name")
+    }
+    sources = {file.stem: file for folder in TESTS for file in folder.rglob("test_*.py")}
+    rows = {row[0].strip("`"): row for row in _rows_of(DOCS / "compatibility.md")}
+    for name in EVENTS.split():
+        kind, (_, _, ours, shown_by) = kinds[name], rows[name]
+        fields = [field.name for field in dataclasses.fields(kind)]
+        assert re.findall(r"`(\w+)`", ours) == [kind.__name__, *fields], name
+        looking = [
+            _source_of(sources[module], test)
+            for module, test in re.findall(r"`(test_\w+)::(test_\w+)`", shown_by)
+        ]
+        assert any(name in text or kind.__name__ in text for text in looking), name
+
+
+def _source_of(module: Path, test: str) -> str:
+    source = module.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == test:
+            return ast.get_source_segment(source, node) or ""
+    raise AssertionError(f"{module.name} has no {test}")

@@ -1,4 +1,4 @@
-"""Add 100,000 jobs through `add_jobs`, so many at a time, and print how many that is a second."""
+"""Add 100,000 jobs through `add_jobs`, 10,000 at a time, and print how many that is a second."""
 
 import asyncio
 import sys
@@ -17,4 +17,4 @@ async def main(dsn: str, at_a_time: int) -> None:
         print(JOBS / (perf_counter() - began))
 
 
-asyncio.run(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1000))
+asyncio.run(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 10_000))

@@ -8,9 +8,12 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.db import Query
 from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.sql import job_columns
 
-_ADD_JOB: Final = """
-select job.*
+_ADD_JOB: Final = (
+    "select"
+    + job_columns.JOB
+    + """
 from :GRAPHILE_WORKER_SCHEMA.add_job(
   identifier => $1::text,
   payload => $2::json,
@@ -23,6 +26,7 @@ from :GRAPHILE_WORKER_SCHEMA.add_job(
   job_key_mode => $9::text
 ) as job
 """
+)
 
 
 def add_job(spec: JobSpec, payload: str) -> Query[Job | None]:
@@ -78,8 +82,9 @@ _SPECS: Final = """
 """
 
 _ADD_JOBS: Final = (
-    """
-select job.*
+    "select"
+    + job_columns.JOB
+    + """
 from :GRAPHILE_WORKER_SCHEMA.add_jobs(
   job_key_preserve_run_at => $2::bool,
   specs => """
@@ -94,8 +99,9 @@ from :GRAPHILE_WORKER_SCHEMA.add_jobs(
 # took 30 ms that way, and 8 ms with plans made for the occasion, which take 1 ms to make. The
 # setting ends with the transaction; "offset 0" and the use of its result put it before the call.
 _ADD_JOBS_PLANNED: Final = (
-    """
-select job.*
+    "select"
+    + job_columns.JOB
+    + """
 from
   (
     select set_config('plan_cache_mode', 'force_custom_plan', true) offset 0

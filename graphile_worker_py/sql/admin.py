@@ -19,18 +19,23 @@ from graphile_worker_py.job import (
     check_smallint,
     check_text,
 )
+from graphile_worker_py.sql import job_columns
 
 _BIGINT_MAX: Final = 2**63 - 1
 
 # The functions return rows of the jobs table, which hold the task's id. Its identifier was there
 # before the statement began, so the same statement can look it up. A task whose row somebody
 # deleted has none; its jobs are shown nevertheless.
-_COMPLETE: Final = """
-select job.*, coalesce(tasks.identifier, '')
+_COMPLETE: Final = (
+    "select"
+    + job_columns.JOB
+    + """,
+  coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.complete_jobs($1::int8[]) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 order by job.id
 """
+)
 
 
 def complete_jobs(ids: Iterable[int | str]) -> Query[list[Job]]:
@@ -38,12 +43,16 @@ def complete_jobs(ids: Iterable[int | str]) -> Query[list[Job]]:
     return Query(_COMPLETE, (checked_ids(ids),), read_jobs)
 
 
-_FAIL: Final = """
-select job.*, coalesce(tasks.identifier, '')
+_FAIL: Final = (
+    "select"
+    + job_columns.JOB
+    + """,
+  coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.permanently_fail_jobs($1::int8[], $2::text) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 order by job.id
 """
+)
 
 
 def permanently_fail_jobs(ids: Iterable[int | str], reason: str | None) -> Query[list[Job]]:
@@ -53,8 +62,11 @@ def permanently_fail_jobs(ids: Iterable[int | str], reason: str | None) -> Query
     return Query(_FAIL, (checked_ids(ids), reason), read_jobs)
 
 
-_RESCHEDULE: Final = """
-select job.*, coalesce(tasks.identifier, '')
+_RESCHEDULE: Final = (
+    "select"
+    + job_columns.JOB
+    + """,
+  coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.reschedule_jobs(
   $1::int8[],
   run_at => $2::timestamptz,
@@ -65,6 +77,7 @@ from :GRAPHILE_WORKER_SCHEMA.reschedule_jobs(
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 order by job.id
 """
+)
 
 
 def reschedule_jobs(
@@ -88,11 +101,15 @@ def reschedule_jobs(
     return Query(_RESCHEDULE, values, read_jobs)
 
 
-_REMOVE: Final = """
-select job.*, coalesce(tasks.identifier, '')
+_REMOVE: Final = (
+    "select"
+    + job_columns.JOB
+    + """,
+  coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.remove_job($1::text) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 """
+)
 
 
 def remove_job(job_key: str) -> Query[Job | None]:

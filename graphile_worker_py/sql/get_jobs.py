@@ -23,7 +23,8 @@ from graphile_worker_py.job import Job
 #  taken     marks the first ones of both.
 #  locked    marks the queues, but only of jobs that were really taken: a queue that is locked with
 #            nobody at work would stand still for hours.
-# Between sight and lock a job may have changed; so its conditions are looked at again.
+# Between sight and lock a job may have changed; so its conditions are looked at again. Columns are
+# named, because a plan is kept, and fails for good once there is one more in the table.
 #
 # Three things are for the planner, which must read the index in its order and stop at the limit,
 # whatever it believes about the table. `task_id = any(…)` looks so selective to it, before the
@@ -118,7 +119,10 @@ taken as (
     locked_by = $1::text,
     locked_at = now()
   where jobs.id = any (array(select next.id from next))
-  returning jobs.*
+  returning
+    jobs.id, jobs.job_queue_id, jobs.task_id, jobs.payload, jobs.priority, jobs.run_at,
+    jobs.attempts, jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.key,
+    jobs.locked_at, jobs.locked_by, jobs.revision, jobs.flags, jobs.is_available
 ),
 locked as (
   update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
@@ -128,10 +132,50 @@ locked as (
     array(select taken.job_queue_id from taken where taken.job_queue_id is not null)
   )
 )
-select taken.*, (select count(*) from sight) >= 2 * $3::int4 + 8
+select
+  taken.*,
+  exists (select from sight where sight.job_queue_id is not null),
+  (select count(*) from sight) >= 2 * $3::int4 + 8
 from taken
 order by taken.priority, taken.run_at, taken.id
 """
+
+# The same for jobs without queue alone, from a place in their order on. What stands before it was
+# passed a moment ago, and most of it is gone; but its entries stay in the index until a vacuum, and
+# would be gone through by each fetch. After a million jobs that takes longer than all else, and
+# beside an old transaction, for which each of them might still matter, many times longer.
+_GET_FURTHER_JOBS: Final = """
+with next as materialized (
+  select jobs.id
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  where jobs.job_queue_id is null
+    and jobs.is_available = true
+    and (jobs.priority, jobs.run_at) >= ($6::int2, $7::timestamptz)
+    and jobs.run_at <= coalesce($5::timestamptz, now())
+    and array_position($2::int4[], jobs.task_id) is not null
+    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+  order by jobs.priority, jobs.run_at
+  limit $3::int4
+  for update skip locked
+),
+taken as (
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+  set attempts = jobs.attempts + 1,
+    locked_by = $1::text,
+    locked_at = now()
+  where jobs.id = any (array(select next.id from next))
+  returning
+    jobs.id, jobs.job_queue_id, jobs.task_id, jobs.payload, jobs.priority, jobs.run_at,
+    jobs.attempts, jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.key,
+    jobs.locked_at, jobs.locked_by, jobs.revision, jobs.flags, jobs.is_available
+)
+select taken.*
+from taken
+order by taken.priority, taken.run_at, taken.id
+"""
+
+Place = tuple[int, datetime]
+"""Where a job stands in the order of jobs: priority and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +185,12 @@ class Fetched:
     Args:
         jobs: The jobs, in the order in which they are to run.
         more: Whether the next fetch may bring more: this one did not see all there is.
+        queued: Whether jobs of free queues were in sight.
     """
 
     jobs: list[Job]
     more: bool
+    queued: bool = False
 
 
 def get_jobs(
@@ -154,16 +200,34 @@ def get_jobs(
     count: int,
     forbidden_flags: Sequence[str] | None,
     now: datetime | None = None,
+    after: Place | None = None,
 ) -> Query[Fetched]:
     """Lock up to `count` jobs for a pool, in the order in which they are to run.
 
-    At most one job of a queue is among them. `now` is the time up to which they are due; None
-    means that of the database.
+    At most one job of a queue is among them.
+
+    Args:
+        pool_id: The pool.
+        task_ids: Whose jobs are wanted, with their names.
+        count: How many at the most.
+        forbidden_flags: Jobs with one of these flags are left; None means none are.
+        now: The time up to which they are due; None means that of the database.
+        after: Look for jobs without queue only, from this place on; None means all.
     """
     flags = list(forbidden_flags) if forbidden_flags else None
+    if after is not None:
+
+        def read_further(rows: list[tuple[Any, ...]]) -> Fetched:
+            return Fetched([Job(row, task_ids[row[2]]) for row in rows], more=True)
+
+        values = (pool_id, list(task_ids), count, flags, now, *after)
+        return Query(_GET_FURTHER_JOBS, values, read_further)
 
     def read(rows: list[tuple[Any, ...]]) -> Fetched:
         jobs = [Job(row, task_ids[row[2]]) for row in rows]
-        return Fetched(jobs, more=len(jobs) >= count or (bool(rows) and rows[0][-1]))
+        if not rows:
+            return Fetched(jobs, more=False)
+        queued, more = rows[0][-2:]
+        return Fetched(jobs, more=len(jobs) >= count or more, queued=queued)
 
     return Query(_GET_JOBS, (pool_id, list(task_ids), count, flags, now), read)

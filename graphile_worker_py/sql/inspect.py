@@ -10,6 +10,7 @@ from graphile_worker_py.db import Query
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JOB_COLUMNS, Job, check_text, from_timestamp
 from graphile_worker_py.options import check_whole
+from graphile_worker_py.sql import job_columns
 from graphile_worker_py.sql.admin import checked_id
 
 DEFAULT_LIMIT: Final = 100
@@ -67,48 +68,50 @@ class ListedJob(Job):
 # its partial indexes; what is locked or failed has none, and is searched for.
 #
 # With its values known, the planner drops the conditions that are not asked for.
-_LIST: Final = """
-select
-  jobs.*,
+_LIST: Final = (
+    "select"  # noqa: S608  # both parts are constants
+    + job_columns.JOB
+    + """,
   coalesce(tasks.identifier, ''),
   queues.queue_name,
   case
-    when jobs.locked_at is not null then 'running'
-    when jobs.attempts >= jobs.max_attempts then 'failed'
-    when jobs.run_at > now() then 'scheduled'
+    when job.locked_at is not null then 'running'
+    when job.attempts >= job.max_attempts then 'failed'
+    when job.run_at > now() then 'scheduled'
     else 'ready'
   end
-from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = jobs.task_id
-left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = jobs.job_queue_id
-where ($1::int8 is null or jobs.id = $1::int8)
-  and ($2::int8 is null or jobs.id < $2::int8)
+from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
+left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = job.job_queue_id
+where ($1::int8 is null or job.id = $1::int8)
+  and ($2::int8 is null or job.id < $2::int8)
   and ($3::text is null
-    or ($3::text = 'ready' and jobs.is_available = true and jobs.run_at <= now())
-    or ($3::text = 'scheduled' and jobs.is_available = true and jobs.run_at > now())
-    or ($3::text = 'running' and jobs.locked_at is not null)
-    or ($3::text = 'failed' and jobs.locked_at is null and jobs.attempts >= jobs.max_attempts)
+    or ($3::text = 'ready' and job.is_available = true and job.run_at <= now())
+    or ($3::text = 'scheduled' and job.is_available = true and job.run_at > now())
+    or ($3::text = 'running' and job.locked_at is not null)
+    or ($3::text = 'failed' and job.locked_at is null and job.attempts >= job.max_attempts)
   )
-  and ($4::text is null or jobs.task_id = (
+  and ($4::text is null or job.task_id = (
     select tasks.id
     from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
     where tasks.identifier = $4::text
   ))
-  and ($5::text is null or jobs.job_queue_id = (
+  and ($5::text is null or job.job_queue_id = (
     select queues.id
     from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
     where queues.queue_name = $5::text
   ))
-  and ($6::text is null or jobs.key = $6::text)
-  and ($7::text is null or jobs.locked_by = $7::text)
+  and ($6::text is null or job.key = $6::text)
+  and ($7::text is null or job.locked_by = $7::text)
   and ($8::text is null
-    or position(lower($8::text) in lower(jobs.payload::text)) > 0
-    or position(lower($8::text) in lower(jobs.key)) > 0
-    or position(lower($8::text) in lower(jobs.last_error)) > 0
+    or position(lower($8::text) in lower(job.payload::text)) > 0
+    or position(lower($8::text) in lower(job.key)) > 0
+    or position(lower($8::text) in lower(job.last_error)) > 0
   )
-order by jobs.id desc
+order by job.id desc
 limit $9::int8
 """
+)
 
 
 def get_job(job_id: int | str) -> Query[ListedJob | None]:

@@ -9,12 +9,15 @@ right above it say how it is run; readers do not see them:
 - `runs TASK PAYLOAD`: when it has run, a job of this task is added; it must succeed.
 - `fails TASK PAYLOAD`: the same; the job must fail.
 - `until "TEXT"`: it is a program that does not end by itself. It must print TEXT, and end well
-  when it is interrupted.
+  when it is interrupted. `until 4 "TEXT"`: it must print it so many times.
 - `file NAME`: it is not run, but put into a file that later blocks use.
 - `with OLD = NEW`: OLD is replaced before it is run.
+- `sql STATEMENT`: this is done in the database before.
+- `app`: the application of `app.py` and its crontab are there.
 - `output`: the lines of this text must have been printed by the block before it, in this order.
   Numbers and ids may differ; a line that is only … stands for any lines.
 - `exits CODE`: the shell block ends with this exit code.
+- `by MODULE`: not here, but by this module of tests it is run. Its commands are checked here.
 - `skip: REASON`: it is not run. Its `graphile-worker-py` commands are still checked.
 
 The blocks of a page are run in their order, in one directory and on one database.
@@ -50,12 +53,14 @@ import graphile_worker_py
 from graphile_worker_py import Events, Task, WorkerUtils, parse_crontab, run_once
 from graphile_worker_py.cli import main as command_line
 from graphile_worker_py.events import JobError, JobSuccess
+from tests.support.app import GRACE, make_app
 from tests.support.processes import Processes, clean_environment
 
 _FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2$", re.MULTILINE | re.DOTALL)
 _DIRECTIVE = re.compile(r"^ *<!-- test: (.*?) -->$")
-_DIRECTIVES = "continues|inside|runs|fails|until|file|with|output|exits|skip:"
+_DIRECTIVES = "continues|inside|runs|fails|until|file|with|sql|app|by|output|exits|skip:"
 _PATIENCE = 15.0
+_TESTS = Path(__file__).parent.parent
 _PROGRAM = "graphile-worker-py"
 _INSTRUCTIONS = ("FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "ARG", "CMD", "ENTRYPOINT")
 
@@ -137,7 +142,16 @@ class PageRun:
         name = block.one("file")
         if name is not None:
             (self._directory / name).write_text(text, encoding="utf-8")
-        if block.one("skip:") is not None or name is not None:
+        for statement in block.all("sql"):
+            with psycopg.connect(self._dsn, autocommit=True) as conn:
+                conn.execute(statement.encode())
+        if block.one("app") is not None and not (self._directory / "myapp").exists():
+            make_app(self._directory)
+        module = block.one("by")
+        if module is not None:
+            tests = (_TESTS / f"{module}.py").read_text(encoding="utf-8")
+            assert block.page.name in tests, f"{block}: {module} does not read this page"
+        if block.one("skip:") is not None or module is not None or name is not None:
             _check(block, text)
             return
         match block.language:
@@ -230,10 +244,10 @@ class PageRun:
             assert result.exit_code == expected, message
 
     def _run_until(self, block: Block, command: list[str]) -> None:
-        text = json.loads(block.one("until") or "")
+        count, text = _times(block.one("until") or "")
         process = self._processes.start(command, env=self._environment(), cwd=self._directory)
         deadline = time.monotonic() + _PATIENCE
-        while text not in process.stdout + process.stderr:
+        while (process.stdout + process.stderr).count(text) < count:
             assert process.returncode is None, f"{block}: {process.stdout}{process.stderr}"
             assert time.monotonic() < deadline, f"{block}: {process.stdout}{process.stderr}"
             time.sleep(0.02)
@@ -249,6 +263,8 @@ class PageRun:
             "DATABASE_URL": self._dsn,
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHONWARNINGS": "error",
+            # A job that is running when a worker is interrupted is not to cost seconds.
+            GRACE: "0.1",
         }
 
 
@@ -260,6 +276,12 @@ _KNOWN_INSIDE = {
     "timedelta": timedelta,
 }
 _INSIDE_UTILS = "async def __main():\n    async with WorkerUtils() as utils:\n"
+
+
+def _times(said: str) -> tuple[int, str]:
+    """How often a text must be printed, and the text."""
+    count, quote, text = said.partition('"')
+    return int(count or 1), json.loads(quote + text)
 
 
 def _check(block: Block, text: str) -> None:

@@ -1,0 +1,59 @@
+"""Whoever read what a worker writes has gone."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.processes import clean_environment
+from tests.support.running import Jobs
+
+TASKS = """
+from graphile_worker_py import task
+
+@task
+async def work(payload, ctx):
+    ctx.logger.info("at work")
+"""
+
+
+@pytest.fixture
+def installer() -> str:
+    """Who installed the schema makes no difference here."""
+    return "python"
+
+
+@contextmanager
+def worker(folder: Path, dsn: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of the command line that writes into a pipe; killed at the end."""
+    command = [sys.executable, "-m", "graphile_worker_py", "--tasks", "few_tasks"]
+    environment = clean_environment({"DATABASE_URL": dsn})
+    pipe, joined = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=pipe, stderr=joined
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_worker_whose_log_nobody_reads_any_more_works_on_and_ends_well(
+    dsn: str, tmp_path: Path
+) -> None:
+    (tmp_path / "few_tasks.py").write_text(TASKS, encoding="utf-8")
+    jobs = Jobs(dsn)
+    with worker(tmp_path, dsn) as process:
+        assert process.stdout is not None
+        assert b"Working as" in process.stdout.readline()
+        process.stdout.close()
+        jobs.add_many(3, "work")
+        await eventually(lambda: jobs.ids() == [])
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(10) == 0
+    assert jobs.locked() == []

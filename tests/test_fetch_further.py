@@ -1,0 +1,142 @@
+"""Where looking at all jobs is slow, fetches go on where the last one ended, and miss nothing."""
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+from graphile_worker_py import Runner, fetcher, run_once
+from graphile_worker_py.db import Query
+from graphile_worker_py.events import JobStart, JobSuccess
+from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
+from tests.support.eventually import eventually
+from tests.support.running import Jobs, Told
+
+LOCKED_QUEUES = "select from graphile_worker._private_job_queues where not is_available"
+
+
+class Looks:
+    """What the fetches looked at: `all`, or what comes `further` on."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def get_jobs(self, **about: Any) -> Query[Fetched]:
+        """Note it, and make the query."""
+        self.kinds.append("all" if about["after"] is None else "further")
+        return get_jobs(**about)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """Note the looks, and take each for a slow one, after which others go on for an hour."""
+    looks = Looks()
+    monkeypatch.setattr(fetcher, "get_jobs", looks.get_jobs)
+    monkeypatch.setattr(fetcher, "SLOW", (0, 0))
+    monkeypatch.setattr(fetcher, "GO_ON_FACTOR", 1e9)
+    monkeypatch.setattr(fetcher, "GO_ON_LONGEST", 3600)
+    return looks
+
+
+async def test_a_backlog_is_run_in_order_and_at_its_end_all_is_looked_at(
+    dsn: str, looks: Looks
+) -> None:
+    jobs = Jobs(dsn)
+    seen: list[Any] = []
+    for n in range(6):
+        jobs.add("work", n, priority=n % 3)
+    await run_once(dsn, tasks={"work": seen.append})
+    assert seen == [0, 3, 1, 4, 2, 5]
+    # At the end there may be one more look, for what the last outcome has freed.
+    assert looks.kinds[:8] == ["all", *["further"] * 6, "all"]
+    assert set(looks.kinds[8:]) <= {"all"}
+
+
+async def test_a_quick_look_at_all_jobs_is_made_each_time(
+    dsn: str, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "SLOW", (60, 0))
+    Jobs(dsn).add_many(3, "work")
+    await run_once(dsn, tasks={"work": print})
+    assert set(looks.kinds) == {"all"}
+
+
+async def test_what_is_more_urgent_is_found_as_soon_as_all_is_looked_at_again(
+    dsn: str, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(3, "work")
+    go_on = asyncio.Event()
+
+    async def work(_payload: Any) -> None:
+        await go_on.wait()
+
+    async with Runner(dsn, tasks={"work": work, "urgent": print}, events=told.events):
+        await told.seen(JobStart)
+        monkeypatch.setattr(fetcher, "GO_ON_LONGEST", 0)  # from the next look at all on
+        jobs.add("urgent", priority=-1)
+        go_on.set()
+        await told.seen(JobSuccess, count=4)
+    ran = [event.job.task_identifier for event in told.of(JobStart)]
+    assert ran == ["work", "work", "work", "urgent"]
+    assert looks.kinds[:5] == ["all", "further", "further", "further", "all"]
+
+
+async def test_when_a_queue_is_freed_all_is_looked_at(dsn: str, looks: Looks) -> None:
+    jobs = Jobs(dsn)
+    seen: list[Any] = []
+    for n in range(3):
+        jobs.add("work", f"queued {n}", queue_name="q")
+    for n in range(30):
+        jobs.add("work", f"other {n}")
+
+    async def work(payload: str) -> None:
+        seen.append(payload)
+        if payload.startswith("other"):
+            await eventually(lambda: jobs.query(LOCKED_QUEUES) == [])
+
+    await run_once(dsn, tasks={"work": work})
+    queued = [seen.index(f"queued {n}") for n in range(3)]
+    assert queued == sorted(queued)
+    assert queued[-1] < 15
+    assert len(seen) == 33
+    assert "further" in looks.kinds
+
+
+async def test_jobs_of_free_queues_in_sight_are_not_passed(dsn: str, looks: Looks) -> None:
+    jobs = Jobs(dsn)
+    seen: list[Any] = []
+    jobs.add("work", 0)
+    jobs.add("work", 1, queue_name="q")
+    jobs.add("work", 2)
+    await run_once(dsn, tasks={"work": seen.append})
+    assert seen == [0, 1, 2]
+
+
+async def test_what_is_gone_costs_the_next_fetches_nothing(dsn: str, looks: Looks) -> None:
+    """Beside an old transaction, which keeps what is gone in the index."""
+    jobs, gone = Jobs(dsn), 20_000
+    with psycopg.connect(dsn) as old:
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select from graphile_worker._private_jobs limit 1")
+        jobs.query(
+            """
+            select count(*) from graphile_worker.add_jobs(array(
+              select row('gone', null, null, '2020-01-01', null, null, null, null)
+                ::graphile_worker.job_spec from generate_series(1, %s)))
+            """,
+            gone,
+        )
+        jobs.query("delete from graphile_worker._private_jobs")
+        jobs.add_many(10, "work")
+        await run_once(dsn, tasks={"work": lambda _payload: None})
+        passed = jobs.query(
+            """
+            select idx_tup_read from pg_stat_user_indexes
+            where indexrelname = 'jobs_no_queue_index' and schemaname = 'graphile_worker'
+            """
+        )
+    assert looks.kinds.count("further") == 10
+    looks_at_all = looks.kinds.count("all")
+    assert looks_at_all * gone <= passed[0]["idx_tup_read"] < (looks_at_all + 1) * gone
