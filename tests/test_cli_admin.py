@@ -270,6 +270,28 @@ def test_jobs_are_rescheduled(call: Call, jobs: list[int], tables: Tables) -> No
     assert (row["run_at"], row["attempts"], row["max_attempts"]) == (LATER, 0, 4)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "state"),
+    [
+        (["complete"], "scheduled"),
+        (["fail"], "failed"),
+        (["reschedule", "--run-at", "+0s"], "ready"),
+        (["reschedule", "--run-at", "+0s", "--dry-run"], "ready"),
+    ],
+    ids=" ".join,
+)
+def test_jobs_that_were_changed_have_all_fields_of_listed_ones_as_json(
+    call: Call, dsn: str, arguments: list[str], state: str
+) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        job = utils.add_job("a", queue_name="q", run_at=LATER)
+    (listed,) = rows(call("jobs", "--json"))
+    command, *flags = arguments
+    (changed,) = rows(call(command, str(job.id), *flags, "--json"))
+    assert changed.keys() == listed.keys()
+    assert (changed["queue_name"], changed["state"]) == ("q", state)
+
+
 def test_jobs_are_removed_by_key(call: Call, jobs: list[int], tables: Tables) -> None:
     assert call("remove", "k").stdout.endswith("Removed 1 job.\n")
     assert "key and the retries" in call("remove", "running").stdout
