@@ -14,6 +14,7 @@ _MODULES: Final = {
     "add-job": "add",
     "migrate": "add",
     "jobs": "show",
+    "job": "show",
     "counts": "show",
     "queues": "show",
     "workers": "show",
@@ -40,6 +41,18 @@ class _Commands(click.Group):
         if not args or (args[0].startswith("-") and args[0] not in own):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _MODULES and not ctx.resilient_parsing:
+            import difflib  # most calls make no mistake
+
+            close = difflib.get_close_matches(args[0], _MODULES)
+            if close:
+                meant = " or ".join(map(repr, close))
+                ctx.fail(f"No such command {args[0]!r}; did you mean {meant}?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # as click calls it
         return sorted(_MODULES)

@@ -11,7 +11,7 @@ from inspect import iscoroutinefunction
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import Job
+from graphile_worker_py.job import Job, JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -284,23 +284,27 @@ class WorkerGetJobStart(WorkerEvent):
 
 
 class WorkerGetJobError(PoolEvent):
-    """A fetch failed; it will be tried again."""
+    """A fetch, which is for all workers of the pool, failed; it will be tried again."""
 
     name: ClassVar = "worker:getJob:error"
     error: Exception
 
 
 class WorkerGetJobEmpty(PoolEvent):
-    """A fetch brought no job."""
+    """A fetch, which is for all workers of the pool, brought no job."""
 
     name: ClassVar = "worker:getJob:empty"
 
 
 class WorkerFatalError(WorkerEvent):
-    """A worker broke down, which is a fault of this library; the pool stops."""
+    """A worker broke down, which is a fault of this library; the pool stops.
+
+    `job_error` is what the task had raised before, if it was its failure that could not be told.
+    """
 
     name: ClassVar = "worker:fatalError"
     error: BaseException
+    job_error: BaseException | None = None
 
 
 class JobEvent(WorkerEvent):
@@ -388,11 +392,18 @@ class CronStarted(Event):
 
 
 class CronBackfill(Event):
-    """Runs that were missed are about to be added."""
+    """Runs that were missed are about to be added.
+
+    `jobs`, `known_since` and `last_executions` tell of each item, in the order of `identifiers`,
+    what is added, since when it was known, and when its last run was before this start.
+    """
 
     name: ClassVar = "cron:backfill"
     identifiers: Sequence[str]
     timestamp: datetime
+    jobs: Sequence[JobSpec]
+    known_since: Sequence[datetime]
+    last_executions: Sequence[datetime | None]
 
 
 class CronPrematureTimer(Event):
@@ -412,11 +423,12 @@ class CronOverdueTimer(Event):
 
 
 class CronSchedule(Event):
-    """These items are due and about to be added."""
+    """These items are due and about to be added: `jobs`, in the order of `identifiers`."""
 
     name: ClassVar = "cron:schedule"
     identifiers: Sequence[str]
     timestamp: datetime
+    jobs: Sequence[JobSpec]
 
 
 class CronScheduled(Event):
@@ -425,6 +437,7 @@ class CronScheduled(Event):
     name: ClassVar = "cron:scheduled"
     identifiers: Sequence[str]
     timestamp: datetime
+    jobs: Sequence[JobSpec]
 
 
 class ResetLockedStarted(PoolEvent):

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import math
 import re
 from dataclasses import fields
 from types import ModuleType
@@ -32,12 +33,32 @@ def dumps(value: Any) -> bytes:
         reason = error.__cause__ or error
     try:
         # Integers beyond 64 bits and lone surrogates: the standard library writes both.
-        return json.dumps(
-            value, separators=(",", ":"), allow_nan=False, default=_plain, ensure_ascii=True
-        ).encode()
+        return _by_standard_library(value)
     except (TypeError, ValueError, RecursionError) as error:
         message = str(reason) if isinstance(error, TypeError) else str(error)
         raise ValueError(f"not JSON-serialisable: {message}") from error
+
+
+def _by_standard_library(value: Any) -> bytes:
+    try:
+        return _WRITER.encode(value).encode()
+    except ValueError as error:
+        if not str(error).startswith("Out of range float"):
+            raise
+    # It knows no better way to write them; what it is given must not have any.
+    return _FINITE_WRITER.encode(_finite(value)).encode()
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and the infinities."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
 
 
 def _encoded(value: Any) -> orjson.Fragment:
@@ -64,6 +85,16 @@ def _plain(value: Any) -> Any:
             return {field.name: getattr(value, field.name) for field in fields(value)}
         return msgspec.to_builtins(value, str_keys=True, enc_hook=_plain)
     return json.loads(orjson.dumps(value))
+
+
+def _finite_plain(value: Any) -> Any:
+    return _finite(_plain(value))
+
+
+_WRITER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_plain)
+_FINITE_WRITER: Final = json.JSONEncoder(
+    separators=(",", ":"), allow_nan=False, default=_finite_plain
+)
 
 
 @functools.cache

@@ -143,10 +143,18 @@ def _pydantic_decoder(annotation: Any, identifier: str) -> Decode:
 
     def decode(text: bytes) -> Any:
         try:
-            return adapter.validate_json(text)
+            try:
+                return adapter.validate_json(text)
+            except pydantic.ValidationError as error:
+                if error.errors(include_url=False)[0]["type"] != "json_invalid":
+                    raise
+            # PostgreSQL stores JSON only; lone surrogates are part of it, and our codec's.
+            return adapter.validate_python(json_codec.loads(text))
         except pydantic.ValidationError as error:
             # Not as the cause: it shows what the payload holds, and would be logged.
             raise _misfit(_pydantic_faults(error, "$")) from None
+        except ValueError as error:
+            raise _misfit(["$: nested too deeply to be decoded"]) from error
 
     return decode
 

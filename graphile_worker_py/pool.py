@@ -374,7 +374,8 @@ class WorkerPool:
         except Exception as broken:
             # Nothing that a task does ends a worker, so this is a fault of ours.
             error = broken
-            self._emit_worker(events.WorkerFatalError, worker, error=broken)
+            job_error = worker.job_error
+            self._emit_worker(events.WorkerFatalError, worker, error=broken, job_error=job_error)
             job = worker.abandon()
             if self._stop.is_set():
                 self._events.emit(

@@ -67,6 +67,8 @@ class Worker:
         # Without plugins the task is called directly.
         self._run_task = around.hooks.run_job(self._call_task)
         self._suspects = around.quarantine.suspects
+        self.job_error: BaseException | None = None
+        """What the task of the running job has raised; None before, and if nothing."""
         self._job: Job | None = None
         self._running: asyncio.Task[Any] | None = None
 
@@ -93,7 +95,7 @@ class Worker:
                 turn_ends = perf_counter() + LONGEST_TURN
             self._job = job
             await self._run_job(job)
-            self._job = None
+            self._job = self.job_error = None
             if perf_counter() >= turn_ends:
                 # With jobs in store and tasks that never wait, nobody else would have a turn.
                 await asyncio.sleep(0)
@@ -141,6 +143,7 @@ class Worker:
                 self._emit(events.JobSuccess, job, duration=duration)
             self._around.complete(job)
         else:
+            self.job_error = error
             self._fail(job, error, duration)
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=error)

@@ -175,6 +175,35 @@ def test_jobs_as_json_have_all_columns_and_the_payload_as_stored(
         assert datetime.fromisoformat(job["run_at"]) == row["run_at"]
 
 
+def test_one_job_is_shown_whole(call: Call, jobs: list[int], tables: Tables) -> None:
+    ready, _, failed, running = jobs
+    shown = call("job", str(failed)).stdout
+    fields = dict(line.split(None, 1) for line in shown.splitlines() if line[:1].strip())
+    assert (fields["id"], fields["state"], fields["task"]) == (str(failed), "failed", "b")
+    assert fields["queue"] == fields["key"] == fields["flags"] == "-"
+    assert f'payload     {{"n":{2**70}}}\n' in shown
+    assert shown.endswith("last error  no\\x1b[31m way\n            " + "!" * 100 + "\n")
+    assert "queue       q\nkey         k\n" in call("job", str(ready)).stdout
+    assert "locked by   pool-1\n" in call("job", str(running)).stdout
+    printed = rows(call("job", str(failed), "--json"))
+    assert printed == next(job for job in rows(call("jobs", "--json")) if job["id"] == failed)
+
+
+def test_a_job_that_is_not_there_is_told(call: Call) -> None:
+    assert call("job", "4711", code=1).stderr == "Error: there is no job 4711\n"
+    assert "a job id is a whole number, not 'x'" in call("job", "x", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("migrat", "'migrate'"), ("reshedule", "'reschedule'"), ("jobss", "'jobs' or 'job'")],
+)
+def test_a_misspelt_command_is_told_with_the_one_that_may_be_meant(
+    call: Call, typed: str, meant: str
+) -> None:
+    assert f"No such command {typed!r}; did you mean {meant}?" in call(typed, code=2).stderr
+
+
 def test_counts_queues_and_workers_are_shown(call: Call, jobs: list[int]) -> None:
     counted = rows(call("counts", "--json"))
     assert counted.pop("tasks") == {
@@ -239,6 +268,28 @@ def test_jobs_are_rescheduled(call: Call, jobs: list[int], tables: Tables) -> No
     )  # fmt: skip
     row = tables.job(jobs[2])
     assert (row["run_at"], row["attempts"], row["max_attempts"]) == (LATER, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state"),
+    [
+        (["complete"], "scheduled"),
+        (["fail"], "failed"),
+        (["reschedule", "--run-at", "+0s"], "ready"),
+        (["reschedule", "--run-at", "+0s", "--dry-run"], "ready"),
+    ],
+    ids=" ".join,
+)
+def test_jobs_that_were_changed_have_all_fields_of_listed_ones_as_json(
+    call: Call, dsn: str, arguments: list[str], state: str
+) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        job = utils.add_job("a", queue_name="q", run_at=LATER)
+    (listed,) = rows(call("jobs", "--json"))
+    command, *flags = arguments
+    (changed,) = rows(call(command, str(job.id), *flags, "--json"))
+    assert changed.keys() == listed.keys()
+    assert (changed["queue_name"], changed["state"]) == ("q", state)
 
 
 def test_jobs_are_removed_by_key(call: Call, jobs: list[int], tables: Tables) -> None:

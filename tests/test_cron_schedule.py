@@ -21,6 +21,7 @@ from graphile_worker_py.events import (
     CronStarting,
     Events,
 )
+from graphile_worker_py.job import JobSpec
 from tests.cron_support import (
     SCHEMA,
     SharedClock,
@@ -35,6 +36,7 @@ from tests.cron_support import (
     run_cron,
 )
 from tests.support.eventually import eventually
+from tests.support.running import Jobs
 from tests.support.server import Server
 
 
@@ -61,11 +63,16 @@ async def test_job_is_added_at_each_minute_that_matches(dsn: str) -> None:
         ("two", at("10:10"), False),
     ]
     assert [last for _, last in known(dsn).values()] == [at("10:10"), at("10:10")]
+    job = JobSpec(
+        "two",
+        {"_cron": {"ts": "2026-01-05T10:04:00.000Z", "backfilled": False}},
+        run_at=at("10:04"),
+    )
     assert told[:4] == [
         CronStarting(start=at("10:02:30")),
         CronStarted(start=at("10:02:30")),
-        CronSchedule(identifiers=["two"], timestamp=at("10:04")),
-        CronScheduled(identifiers=["two"], timestamp=at("10:04")),
+        CronSchedule(identifiers=["two"], timestamp=at("10:04"), jobs=[job]),
+        CronScheduled(identifiers=["two"], timestamp=at("10:04"), jobs=[job]),
     ]
 
 
@@ -127,9 +134,29 @@ async def test_missed_runs_within_fill_are_added_at_a_start(
 
     assert added(dsn) == [("task", ts, True) for ts in expected]
     assert known(dsn)["task"] == (at("2025-12-01 00:00"), expected[-1])
-    assert [each for each in told if isinstance(each, CronBackfill)] == [
-        CronBackfill(identifiers=["task"], timestamp=ts) for ts in expected
+    backfills = [each for each in told if isinstance(each, CronBackfill)]
+    assert [(each.identifiers, each.timestamp) for each in backfills] == [
+        (["task"], ts) for ts in expected
     ]
+    for each in backfills:
+        assert each.known_since == [at("2025-12-01 00:00")]
+        assert each.last_executions == [at("08:00")]
+        (job,) = each.jobs
+        assert (job.identifier, job.run_at) == ("task", each.timestamp)
+        assert job.payload["_cron"]["backfilled"] is True
+
+
+async def test_events_show_jobs_as_they_are_added(dsn: str) -> None:
+    items = parse_crontab("* * * * * task ?id=one&queue=q&priority=3&max=4&jobKey=k {a: [1]}")
+    told = await run_cron(dsn, items, start=at("10:00:30"), until=at("10:01:30"))
+    (scheduled,) = [each for each in told if isinstance(each, CronScheduled)]
+    (shown,) = scheduled.jobs
+    (job,) = Jobs(dsn).all()
+    assert scheduled.identifiers == ["one"]
+    assert (shown.identifier, shown.payload) == (job["task_identifier"], job["payload"])
+    assert (shown.queue_name, shown.priority) == (job["queue_name"], job["priority"])
+    assert (shown.max_attempts, shown.job_key) == (job["max_attempts"], job["key"])
+    assert shown.run_at == job["run_at"]
 
 
 async def test_runs_before_the_fill_period_are_not_added(dsn: str) -> None:

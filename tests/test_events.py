@@ -25,6 +25,8 @@ from graphile_worker_py.events import (
     Stop,
     WorkerCreate,
     WorkerEvent,
+    WorkerFatalError,
+    WorkerGetJobStart,
     WorkerRelease,
     WorkerStop,
 )
@@ -75,6 +77,58 @@ async def test_a_run_is_told_from_its_beginning_to_its_end(dsn: str) -> None:
     order = [name for name in names if name.startswith(("worker:", "pool:listen"))]
     assert order.index("worker:create") < order.index("worker:stop")
     assert order.count("pool:listen:release") == 1
+
+
+async def test_a_worker_tells_when_it_asks_for_a_job(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work")
+    await run_once(dsn, tasks={"work": print}, events=told.events)
+    order = [event.name for event in told.all if isinstance(event, WorkerEvent)]
+    asks = [index for index, name in enumerate(order) if name == "worker:getJob:start"]
+    # Before the job, and after it, when there is none.
+    assert len(asks) == 2
+    assert asks[0] < order.index("job:start") < order.index("job:complete") < asks[1]
+    (created,) = told.of(WorkerCreate)
+    assert {event.worker_id for event in told.of(WorkerGetJobStart)} == {created.worker_id}
+
+
+class FaultyEvents(Events):
+    """Events of somebody's own, at fault when an event of a name is told."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def emit(self, event: Event) -> None:
+        if event.name == self._name:
+            raise LookupError("at fault")
+        super().emit(event)
+
+
+@pytest.mark.parametrize(
+    ("faulty_at", "job_error"), [("job:error", "from the task"), ("job:success", None)]
+)
+async def test_a_worker_that_breaks_down_is_told_with_what_its_task_raised(
+    dsn: str, faulty_at: str, job_error: str | None
+) -> None:
+    jobs, events = Jobs(dsn), FaultyEvents(faulty_at)
+    told: list[Event] = []
+    events.subscribe(Event, told.append)
+    job_id = jobs.add("work")
+
+    async def work(payload: Any) -> None:
+        if job_error is not None:
+            raise ValueError(job_error)
+
+    with pytest.raises(LookupError, match="at fault"):
+        await run_once(dsn, tasks={"work": work}, events=events)
+    (event,) = [each for each in told if isinstance(each, WorkerFatalError)]
+    assert (event.name, str(event.error)) == ("worker:fatalError", "at fault")
+    assert (None if event.job_error is None else str(event.job_error)) == job_error
+    assert event.worker_id
+    # Nothing is known of the outcome: the job is there for others.
+    assert jobs.one(job_id)["attempts"] == 0
+    assert jobs.locked() == []
 
 
 async def test_without_subscribers_everything_works_the_same(dsn: str) -> None:

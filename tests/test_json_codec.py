@@ -81,9 +81,32 @@ EXTRA: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("value", "written"), EXTRA, ids=lambda value: type(value).__name__)
 def test_what_python_programs_have_is_written_too(value: Any, written: Any) -> None:
     assert json.loads(json_codec.dumps(value)) == written
-    if not isinstance(value, float):
-        # Beside something that only the standard library writes.
-        assert json.loads(json_codec.dumps([2**70, value])) == [2**70, written]
+    # Beside something that only the standard library writes.
+    for beside in (2**70, "\ud800"):
+        assert json.loads(json_codec.dumps([beside, value])) == [beside, written]
+        nested_deeper = json_codec.dumps({"a": ({"b": value},), "c": beside})
+        assert json.loads(nested_deeper) == {"a": [{"b": written}], "c": beside}
+
+
+@dataclasses.dataclass
+class Measure:
+    value: float
+    big: int
+
+
+def test_what_is_not_finite_within_an_object_is_null_beside_a_long_number() -> None:
+    measure = Measure(float("nan"), 2**70)
+    assert json.loads(json_codec.dumps(measure)) == {"value": None, "big": 2**70}
+    assert json.loads(json_codec.dumps([measure, float("-inf")])) == [
+        {"value": None, "big": 2**70},
+        None,
+    ]
+
+
+def test_a_number_that_is_too_large_for_a_float_is_read_and_written_as_null() -> None:
+    for beside in (1, 2**70):
+        value = json_codec.loads(f'{{"a": 1e999, "b": {beside}}}')
+        assert json_codec.dumps(value) == f'{{"a":null,"b":{beside}}}'.encode()
 
 
 def circular() -> list[Any]:

@@ -282,12 +282,29 @@ def test_numbers_and_text_that_only_json_can_hold_arrive(jobs: Jobs) -> None:
     assert decode(text) == {"a": Mail("\ud800", long)}
 
 
-def test_a_payload_nested_too_deeply_is_told_as_one_that_does_not_fit() -> None:
-    @dataclass
-    class Anything:
-        value: Any
+class Loose(pydantic.BaseModel):
+    value: Any
+    name: str = ""
 
-    record, _ = recording(Anything)
+
+def test_lone_surrogates_and_long_numbers_arrive_in_pydantic_models() -> None:
+    record, _ = recording(dict[str, Loose])
+    decode = record.decode
+    assert decode is not None
+    text = f'{{"a":{{"value":["\\udfff",{10**30}],"name":"\\ud800"}}}}'.encode()
+    assert decode(text) == {"a": Loose(value=["\udfff", 10**30], name="\ud800")}
+    with pytest.raises(PayloadError, match=r"\$\.a\.name: input should be a valid string, got int"):
+        decode(b'{"a":{"value":"\\ud800","name":7}}')
+
+
+@dataclass
+class Anything:
+    value: Any
+
+
+@pytest.mark.parametrize("kind", [Anything, Loose])
+def test_a_payload_nested_too_deeply_is_told_as_one_that_does_not_fit(kind: Any) -> None:
+    record, _ = recording(kind)
     decode = record.decode
     assert decode is not None
     deep = b'{"value":' + b"[" * 100_000 + b"]" * 100_000 + b"}"

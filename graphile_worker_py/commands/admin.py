@@ -1,7 +1,7 @@
 """The commands that change jobs, or free what workers have locked."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -19,8 +19,9 @@ from graphile_worker_py.commands.tables import job_as_json, job_rows, print_json
 from graphile_worker_py.commands.work import import_tasks
 from graphile_worker_py.db import Query, SyncDatabase
 from graphile_worker_py.job import Job
-from graphile_worker_py.sql import admin
+from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
+from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.task_loader import load_tasks
 from graphile_worker_py.tasks import task_list
 
@@ -121,9 +122,21 @@ def _change_jobs(change: _Change, verb: str, ids: tuple[str, ...], query: Query[
     if len(wanted) > 1:
         change.confirm(f"{len(wanted)} jobs will be {verb}. Go on?")
     with change.opened() as (database, conn):
+        shown: dict[int, ListedJob] = {}
+
+        def look(ids: Iterable[int]) -> None:
+            # Programs get queue and state of a job, too, which the functions do not return.
+            for job_id in ids if change.as_json else ():
+                job = database.run(inspect.get_job(job_id), conn=conn)
+                if job is not None:
+                    shown[job_id] = job
+
+        look(wanted)
         jobs = database.run(query, conn=conn)
+        # Those that were deleted are shown as they were.
+        look(job.id for job in jobs)
     if change.as_json:
-        print_json([job_as_json(job) for job in jobs])
+        print_json([job_as_json(shown.get(job.id, job)) for job in jobs])
     else:
         print_table(job_rows(jobs), if_none="No jobs.")
         click.echo(change.done(verb, f"{len(jobs)} of {_plural(len(wanted), 'job')}"))

@@ -6,9 +6,15 @@ from typing import Any
 import click
 
 from graphile_worker_py.commands.database import opened_database, registered_pools
-from graphile_worker_py.commands.errors import told_clearly
+from graphile_worker_py.commands.errors import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.commands.options import database_options
-from graphile_worker_py.commands.tables import job_as_json, job_rows, print_json, print_table
+from graphile_worker_py.commands.tables import (
+    job_as_json,
+    job_rows,
+    print_job,
+    print_json,
+    print_table,
+)
 from graphile_worker_py.sql import inspect
 from graphile_worker_py.sql.health import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, StateCounts
@@ -38,6 +44,24 @@ def jobs(connection: str | None, schema: str | None, as_json: bool, **filters: A
     print_table(job_rows(found), if_none="No jobs.")
     if len(found) == filters["limit"]:
         click.echo(f"Older ones: --after {found[-1].id}", err=True)
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@database_options
+@json_option
+@told_clearly()
+def job(job_id: str, connection: str | None, schema: str | None, as_json: bool) -> None:
+    """Show all of one job: its payload and its whole last error, too."""
+    query = inspect.get_job(job_id)
+    with opened_database(connection, schema) as database:
+        found = database.run(query)
+    if found is None:
+        exit_with(f"there is no job {job_id}", EXIT_FAILURE)
+    if as_json:
+        print_json(job_as_json(found))
+    else:
+        print_job(found)
 
 
 @click.command()

@@ -31,6 +31,35 @@ def print_table(rows: Sequence[Mapping[str, object]], *, if_none: str) -> None:
         click.echo("  ".join(f"{row[name]:{width}}" for name, width in widths.items()).rstrip())
 
 
+def print_job(job: ListedJob) -> None:
+    """Print all of a job, one thing below the other; nothing is shortened."""
+    fields: dict[str, object] = {
+        "id": job.id,
+        "state": job.state,
+        "task": job.task_identifier,
+        "queue": job.queue_name,
+        "key": job.key,
+        "priority": job.priority,
+        "run at": job.run_at,
+        "attempts": f"{job.attempts}/{job.max_attempts}",
+        "flags": ", ".join(sorted(job.flags)) if job.flags else None,
+        "revision": job.revision,
+        "created at": job.created_at,
+        "updated at": job.updated_at,
+        "locked at": job.locked_at,
+        "locked by": job.locked_by,
+        # As it is stored, so that it keeps its digits.
+        "payload": job.payload_json.decode(),
+        "last error": job.last_error,
+    }
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        first, *more = _text(value).split("\n")
+        click.echo(f"{name:{width}}  {_harmless(first)}".rstrip())
+        for line in more:
+            click.echo(f"{'':{width}}  {_harmless(line)}".rstrip())
+
+
 def job_rows(jobs: Iterable[Job]) -> list[dict[str, object]]:
     """Jobs as rows of a table: what tells them apart and how they do; no payloads."""
     return [_job_row(job) for job in jobs]
@@ -68,13 +97,21 @@ def job_as_json(job: Job) -> dict[str, Any]:
 
 
 def _cell(value: object) -> str:
+    text = _text(value)
+    if len(text) > WIDEST_CELL:
+        text = text[: WIDEST_CELL - 1] + "…"
+    return _harmless(text)
+
+
+def _text(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%SZ")
-    text = str(value)
-    if len(text) > WIDEST_CELL:
-        text = text[: WIDEST_CELL - 1] + "…"
+    return str(value)
+
+
+def _harmless(text: str) -> str:
     # Keys and messages come from anywhere: what would move the cursor or break the line is shown
     # as its escape.
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

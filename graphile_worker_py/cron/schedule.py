@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 
@@ -27,6 +27,7 @@ from graphile_worker_py.events import (
     CronStarting,
     Events,
 )
+from graphile_worker_py.job import JobSpec
 from graphile_worker_py.sql import known_crontabs
 from graphile_worker_py.sql.known_crontabs import CronJob, KnownCrontab
 
@@ -156,9 +157,16 @@ class Cron:
             for minute, items in day:
                 if self._closed.is_set():
                     return
-                names = [item.identifier for item in items]
-                self._events.emit(CronBackfill(identifiers=names, timestamp=minute))
-                await self._add(minute, items, backfilled=True)
+                jobs = [cron_job(item, minute, backfilled=True) for item in items]
+                rows = [known[job.cron_identifier] for job in jobs]
+                self._tell(
+                    CronBackfill,
+                    minute,
+                    jobs,
+                    known_since=[row.known_since for row in rows],
+                    last_executions=[row.last_execution for row in rows],
+                )
+                await self._add(minute, jobs)
             await asyncio.sleep(0)
 
     async def _each_minute(self, expected: datetime) -> None:
@@ -221,18 +229,26 @@ class Cron:
     async def _tick(self, minute: datetime, items: Sequence[ParsedCronItem]) -> None:
         if self._closed.is_set():
             return
-        names = [item.identifier for item in items]
-        self._events.emit(CronSchedule(identifiers=names, timestamp=minute))
-        await self._add(minute, items, backfilled=False)
-        self._events.emit(CronScheduled(identifiers=names, timestamp=minute))
+        jobs = [cron_job(item, minute, backfilled=False) for item in items]
+        self._tell(CronSchedule, minute, jobs)
+        await self._add(minute, jobs)
+        self._tell(CronScheduled, minute, jobs)
 
-    async def _add(
-        self, minute: datetime, items: Sequence[ParsedCronItem], *, backfilled: bool
+    def _tell(
+        self,
+        kind: type[CronBackfill | CronSchedule | CronScheduled],
+        minute: datetime,
+        jobs: Sequence[CronJob],
+        **about: Any,
     ) -> None:
+        if self._events.wants(kind):
+            identifiers = [job.cron_identifier for job in jobs]
+            specs = [_spec_of(job) for job in jobs]
+            self._events.emit(kind(identifiers=identifiers, timestamp=minute, jobs=specs, **about))
+
+    async def _add(self, minute: datetime, jobs: Sequence[CronJob]) -> None:
         """Add the runs of one minute, unless other workers did."""
-        query = known_crontabs.add(
-            minute, [cron_job(item, minute, backfilled=backfilled) for item in items]
-        )
+        query = known_crontabs.add(minute, jobs)
         give_up = self._clock() + MINUTE
         failures = 0
         while True:
@@ -279,6 +295,20 @@ def cron_job(item: ParsedCronItem, minute: datetime, *, backfilled: bool) -> Cro
         priority=options.priority,
         job_key_mode=None if mode is None else str(mode),
         skip_if_there=options.overlap == Overlap.SKIP,
+    )
+
+
+def _spec_of(job: CronJob) -> JobSpec:
+    """The job as events show it."""
+    return JobSpec(
+        job.task,
+        json_codec.loads(job.payload),
+        queue_name=job.queue_name,
+        run_at=job.run_at,
+        priority=job.priority,
+        max_attempts=job.max_attempts,
+        job_key=job.job_key,
+        job_key_mode=job.job_key_mode,
     )
 
 
