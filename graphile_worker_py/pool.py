@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 KILL_PATIENCE: Final = 5.0
 """Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
 FIRST_SWEEP_WITHIN: Final = 60.0
+CONFIRM_INTERVAL: Final = 1.0
+"""Seconds between two tries to make sure that the pool is not taken for dead."""
 SWEEP_DEADLINE: Final = 600.0
 """Seconds that a sweep may take; it reads the whole table."""
 LINES: Final = 2
@@ -348,6 +350,8 @@ class WorkerPool:
             logger=self._logger,
             take_job=self._queue.take,
             get_job=self._queue.get,
+            is_late=self._presence.is_late,
+            confirm=self._confirm,
             complete=self._settler.complete,
             fail=self._settler.fail,
             give_back=self._take_back,
@@ -422,6 +426,13 @@ class WorkerPool:
             self._break(error, "cut off all tasks")
 
     # What the parts need of the pool.
+
+    async def _confirm(self) -> bool:
+        """Wait until it is sure that fetched jobs are still the pool's; False if it is to stop."""
+        while not await self._presence.confirm():
+            if await aio.wait_for(self._stop, CONFIRM_INTERVAL):
+                return False
+        return True
 
     async def _fetch(self, count: int) -> Fetched:
         if not await self._presence.confirm():

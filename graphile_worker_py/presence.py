@@ -158,11 +158,11 @@ class Presence:
 
     async def confirm(self) -> bool:
         """Make sure, after a pause, that the pool is not taken for dead; whether it may fetch."""
-        if self._is_late():
+        if self.is_late():
             await self.beat()
         if self._dead:
             return False
-        is_late = self._is_late()
+        is_late = self.is_late()
         if is_late and not self._held_back:
             self._logger.error(
                 "Fetching no jobs: this pool could not prove to be alive for %g s, so others may "
@@ -173,7 +173,7 @@ class Presence:
         self._held_back = is_late
         return not is_late
 
-    def _is_late(self) -> bool:
+    def is_late(self) -> bool:
         """Whether others may have found this pool dead by now."""
         now = asyncio.get_running_loop().time()
         return self._wanted and self._has_beaten and now > self._last_beat + self._dead_after

@@ -46,6 +46,8 @@ class Surroundings:
     logger: logging.Logger
     take_job: Callable[[], Job | None]
     get_job: Callable[[], Awaitable[Job | None]]
+    is_late: Callable[[], bool]
+    confirm: Callable[[], Awaitable[bool]]
     complete: Callable[[Job], None]
     fail: Callable[[Failure], None]
     give_back: Callable[[Job, str, str | None], None]
@@ -81,6 +83,7 @@ class Worker:
         """Run jobs until there are to be no more."""
         self._running = asyncio.current_task()
         take_job, get_job = self._around.take_job, self._around.get_job
+        is_late = self._around.is_late
         turn_ends = 0.0
         while True:
             if self._events.wants(events.WorkerGetJobStart):
@@ -94,7 +97,8 @@ class Worker:
                     return
                 turn_ends = perf_counter() + LONGEST_TURN
             self._job = job
-            await self._run_job(job)
+            if not is_late() or await self._is_ours(job):
+                await self._run_job(job)
             self._job = self.job_error = None
             if perf_counter() >= turn_ends:
                 # With jobs in store and tasks that never wait, nobody else would have a turn.
@@ -105,6 +109,16 @@ class Worker:
         """Give up on the running job: whatever its task does, its outcome counts no more."""
         job, self._job = self._job, None
         return job
+
+    async def _is_ours(self, job: Job) -> bool:
+        """Whether a job may begin, although the process stood still since it was fetched."""
+        is_ours = False
+        try:
+            is_ours = await self._around.confirm()
+        finally:
+            if not is_ours:
+                self._give_back(job, "others may have taken its worker pool for dead")
+        return is_ours
 
     async def _run_job(self, job: Job) -> None:
         """Run a job to exactly one outcome: completed, failed or returned."""
