@@ -216,8 +216,8 @@ _at_least_0: Final = partial(check_whole, smallest=0)
 _at_least_1: Final = partial(check_whole, smallest=1)
 _pool_size: Final = partial(
     check_whole,
-    smallest=3,
-    or_else="(two connections fetch and record, the others are for jobs)",
+    smallest=2,
+    or_else="(one fetches and records, the others are for jobs)",
 )
 _above_zero: Final = partial(check_seconds, above_zero=True)
 
@@ -302,8 +302,8 @@ class WorkerOptions:
         default=2.0,
     )
     max_pool_size: int = _option(
-        "most database connections, the listening one not counted; at least 3: "
-        "two fetch and record, the others are for jobs",
+        "most database connections, the listening one not counted; at least 2. Two of them, or "
+        "one of two, fetch and record, the others are for jobs",
         Kind.WHOLE,
         _pool_size,
         default=10,

@@ -56,10 +56,13 @@ CONFIRM_INTERVAL: Final = 1.0
 """Seconds between two tries to make sure that the pool is not taken for dead."""
 SWEEP_DEADLINE: Final = 600.0
 """Seconds that a sweep may take; it reads the whole table."""
-LINES: Final = 2
-"""Connections that a pool keeps to itself, to fetch and to record; one more listens."""
 LONGEST_PAUSE: Final = 90.0
 """Seconds, beside the poll interval, until a fetch follows another one at the latest."""
+
+
+def own_connections(options: WorkerOptions) -> int:
+    """How many connections a pool keeps to itself, to fetch and to record; one more listens."""
+    return min(2, options.max_pool_size - 1)
 
 
 class WorkerPool:
@@ -121,7 +124,9 @@ class WorkerPool:
         self._threads = ThreadExecutor()
         self._processes = self._process_executor()
         self._fetching = Line(database, begin=keep_to_indexes)
-        self._settling = Line(database, begin=keep_to_indexes)
+        self._settling = self._fetching
+        if own_connections(options) > 1:
+            self._settling = Line(database, begin=keep_to_indexes)
         self._settler = Settler(
             pool_id=self.pool_id,
             line=self._settling,

@@ -32,7 +32,7 @@ from graphile_worker_py.options import (
     check_path,
     check_port,
 )
-from graphile_worker_py.pool import LINES, WorkerPool
+from graphile_worker_py.pool import WorkerPool, own_connections
 from graphile_worker_py.side_schema import install as install_side_schema
 from graphile_worker_py.signals import handle_signals
 from graphile_worker_py.succession import Succession
@@ -382,7 +382,7 @@ class _Setup:
         """The connection pool, as an async context manager."""
         return opened_pool(
             self._source,
-            max_size=self._options.max_pool_size - LINES,
+            max_size=self._options.max_pool_size - own_connections(self._options),
             prepared_statements=self._options.prepared_statements,
         )
 

@@ -31,7 +31,7 @@ async def test_statements_are_prepared_unless_told_otherwise(dsn: str, prepared:
     assert any("add_job" in row[0] for row in rows) is prepared
 
 
-@pytest.mark.parametrize("allowed", [3, 4])
+@pytest.mark.parametrize("allowed", [2, 3, 4])
 async def test_there_are_no_more_connections_than_allowed(dsn: str, allowed: int) -> None:
     jobs = Jobs(dsn)
     jobs.add_many(16, "work")
