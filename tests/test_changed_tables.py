@@ -6,10 +6,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, SyncWorkerUtils, WorkerUtils
+from graphile_worker_py import JobContext, Runner, SyncWorkerUtils, WorkerUtils
 from graphile_worker_py.db import Database, Line, Query, opened_pool
-from graphile_worker_py.events import JobSuccess, WorkerGetJobError
+from graphile_worker_py.events import JobError, JobSuccess, WorkerGetJobError
 from graphile_worker_py.sql.planning import keep_to_indexes
+from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
 ADD_COLUMNS = """
@@ -25,22 +26,28 @@ BACKEND = "select pg_backend_pid()"
 async def test_a_worker_that_has_fetched_goes_on(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
 
-    async def work(payload: int, ctx: Any) -> None:
-        if payload < 3:
-            await ctx.add_job("work", payload + 2)
-        if payload % 4 >= 2:
-            raise ValueError("no")
+    async def parent(payload: Any, ctx: JobContext) -> None:
+        await ctx.add_job("child")
 
-    async with Runner(dsn, tasks={"work": work}, poll_interval=3600, events=told.events):
-        jobs.add("work", 1, queue_name="q")
-        await told.seen(JobSuccess, count=1)
-        jobs.query(ADD_COLUMNS)
-        jobs.add("work", 0, queue_name="q")
-        jobs.add("work", 4)
-        await told.seen(JobSuccess, count=3)
+    async def bad(payload: Any) -> None:
+        raise ValueError("no")
+
+    async with Runner(
+        dsn,
+        tasks={"parent": parent, "child": lambda _: None, "bad": bad},
+        poll_interval=3600,
+        events=told.events,
+    ):
+        for round_number in (1, 2):
+            jobs.add("parent", queue_name="q")
+            await told.seen(JobSuccess, count=2 * round_number)
+            jobs.add("bad", queue_name="q")
+            await told.seen(JobError, count=round_number)
+            await eventually(lambda: jobs.locked() == [])
+            if round_number == 1:
+                jobs.query(ADD_COLUMNS)
     assert told.of(WorkerGetJobError) == []
-    assert {job["last_error"] for job in jobs.all()} == {"no"}
-    assert jobs.locked() == []
+    assert [job["last_error"] for job in jobs.all()] == ["no", "no"]
 
 
 async def test_jobs_are_added_and_changed_on_a_callers_connection_as_before(dsn: str) -> None:
