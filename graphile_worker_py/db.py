@@ -70,8 +70,15 @@ CONNECTION_PATIENCE: Final = 6.0
 CLOSE_PATIENCE: Final = 1.0
 STALE: Final = errors.FeatureNotSupported
 """What a prepared statement meets whose result has other columns than when it was prepared."""
-UNPREPARED: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
-"""Somebody in between gave the session to others: it has not the statements that we prepared."""
+UNPREPARED: Final = (
+    errors.InvalidSqlStatementName,
+    errors.DuplicatePreparedStatement,
+    errors.ProtocolViolation,
+)
+"""Somebody in between gave the session to others: it has not the statements that we prepared.
+
+What it has under the name of one may take another number of values: a violation of the protocol.
+"""
 STATEMENT_DEADLINE: Final = 60.0
 """Seconds after which a statement that was not answered is given up."""
 CANCEL_PATIENCE: Final = 2.0
@@ -599,7 +606,7 @@ class Database:
         try:
             await cursor.execute(text, query.values, prepare=prepare, binary=True)
         except UNPREPARED as error:
-            if not _goes_without_preparing(cursor, error):
+            if not prepare or not _goes_without_preparing(cursor, error):
                 raise
             self._prepare = False
             await cursor.execute(text, query.values, prepare=False, binary=True)
@@ -824,7 +831,7 @@ class SyncDatabase:
         try:
             cursor.execute(text, query.values, prepare=prepare, binary=True)
         except UNPREPARED as error:
-            if not _goes_without_preparing(cursor, error):
+            if not prepare or not _goes_without_preparing(cursor, error):
                 raise
             self._prepare = False
             cursor.execute(text, query.values, prepare=False, binary=True)
