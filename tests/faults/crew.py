@@ -61,6 +61,12 @@ left join graphile_worker._private_job_queues as queues on queues.id = jobs.job_
 where coalesce(jobs.locked_by, '') <> all (%s) and coalesce(queues.locked_by, '') <> all (%s)
 """
 UNLOCK: Final = "select graphile_worker.force_unlock_workers(%s)"
+ABOUT: Final = """
+select jobs.*, queues.queue_name, queues.locked_by as queue_locked_by
+from graphile_worker._private_jobs as jobs
+left join graphile_worker._private_job_queues as queues on queues.id = jobs.job_queue_id
+where (jobs.payload ->> 'n')::int = any (%s)
+"""
 REGISTERED: Final = "select pool_id from graphile_worker_py.pools where died_at is null"
 
 
@@ -301,7 +307,7 @@ class Crew:
         def begun_again() -> list[float]:
             latest = {run.n: run.began for run in self._runs_in_order() if not run.was_cut_off}
             missing = cut_off - latest.keys()
-            assert not missing, f"{missing} were cut off, and have not begun again"
+            assert not missing, self._about(missing)
             return [since, *(latest[n] for n in cut_off)]
 
         again = await eventually(begun_again, timeout=self.scale.patience, interval=LOOK)
@@ -373,6 +379,13 @@ class Crew:
         if not doubled:
             overtaken = out_of_order([run for run in runs if run.n >= 0])
             assert not overtaken, f"out of order: {overtaken}"
+
+    def _about(self, missing: set[int]) -> str:
+        """What there is to know about jobs that should have begun again."""
+        runs = [run for run in self._runs_in_order() if run.n in missing]
+        rows = self._ask(ABOUT, list(missing))
+        pools = self._ask("select * from graphile_worker_py.pools")
+        return f"{missing} were cut off, and have not begun again: {runs}\n{rows}\n{pools}"
 
     def _runs_in_order(self) -> list[Run]:
         runs = [run for worker in self.workers for run in worker.runs()]
