@@ -327,8 +327,15 @@ async def restart_the_pooler(crew: Crew, bouncer: PgBouncer) -> float:
 
 
 async def kill_the_server(crew: Crew, server: OwnServer) -> float:
-    """Kill the server, and start it again."""
+    """Kill the server, while a Node worker is busy if there is one, and start it again."""
+    node = None if crew.node is None else crew.node.life
+    if node is not None:
+        await node.stand_still_while_busy()
     await asyncio.to_thread(server.kill)
+    if node is not None:
+        node.signal(signal.SIGCONT)
+        # That the outcome of its job can't be recorded ends it.
+        assert await asyncio.to_thread(node.process.wait) == 1
     await asyncio.sleep(crew.scale.outage)
     await asyncio.to_thread(server.start)
     return time.monotonic()

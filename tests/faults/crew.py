@@ -266,6 +266,8 @@ class Crew:
             supervising = group.create_task(self._supervise())
             try:
                 await self.all_work(since=0, patience=START_PATIENCE)
+                # Whoever could not register at once works nevertheless, and nobody would miss it.
+                await eventually(self._all_registered, timeout=START_PATIENCE, interval=LOOK)
                 yield self
             finally:
                 self.load.end()
@@ -450,7 +452,7 @@ class Crew:
     def _ask(self, text: str, *values: Any) -> list[dict[str, Any]]:
         try:
             return self.jobs.query(text, *values)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             raise AssertionError(f"can't look: {error}") from error
 
     async def _stop(self) -> None:
