@@ -353,6 +353,9 @@ async def promote_the_standby(crew: Crew, pair: Pair) -> float:
     await asyncio.sleep(crew.scale.outage)
     await asyncio.to_thread(pair.standby.promote)
     crew.node_at = crew.jobs.dsn
+    if crew.node is not None:
+        # It knows nothing of the other server, and tries the old one for ever.
+        crew.node.life.kill()
     return time.monotonic()
 
 
