@@ -5,8 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from compat_tests.fleet import LEDGER, Fleet
+from tests.faults.scales import give_time, scale
 from tests.support.node import Node
 from tests.support.processes import Processes
+
+__all__ = ["scale"]  # a fixture
 
 
 @pytest.fixture
@@ -16,3 +19,8 @@ def fleet(dsn: str, node: Node, processes: Processes) -> Iterator[Fleet]:
     fleet.query(LEDGER)
     yield fleet
     fleet.connection.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give long trials the time that they need."""
+    give_time(config, items)

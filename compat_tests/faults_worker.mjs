@@ -1,28 +1,33 @@
-// A Node worker whose jobs write down their runs in a file: the database is what is going to fail.
+// A Node worker of a crew; the twin of tests/faults/member.py. Its jobs write down their runs in a
+// file, for the database may be what fails.
 import { appendFileSync } from "node:fs";
+import { EventEmitter } from "node:events";
 import * as loaded from "graphile-worker";
 
 const { run, Logger } = loaded.run ? loaded : loaded.default;
 const [connectionString, file, options] = process.argv.slice(2);
+let runs = 0;
 
-function note(what, payload, job) {
+function note(run, what, more) {
   // The clock is the machine's, the same for all processes.
   const at = Number(process.hrtime.bigint()) / 1e9;
-  const line = { what, n: payload.n, pool: job.locked_by, attempt: job.attempts, at };
-  appendFileSync(file, `${JSON.stringify(line)}\n`);
+  appendFileSync(file, `${JSON.stringify({ run, what, at, ...more })}\n`);
 }
 
 async function work(payload, { job }) {
-  note("began", payload, job);
+  const run = runs++;
+  note(run, "began", { n: payload.n, pool: job.locked_by, attempt: job.attempts });
   await new Promise((resolve) => setTimeout(resolve, 20));
-  note("ended", payload, job);
+  note(run, "ended");
 }
 
+const events = new EventEmitter();
+events.on("pool:create", ({ workerPool }) => console.log(`pool ${workerPool.id}`));
 const runner = await run({
   connectionString,
   ...JSON.parse(options),
   taskList: { work },
+  events,
   logger: new Logger(() => (level, message) => console.error(level, message)),
 });
-console.log("ready");
 await runner.promise;

@@ -1,14 +1,16 @@
-"""Write the table of faults in `docs/reliability.md` from a long run of the tests that make them.
+"""Write the tables of faults in `docs/reliability.md` from a long run of the tests that make them.
 
-Run it as `python -m tools.faults_page`. It takes a quarter of an hour, and as root it can mount
-the small disk that one of the tests needs.
+Run it as `python -m tools.faults_page`. It takes half an hour, and as root it can mount the small
+disk that one of the tests needs. `python -m tools.faults_page --from REPORT...` takes the figures
+from reports of pytest (`--junitxml`) instead, and leaves a table alone for which they have none.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,8 +18,16 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN = "<!-- begin: written by tools/faults_page.py -->\n"
+BEGIN_CREWS = "<!-- begin: crews, written by tools/faults_page.py -->\n"
 END = "<!-- end -->\n"
-COMMAND = [sys.executable, "-m", "pytest", "tests/faults", "-k", "test_outages", "--long"]
+TESTS = [
+    *sorted((ROOT / "tests" / "faults").glob("test_outages_*.py")),
+    ROOT / "tests" / "faults" / "test_crews.py",
+    ROOT / "compat_tests" / "test_faults.py",
+]
+# One after the other: two at once would be at work again later.
+COMMAND = [sys.executable, "-m", "pytest", "-n", "0", "--long", *map(str, TESTS)]
+NONE = "–"
 
 
 def figures(report: Path) -> Iterator[dict[str, Any]]:
@@ -27,8 +37,8 @@ def figures(report: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(item.get("value", ""))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows in the order in which the tests ran."""
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Of pools in one process, in the order in which the tests ran."""
     lines = ["| fault | jobs | at work again after | ran twice | lost |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     lines += [
@@ -39,20 +49,63 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_of_crews(rows: Sequence[dict[str, Any]]) -> str:
+    """Of workers in processes: first without a Node worker, then with one."""
+    alone = {row["crew"]: row for row in rows if "node_jobs" not in row}
+    beside = {row["crew"]: row for row in rows if "node_jobs" in row}
+    head = ["fault", "jobs", "at work again after", "ran again"]
+    head += ["beside Node: jobs", "of them in Node", "at work again after", "Node, after"]
+    head += ["ran again"]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for fault in {**alone, **beside}:
+        cells = [fault]
+        row = alone.get(fault)
+        cells += [NONE] * 3 if row is None else of_crew(row)
+        row = beside.get(fault)
+        if row is None:
+            cells += [NONE] * 5
+        else:
+            jobs, resumed, doubled = of_crew(row)
+            node = [f"{row['node_jobs']:,}", resumed, f"{row['node_resumed']:.1f} s"]
+            cells += [jobs, *node, doubled]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def of_crew(row: dict[str, Any]) -> list[str]:
+    """The cells that each crew has."""
+    return [f"{row['jobs']:,}", f"{row['resumed']:.1f} s", str(row["doubled"])]
+
+
 def rewritten(page: str, rows: Sequence[dict[str, Any]]) -> str:
     """The page with these rows."""
-    before, _, rest = page.partition(BEGIN)
+    pools = [row for row in rows if "fault" in row]
+    crews = [row for row in rows if "crew" in row]
+    if pools:
+        page = _replaced(page, BEGIN, table(pools))
+    if crews:
+        page = _replaced(page, BEGIN_CREWS, table_of_crews(crews))
+    return page
+
+
+def _replaced(page: str, begin: str, text: str) -> str:
+    before, _, rest = page.partition(begin)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(rows)}\n{END}{after}"
+    return f"{before}{begin}\n{text}\n{END}{after}"
 
 
 def main() -> None:
     """Run the tests; rewrite the page if all pass."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--from", dest="reports", nargs="+", type=Path, metavar="REPORT")
+    given, options = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [*COMMAND, f"--junitxml={report}", *sys.argv[1:]]
-        subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
-        rows = list(figures(report))
+        reports: list[Path] = given.reports or []
+        if not reports:
+            reports = [Path(folder) / "report.xml"]
+            command = [*COMMAND, f"--junitxml={reports[0]}", *options]
+            subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
+        rows = [row for report in reports for row in figures(report)]
     PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from tests.faults.ledger import Ledger
-from tests.faults.trial import LONG, SHORT, Scale, Trial
+from tests.faults.scales import give_time, note, scale
+from tests.faults.trial import Scale, Trial
 from tests.support.processes import Process, Processes
+
+__all__ = ["scale"]  # a fixture
 
 ROOT = Path(__file__).parent.parent.parent
 
 StartWorker = Callable[..., Process]
 StartTrial = Callable[..., AbstractAsyncContextManager[Trial]]
-LONG_TIMEOUT = 300
 
 
 @pytest.fixture
@@ -44,12 +46,6 @@ def start_worker(dsn: str, processes: Processes) -> StartWorker:
 
 
 @pytest.fixture
-def scale(request: pytest.FixtureRequest) -> Scale:
-    """How much is tried of each fault."""
-    return LONG if request.config.getoption("--long") else SHORT
-
-
-@pytest.fixture
 def trial(scale: Scale, request: pytest.FixtureRequest) -> StartTrial:
     """Two pools under load, within a block; at its end all that must hold is checked."""
 
@@ -59,14 +55,11 @@ def trial(scale: Scale, request: pytest.FixtureRequest) -> StartTrial:
         async with trial.under_load():
             yield trial
         trial.check()
-        request.node.user_properties.append(("fault", json.dumps(trial.figures())))
+        note(request, trial.figures())
 
     return start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give long trials the time that they need."""
-    if config.getoption("--long"):
-        for item in items:
-            if "trial" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
+    give_time(config, items)

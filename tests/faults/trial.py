@@ -59,11 +59,6 @@ class Scale:
     drain: float
 
 
-SHORT: Final = Scale(rounds=1, outage=0.7, patience=12, drain=12)
-# The longest pause between two tries of a worker is 22.5 seconds.
-LONG: Final = Scale(rounds=3, outage=10, patience=30, drain=60)
-
-
 @dataclass(slots=True)
 class Run:
     """One call of a task; times are those of a monotonic clock."""
@@ -74,6 +69,7 @@ class Run:
     attempt: int
     began: float
     ended: float | None = None
+    was_cut_off: bool = False
 
 
 class Figures(TypedDict):
@@ -95,8 +91,9 @@ class Load:
         errors: How often adds failed, by the kind of error.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, pause: float = PAUSE) -> None:
         self._dsn = dsn
+        self._pause = pause
         self._next = 0
         self._ended = False
         self.added: set[int] = set()
@@ -110,7 +107,7 @@ class Load:
                 await self._add_on_one_connection()
             except psycopg.Error as error:
                 self.errors[type(error).__name__] += 1
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(self._pause)
 
     def end(self) -> None:
         """Let `run` end."""
@@ -128,7 +125,7 @@ class Load:
                 await conn.execute(text.encode())
                 self.doubtful.difference_update(numbers)
                 self.added.update(numbers)
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(self._pause)
 
 
 class Trial:

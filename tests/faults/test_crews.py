@@ -1,0 +1,26 @@
+"""Two workers in processes of their own, under load, while one or both are treated badly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.cases import OF_WORKERS, Case, Place, go_through
+from tests.faults.scales import note
+from tests.faults.trial import Scale
+from tests.support.own_server import OwnServer
+from tests.support.processes import Processes
+
+
+@pytest.mark.parametrize("case", OF_WORKERS, ids=str)
+async def test_two_workers_get_over(
+    case: Case[Any],
+    own_dsn: str,
+    own_server: OwnServer,
+    processes: Processes,
+    scale: Scale,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    place = Place(dsn=own_dsn, server=own_server, processes=processes)
+    note(request, await go_through(case, place, scale=scale, folder=tmp_path))
