@@ -292,8 +292,7 @@ class WorkerPool:
     # The rings, from the outside in.
 
     async def _be_present_and_below(self) -> None:
-        # Before the first fetch: nobody would free what it locks otherwise.
-        await self._presence.beat()
+        await self._presence.begin(self._stop)
         async with asyncio.TaskGroup() as present:
             self._start_part(present, self._presence.run(), "prove to be alive")
             try:

@@ -38,10 +38,14 @@ from graphile_worker_py.recovery import recover
 from graphile_worker_py.sql import notifications, pools
 from graphile_worker_py.sql.pools import Standing
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
+from graphile_worker_py.sql.suspects import forget_suspects
 from graphile_worker_py.upkeep import Upkeep
 
 REGISTER_PATIENCE: Final = 5.0
 """Seconds to register, for which the schema may have to be made, or others make it."""
+BEGIN_PATIENCE: Final = 30.0
+BEGIN_INTERVAL: Final = 0.2
+"""Seconds that a pool tries to register before its first fetch, and between two tries."""
 RECOVERY_DEADLINE: Final = 300.0
 WITHOUT_LOCK: Final = 10
 """How many times as late a heartbeat may be where a pool never has a lock that speaks for it."""
@@ -118,6 +122,19 @@ class Presence:
             registered=lambda: self._registered and not self._dead,
             logger=logger,
         )
+
+    async def begin(self, stop: asyncio.Event) -> None:
+        """Register, before anything is fetched: nobody would free what is locked otherwise.
+
+        Not for ever: work is not to wait for whoever has locked the side schema.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + BEGIN_PATIENCE
+        await self.beat()
+        while self._wanted and not self._has_beaten and loop.time() < deadline:
+            if await aio.wait_for(stop, BEGIN_INTERVAL):
+                return
+            await self.beat()
 
     async def run(self) -> None:
         """Beat until closed, and recover others; then leave."""
@@ -385,6 +402,9 @@ class Presence:
                     unknown = return_unknown_jobs([], pool_id=self._pool_id)
                     await self._database.run(unknown, conn=conn)
                 elif self._clean:
+                    if cleared := self.quarantine.cleared:
+                        forget = forget_suspects(self._database.schema, cleared)
+                        await self._database.run(forget, conn=conn)
                     await self._database.run(pools.leave(self._pool_id), conn=conn)
         except (psycopg.Error, OSError) as error:
             self._logger.debug("Could not leave (%s)", one_line(error), extra=self._about)

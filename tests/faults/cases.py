@@ -424,8 +424,6 @@ OF_WORKERS: Final[Sequence[Case[Any]]] = [
         bring=stand_still,
         stage=at_the_server,
         options=NO_LONGER_SPARED,
-        # What one that stood still has fetched ahead it may begin before it learns the news.
-        each=({}, {}),
     ),
     Case(
         fault="a job that ends its process with SIGSEGV, three times",

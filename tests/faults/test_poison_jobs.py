@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from graphile_worker_py import Runner, quarantine
-from graphile_worker_py.events import JobError, JobStart, JobSuccess, PoolListenSuccess
+from graphile_worker_py.events import (
+    JobError,
+    JobStart,
+    JobSuccess,
+    PoolGracefulShutdown,
+    PoolListenSuccess,
+)
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
@@ -144,6 +150,30 @@ async def test_a_suspect_that_fails_without_a_crash_is_none_any_more(
         await told.seen(JobError)
         await eventually(lambda: ledger.suspects() == {})
     assert ledger.one(job_id)["last_error"] == "no"
+
+
+async def test_a_suspect_that_fails_while_its_pool_stops_is_none_any_more(
+    dsn: str, ledger: Ledger
+) -> None:
+    told = Told()
+
+    async def work(payload: Any) -> None:
+        await told.seen(PoolGracefulShutdown)
+        raise ValueError("no")
+
+    async with Runner(
+        dsn, tasks={"work": work}, events=told.events, heartbeat_interval=1
+    ) as runner:
+        await told.seen(PoolListenSuccess)
+        job_id = ledger.add("work", run_at="2100-01-01")
+        ledger.query(SUSPECT, job_id, 1)
+        await heartbeat_of_all(ledger)
+        ledger.change(job_id, "run_at = now()")
+        ledger.query("select pg_notify('jobs:insert', '')")
+        await told.seen(JobStart)
+        await runner.stop()
+    assert ledger.one(job_id)["last_error"] == "no"
+    assert ledger.suspects() == {}
 
 
 async def test_with_max_crashes_0_nobody_is_suspected(

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, run_once
+from graphile_worker_py import JobContext, Runner, presence, run_once
 from graphile_worker_py.events import (
     JobSuccess,
     PoolFatalError,
@@ -67,6 +67,34 @@ async def test_a_run_that_ends_registers_for_as_long_as_it_lasts(dsn: str, ledge
     assert row["pool_id"].startswith("otpool-")
     assert row["dead_after"] == 80
     assert ledger.pools() == {}
+
+
+async def test_nothing_is_fetched_before_the_pool_is_registered(
+    dsn: str,
+    ledger: Ledger,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "REGISTER_PATIENCE", 0.1)
+    told = Told()
+    seen: list[bool] = []
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        seen.append(ctx.pool_id in ledger.pools())
+
+    ledger.add("work")
+    async with Runner(dsn, tasks={"work": work}, events=told.events):
+        await told.seen(JobSuccess)  # the schema is there
+    assert seen == [True]
+    ledger.add("work")
+    with psycopg.connect(dsn) as conn:
+        conn.execute("lock table graphile_worker_py.pools in access exclusive mode")
+        async with Runner(dsn, tasks={"work": work}, events=told.events, **FAST):
+            await eventually(lambda: "Could not tell others that this pool is alive" in caplog.text)
+            assert ledger.locked() == []
+            conn.commit()
+            await told.seen(JobSuccess, count=2, timeout=10)
+    assert seen == [True, True]
 
 
 @pytest.fixture
