@@ -17,6 +17,8 @@ WARM_UP: Final = 300.0
 QUARTERS: Final = 4
 MAY_GROW: Final = 1.1
 """How much more memory a worker may have in the last quarter than in the first one."""
+VACUUMS: Final = 3
+"""A heartbeat right after a vacuum leaves a dead row, but not after each of them."""
 LONG_ENOUGH: Final = 1200.0
 """A run must last so many seconds before its quarters tell anything about vacuums."""
 
@@ -81,15 +83,18 @@ class Samples:
     def take(self) -> Sample:
         """Take one."""
         memory = {name: resident(pid) for name, pid in self._pids.items()}
-        tables = {name: Table(*told) for name, *told in self._query(READ_TABLES)}
-        self._taken.append(Sample(time.monotonic() - self._started, memory, tables))
+        self._taken.append(Sample(time.monotonic() - self._started, memory, self._tables()))
         return self._taken[-1]
 
     def vacuum(self) -> None:
         """Vacuum beside the workers, and see what dead rows stay because somebody needs them."""
-        self._query(VACUUM)
-        self.stuck = {name: told.dead for name, told in self.take().tables.items() if told.dead}
-        del self._taken[-1]
+        stuck: dict[str, int] | None = None
+        for _ in range(VACUUMS):
+            self._query(VACUUM)
+            told = self._tables()
+            names = told if stuck is None else stuck
+            stuck = {name: told[name].dead for name in names if told[name].dead}
+        self.stuck = stuck or {}
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures, as text: megabytes of 1,000,000 bytes, kilobytes of 1,000."""
@@ -128,6 +133,9 @@ class Samples:
             "no table has more and more dead rows": dirty,
             "no dead row is out of reach for a vacuum": sorted(self.stuck.items()),
         }
+
+    def _tables(self) -> dict[str, Table]:
+        return {name: Table(*told) for name, *told in self._query(READ_TABLES)}
 
     def _parts(self) -> list[list[Sample]]:
         after = min(WARM_UP, self._seconds / 10)

@@ -112,17 +112,20 @@ async def test_what_a_killed_worker_was_at_is_known_and_its_run_has_an_end(fleet
 
 
 @OUR_INSTALL
-def test_memory_that_grows_is_seen_and_so_are_dead_rows_that_a_vacuum_must_leave(
+async def test_memory_that_grows_is_seen_and_so_are_dead_rows_that_a_vacuum_must_leave(
     fleet: Fleet,
 ) -> None:
-    fleet.start("python")
+    worker = fleet.start("python")
+    await fleet.settled("select count(*) from pg_tables where tablename = 'suspects'", [1])
+    worker.terminate()  # it was there to make the tables
+    worker.wait()
     samples = Samples(fleet.query, {"process": os.getpid()}, 0)
     for _ in range(4):
         samples.take()
     assert not any(samples.checks().values())
     kept = []
     for _ in range(8):
-        kept.append(b"x" * (resident(os.getpid()) // 4))
+        kept.append(b"x" * (resident(os.getpid()) // 20))
         samples.take()
     with psycopg.connect(fleet.dsn) as reader:
         reader.execute("set transaction isolation level repeatable read; select 1")
