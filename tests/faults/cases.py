@@ -370,6 +370,9 @@ async def take_all_slots(crew: Crew, proxy: Proxy) -> float:
     await asyncio.sleep(crew.scale.outage)
     assert proxy.connections > asked
     slots.let_go()
+    if crew.node is not None:
+        # Where it was refused a connection it may fetch nothing for long; so it is started again.
+        crew.node.life.kill()
     return time.monotonic()
 
 

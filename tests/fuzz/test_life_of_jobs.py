@@ -26,6 +26,7 @@ from graphile_worker_py import Job, JobSpec, Runner, WorkerUtils, run_migrations
 from graphile_worker_py.db import Database
 from graphile_worker_py.events import JobSuccess, PoolFatalError
 from graphile_worker_py.sql.get_jobs import get_jobs
+from graphile_worker_py.sql.suspects import mark_started
 from graphile_worker_py.sql.task_ids import read_task_ids
 from tests.support.eventually import eventually
 from tests.support.running import Told
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 WORKERS = 2
 MOST_POOLS = 2
+MAX_CRASHES = 2
 PAST = datetime(2000, 1, 1, tzinfo=UTC)
 ROWS = """
 select jobs.id, jobs.key, queues.queue_name as queue, jobs.attempts, jobs.max_attempts,
@@ -44,6 +46,8 @@ left join graphile_worker._private_job_queues as queues on queues.id = jobs.job_
 LOCKED_QUEUES = """
 select queue_name, locked_by from graphile_worker._private_job_queues where locked_by is not null
 """
+SUSPECTS = "select job_id, crashes from graphile_worker_py.suspects"
+HEARTBEATS = "select pool_id, heartbeat_at from graphile_worker_py.pools where heartbeat_at > %s"
 # A job that has failed waits for some seconds; here it waits until it is told.
 PUT_OFF = "update graphile_worker._private_jobs set run_at = '2999-01-01' where id = any(%s)"
 DIE = """
@@ -55,6 +59,7 @@ CLEAR = """
 delete from graphile_worker._private_jobs;
 delete from graphile_worker._private_job_queues;
 delete from graphile_worker_py.pools;
+delete from graphile_worker_py.suspects;
 """
 
 
@@ -91,6 +96,7 @@ class Model:
         self.done: set[int] = set()
         self.gone: set[int] = set()
         self.runs: dict[int, int] = {}
+        self.crashes: dict[int, int] = {}
 
     def add(self, wanted: Row, mode: str | None) -> None:
         """Add a job, whose id and revision are what the library said."""
@@ -157,10 +163,12 @@ class World:
         self.model = Model()
         self.pools: list[Pool] = []
         self.ghosts: list[str] = []
+        self.begun: dict[str, set[int]] = {}
         self.told = Told()
         self.ends_by_itself = False
         self.utils: WorkerUtils
         self._runs: list[int] = []
+        self._known: dict[int, int] = {}
         self._loop = asyncio.Runner()
         self._stack = AsyncExitStack()
         self._conn = psycopg.connect(dsn, autocommit=True, row_factory=dict_row)
@@ -202,7 +210,9 @@ class World:
         self.model = Model()
         self.told.all.clear()
         self._runs.clear()
+        self._known.clear()
         self.ghosts.clear()
+        self.begun.clear()
         self.ends_by_itself = False
         await self.start()
 
@@ -227,7 +237,7 @@ class World:
             poll_interval=0.05,
             heartbeat_interval=0.05,
             dead_after=0.5,
-            max_crashes=0,
+            max_crashes=MAX_CRASHES,
             events=self.told.events,
             no_handle_signals=True,
         )
@@ -238,6 +248,15 @@ class World:
     async def settle(self) -> None:
         """Wait until nothing happens any more; then all is as it should be."""
         await eventually(self._as_it_should_be, timeout=4, interval=0.005)
+        if self._known != self.model.crashes:
+            # A suspect that failed is none any more; all have to hear of it.
+            (row,) = self.query("select clock_timestamp() as now")
+            await eventually(lambda: self._all_beaten_since(row["now"]))
+            self._known = dict(self.model.crashes)
+
+    def _all_beaten_since(self, moment: datetime) -> bool:
+        beaten = {row["pool_id"] for row in self.query(HEARTBEATS, moment)}
+        return {pool.id for pool in self.pools} <= beaten
 
     def _as_it_should_be(self) -> bool:
         found = {row["id"]: row for row in self.query(ROWS)}
@@ -255,20 +274,38 @@ class World:
             if row.due != there["due"] and row.pool is None and not row.is_spent:
                 assert not row.due
                 self.query(PUT_OFF, [row.id])
+        suspects = {row["job_id"]: row["crashes"] for row in self.query(SUSPECTS)}
+        assert {job_id: suspects[job_id] for job_id in suspects.keys() & found.keys()} == {
+            job_id: crashes for job_id, crashes in model.crashes.items() if job_id in found
+        }
         busy = {name: {row.id for row in model.held_by([name])} for name in living}
-        assert busy == {name: set(pool.running) for name, pool in living.items()}
+        waiting: set[int] = set()
+        for name, pool in living.items():
+            # One more crash would condemn them, so they run one at a time.
+            waiting |= busy[name] - pool.running.keys()
+            assert pool.running.keys() <= busy[name]
+            alone = pool.running.keys() & model.crashes.keys()
+            assert len(alone) == 1 if busy[name] - pool.running.keys() else len(alone) <= 1
+        assert waiting <= model.crashes.keys()
         if any(len(ids) < WORKERS for ids in busy.values()):
             assert not [row for row in model.rows.values() if model.is_eligible(row)]
-        assert sorted(self._runs) == sorted(
+        assert sorted([*self._runs, *waiting]) == sorted(
             job_id for job_id, runs in model.runs.items() for _ in range(runs)
         )
         return True
 
-    async def end(self) -> None:
-        """Let everything come to an end, and look whether it does."""
-        for row in self.model.held_by([pool.id for pool in self.pools]):
+    def give_back(self, pool: Pool) -> None:
+        """Say that a pool has returned its jobs, with their attempt."""
+        for row in self.model.held_by([pool.id]):
             row.attempts -= 1
             row.pool = None
+            if row.id not in pool.running:
+                self.model.runs[row.id] -= 1
+
+    async def end(self) -> None:
+        """Let everything come to an end, and look whether it does."""
+        for pool in self.pools:
+            self.give_back(pool)
         await self.kill_all()
         await self.settle()
         await self.utils.force_unlock_workers(self.ghosts)
@@ -389,6 +426,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def finish(self, row: Row, error: Exception | None) -> None:
         """Let a task end."""
         (pool,) = [pool for pool in self.world.pools if pool.id == row.pool]
+        self.model.crashes.pop(row.id, None)
         if error is None:
             pool.running[row.id].set_result(None)
             self.delete(row, done=True)
@@ -409,7 +447,12 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def running(self) -> list[Row]:
         """The jobs that run in pools that live."""
-        return self.model.held_by([pool.id for pool in self.world.pools])
+        return [
+            row
+            for pool in self.world.pools
+            for row in self.model.held_by([pool.id])
+            if row.id in pool.running
+        ]
 
     @precondition(lambda self: len(self.world.pools) < MOST_POOLS)
     @rule()
@@ -424,11 +467,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         pool = self.world.pools.pop(place % len(self.world.pools))
 
         async def kill() -> None:
-            held = self.model.held_by([pool.id])
+            self.world.give_back(pool)
             await pool.runner.kill()
-            for row in held:
-                row.attempts -= 1
-                row.pool = None
 
         self.act(kill())
 
@@ -437,49 +477,87 @@ class LifeOfJobs(RuleBasedStateMachine):
     def stop(self, place: int, fails: bool) -> None:
         """Stop a pool gracefully: its jobs come to an outcome."""
         pool = self.world.pools[place % len(self.world.pools)]
+        suspects = dict(self.model.crashes)
 
         async def stop() -> None:
             async with asyncio.TaskGroup() as group:
                 stopping = group.create_task(pool.runner.stop())
                 await asyncio.sleep(0)
-                for row in self.model.held_by([pool.id]):
-                    self.finish(row, ValueError("no") if fails else None)
-                await stopping
+                while not stopping.done():
+                    # Suspects begin when the one before has ended.
+                    for row in self.model.held_by([pool.id]):
+                        if row.id in pool.running and not pool.running[row.id].done():
+                            self.finish(row, ValueError("no") if fails else None)
+                    await asyncio.sleep(0.001)
             self.world.pools.remove(pool)
+            # It tells with its heartbeats who is none any more, and may have had no time for that.
+            kept = {row["job_id"] for row in self.world.query(SUSPECTS)} & self.model.rows.keys()
+            self.model.crashes = {
+                job_id: crashes for job_id, crashes in suspects.items() if job_id in kept
+            }
 
         self.act(stop())
 
-    @rule(count=st.integers(1, 3))
-    def fetch_and_vanish(self, count: int) -> None:
-        """A pool fetches jobs, and is never heard of again."""
+    @rule(count=st.integers(1, 3), begins=st.booleans())
+    def fetch_and_vanish(self, count: int, begins: bool) -> None:
+        """A pool fetches jobs, may begin them, and is never heard of again."""
+        self.act(self.fetch_as_ghost(count, begins=begins))
+
+    async def fetch_as_ghost(self, count: int, *, begins: bool) -> None:
+        """Be that pool."""
         ghost = f"pool-{os.urandom(9).hex()}"
-
-        async def fetch() -> None:
-            database = Database(self.world.utils.pool, schema="graphile_worker")
-            task_ids = await database.run(read_task_ids(["work"]))
-            fetched = await database.run(
-                get_jobs(pool_id=ghost, task_ids=task_ids, count=count, forbidden_flags=None)
-            )
-            for job in fetched.jobs:
-                self.model.fetch(self.model.rows[job.id], ghost)
-            if fetched.jobs:
-                self.world.ghosts.append(ghost)
-
-        self.act(fetch())
+        database = Database(self.world.utils.pool, schema="graphile_worker")
+        task_ids = await database.run(read_task_ids(["work"]))
+        fetched = await database.run(
+            get_jobs(pool_id=ghost, task_ids=task_ids, count=count, forbidden_flags=None)
+        )
+        for job in fetched.jobs:
+            self.model.fetch(self.model.rows[job.id], ghost)
+        if fetched.jobs:
+            self.world.ghosts.append(ghost)
+        suspects = {job.id for job in fetched.jobs} & self.model.crashes.keys()
+        self.world.begun[ghost] = suspects if begins else set()
+        for job_id in self.world.begun[ghost]:
+            await database.run(mark_started("graphile_worker", job_id, ghost))
 
     @precondition(lambda self: self.world.ghosts and self.world.pools)
     @rule()
     def recover(self) -> None:
-        """It is found dead: what it had is free, and its attempt counts."""
-        ghost = self.world.ghosts.pop(0)
+        """It is found dead: what it had is free, and its attempt counts.
 
-        async def recover() -> None:
-            held = self.model.held_by([ghost])
-            self.world.query(DIE, ghost, int.from_bytes(os.urandom(7)))
-            for row in held:
-                row.pool = None
+        Its jobs are suspects. Those that were suspects, and that it had begun, are given up.
+        """
+        self.act(self.recover_from(self.world.ghosts.pop(0)))
 
-        self.act(recover())
+    @precondition(lambda self: self.world.pools)
+    @rule(count=st.integers(1, 3))
+    def crash(self, count: int) -> None:
+        """A pool begins jobs, dies and is found dead."""
+
+        async def crash() -> None:
+            ghosts = list(self.world.ghosts)
+            await self.fetch_as_ghost(count, begins=True)
+            if self.world.ghosts != ghosts:
+                await self.recover_from(self.world.ghosts.pop())
+
+        self.act(crash())
+
+    async def recover_from(self, ghost: str) -> None:
+        """Let its last heartbeat be long ago."""
+        held = self.model.held_by([ghost])
+        self.world.query(DIE, ghost, int.from_bytes(os.urandom(7)))
+        for row in held:
+            row.pool = None
+            self.blame(row, ghost)
+
+    def blame(self, row: Row, ghost: str) -> None:
+        """Say that a pool has died under a job."""
+        crashes = self.model.crashes
+        if row.id not in crashes:
+            crashes[row.id] = 1
+        elif row.id in self.world.begun[ghost]:
+            del crashes[row.id]
+            row.attempts = row.max_attempts
 
     @rule(place=places)
     def make_due(self, place: int) -> None:
