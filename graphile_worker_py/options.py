@@ -1,4 +1,7 @@
-"""Every option once: its name, type, default, unit and check."""
+"""Every option once: its name, type, default, unit and check.
+
+It is long because it is a list: files, variables, flags and documentation are made from it.
+"""
 
 import math
 import os

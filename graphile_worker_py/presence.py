@@ -13,6 +13,8 @@ A pool that could not beat for so long that others may think it dead fetches not
 A heartbeat must not wait: neither for connections that tasks have borrowed, nor on one that leads
 nowhere. So it is given up after a part of the time that there is, its connection is cut, and the
 next one is sent at once on a new connection.
+
+It is long because when a pool beats, when it is late and when it may fetch is one thing.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""Wire the parts: what a program calls to run jobs."""
+"""Wire the parts: what a program calls to run jobs.
+
+It is long because it is what users see: each function with its options, checks and explanations.
+"""
 
 import asyncio
 import logging
