@@ -283,6 +283,17 @@ def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> 
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what would lead a child to another database."""
-    unwanted = ("PG", "DATABASE_URL", "GRAPHILE_", "OBAN_", "PROCRASTINATE_", "NODE_OPTIONS")
+    """This process's environment, without what would lead a child astray or slow it down.
+
+    Python is to find its modules compiled, as pip leaves them.
+    """
+    unwanted = (
+        "PYTHONDONTWRITEBYTECODE",
+        "PG",
+        "DATABASE_URL",
+        "GRAPHILE_",
+        "OBAN_",
+        "PROCRASTINATE_",
+        "NODE_OPTIONS",
+    )
     return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
