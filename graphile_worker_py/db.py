@@ -606,7 +606,7 @@ class Database:
         try:
             await cursor.execute(text, query.values, prepare=prepare, binary=True)
         except UNPREPARED as error:
-            if not prepare or not _goes_without_preparing(cursor, error):
+            if not prepare or not _goes_without_preparing(cursor, error, told=not self._prepare):
                 raise
             self._prepare = False
             await cursor.execute(text, query.values, prepare=False, binary=True)
@@ -739,11 +739,13 @@ def _raw_cursor(conn: AsyncConnection[Any]) -> AsyncRawCursor[Any]:
 
 
 def _goes_without_preparing(
-    cursor: AsyncRawCursor[Any] | RawCursor[Any], error: psycopg.Error
+    cursor: AsyncRawCursor[Any] | RawCursor[Any], error: psycopg.Error, *, told: bool
 ) -> bool:
     """Whether a statement can be sent again unprepared: not if it has undone a transaction."""
     if cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
         return False
+    if told:
+        return True  # it was under way when another one met the same
     logger.warning(
         "Statements are not prepared any more, because a pooler does not keep track of them (%s); "
         "prepared_statements=False says so from the beginning",
@@ -831,7 +833,7 @@ class SyncDatabase:
         try:
             cursor.execute(text, query.values, prepare=prepare, binary=True)
         except UNPREPARED as error:
-            if not prepare or not _goes_without_preparing(cursor, error):
+            if not prepare or not _goes_without_preparing(cursor, error, told=not self._prepare):
                 raise
             self._prepare = False
             cursor.execute(text, query.values, prepare=False, binary=True)

@@ -451,11 +451,14 @@ OF_WORKERS: Final[Sequence[Case[Any]]] = [
         fault="a storm of SIGTERM and other signals at all Python workers",
         bring=storm,
         stage=at_the_server,
+        each=({}, {}),  # as below
     ),
     Case(
         fault="all Python workers forced to stop, twice at once",
         bring=force_twice,
         stage=at_the_server,
+        # One that is busy for an hour is not to fetch ahead what the other one is to run.
+        each=({}, {}),
     ),
     Case(
         fault="clocks an hour ahead and an hour behind, a worker killed",
