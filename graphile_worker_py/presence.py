@@ -40,7 +40,6 @@ from graphile_worker_py.recovery import recover
 from graphile_worker_py.sql import notifications, pools
 from graphile_worker_py.sql.pools import Standing
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
-from graphile_worker_py.sql.suspects import forget_suspects
 from graphile_worker_py.upkeep import Upkeep
 
 REGISTER_PATIENCE: Final = 5.0
@@ -264,17 +263,15 @@ class Presence:
         if self._failing or sent > self._last_beat + self._longest_gap:
             self._steady_since = sent
         recoveries = None if self._recovering else self._recoveries
-        cleared = self.quarantine.cleared
+        await self.quarantine.clear(conn)
         heard = await self._database.run(
             pools.beat(
                 self._pool_id,
                 worker_schema=self._database.schema,
                 is_stopping=self._stopping,
-                cleared=cleared,
             ),
             conn=conn,
         )
-        self.quarantine.forget(len(cleared))
         self._last_beat = sent
         self._has_beaten = True
         self._failing = False
@@ -404,9 +401,7 @@ class Presence:
                     unknown = return_unknown_jobs([], pool_id=self._pool_id)
                     await self._database.run(unknown, conn=conn)
                 elif self._clean:
-                    if cleared := self.quarantine.cleared:
-                        forget = forget_suspects(self._database.schema, cleared)
-                        await self._database.run(forget, conn=conn)
+                    await self.quarantine.clear(conn)
                     await self._database.run(pools.leave(self._pool_id), conn=conn)
         except (psycopg.Error, OSError) as error:
             self._logger.debug("Could not leave (%s)", one_line(error), extra=self._about)

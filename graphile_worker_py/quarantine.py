@@ -16,11 +16,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import psycopg
+from psycopg import AsyncConnection
 
 from graphile_worker_py.db import Database, one_line
 from graphile_worker_py.errors import CutOffError
 from graphile_worker_py.job import Job
-from graphile_worker_py.sql.suspects import mark_started
+from graphile_worker_py.sql.suspects import clear_suspects, mark_started
 
 OPENS_AFTER: Final = 30.0
 """Seconds after which a suspect that runs alone no longer keeps others waiting."""
@@ -57,14 +58,22 @@ class Quarantine:
             if self._max_crashes:
                 self.suspects.update(suspects)
 
-    @property
-    def cleared(self) -> list[int]:
-        """Suspects that came to an outcome, and are not known to be none any more."""
-        return list(self._cleared)
+    async def clear(self, conn: AsyncConnection[Any] | None = None) -> None:
+        """Record that the suspects which came to an outcome are none any more.
 
-    def forget(self, count: int) -> None:
-        """Say that the first `count` of the cleared ones are known to be none any more."""
-        del self._cleared[:count]
+        Raises:
+            psycopg.Error: The database did not do so. They are kept in mind.
+            OSError: It could not be reached.
+        """
+        if not self._cleared:
+            return
+        cleared, self._cleared = self._cleared, []
+        try:
+            clear = clear_suspects(self._database.schema, self._pool_id, cleared)
+            await self._database.run(clear, conn=conn)
+        except BaseException:
+            self._cleared += cleared
+            raise
 
     async def run(self, job: Job, call: Callable[[Job], Awaitable[Any]]) -> Any:
         """Call the task of a suspect; returns and raises what it does."""
@@ -82,6 +91,8 @@ class Quarantine:
 
     async def _run_marked(self, job: Job, call: Callable[[Job], Awaitable[Any]]) -> Any:
         try:
+            # First: should this job end the process, those that ended before it are not to blame.
+            await self.clear()
             await self._database.run(mark_started(self._database.schema, job.id, self._pool_id))
         except (psycopg.Error, OSError) as error:
             # It is only harder to tell whom to blame.

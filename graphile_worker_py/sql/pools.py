@@ -83,13 +83,7 @@ class Heard:
 # for the one that finds it, and then sees that it is dead. The time is that of the statement's
 # beginning: whatever was there by then is in the answer.
 _BEAT: Final = """
-with cleared as (
-  delete from graphile_worker_py.suspects as suspects
-  where suspects.worker_schema = $2::text
-    and suspects.started_by = $1::text
-    and suspects.job_id = any($4::int8[])
-),
-beaten as (
+with beaten as (
   update graphile_worker_py.pools as pools
   set heartbeat_at = statement_timestamp(),
     is_stopping = $3::bool
@@ -128,9 +122,7 @@ select
 """
 
 
-def beat(
-    pool_id: str, *, worker_schema: str, is_stopping: bool, cleared: Sequence[int]
-) -> Query[Heard]:
+def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[Heard]:
     """Prove to be alive, and hear what is new.
 
     Args:
@@ -138,15 +130,13 @@ def beat(
         worker_schema: The schema that it works on.
         is_stopping: Whether it was told to stop: should it be killed then, its jobs are not to
             blame.
-        cleared: Suspects that the pool has run to an outcome.
     """
 
     def read(rows: list[tuple[Any, ...]]) -> Heard:
         standing, others_late, job_ids, crashes = rows[0]
         return Heard(Standing(standing), others_late, dict(zip(job_ids, crashes, strict=True)))
 
-    values = (pool_id, worker_schema, is_stopping, list(cleared))
-    return Query(_BEAT, values, read)
+    return Query(_BEAT, (pool_id, worker_schema, is_stopping), read)
 
 
 @dataclass(frozen=True, slots=True)

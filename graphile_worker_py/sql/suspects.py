@@ -37,6 +37,19 @@ def mark_started(worker_schema: str, job_id: int, pool_id: str) -> Query[None]:
     return Query(_MARK_STARTED, (worker_schema, job_id, pool_id), _nothing)
 
 
+_CLEAR: Final = """
+delete from graphile_worker_py.suspects as suspects
+where suspects.worker_schema = $1::text
+  and suspects.started_by = $2::text
+  and suspects.job_id = any($3::int8[])
+"""
+
+
+def clear_suspects(worker_schema: str, pool_id: str, job_ids: Sequence[int]) -> Query[None]:
+    """Forget suspects that a pool has run to an outcome."""
+    return Query(_CLEAR, (worker_schema, pool_id, list(job_ids)), _nothing, seldom=True)
+
+
 _READ: Final = """
 select suspects.job_id, suspects.crashes
 from graphile_worker_py.suspects as suspects

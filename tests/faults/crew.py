@@ -55,7 +55,8 @@ START_PATIENCE: Final = 15.0
 END_PATIENCE: Final = 10.0
 # What is not held by one of these pools, be it by a lock on its queue.
 LEFT: Final = """
-select jobs.id, (jobs.payload ->> 'n')::int as n, jobs.locked_by
+select (jobs.payload ->> 'n')::int as n, jobs.locked_by, jobs.attempts, jobs.run_at - now() as wait,
+  jobs.last_error, queues.locked_by as queue_locked_by
 from graphile_worker._private_jobs as jobs
 left join graphile_worker._private_job_queues as queues on queues.id = jobs.job_queue_id
 where coalesce(jobs.locked_by, '') <> all (%s) and coalesce(queues.locked_by, '') <> all (%s)

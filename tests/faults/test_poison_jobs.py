@@ -176,6 +176,31 @@ async def test_a_suspect_that_fails_while_its_pool_stops_is_none_any_more(
     assert ledger.suspects() == {}
 
 
+async def test_suspects_that_have_ended_are_none_any_more_when_the_next_one_begins(
+    dsn: str, ledger: Ledger
+) -> None:
+    told = Told()
+    known: list[dict[int, int]] = []
+
+    async def work(payload: Any) -> None:
+        known.append(ledger.suspects())
+
+    async with Runner(
+        dsn, tasks={"work": work}, concurrent_jobs=2, events=told.events, heartbeat_interval=1
+    ):
+        await told.seen(PoolListenSuccess)
+        suspects = [ledger.add("work", run_at="2100-01-01") for _ in range(2)]
+        for job_id in suspects:
+            ledger.query(SUSPECT, job_id, 2)
+        await heartbeat_of_all(ledger)
+        for job_id in suspects:
+            ledger.change(job_id, "run_at = now()")
+        ledger.query("select pg_notify('jobs:insert', '{\"count\":2}')")
+        await told.seen(JobSuccess, count=2)
+    # Should the second one kill the worker now, the first one is not to blame.
+    assert [len(each) for each in known] == [2, 1]
+
+
 async def test_with_max_crashes_0_nobody_is_suspected(
     dsn: str, ledger: Ledger, start_worker: StartWorker
 ) -> None:
