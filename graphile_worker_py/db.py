@@ -160,14 +160,17 @@ def checked_conninfo(dsn: str, name: str = "connection string") -> str:
     Raises:
         ConfigurationError: It does not; the message shows the string without its password.
     """
+    misfit = ConfigurationError(
+        f"{name} {masked(dsn)!r} can't be understood: expected "
+        f"postgresql://user:password@host:port/database or key=value words"
+    )
+    if "\0" in dsn:  # where libpq would stop reading
+        raise misfit
     try:
         given = conninfo.conninfo_to_dict(dsn)
     except (psycopg.ProgrammingError, UnicodeError):
         # Without the cause, which may quote a part of a password.
-        raise ConfigurationError(
-            f"{name} {masked(dsn)!r} can't be understood: expected "
-            f"postgresql://user:password@host:port/database or key=value words"
-        ) from None
+        raise misfit from None
     fault = fault_of(given)
     if fault is not None:
         raise ConfigurationError(

@@ -130,6 +130,8 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", ":"], "--tasks :: '' is not the name of a module; expected is MODULE[:ATTR]"),
         (["--tasks", ".x"], "--tasks .x: '.x' is not the name of a module"),
         (["--tasks", "json"], "the module has no @task functions"),
+        (["--tasks", "app_tasks.py"], "a file or folder is given by --task-directory"),
+        (["--tasks", "./app_tasks.py"], "a file or folder is given by --task-directory"),
         ([], "no tasks: give --tasks MODULE[:ATTR]"),
         (["--tasks", "app_tasks", "-j", "0"], "concurrent_jobs must be a whole number"),
         (["--tasks", "app_tasks", "--poll-interval", "nan"], "poll_interval must be seconds"),

@@ -111,6 +111,7 @@ def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, tables: Tables
         (("add-job", "a", "--run-at", "+"), "--run-at"),
         (("add-job", "a", "--run-at", "+99999999999w"), "--run-at"),
         (("add-job", "a", "--priority", "32768"), "priority"),
+        (("cleanup", ","), "GC_JOB_QUEUES"),
         (("add-job", "a", "--max-attempts", "0"), "max_attempts"),
         (("jobs", "--state", "done"), "--state"),
         (("jobs", "--limit", "0"), "--limit"),

@@ -170,6 +170,12 @@ async def test_a_port_that_is_taken_is_an_error_at_the_start(dsn: str) -> None:
                 pass
 
 
+async def test_a_host_without_address_is_named_at_the_start(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match="health_host 'no such host' is no address: "):
+        async with Runner(dsn, tasks={"work": print}, health_port=0, health_host="no such host"):
+            pass
+
+
 @pytest.mark.parametrize(
     "options", [{"health_port": -1}, {"health_port": 65536}, {"health_host": ""}]
 )
