@@ -9,7 +9,16 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import (
+    AsyncClientCursor,
+    AsyncConnection,
+    AsyncCursor,
+    AsyncRawCursor,
+    ClientCursor,
+    Connection,
+    Cursor,
+    RawCursor,
+)
 
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import delay_after
@@ -196,6 +205,8 @@ class SyncJobContext:
         It is in autocommit mode; open a transaction with `with conn.transaction()`.
         """
         dsn, kwargs = self._wait(connection_target(self._database.pool))
+        if "cursor_factory" in kwargs:
+            kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
         with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
             yield conn
 
@@ -225,6 +236,12 @@ class SyncJobContext:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _blocking(cursor_factory: type[AsyncCursor[Any]]) -> type[Cursor[Any]]:
+    """The class of cursors that do the same as those of a caller's pool, without an event loop."""
+    twins = {AsyncRawCursor: RawCursor, AsyncClientCursor: ClientCursor}
+    return next((twins[kind] for kind in twins if issubclass(cursor_factory, kind)), Cursor)
 
 
 def job_logger(

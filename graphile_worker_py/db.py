@@ -601,6 +601,10 @@ class Database:
     async def send(self, cursor: AsyncRawCursor[Any], query: Query[T]) -> T:
         """Send one statement through a cursor that leaves values as they come."""
         await self._execute(cursor, query)
+        if cursor.pgresult is None:
+            # A caller's pipeline, in which nothing is answered before its end, or that of a block.
+            async with cursor.connection.pipeline():
+                pass
         return query.read(await cursor.fetchall() if _has_rows(cursor) else [])
 
     async def _execute(self, cursor: AsyncRawCursor[Any], query: Query[Any]) -> None:
@@ -827,6 +831,9 @@ class SyncDatabase:
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:
         with RawCursor(conn, row_factory=tuple_row) as cursor:
             self._execute(cursor, query)
+            if cursor.pgresult is None:
+                with conn.pipeline():
+                    pass
             return query.read(cursor.fetchall() if _has_rows(cursor) else [])
 
     def _execute(self, cursor: RawCursor[Any], query: Query[Any]) -> None:
