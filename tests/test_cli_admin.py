@@ -190,6 +190,16 @@ def test_one_job_is_shown_whole(call: Call, jobs: list[int], tables: Tables) -> 
     assert printed == next(job for job in rows(call("jobs", "--json")) if job["id"] == failed)
 
 
+def test_characters_that_the_terminal_lacks_are_shown_as_escapes(dsn: str, jobs: list[int]) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        job = utils.add_job("caf\xe9", {"sky": "\N{SNOWMAN}"})
+    runner = click.testing.CliRunner(charset="latin-1")
+    result = runner.invoke(main, ["job", str(job.id)], env={"DATABASE_URL": dsn})
+    assert result.exit_code == 0
+    assert "task        caf\xe9\n" in result.stdout
+    assert 'payload     {"sky":"\\u2603"}\n' in result.stdout
+
+
 def test_a_job_that_is_not_there_is_told(call: Call) -> None:
     assert call("job", "4711", code=1).stderr == "Error: there is no job 4711\n"
     assert "a job id is a whole number, not 'x'" in call("job", "x", code=2).stderr
