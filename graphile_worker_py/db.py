@@ -162,7 +162,7 @@ def checked_conninfo(dsn: str, name: str = "connection string") -> str:
     """
     misfit = ConfigurationError(
         f"{name} {masked(dsn)!r} can't be understood: expected "
-        f"postgresql://user:password@host:port/database or key=value words"
+        f"postgresql://user@host:port/database or key=value words"
     )
     if "\0" in dsn:  # where libpq would stop reading
         raise misfit

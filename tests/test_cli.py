@@ -137,7 +137,7 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", "app_tasks", "--poll-interval", "nan"], "poll_interval must be seconds"),
         (["--tasks", "app_tasks", "--task-directory", "."], "exclude each other"),
         (["--tasks", "app_tasks", "--schema", ""], "schema '' is not a name"),
-        (["--tasks", "app_tasks", "-c", "nonsense"], "connection string 'nonsense'"),
+        (["--tasks", "app_tasks", "-c", "nonsense"], "expected postgresql://user@host:"),
         (["--once", "--schema-only"], "exclude each other"),
         (["--once", "--watch"], "exclude each other"),
         (["--watch", "--tasks", "app_tasks"], "--watch needs a task directory"),
