@@ -23,6 +23,7 @@ from psycopg import (
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import delay_after
 from graphile_worker_py.db import Database, connection_target, one_line
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.job_adder import JobAdder
 from graphile_worker_py.queue_names import QueueNames
@@ -235,7 +236,14 @@ class SyncJobContext:
         return None if queue_id is None else self._wait(self._queue_names.get(queue_id))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            work.close()
+            raise GraphileWorkerError(
+                f"the worker that job {self.job.id} was begun by has ended"
+            ) from error
+        return done.result()
 
 
 def _blocking(cursor_factory: type[AsyncCursor[Any]]) -> type[Cursor[Any]]:

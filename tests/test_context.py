@@ -19,7 +19,15 @@ from psycopg import (
 )
 from psycopg_pool import AsyncConnectionPool
 
-from graphile_worker_py import JobContext, JobSpec, Runner, SyncJobContext, run_once, task
+from graphile_worker_py import (
+    GraphileWorkerError,
+    JobContext,
+    JobSpec,
+    Runner,
+    SyncJobContext,
+    run_once,
+    task,
+)
 from graphile_worker_py.events import JobEvent, JobSuccess, WorkerEvent
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -151,6 +159,18 @@ async def test_connections_of_plain_tasks_have_cursors_like_those_of_the_pool(
     async with AsyncConnectionPool[Any](dsn, open=False, min_size=1, kwargs=kwargs) as pool:
         await run_once(pool, tasks={"work": work})
     assert kinds == [expected]
+
+
+def test_a_thread_that_outlived_its_worker_is_told_so(dsn: str) -> None:
+    Jobs(dsn).add("work")
+    contexts: list[SyncJobContext] = []
+
+    def work(payload: Any, ctx: SyncJobContext) -> None:
+        contexts.append(ctx)
+
+    asyncio.run(run_once(dsn, tasks={"work": work}))
+    with pytest.raises(GraphileWorkerError, match=r"worker that job \d+ was begun by has ended"):
+        contexts[0].add_job("later")
 
 
 async def test_a_job_that_is_added_with_the_tasks_own_data_goes_with_it(dsn: str) -> None:
