@@ -307,7 +307,8 @@ def _parsed(path: Path) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415  # many have no file
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark, which tomllib takes for a key.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"can't read {path}: {error.strerror}") from error
     except ValueError as error:

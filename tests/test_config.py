@@ -345,6 +345,13 @@ def test_folder_and_crontab_of_the_usual_name_are_defaults(tmp_path: Path) -> No
     assert found["task_directory"] == Setting(value=None)
 
 
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    file = tmp_path / OWN
+    file.write_text("poll_interval = 3.0", encoding="utf-8-sig")
+    found = read_settings({}, directory=tmp_path, environment={})
+    assert found["poll_interval"].value == 3.0
+
+
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
     folder = tmp_path / "etc"
     folder.mkdir()
