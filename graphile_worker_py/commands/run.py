@@ -111,7 +111,8 @@ def run(
     if once + schema_only + watch > 1:
         raise click.UsageError("--once, --schema-only and --watch exclude each other")
     # What is no number is left for the check to refuse, or to accept.
-    flags["processes"] = int(processes) if processes and processes.isdecimal() else processes
+    is_number = processes is not None and processes.isdecimal() and len(processes) < 20
+    flags["processes"] = int(processes) if processes and is_number else processes
     flags["forbidden_flags"] = list(forbidden_flags) or None
     flags["local_queue.size"] = local_queue_size
     with told_clearly():
