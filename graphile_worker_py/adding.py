@@ -20,6 +20,7 @@ from graphile_worker_py.copying import Copying
 from graphile_worker_py.db import Query, Steps
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, as_timestamp
+from graphile_worker_py.options import check_whole
 from graphile_worker_py.sql import add_jobs as sql
 from graphile_worker_py.sql.add_jobs import Names
 
@@ -212,8 +213,7 @@ def chunks(specs: Iterable[JobSpec], size: int) -> Iterator[list[JobSpec]]:
 
 def check_chunk_size(size: object) -> None:
     """Check how many jobs are to be added at a time."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigurationError(f"chunk_size must be a whole number above 0, not {size!r}")
+    check_whole("chunk_size", size, smallest=1)
 
 
 def note_added(error: Exception, added: int) -> None:

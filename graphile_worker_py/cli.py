@@ -1,6 +1,8 @@
 """The command line: `graphile-worker-py`."""
 
+import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Final
 
 import click
@@ -73,3 +75,6 @@ def main() -> None:
 
     Without a command: run.
     """
+    # What the terminal's encoding lacks is written as its escape, as it is on stderr.
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -307,7 +307,8 @@ def _parsed(path: Path) -> dict[str, Any]:
     import tomllib  # noqa: PLC0415  # many have no file
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark, which tomllib takes for a key.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"can't read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -333,8 +334,9 @@ def _read_file(
             raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]")
     for name, value in _flat(document, "", path):
         if name in _CONNECTIONS and isinstance(value, dict):
+            variable = _variable_in(name, value, path)
             if name not in skip:
-                yield name, _connection_from(name, value, variables, path)
+                yield name, _connection_from(name, variable, variables, path)
         elif OPTIONS[name].kind is Kind.PATH and isinstance(value, str):
             # Relative to the file, so that it means the same wherever the worker is started.
             yield name, str(path.parent / value) if value else value
@@ -368,16 +370,18 @@ def _suggestion(name: str, known: Iterable[str], what: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; {what} are {', '.join(names)}"
 
 
-def _connection_from(
-    name: str, value: dict[str, Any], variables: Mapping[str, str], path: Path
-) -> str:
+def _variable_in(name: str, value: dict[str, Any], path: Path) -> str:
     variable = value.get("env")
-    if not isinstance(variable, str) or len(value) != 1:
+    if not isinstance(variable, str) or not variable or len(value) != 1:
         raise ConfigurationError(
             # Not its values, among which a password may be.
             f'{path}: {name} must be a string or {{env = "VARIABLE"}}, not a table with '
             f"{', '.join(value) or 'nothing in it'}"
         )
+    return variable
+
+
+def _connection_from(name: str, variable: str, variables: Mapping[str, str], path: Path) -> str:
     if not variables.get(variable):
         raise ConfigurationError(
             f"{path}: {name} is to be read from the environment variable {variable}, "

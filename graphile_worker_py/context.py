@@ -9,11 +9,21 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import (
+    AsyncClientCursor,
+    AsyncConnection,
+    AsyncCursor,
+    AsyncRawCursor,
+    ClientCursor,
+    Connection,
+    Cursor,
+    RawCursor,
+)
 
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import delay_after
 from graphile_worker_py.db import Database, connection_target, one_line
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.job_adder import JobAdder
 from graphile_worker_py.queue_names import QueueNames
@@ -196,6 +206,8 @@ class SyncJobContext:
         It is in autocommit mode; open a transaction with `with conn.transaction()`.
         """
         dsn, kwargs = self._wait(connection_target(self._database.pool))
+        if "cursor_factory" in kwargs:
+            kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
         with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
             yield conn
 
@@ -224,7 +236,20 @@ class SyncJobContext:
         return None if queue_id is None else self._wait(self._queue_names.get(queue_id))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            work.close()
+            raise GraphileWorkerError(
+                f"the worker that job {self.job.id} was begun by has ended"
+            ) from error
+        return done.result()
+
+
+def _blocking(cursor_factory: type[AsyncCursor[Any]]) -> type[Cursor[Any]]:
+    """The class of cursors that do the same as those of a caller's pool, without an event loop."""
+    twins = {AsyncRawCursor: RawCursor, AsyncClientCursor: ClientCursor}
+    return next((twins[kind] for kind in twins if issubclass(cursor_factory, kind)), Cursor)
 
 
 def job_logger(

@@ -160,14 +160,17 @@ def checked_conninfo(dsn: str, name: str = "connection string") -> str:
     Raises:
         ConfigurationError: It does not; the message shows the string without its password.
     """
+    misfit = ConfigurationError(
+        f"{name} {masked(dsn)!r} can't be understood: expected "
+        f"postgresql://user@host:port/database or key=value words"
+    )
+    if "\0" in dsn:  # where libpq would stop reading
+        raise misfit
     try:
         given = conninfo.conninfo_to_dict(dsn)
     except (psycopg.ProgrammingError, UnicodeError):
         # Without the cause, which may quote a part of a password.
-        raise ConfigurationError(
-            f"{name} {masked(dsn)!r} can't be understood: expected "
-            f"postgresql://user:password@host:port/database or key=value words"
-        ) from None
+        raise misfit from None
     fault = fault_of(given)
     if fault is not None:
         raise ConfigurationError(
@@ -598,6 +601,10 @@ class Database:
     async def send(self, cursor: AsyncRawCursor[Any], query: Query[T]) -> T:
         """Send one statement through a cursor that leaves values as they come."""
         await self._execute(cursor, query)
+        if cursor.pgresult is None:
+            # A caller's pipeline, in which nothing is answered before its end, or that of a block.
+            async with cursor.connection.pipeline():
+                pass
         return query.read(await cursor.fetchall() if _has_rows(cursor) else [])
 
     async def _execute(self, cursor: AsyncRawCursor[Any], query: Query[Any]) -> None:
@@ -824,6 +831,9 @@ class SyncDatabase:
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:
         with RawCursor(conn, row_factory=tuple_row) as cursor:
             self._execute(cursor, query)
+            if cursor.pgresult is None:
+                with conn.pipeline():
+                    pass
             return query.read(cursor.fetchall() if _has_rows(cursor) else [])
 
     def _execute(self, cursor: RawCursor[Any], query: Query[Any]) -> None:

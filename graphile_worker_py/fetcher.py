@@ -12,8 +12,9 @@ from psycopg import errors
 
 from graphile_worker_py.backoff import is_outage
 from graphile_worker_py.db import Database, Line, Query
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.hooks import FetchRequest, Hooks
-from graphile_worker_py.options import ForbiddenFlags, check_texts
+from graphile_worker_py.options import ForbiddenFlags, check_flags
 from graphile_worker_py.sql.get_jobs import Fetched, Place, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
@@ -70,6 +71,7 @@ class Fetcher:
         self._get_jobs = hooks.get_jobs(self._lock_jobs)
         self._task_ids: dict[int, str] = {}
         self._in_doubt = False
+        self._locked = 0
         self._limit: asyncio.Timeout | None = None
         self._after: Place | None = None
         self._may_go_on = False
@@ -117,6 +119,7 @@ class Fetcher:
         request = FetchRequest(pool_id=self._pool_id, count=count, forbidden_flags=flags)
         # Should the answer be lost on its way, jobs may be locked for us all the same.
         self._in_doubt = True
+        self._locked = 0
         try:
             fetched = await self._get_jobs(request)
         except psycopg.Error as error:
@@ -124,7 +127,13 @@ class Fetcher:
             # the session may come after that was committed.
             self._in_doubt = is_outage(error) and not isinstance(error, UNDONE)
             raise
-        self._in_doubt = False
+        if not isinstance(fetched, Fetched):
+            raise GraphileWorkerError(
+                f"get_jobs of a plugin must return what `proceed` does, or another Fetched, "
+                f"not {fetched!r}"
+            )
+        # What a plugin keeps back is returned before the next fetch.
+        self._in_doubt = self._locked > len(fetched.jobs)
         return fetched
 
     async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
@@ -151,6 +160,7 @@ class Fetcher:
             after=after,
         )
         fetched = await self._line.run(query)
+        self._locked += len(fetched.jobs)
         if after is None:
             took = time() - began
             patience = min(GO_ON_FACTOR * took, GO_ON_LONGEST) if _is_slow(took, fetched) else 0
@@ -167,7 +177,7 @@ class Fetcher:
         asked = flags()
         if inspect.isawaitable(asked):
             asked = await asked
-        return None if asked is None else check_texts("forbidden_flags", asked)
+        return None if asked is None else check_flags("forbidden_flags", asked)
 
 
 def _is_slow(took: float, fetched: Fetched) -> bool:

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final
 
 from graphile_worker_py import aio, json_codec
+from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.health import Health
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ async def health_server(
 
     Raises:
         OSError: The port is taken, or the address not this machine's.
+        ConfigurationError: The host has no address.
     """
     clients: set[asyncio.StreamWriter] = set()
     crew = aio.Crew()
@@ -62,7 +65,10 @@ async def health_server(
             writer.transport.abort()
             clients.discard(writer)
 
-    server = await asyncio.start_server(accept, host, port, limit=LONGEST_REQUEST)
+    try:
+        server = await asyncio.start_server(accept, host, port, limit=LONGEST_REQUEST)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigurationError(f"health_host {host!r} is no address: {error}") from error
     try:
         name = f"[{host}]" if ":" in host else host
         yield f"http://{name}:{server.sockets[0].getsockname()[1]}"

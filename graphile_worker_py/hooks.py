@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from inspect import iscoroutinefunction
 from typing import Any, Final, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection
@@ -116,9 +117,22 @@ class Hooks:
         self.plugins = [_plugin(each) for each in plugins]
 
     def setup(self, events: Events) -> None:
-        """Let plugins subscribe to events."""
+        """Let plugins subscribe to events.
+
+        Raises:
+            ConfigurationError: One can't be set up.
+        """
         for plugin in self.plugins:
-            plugin.setup(events)
+            if iscoroutinefunction(plugin.setup):
+                raise ConfigurationError(
+                    f"setup of plugin {plugin!r} must be a plain function: nobody awaits it"
+                )
+            try:
+                plugin.setup(events)
+            except Exception as error:
+                raise ConfigurationError(
+                    f"plugin {plugin!r} can't be set up: {import_fault(error)}"
+                ) from error
 
     async def bootstrap(
         self, step: SchemaStep, inner: Callable[[SchemaStep], Awaitable[None]]

@@ -337,9 +337,9 @@ def _check_mode(mode: object) -> None:
 
 
 def _checked_flags(flags: Iterable[str]) -> list[str]:
-    if isinstance(flags, (str, bytes)):
-        raise ConfigurationError(f"flags must be a list of strings, not the string {flags!r}")
-    return [check_text("flags", flag) for flag in flags]
+    if isinstance(flags, str | bytes) or not isinstance(flags, Iterable):
+        raise ConfigurationError(f"flags must be a list of strings, not {flags!r}")
+    return [check_text(f"flags[{at}]", flag) for at, flag in enumerate(flags)]
 
 
 def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job import check_text
 
 ForbiddenFlags = (
     Sequence[str]
@@ -57,7 +58,7 @@ def check_whole(name: str, value: object, *, smallest: int, or_else: str = "") -
         allowed = f"a whole number of at least {smallest} {or_else}".rstrip()
         raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
     if value > LARGEST_WHOLE:
-        raise ConfigurationError(f"{name} must be at most {LARGEST_WHOLE}")
+        raise ConfigurationError(f"{name} must be at most {LARGEST_WHOLE}, not {value!r}")
     return value
 
 
@@ -100,9 +101,14 @@ def check_texts(name: str, value: object) -> list[str]:
     return list(value)
 
 
+def check_flags(name: str, value: object) -> list[str]:
+    """Check flags: texts that a job could have."""
+    return [check_text(f"{name}[{at}]", flag) for at, flag in enumerate(check_texts(name, value))]
+
+
 def check_path(name: str, value: object) -> None:
     """Check a path of a file or directory."""
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
         raise ConfigurationError(f"{name} must be a path, not {value!r}")
 
 
@@ -134,6 +140,8 @@ def check_filled(name: str, value: object) -> None:
     """Check a text that means nothing when it is empty."""
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{name} must be a string that is not empty, not {value!r}")
+    if "\0" in value:
+        raise ConfigurationError(f"{name} must be a string without U+0000, not {value!r}")
 
 
 Check: TypeAlias = Callable[[str, object], object]
@@ -197,7 +205,7 @@ def _or_none(check: Check) -> Check:
 
 def _check_flags(name: str, value: object) -> None:
     if value is not None and not callable(value):
-        check_texts(name, value)
+        check_flags(name, value)
 
 
 def _check_local_queue_size(name: str, value: object) -> None:

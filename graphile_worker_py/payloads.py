@@ -138,7 +138,7 @@ def _pydantic_decoder(annotation: Any, identifier: str) -> Decode:
     try:
         adapter = pydantic.TypeAdapter(annotation)
         adapter.rebuild()
-    except (TypeError, NameError) as error:
+    except (TypeError, NameError, pydantic.errors.PydanticUserError) as error:
         raise _unusable(annotation, identifier, error) from error
 
     def decode(text: bytes) -> Any:
@@ -170,8 +170,9 @@ def _library(name: str, extra: str, annotation: Any, identifier: str) -> ModuleT
 
 
 def _unusable(annotation: Any, identifier: str, error: Exception) -> ConfigurationError:
+    reason = str(error).partition("\n")[0]  # pydantic goes on at length
     return ConfigurationError(
-        f"the payload of task {identifier!r} can't be of type {_shown(annotation)}: {error}"
+        f"the payload of task {identifier!r} can't be of type {_shown(annotation)}: {reason}"
     )
 
 

@@ -448,6 +448,9 @@ class WorkerPool:
         cutting_off = group.create_task(self._cut_off_fetch(), name="cut off the last fetch")
         try:
             await self._queue.run()
+        except Exception:
+            await self._fetcher.resolve_doubt_in_time()
+            raise
         finally:
             cutting_off.cancel()
         await self._fetcher.resolve_doubt_in_time()

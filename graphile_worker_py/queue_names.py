@@ -4,6 +4,7 @@ import asyncio
 
 from graphile_worker_py.db import Database
 from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.options import check_whole
 from graphile_worker_py.sql.queue_names import read_queue_names
 
 
@@ -28,9 +29,11 @@ class QueueNames:
         """The name of a queue.
 
         Raises:
+            ConfigurationError: It is no id; nobody else's question must suffer for it.
             GraphileWorkerError: There is no queue with this id, or no more.
             psycopg.Error: The database could not tell.
         """
+        check_whole("queue_id", queue_id, smallest=0)
         while queue_id not in self._names:
             look = self._next
             if look is None:

@@ -332,6 +332,7 @@ async def run_migrations(
         MigrationError: It can't be done; the message says why.
     """
     name = config.schema_name(schema)
+    check_flag("side_schema", side_schema)
     where = config.source(source, AsyncConnectionPool)
     async with opened_pool(where, max_size=2) as pool:
         database = Database(pool, schema=name)

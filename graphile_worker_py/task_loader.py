@@ -17,7 +17,7 @@ from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.executors.executable import executable_task
 from graphile_worker_py.options import check_path
 from graphile_worker_py.task_modules import forget, import_file, line_of, open_package
-from graphile_worker_py.tasks import Task
+from graphile_worker_py.tasks import Task, check_tasks
 
 ENTRY_NAMES: Final = ("task", "run", "default")
 """Functions that stand for their file: they are the task that the file is named after."""
@@ -99,6 +99,8 @@ async def watch_tasks(
         forget(path)
         try:
             tasks = load_tasks(path, logger=log, strict=True)
+            # A worker would not start with what this refuses, and the old one have ended.
+            check_tasks(tasks.values())
         except ConfigurationError as error:
             log.error("Tasks are not reloaded: %s", error)  # noqa: TRY400
             continue

@@ -95,6 +95,12 @@ def test_a_schema_that_is_there_is_refused_also_with_force(bench: Bench) -> None
     assert bench.sql(f"select * from {OWN_SCHEMA}.precious") == []
 
 
+def test_a_time_that_is_none_is_refused(bench: Bench) -> None:
+    process = bench.run(*SMALL, "--seconds", "nan")
+    assert process.returncode == 2
+    assert process.stderr == "Error: --seconds must be seconds, 0 or above, not nan\n"
+
+
 def test_the_schema_of_the_users_jobs_is_refused_before_it_exists(bench: Bench) -> None:
     process = bench.run(*SMALL, "--schema", "mine", GRAPHILE_WORKER_SCHEMA="mine")
     assert process.returncode == 2

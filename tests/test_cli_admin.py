@@ -111,6 +111,7 @@ def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, tables: Tables
         (("add-job", "a", "--run-at", "+"), "--run-at"),
         (("add-job", "a", "--run-at", "+99999999999w"), "--run-at"),
         (("add-job", "a", "--priority", "32768"), "priority"),
+        (("cleanup", ","), "GC_JOB_QUEUES"),
         (("add-job", "a", "--max-attempts", "0"), "max_attempts"),
         (("jobs", "--state", "done"), "--state"),
         (("jobs", "--limit", "0"), "--limit"),
@@ -187,6 +188,16 @@ def test_one_job_is_shown_whole(call: Call, jobs: list[int], tables: Tables) -> 
     assert "locked by   pool-1\n" in call("job", str(running)).stdout
     printed = rows(call("job", str(failed), "--json"))
     assert printed == next(job for job in rows(call("jobs", "--json")) if job["id"] == failed)
+
+
+def test_characters_that_the_terminal_lacks_are_shown_as_escapes(dsn: str, jobs: list[int]) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        job = utils.add_job("caf\xe9", {"sky": "\N{SNOWMAN}"})
+    runner = click.testing.CliRunner(charset="latin-1")
+    result = runner.invoke(main, ["job", str(job.id)], env={"DATABASE_URL": dsn})
+    assert result.exit_code == 0
+    assert "task        caf\xe9\n" in result.stdout
+    assert 'payload     {"sky":"\\u2603"}\n' in result.stdout
 
 
 def test_a_job_that_is_not_there_is_told(call: Call) -> None:

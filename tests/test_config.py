@@ -228,11 +228,21 @@ def test_defaults_are_left_to_the_runner(tmp_path: Path) -> None:
             "connection = {envv = 'A'}",
             f'{OWN}: connection must be a string or {{env = "VARIABLE"}}, not a table with envv',
         ),
+        ("connection = {env = ''}", f"{OWN}: connection must be a string or {{env = "),
         (
             "connection = {env = 'A'}",
             f"{OWN}: connection is to be read from the environment variable A, which is not set",
         ),
         ("task_directory = ''", f"{OWN}: task_directory must be a string that is not empty"),
+        (
+            'crontab_file = "a\\u0000"',
+            f"{OWN}: crontab_file must be a string without U+0000, not 'a\\x00'",
+        ),
+        (
+            'forbidden_flags = ["eu", "\\u0000"]',
+            f"{OWN}: forbidden_flags[1] '\\x00' contains U+0000",
+        ),
+        ("concurrent_jobs = 2147483648", f"{OWN}: concurrent_jobs must be at most 2147483647, not"),
         ("log_level = 'loud'", f"{OWN}: log_level must be one of debug, info, warning, error, not"),
         (
             "tasks = 'a'\ntask_directory = 'b'",
@@ -333,6 +343,13 @@ def test_folder_and_crontab_of_the_usual_name_are_defaults(tmp_path: Path) -> No
     assert found["crontab_file"] == Setting(value="crontab")
     found = settings_of(tmp_path, "tasks = 'app'")
     assert found["task_directory"] == Setting(value=None)
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    file = tmp_path / OWN
+    file.write_text("poll_interval = 3.0", encoding="utf-8-sig")
+    found = read_settings({}, directory=tmp_path, environment={})
+    assert found["poll_interval"].value == 3.0
 
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:

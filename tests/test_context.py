@@ -9,8 +9,25 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import (
+    AsyncClientCursor,
+    AsyncCursor,
+    AsyncRawCursor,
+    ClientCursor,
+    Cursor,
+    RawCursor,
+)
+from psycopg_pool import AsyncConnectionPool
 
-from graphile_worker_py import JobContext, JobSpec, Runner, SyncJobContext, run_once, task
+from graphile_worker_py import (
+    GraphileWorkerError,
+    JobContext,
+    JobSpec,
+    Runner,
+    SyncJobContext,
+    run_once,
+    task,
+)
 from graphile_worker_py.events import JobEvent, JobSuccess, WorkerEvent
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -112,6 +129,48 @@ async def test_plain_tasks_add_jobs_and_have_a_connection_of_their_own(dsn: str)
     await run_once(dsn, tasks={"work": work})
     assert names == ["lane", None]
     assert sorted(job["payload"]["n"] for job in jobs.all()) == [1, 1, 2, 2, 3, 3]
+
+
+class OddCursor(AsyncRawCursor[Any]):
+    """One of the program's own."""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (AsyncCursor, Cursor),
+        (AsyncClientCursor, ClientCursor),
+        (AsyncRawCursor, RawCursor),
+        (OddCursor, RawCursor),
+    ],
+)
+async def test_connections_of_plain_tasks_have_cursors_like_those_of_the_pool(
+    dsn: str, given: type[AsyncCursor[Any]], expected: type[Cursor[Any]]
+) -> None:
+    Jobs(dsn).add("work")
+    kinds: list[type] = []
+
+    def work(payload: Any, ctx: SyncJobContext) -> None:
+        with ctx.connection() as conn:
+            assert conn.execute("select 1").fetchone() == (1,)
+            kinds.append(conn.cursor_factory)
+
+    kwargs = {"cursor_factory": given}
+    async with AsyncConnectionPool[Any](dsn, open=False, min_size=1, kwargs=kwargs) as pool:
+        await run_once(pool, tasks={"work": work})
+    assert kinds == [expected]
+
+
+def test_a_thread_that_outlived_its_worker_is_told_so(dsn: str) -> None:
+    Jobs(dsn).add("work")
+    contexts: list[SyncJobContext] = []
+
+    def work(payload: Any, ctx: SyncJobContext) -> None:
+        contexts.append(ctx)
+
+    asyncio.run(run_once(dsn, tasks={"work": work}))
+    with pytest.raises(GraphileWorkerError, match=r"worker that job \d+ was begun by has ended"):
+        contexts[0].add_job("later")
 
 
 async def test_a_job_that_is_added_with_the_tasks_own_data_goes_with_it(dsn: str) -> None:

@@ -134,6 +134,11 @@ def test_due_refuses_what_is_no_time(path: str) -> None:
 
     assert result.exit_code == 2
     assert "'yesterday' is not an ISO 8601 time" in result.stderr
+    result = call("due", path, "--from", "2026-01-05", "--to", "2026-01-04")
+    assert result.exit_code == 2
+    assert "--to 2026-01-04T00:00:00+00:00 is before --from 2026-01-05T00:00:00+00:00" in (
+        result.stderr
+    )
 
 
 def test_next_shows_the_coming_runs_of_each_line(path: str) -> None:

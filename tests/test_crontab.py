@@ -1,6 +1,8 @@
 """What a crontab says, and what is told about one that says nothing sensible."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -293,6 +295,26 @@ def test_item_from_code_with_a_fault_is_refused(item: CronItem, told: str) -> No
 
     assert told in str(refused.value)
     assert refused.value.line is None
+
+
+@pytest.mark.parametrize(
+    ("read", "value", "told"),
+    [
+        (parse_crontab, None, "crontab must be the text of a crontab, not None"),
+        (parse_crontab, b"* * * * * t", "crontab must be the text of a crontab, not b'"),
+        (read_crontab, 5, "crontab_file must be a path, not 5"),
+        (read_crontab, "a\0", "crontab_file must be a path, not 'a\\x00'"),
+        (parse_cron_items, None, "cron items must be a list of CronItem(...), not None"),
+        (parse_cron_items, "t", "cron items must be a list of CronItem(...), not 't'"),
+        (parse_cron_items, CronItem("t", "* * * * *"), "cron items must be a list of CronItem"),
+    ],
+)
+def test_what_is_no_crontab_and_no_list_of_items_is_refused(
+    read: Callable[[Any], Any], value: Any, told: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        read(value)
+    assert told in str(refused.value)
 
 
 def test_all_faults_of_items_from_code_are_told_at_once() -> None:

@@ -104,7 +104,7 @@ async def test_with_a_list_of_flags_jobs_are_still_fetched_ahead(dsn: str) -> No
     assert [job["payload"] for job in jobs.all()] == ["red", "red and green"]
 
 
-@pytest.mark.parametrize("answer", ["red", [1], 7, {"red": True}])
+@pytest.mark.parametrize("answer", ["red", [1], 7, {"red": True}, ["\0"]])
 async def test_an_answer_that_is_no_list_of_flags_is_told_and_runs_nothing(
     dsn: str, answer: Any
 ) -> None:
@@ -135,7 +135,7 @@ async def test_a_function_that_fails_stops_nothing_but_the_fetch(dsn: str) -> No
     assert isinstance(failed.error, LookupError)
 
 
-@pytest.mark.parametrize("flags", ["red", [1], 7])
+@pytest.mark.parametrize("flags", ["red", [1], 7, ["\0"], ["\ud800"]])
 async def test_forbidden_flags_that_are_no_list_of_strings_are_refused(flags: Any) -> None:
     with pytest.raises(ConfigurationError, match="forbidden_flags"):
         await run_once("postgresql://", tasks={"work": print}, forbidden_flags=flags)

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -170,6 +171,12 @@ async def test_a_port_that_is_taken_is_an_error_at_the_start(dsn: str) -> None:
                 pass
 
 
+async def test_a_host_without_address_is_named_at_the_start(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match="health_host 'no such host' is no address: "):
+        async with Runner(dsn, tasks={"work": print}, health_port=0, health_host="no such host"):
+            pass
+
+
 @pytest.mark.parametrize(
     "options", [{"health_port": -1}, {"health_port": 65536}, {"health_host": ""}]
 )
@@ -245,3 +252,24 @@ def test_the_command_takes_no_other_servers_word(call: Call) -> None:
     call("--url", "ftp://127.0.0.1/", code=2)
     call("--url", "http://127.0.0.1:1", "--port", "1", code=2)
     call("--port", "1", code=1)
+    for url in ("http://[::1", "http://127.0.0.1:abc", "http://a\x01b"):
+        assert f"--url {url!r} is no address" in call("--url", url, code=2).output
+    for wrong in (("--port", "65536"), ("--port", "0"), ("--max-age", "nan"), ("--max-age", "-1")):
+        assert wrong[0] in call(*wrong, code=2).output
+
+
+def test_the_command_tells_a_worker_from_what_speaks_another_protocol(call: Call) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1024)
+                client.sendall(b"220 mail.example.com ESMTP\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        port = server.getsockname()[1]
+        result = call("--port", str(port), code=1)
+        thread.join()
+    assert result.output == f"Error: http://127.0.0.1:{port}/healthz is not a page of a worker\n"

@@ -13,6 +13,7 @@ from graphile_worker_py import (
     Events,
     Fetched,
     FetchRequest,
+    GraphileWorkerError,
     Job,
     Plugin,
     SchemaStep,
@@ -98,6 +99,30 @@ async def test_a_plugin_may_veto_a_fetch(dsn: str) -> None:
             return Fetched([], more=False)
 
     assert await ran(dsn, Closed(), payloads=[1]) == ([], [(0, None)])
+
+
+async def test_jobs_that_a_plugin_keeps_back_are_returned_with_their_attempt(dsn: str) -> None:
+    class Keep(Plugin):
+        async def get_jobs(
+            self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+        ) -> Fetched:
+            await proceed(request)
+            return Fetched([], more=False)
+
+    assert await ran(dsn, Keep(), payloads=[1, 2]) == ([], [(0, None), (0, None)])
+    assert await ran(dsn, payloads=[]) == ([1, 2], [])
+
+
+async def test_a_plugin_that_answers_a_fetch_with_something_else_is_told(dsn: str) -> None:
+    class Forgetful(Plugin):
+        async def get_jobs(  # type: ignore[override]
+            self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+        ) -> None:
+            await proceed(request)
+
+    with pytest.raises(GraphileWorkerError, match=r"get_jobs of a plugin must return .*, not None"):
+        await ran(dsn, Forgetful(), payloads=[1])
+    assert await ran(dsn, payloads=[]) == ([1], [])
 
 
 async def test_plugins_see_the_schema_being_made_and_migrated(empty_dsn: str) -> None:
@@ -193,6 +218,23 @@ async def test_a_plugin_that_can_not_be_made_is_named_with_the_cause() -> None:
 
     with pytest.raises(ConfigurationError, match=r"Broken'> can't be made: LookupError: no key \("):
         await run_once("", tasks={"nothing": print}, hooks=[Broken])
+
+
+async def test_a_plugin_that_can_not_be_set_up_is_named_with_the_cause() -> None:
+    class Broken(Plugin):
+        def setup(self, events: Events) -> None:
+            events.subscribe("job:strat", print)
+
+    class Unawaited(Plugin):
+        async def setup(self, events: Events) -> None:  # type: ignore[override]
+            raise AssertionError("never called")
+
+    with pytest.raises(
+        ConfigurationError, match=r"Broken .* can't be set up: Conf.*'job:strat'.*line \d+\)"
+    ):
+        await run_once("", tasks={"nothing": print}, hooks=[Broken()])
+    with pytest.raises(ConfigurationError, match=r"Unawaited .* must be a plain function"):
+        await run_once("", tasks={"nothing": print}, hooks=[Unawaited()])
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,14 @@ async def test_a_connection_string_that_is_none_is_told_without_its_password() -
     with pytest.raises(ConfigurationError, match="can't be understood") as refused:
         await run_once("postgresql://me:secret@host/db?no_such_word=1", tasks={"work": print})
     assert "secret" not in str(refused.value)
+    # libpq would stop reading there, and reach for another database than what is written.
+    with pytest.raises(ConfigurationError, match="can't be understood"):
+        await run_once("postgresql://host/one\0two", tasks={"work": print})
+
+
+async def test_migrations_refuse_a_wrong_value_before_anything_is_connected() -> None:
+    with pytest.raises(ConfigurationError, match="side_schema must be True or False, not 'no'"):
+        await run_migrations("postgresql://nobody@127.0.0.1:1/nothing", side_schema="no")  # type: ignore[arg-type]
 
 
 async def test_the_schema_may_have_any_name(empty_dsn: str) -> None:

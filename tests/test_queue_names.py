@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from graphile_worker_py import GraphileWorkerError, JobContext, SyncJobContext, run_once, task
+from graphile_worker_py import (
+    ConfigurationError,
+    GraphileWorkerError,
+    JobContext,
+    SyncJobContext,
+    run_once,
+    task,
+)
 from graphile_worker_py.db import Database, Query, opened_pool
 from graphile_worker_py.queue_names import QueueNames
 from tests.support.eventually import eventually
@@ -65,6 +72,19 @@ async def test_an_id_that_no_queue_has_is_an_error_for_who_asked_alone(dsn: str)
         for error in (missing, late):
             assert isinstance(error, GraphileWorkerError)
             assert str(error) == "there is no queue with the id 777"
+
+
+@pytest.mark.parametrize("wrong", ["x", 2**31, -1, [1], None, True])
+async def test_what_is_no_id_is_an_error_for_who_asked_alone(dsn: str, wrong: Any) -> None:
+    (queue_id,) = ids_of(Jobs(dsn), "a")
+    async with opened_pool(dsn, max_size=2) as pool:
+        names = QueueNames(Database(pool, schema="graphile_worker"), delay=0.05)
+        right, refused = await asyncio.gather(
+            names.get(queue_id), names.get(wrong), return_exceptions=True
+        )
+    assert right == "a"
+    assert isinstance(refused, ConfigurationError)
+    assert "queue_id must be " in str(refused)
 
 
 async def test_who_joined_a_look_that_was_cancelled_gets_an_answer(dsn: str) -> None:

@@ -241,6 +241,19 @@ async def test_errors_that_usually_end_a_program_fail_the_job_only(
     assert jobs.locked() == []
 
 
+async def test_a_keyboard_interrupt_out_of_a_thread_fails_the_job_only(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    failing = jobs.add("fail")
+    jobs.add("work")
+
+    def fail(payload: Any) -> None:
+        raise KeyboardInterrupt
+
+    await run_once(dsn, tasks={"fail": fail, "work": print})
+    assert jobs.ids() == [failing]
+    assert jobs.one(failing)["last_error"] == "task raised KeyboardInterrupt"
+
+
 async def test_a_task_that_cancels_itself_fails_and_its_worker_goes_on(dsn: str) -> None:
     jobs = Jobs(dsn)
     cancelled = jobs.add("cancel")

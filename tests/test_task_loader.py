@@ -427,6 +427,11 @@ async def test_while_a_change_does_not_load_nothing_new_is_given(
         write(tmp_path, {"mail.py": "def task(payload: oh no"})
         await eventually(lambda: "mail.py, line 1: SyntaxError" in caplog.text)
         assert not waiting.done()
+        # It loads, but no worker would start with it.
+        unfinished = "import msgspec\nclass Mail(msgspec.Struct):\n    to: 'Address'\n"
+        write(tmp_path, {"mail.py": f"{unfinished}def task(payload: Mail): ...\n"})
+        await eventually(lambda: "task 'mail' can't be of type Mail" in caplog.text)
+        assert not waiting.done()
         write(tmp_path, {"mail.py": plain("mended")})
         assert (await waiting)["mail"]({}) == "mended"
 

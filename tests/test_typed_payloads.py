@@ -362,12 +362,30 @@ class Unfinished(pydantic.BaseModel):
     other: "NotYetThere"  # type: ignore[name-defined]  # noqa: F821
 
 
-@pytest.mark.parametrize("annotation", [WithUnion, Unfinished])
-def test_a_type_that_can_not_be_built_is_refused_when_the_worker_starts(annotation: type) -> None:
+class AStruct(msgspec.Struct):
+    to: str
+
+
+class AModel(pydantic.BaseModel):
+    to: str
+
+
+@pytest.mark.parametrize(
+    ("annotation", "shown"),
+    [
+        (WithUnion, "WithUnion"),
+        (Unfinished, "Unfinished"),
+        (AStruct | AModel, r".*\.AStruct \| .*\.AModel"),
+    ],
+)
+def test_a_type_that_can_not_be_built_is_refused_when_the_worker_starts(
+    annotation: Any, shown: str
+) -> None:
     record, _ = recording(annotation)
-    message = f"payload of task 'record' can't be of type {annotation.__name__}: "
-    with pytest.raises(ConfigurationError, match=message):
+    message = rf"payload of task 'record' can't be of type {shown}: .+$"
+    with pytest.raises(ConfigurationError, match=message) as caught:
         Runner("", tasks=[record])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

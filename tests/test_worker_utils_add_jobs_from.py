@@ -122,9 +122,9 @@ async def test_what_the_stream_raises_comes_out_with_a_note_of_what_is_added(
     assert count_of(tables) == 2
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, True, "10"])
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "10", 2**64])
 async def test_a_chunk_size_that_makes_no_sense_is_refused(utils: WorkerUtils, size: Any) -> None:
-    with pytest.raises(ConfigurationError, match="chunk_size must be a whole number above 0"):
+    with pytest.raises(ConfigurationError, match="chunk_size must be "):
         await utils.add_jobs_from([JobSpec("a")], chunk_size=size)
 
 

@@ -1,6 +1,6 @@
 """Jobs are added and changed together with the caller's own data, or not at all."""
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import psycopg
@@ -59,6 +59,30 @@ async def test_changes_from_outside_are_gone_with_the_callers_transaction(
         assert await utils.workers(conn=conn) == []
         await api.on(conn, "rollback")
     assert tables.jobs() == before
+
+
+async def test_a_connection_in_pipeline_mode_gets_the_same_answers(
+    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+) -> None:
+    async with api.connection(dsn) as conn, AsyncExitStack() as stack:
+        if api.form == "async":
+            await stack.enter_async_context(conn.pipeline())
+        else:
+            stack.enter_context(conn.pipeline())
+        await api.on(conn, "execute", "create table orders (id int)")
+        one = await utils.add_job("ship", {"n": 1}, conn=conn)
+        specs = [JobSpec("ship", {"n": 2}), JobSpec("bill", {"n": 3}, job_key="k")]
+        assert [job.payload["n"] for job in await utils.add_jobs(specs, conn=conn)] == [2, 3]
+        many = await utils.add_jobs([JobSpec("ship", n) for n in range(300)], conn=conn)
+        assert [job.payload for job in many] == list(range(300))
+        assert (await utils.counts(conn=conn)).total == 303
+        assert await utils.get_job(one.id, conn=conn) is not None
+        ids = [one.id, *(job.id for job in many)]
+        assert len(await utils.complete_jobs(ids, conn=conn)) == 301
+        assert await utils.remove_job("nobody has it", conn=conn) is None
+        assert tables.jobs() == []
+        await api.on(conn, "commit")
+    assert [job["payload"] for job in tables.jobs()] == [{"n": 2}, {"n": 3}]
 
 
 async def test_a_transaction_on_the_pool_of_worker_utils(dsn: str, tables: Tables) -> None:

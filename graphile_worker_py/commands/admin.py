@@ -21,6 +21,7 @@ from graphile_worker_py.db import Query, SyncDatabase
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
+from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.task_loader import load_tasks
 from graphile_worker_py.tasks import task_list
@@ -210,6 +211,8 @@ def cleanup(
     in upper or lower case, with spaces or commas between.
     """
     names = " ".join(tasks).replace(",", " ").upper().split()
+    if not names:
+        raise click.UsageError(f"give at least one of {', '.join(CleanupTask)}")
     wanted = set(keep)
     if module is not None:
         wanted |= task_list(import_tasks(module)).keys()

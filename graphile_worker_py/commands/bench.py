@@ -13,7 +13,7 @@ from graphile_worker_py.commands.tables import print_json, print_table
 from graphile_worker_py.commands.work import run_in_loop
 from graphile_worker_py.dev.bench import SCHEMA, Figure, Plan, measure
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options import check_schema
+from graphile_worker_py.options import check_schema, check_seconds
 
 
 @click.command()
@@ -83,6 +83,7 @@ def bench(
     settings = config.read_settings({"connection": connection}, file=config_file)
     if check_schema(schema) == settings["schema"].value:
         raise ConfigurationError(f"--schema {schema}: that is the schema of your own jobs")
+    check_seconds("--seconds", seconds)
     plan = Plan(
         jobs=count,
         concurrent_jobs=concurrent_jobs,

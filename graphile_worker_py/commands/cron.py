@@ -66,6 +66,8 @@ def check(file: str, as_json: bool) -> None:
 @json_option
 def due(file: str, start: datetime, end: datetime, as_json: bool) -> None:
     """List each run of a crontab in a span of time, in UTC. FILE may be -."""
+    if end < start:
+        raise click.UsageError(f"--to {end.isoformat()} is before --from {start.isoformat()}")
     timetable = Timetable(_read(file))
     runs = (
         (timestamp(minute), item.identifier)

@@ -1,5 +1,6 @@
 """The command that tells whether all is well, of a worker or of the database."""
 
+import http.client
 import json
 import sys
 import urllib.error
@@ -15,6 +16,7 @@ from graphile_worker_py.commands.options import database_options
 from graphile_worker_py.commands.show import json_option
 from graphile_worker_py.commands.tables import print_json, print_table
 from graphile_worker_py.db import SyncDatabase
+from graphile_worker_py.options import check_seconds
 from graphile_worker_py.sql.health import Backlog, RegisteredPool, read_backlog
 
 PATIENCE: Final = 5.0
@@ -24,7 +26,12 @@ PATIENCE: Final = 5.0
 @click.command()
 @database_options
 @click.option("--url", metavar="URL", help="Ask the worker that answers probes there.")
-@click.option("--port", type=int, metavar="N", help="Ask the one on this port of this machine.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help="Ask the one on this port of this machine.",
+)
 @click.option(
     "--max-age", type=float, metavar="S", help="Fail if a job has been due for so many seconds."
 )
@@ -46,6 +53,8 @@ def health(
     """
     if url is not None and port is not None:
         raise click.UsageError("--url and --port exclude each other")
+    if max_age is not None:
+        check_seconds("--max-age", max_age)
     if port is not None:
         url = f"http://127.0.0.1:{port}"
     if url is not None:
@@ -79,6 +88,10 @@ def _ask_worker(url: str) -> tuple[dict[str, Any], list[str]]:
             exit_with(f"{page}: {error.code} {error.reason}", EXIT_FAILURE)
     except urllib.error.URLError as error:
         exit_with(f"{page}: {error.reason}", EXIT_FAILURE)
+    except (http.client.InvalidURL, ValueError) as error:
+        raise click.UsageError(f"--url {url!r} is no address: {error}") from error
+    except http.client.HTTPException:  # who answers speaks something else
+        told = b""
     try:
         said = json.loads(told)
     except ValueError:

@@ -13,7 +13,7 @@ from graphile_worker_py.commands.options import configuration_options
 from graphile_worker_py.commands.reading import reading_modules
 from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options import AUTO, LOG_FORMATS, LOG_LEVELS
+from graphile_worker_py.options import AUTO, LOG_FORMATS, LOG_LEVELS, check_port
 from graphile_worker_py.supervised import Supervised
 
 logger = logging.getLogger("graphile_worker_py")
@@ -111,7 +111,8 @@ def run(
     if once + schema_only + watch > 1:
         raise click.UsageError("--once, --schema-only and --watch exclude each other")
     # What is no number is left for the check to refuse, or to accept.
-    flags["processes"] = int(processes) if processes and processes.isdecimal() else processes
+    is_number = processes is not None and processes.isdecimal() and len(processes) < 20
+    flags["processes"] = int(processes) if processes and is_number else processes
     flags["forbidden_flags"] = list(forbidden_flags) or None
     flags["local_queue.size"] = local_queue_size
     with told_clearly():
@@ -133,6 +134,9 @@ def run(
                     f"worker_id {settings['worker_id'].value!r} is for one worker, but processes "
                     f"is {count}; leave one of them out"
                 )
+            port = settings["health_port"].value
+            if port:  # each process has the next one
+                check_port("health_port of the last process", port + count - 1)
             final = (EXIT_INCOMPATIBLE_WHILE_RUNNING,)
             # A worker that has no others beside it does not need it.
             from graphile_worker_py.supervisor import Supervisor

@@ -181,10 +181,11 @@ def import_tasks(where: str) -> Tasks:
         ConfigurationError: There is no such module or attribute, or it holds no tasks.
     """
     module_name, _, attribute = where.partition(":")
+    hint = "; a file or folder is given by --task-directory" if Path(where).exists() else ""
     if not all(module_name.split(".")):
         raise ConfigurationError(
             f"--tasks {where}: {module_name!r} is not the name of a module; expected is "
-            f"MODULE[:ATTR], as in myapp.tasks"
+            f"MODULE[:ATTR], as in myapp.tasks{hint}"
         )
     # As `python -m` does it: what lies in the working directory can be imported.
     if str(Path.cwd()) not in sys.path:
@@ -196,7 +197,7 @@ def import_tasks(where: str) -> Tasks:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
             f"{error.name}."
         ):
-            fault = f"there is no module {error.name!r}"
+            fault = f"there is no module {error.name!r}{hint}"
         raise ConfigurationError(f"--tasks {where}: {fault}") from error
     if not attribute:
         found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}

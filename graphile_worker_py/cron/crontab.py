@@ -30,6 +30,7 @@ from graphile_worker_py.cron.pattern import (
     words_of,
 )
 from graphile_worker_py.errors import ConfigurationError, CrontabError
+from graphile_worker_py.options import check_is, check_path
 
 PYTHON_ONLY: Final = "#py:"
 
@@ -53,7 +54,9 @@ def parse_crontab(text: str) -> list[ParsedCronItem]:
     Raises:
         CrontabError: Lines can't be understood; all faults of all lines are told, each with
             line, column, the offending text and what is allowed.
+        ConfigurationError: It is no text.
     """
+    check_is("crontab", text, str, how="the text of a crontab")
     items: list[ParsedCronItem] = []
     errors: list[CrontabError] = []
     extras: _Line | None = None
@@ -90,6 +93,7 @@ def read_crontab(path: str | Path) -> list[ParsedCronItem]:
         CrontabError: Its lines can't be understood.
         ConfigurationError: It can't be read.
     """
+    check_path("crontab_file", path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:

@@ -136,6 +136,9 @@ def parse_cron_items(items: Iterable[CronItem]) -> list[ParsedCronItem]:
     Raises:
         CrontabError: Items are not valid; all faults of all items are told.
     """
+    given: object = items
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise CrontabError(f"cron items must be a list of CronItem(...), not {items!r}")
     parsed: list[ParsedCronItem] = []
     errors: list[CrontabError] = []
     for item in items:

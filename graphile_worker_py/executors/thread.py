@@ -140,8 +140,10 @@ class _TaskThread:
             return
         if error is None:
             done.set_result(result)
-        elif isinstance(error, StopIteration | GeneratorExit):
-            # They would end the coroutine that awaits the future.
-            done.set_exception(RuntimeError(f"task raised {type(error).__name__}: {error}"))
+        elif isinstance(error, StopIteration | GeneratorExit | KeyboardInterrupt):
+            # They would end the coroutine that awaits the future, the last one the event loop.
+            # No Ctrl-C raises that in a thread.
+            told = f"task raised {type(error).__name__}: {error}".removesuffix(": ")
+            done.set_exception(RuntimeError(told))
         else:
             done.set_exception(error)

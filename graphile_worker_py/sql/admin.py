@@ -193,4 +193,4 @@ def checked_texts(name: str, values: Iterable[str]) -> list[str]:
     """Check a list of strings."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise ConfigurationError(f"{name} must be a list of strings, not {values!r}")
-    return [check_text(name, value) for value in values]
+    return [check_text(f"{name}[{at}]", value) for at, value in enumerate(values)]
