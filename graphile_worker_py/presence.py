@@ -192,6 +192,11 @@ class Presence:
         self._held_back = is_late
         return not is_late
 
+    @property
+    def held_back(self) -> bool:
+        """Whether nothing is fetched, because others may have found this pool dead."""
+        return self._held_back and self.is_late()
+
     def is_late(self) -> bool:
         """Whether others may have found this pool dead by now."""
         now = asyncio.get_running_loop().time()
