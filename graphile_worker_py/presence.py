@@ -48,6 +48,8 @@ REGISTER_PATIENCE: Final = 5.0
 BEGIN_PATIENCE: Final = 30.0
 BEGIN_INTERVAL: Final = 0.2
 """Seconds that a pool tries to register before its first fetch, and between two tries."""
+MOST_MISSES: Final = 3
+"""Heartbeats in a row for which tables of the schema may be missing."""
 RECOVERY_DEADLINE: Final = 300.0
 WITHOUT_LOCK: Final = 10
 """How many times as late a heartbeat may be where a pool never has a lock that speaks for it."""
@@ -104,6 +106,7 @@ class Presence:
         self._dead = False
         self._stopping = False
         self._failing = False
+        self._misses = 0
         self._late_since: float | None = None
         self._is_urgent = False
         self._beating = asyncio.Lock()
@@ -210,10 +213,15 @@ class Presence:
             try:
                 await self._beat_in_time()
             except side_schema.MISSING:
+                self._registered = False
+                self._misses += 1
+                if self._misses > MOST_MISSES:
+                    # Only a part of it is: its migrations say that there is nothing to be done.
+                    self._do_without(ConfigurationError("tables are missing in it: drop it"))
+                    return
                 self._logger.warning(
                     "The schema graphile_worker_py is gone, creating it anew", extra=self._about
                 )
-                self._registered = False
             except (psycopg.Error, OSError, ConfigurationError) as error:
                 backoff = backoff_for(error)
                 if backoff is CONTENTION:
@@ -283,6 +291,7 @@ class Presence:
         self._last_beat = sent
         self._has_beaten = True
         self._failing = False
+        self._misses = 0
         match heard.standing:
             case Standing.ALIVE:
                 # What this pool records itself meanwhile may be missing in the answer.

@@ -188,6 +188,27 @@ async def test_workers_go_on_when_it_is_dropped_and_make_it_anew(
     assert ledger.pools() == {}
 
 
+@pytest.mark.parametrize("table", ["pools", "suspects"])
+async def test_where_only_a_table_of_it_is_dropped_workers_go_on_without_it(
+    dsn: str, ledger: Ledger, caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    told = Told()
+    async with Runner(
+        dsn,
+        tasks={"work": print},
+        events=told.events,
+        **{**FAST, "heartbeat_interval": 0.05, "poll_interval": 0.1},
+    ) as runner:
+        await told.seen(PoolListenSuccess)
+        ledger.query(f"drop table graphile_worker_py.{table}")
+        await eventually(lambda: "tables are missing in it: drop it" in caplog.text)
+        ledger.add("work")
+        await told.seen(JobSuccess)
+        assert runner.health().ready
+    assert caplog.text.count("Working without the schema graphile_worker_py (") == 1
+    ledger.query("drop schema graphile_worker_py cascade")
+
+
 async def test_rows_of_pools_that_were_deleted_by_hand_are_made_anew(
     dsn: str, ledger: Ledger
 ) -> None:
