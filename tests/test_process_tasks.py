@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from graphile_worker_py import ConfigurationError, Runner, Task, run_once, task
 from graphile_worker_py.errors import TaskTimeoutError
 from graphile_worker_py.events import JobError, JobReturned, JobStart, JobSuccess
-from graphile_worker_py.executors import memory, process
+from graphile_worker_py.executors import guard, memory, process
 from graphile_worker_py.executors.process import TaskMemoryError
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.task_loader import load_tasks
@@ -336,6 +337,21 @@ async def test_a_forced_stop_while_it_starts_leaves_nothing_behind(dsn: str, pat
         await runner.kill()
     assert jobs.one(job_id)["attempts"] == 0
     assert jobs.locked() == []
+
+
+async def test_what_ends_processes_is_started_anew_where_that_has_failed(
+    dsn: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    jobs, told = Jobs(dsn), Told()
+    async with Runner(dsn, tasks=ALL, events=told.events):
+        jobs.add("pid", str(path), max_attempts=1)
+        await told.seen(JobError)
+        monkeypatch.undo()
+        jobs.add("pid", str(path))
+        await told.seen(JobSuccess)
+        commands = [child.cmdline() for child in psutil.Process().children()]
+    assert [command[-1] for command in commands if "guard" in command[-1]] == [guard.__file__]
 
 
 def test_a_worker_that_is_killed_leaves_no_process_behind(
