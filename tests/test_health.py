@@ -245,3 +245,34 @@ def test_the_command_takes_no_other_servers_word(call: Call) -> None:
     call("--url", "ftp://127.0.0.1/", code=2)
     call("--url", "http://127.0.0.1:1", "--port", "1", code=2)
     call("--port", "1", code=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "RemoteDisconnected: "),
+        (b"garbage\r\n\r\n", "BadStatusLine: garbage"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "IncompleteRead: "),
+        (b"HTTP/1.1 200 OK\r\n\r\n\xff", "is not a page of a worker"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "404 Not Found"),
+    ],
+)
+async def test_the_command_says_in_a_line_what_an_odd_server_does(
+    call: Call, answer: bytes, said: str
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        result = await asyncio.to_thread(lambda: call("--port", str(port), code=1))
+    assert result.output.startswith(f"Error: http://127.0.0.1:{port}/healthz")
+    assert said in result.output
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "http://a b/", "http://127.0.0.1:x/"])
+def test_the_command_says_in_a_line_that_a_url_makes_no_sense(call: Call, url: str) -> None:
+    assert call("--url", url, code=1).output.startswith(f"Error: {url.rstrip('/')}/healthz: ")

@@ -13,7 +13,7 @@ from graphile_worker_py.commands.options import configuration_options
 from graphile_worker_py.commands.reading import reading_modules
 from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options import AUTO, LOG_FORMATS, LOG_LEVELS
+from graphile_worker_py.options import AUTO, HIGHEST_PORT, LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.supervised import Supervised
 
 logger = logging.getLogger("graphile_worker_py")
@@ -133,6 +133,7 @@ def run(
                     f"worker_id {settings['worker_id'].value!r} is for one worker, but processes "
                     f"is {count}; leave one of them out"
                 )
+            _check_ports(settings["health_port"].value, count)
             final = (EXIT_INCOMPATIBLE_WHILE_RUNNING,)
             # A worker that has no others beside it does not need it.
             from graphile_worker_py.supervisor import Supervisor
@@ -151,6 +152,14 @@ def run(
             work.watching(settings, process)
         else:
             work.until_stopped(settings, process)
+
+
+def _check_ports(first: int | None, count: int) -> None:
+    if first and first + count - 1 > HIGHEST_PORT:
+        raise ConfigurationError(
+            f"health_port {first} leaves no port for each of {count} processes; it may be at most "
+            f"{HIGHEST_PORT - count + 1}"
+        )
 
 
 def _warn_of_passed_over() -> None:
