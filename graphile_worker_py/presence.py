@@ -24,6 +24,7 @@ import random
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any, Final, assert_never
 
 import psycopg
@@ -252,13 +253,18 @@ class Presence:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(within + self._interval):
                 conn = await stack.enter_async_context(given)
-            if not self._registered:
+            if self._registered:
+                with hung_up_after(within, conn):
+                    await self._beat(conn)
+            else:
                 with hung_up_after(max(within, REGISTER_PATIENCE), conn):
                     await self._register(conn)
-            with hung_up_after(within, conn):
-                await self._beat(conn)
 
     async def _register(self, conn: AsyncConnection[Any]) -> None:
+        """Make the pool known, with its first heartbeat.
+
+        Both or neither: one that may not beat must not be known, or others find it dead.
+        """
         register = pools.register_pool(
             self._pool_id,
             worker_schema=self._database.schema,
@@ -268,7 +274,9 @@ class Presence:
             lock_key=self._lock_key,
         )
         await side_schema.install(self._database, conn)
-        await self._database.run(register, conn=conn)
+        async with conn.transaction():
+            await self._database.run(register, conn=conn)
+            await self._beat(conn)
         self._registered = True
 
     async def _beat(self, conn: AsyncConnection[Any]) -> None:
@@ -278,15 +286,14 @@ class Presence:
             self._steady_since = sent
         recoveries = None if self._recovering else self._recoveries
         cleared = self.quarantine.cleared
-        heard = await self._database.run(
-            pools.beat(
-                self._pool_id,
-                worker_schema=self._database.schema,
-                is_stopping=self._stopping,
-                cleared=cleared,
-            ),
-            conn=conn,
+        beat = pools.beat(
+            self._pool_id,
+            worker_schema=self._database.schema,
+            is_stopping=self._stopping,
+            cleared=cleared,
         )
+        # In the transaction of the first one a pooler that loses what was prepared would undo all.
+        heard = await self._database.run(replace(beat, seldom=not self._registered), conn=conn)
         self.quarantine.forget(len(cleared))
         self._last_beat = sent
         self._has_beaten = True
