@@ -19,6 +19,7 @@ It is long because when a pool beats, when it is late and when it may fetch is o
 
 import asyncio
 import logging
+import math
 import os
 import random
 import socket
@@ -113,6 +114,7 @@ class Presence:
         self._beating = asyncio.Lock()
         self._last_beat = 0.0
         self._steady_since = 0.0
+        self._clocks_apart = math.inf
         self._others_late = asyncio.Event()
         self._recovering = False
         self._recoveries = 0
@@ -295,6 +297,10 @@ class Presence:
         # In the transaction of the first one a pooler that loses what was prepared would undo all.
         heard = await self._database.run(replace(beat, seldom=not self._registered), conn=conn)
         self.quarantine.forget(len(cleared))
+        if heard.at - sent > self._clocks_apart + self._longest_gap:
+            # The server's clock was put forward. All look late, and nobody is known to be.
+            self._steady_since = sent
+        self._clocks_apart = heard.at - sent
         self._last_beat = sent
         self._has_beaten = True
         self._failing = False
