@@ -178,8 +178,11 @@ class ProcessExecutor:
         async with self._starting:
             if self._guard is None or self._guard.is_ended:
                 guard = Guard()
-                await guard.start(process.pid for process in self._all)
+                await guard.start()
+                # Only now, for more may have been started meanwhile.
                 self._guard = guard
+                for each in self._all:
+                    guard.note(each.pid)
         process = Process(self._has_ended, self._stop_using)
         await process.start()
         self._none_left.clear()
