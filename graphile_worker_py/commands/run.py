@@ -1,8 +1,9 @@
 """The `run` command: a worker in a process of its own, or several."""
 
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,6 +18,9 @@ from graphile_worker_py.options import AUTO, HIGHEST_PORT, LOG_FORMATS, LOG_LEVE
 from graphile_worker_py.supervised import Supervised
 
 logger = logging.getLogger("graphile_worker_py")
+
+STDERR: Final = 2
+"""The highest number of a standard stream."""
 
 
 @click.command()
@@ -108,6 +112,7 @@ def run(
     `config show` tells the value of each option; those without a flag here are set in a file or
     the environment.
     """
+    _open_standard_streams()
     if once + schema_only + watch > 1:
         raise click.UsageError("--once, --schema-only and --watch exclude each other")
     # What is no number is left for the check to refuse, or to accept.
@@ -152,6 +157,19 @@ def run(
             work.watching(settings, process)
         else:
             work.until_stopped(settings, process)
+
+
+def _open_standard_streams() -> None:
+    """Open those that were closed when the process began, for nobody to read or write.
+
+    Sockets would get their numbers else, and processes of tasks expect other things there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
 
 
 def _check_ports(first: int | None, count: int) -> None:
