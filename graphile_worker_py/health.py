@@ -33,6 +33,8 @@ class Health:
         started_at: When it was made.
         connected: Whether the database answered when it was last spoken to.
         standing_still: Whether the watchdog found that no jobs are fetched any more.
+        held_back: Whether it fetches no jobs, because it could not prove to be alive and others
+            may have freed those that it has.
         listening: Whether announcements of new jobs are known to arrive; else it only polls.
         last_fetch_at: When jobs were last fetched, or looked for.
         last_heard_at: When the listening connection was last heard of.
@@ -50,6 +52,7 @@ class Health:
     started_at: datetime
     connected: bool
     standing_still: bool
+    held_back: bool
     listening: bool
     last_fetch_at: datetime | None
     last_heard_at: datetime | None
@@ -68,14 +71,17 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether it takes jobs: it runs, and reaches the database."""
-        return self.state is State.RUNNING and self.connected and not self.standing_still
+        stands = self.standing_still or self.held_back
+        return self.state is State.RUNNING and self.connected and not stands
 
     @property
     def trouble(self) -> str:
         """Why it is not ready, in a word or two."""
         if self.state is not State.RUNNING:
             return str(self.state)
-        return "standing still" if self.standing_still else "not connected"
+        if self.standing_still:
+            return "standing still"
+        return "held back" if self.connected and self.held_back else "not connected"
 
     def as_json(self) -> dict[str, object]:
         """All of it, with times as text."""
@@ -122,7 +128,7 @@ class Vitals:
             self.is_fetching = True
             self.fetch_steps += 1
             try:
-                fetched = await fetch(count)
+                return await fetch(count)
             except Exception as error:
                 self.connected = False
                 self._take_down(error)
@@ -130,11 +136,13 @@ class Vitals:
             finally:
                 self.is_fetching = False
                 self.fetch_steps += 1
-            self.connected = True
-            self.last_fetch_at = utc_now()
-            return fetched
 
         return watched_fetch
+
+    def has_fetched(self) -> None:
+        """Take down that the database has answered a fetch."""
+        self.connected = True
+        self.last_fetch_at = utc_now()
 
     def _on_listen(self, event: events.PoolListenSuccess) -> None:
         if event.pool_id == self._pool_id:

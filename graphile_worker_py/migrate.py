@@ -44,6 +44,8 @@ _BOOTSTRAP_TRIES: Final = 10
 # A Node worker installs revision after revision. One that is between 1 and 17 is either being
 # installed right now, or old; what did not move for so many seconds is old.
 _INSTALL_PATIENCE: Final = 3.0
+# Another installer may rightly take hours. But nobody should have to guess what is waited for.
+_TELL_AFTER: Final = 10.0
 
 
 async def migrate(database: Database, hooks: Hooks | None = None) -> None:
@@ -63,6 +65,12 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
         MigrationError: The role may not create the schema or its objects.
     """
     async with database.pool.connection() as conn:
+        waiting = asyncio.get_running_loop().call_later(
+            _TELL_AFTER,
+            logger.warning,
+            "Schema %r is still looked at, or changed; maybe somebody else has its tables locked",
+            database.schema,
+        )
         # Each revision is a transaction of its own, whatever the owner of the pool prefers.
         autocommit = conn.autocommit
         await conn.set_autocommit(True)
@@ -79,6 +87,7 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
                 f"CREATE on the database, run `graphile-worker-py migrate`"
             ) from error
         finally:
+            waiting.cancel()
             if not conn.closed:
                 await aio.finish(conn.set_autocommit(autocommit))
 

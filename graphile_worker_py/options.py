@@ -27,6 +27,7 @@ LARGEST_WHOLE: Final = 2**31 - 1
 LONGEST: Final = 1e9
 """Seconds, thirty years: clocks and PostgreSQL's intervals can reckon with that."""
 HEALTH_HOST: Final = "127.0.0.1"
+HIGHEST_PORT: Final = 65535
 LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 AUTO: Final = "auto"
@@ -126,8 +127,9 @@ def check_one_of(name: str, value: object, *, allowed: Sequence[str]) -> None:
 
 def check_port(name: str, value: object) -> None:
     """Check a TCP port; 0 leaves the choice to the system."""
-    if check_whole(name, value, smallest=0, or_else="and at most 65535") > 65535:
-        raise ConfigurationError(f"{name} must be at most 65535, not {value!r}")
+    or_else = f"and at most {HIGHEST_PORT}"
+    if check_whole(name, value, smallest=0, or_else=or_else) > HIGHEST_PORT:
+        raise ConfigurationError(f"{name} must be at most {HIGHEST_PORT}, not {value!r}")
 
 
 def check_processes(name: str, value: object) -> None:

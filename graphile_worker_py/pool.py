@@ -207,6 +207,7 @@ class WorkerPool:
             started_at=vitals.started_at,
             connected=vitals.connected,
             standing_still=self._guard is not None and self._guard.standing_still,
+            held_back=self._presence.held_back,
             listening=listener is not None and listener.listening,
             last_fetch_at=vitals.last_fetch_at,
             last_heard_at=None if listener is None else listener.heard_at,
@@ -441,7 +442,9 @@ class WorkerPool:
     async def _fetch(self, count: int) -> Fetched:
         if not await self._presence.confirm():
             return Fetched([], more=False)
-        return await self._fetcher.fetch(count)
+        fetched = await self._fetcher.fetch(count)
+        self._vitals.has_fetched()
+        return fetched
 
     async def _fetch_jobs(self, group: asyncio.TaskGroup) -> None:
         """Run the local queue; at its end leave nothing locked that it does not know of."""

@@ -19,11 +19,13 @@ It is long because when a pool beats, when it is late and when it may fetch is o
 
 import asyncio
 import logging
+import math
 import os
 import random
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any, Final, assert_never
 
 import psycopg
@@ -47,6 +49,8 @@ REGISTER_PATIENCE: Final = 5.0
 BEGIN_PATIENCE: Final = 30.0
 BEGIN_INTERVAL: Final = 0.2
 """Seconds that a pool tries to register before its first fetch, and between two tries."""
+MOST_MISSES: Final = 3
+"""Heartbeats in a row for which tables of the schema may be missing."""
 RECOVERY_DEADLINE: Final = 300.0
 WITHOUT_LOCK: Final = 10
 """How many times as late a heartbeat may be where a pool never has a lock that speaks for it."""
@@ -103,11 +107,13 @@ class Presence:
         self._dead = False
         self._stopping = False
         self._failing = False
+        self._misses = 0
         self._late_since: float | None = None
         self._is_urgent = False
         self._beating = asyncio.Lock()
         self._last_beat = 0.0
         self._steady_since = 0.0
+        self._clocks_apart = math.inf
         self._others_late = asyncio.Event()
         self._recovering = False
         self._recoveries = 0
@@ -191,6 +197,11 @@ class Presence:
         self._held_back = is_late
         return not is_late
 
+    @property
+    def held_back(self) -> bool:
+        """Whether nothing is fetched, because others may have found this pool dead."""
+        return self._held_back and self.is_late()
+
     def is_late(self) -> bool:
         """Whether others may have found this pool dead by now."""
         now = asyncio.get_running_loop().time()
@@ -204,10 +215,15 @@ class Presence:
             try:
                 await self._beat_in_time()
             except side_schema.MISSING:
+                self._registered = False
+                self._misses += 1
+                if self._misses > MOST_MISSES:
+                    # Only a part of it is: its migrations say that there is nothing to be done.
+                    self._do_without(ConfigurationError("tables are missing in it: drop it"))
+                    return
                 self._logger.warning(
                     "The schema graphile_worker_py is gone, creating it anew", extra=self._about
                 )
-                self._registered = False
             except (psycopg.Error, OSError, ConfigurationError) as error:
                 backoff = backoff_for(error)
                 if backoff is CONTENTION:
@@ -238,13 +254,18 @@ class Presence:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(within + self._interval):
                 conn = await stack.enter_async_context(given)
-            if not self._registered:
+            if self._registered:
+                with hung_up_after(within, conn):
+                    await self._beat(conn)
+            else:
                 with hung_up_after(max(within, REGISTER_PATIENCE), conn):
                     await self._register(conn)
-            with hung_up_after(within, conn):
-                await self._beat(conn)
 
     async def _register(self, conn: AsyncConnection[Any]) -> None:
+        """Make the pool known, with its first heartbeat.
+
+        Both or neither: one that may not beat must not be known, or others find it dead.
+        """
         register = pools.register_pool(
             self._pool_id,
             worker_schema=self._database.schema,
@@ -254,7 +275,9 @@ class Presence:
             lock_key=self._lock_key,
         )
         await side_schema.install(self._database, conn)
-        await self._database.run(register, conn=conn)
+        async with conn.transaction():
+            await self._database.run(register, conn=conn)
+            await self._beat(conn)
         self._registered = True
 
     async def _beat(self, conn: AsyncConnection[Any]) -> None:
@@ -264,17 +287,19 @@ class Presence:
             self._steady_since = sent
         recoveries = None if self._recovering else self._recoveries
         await self.quarantine.clear(conn)
-        heard = await self._database.run(
-            pools.beat(
-                self._pool_id,
-                worker_schema=self._database.schema,
-                is_stopping=self._stopping,
-            ),
-            conn=conn,
+        beat = pools.beat(
+            self._pool_id, worker_schema=self._database.schema, is_stopping=self._stopping
         )
+        # In the transaction of the first one a pooler that loses what was prepared would undo all.
+        heard = await self._database.run(replace(beat, seldom=not self._registered), conn=conn)
+        if heard.at - sent > self._clocks_apart + self._longest_gap:
+            # The server's clock was put forward. All look late, and nobody is known to be.
+            self._steady_since = sent
+        self._clocks_apart = heard.at - sent
         self._last_beat = sent
         self._has_beaten = True
         self._failing = False
+        self._misses = 0
         match heard.standing:
             case Standing.ALIVE:
                 # What this pool records itself meanwhile may be missing in the answer.

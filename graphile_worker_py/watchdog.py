@@ -192,5 +192,10 @@ class Watchdog:
 def _in_time(tell: Callable[[], object]) -> None:
     """Call it in a thread of its own, and do not wait for long."""
     thread = threading.Thread(target=tell, name="graphile-worker-py watchdog", daemon=True)
-    thread.start()
-    thread.join(TELL_PATIENCE)
+    try:
+        thread.start()
+    except RuntimeError:
+        # The system has no more threads for us. Should this block, there is still the timer.
+        tell()
+    else:
+        thread.join(TELL_PATIENCE)

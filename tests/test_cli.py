@@ -145,7 +145,7 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", "app_tasks", "-P", "9" * 5000], "processes must be a whole number"),
         (
             ["--tasks", "app_tasks", "-P", "3", "--health-port", "65534"],
-            "health_port of the last process must be at most 65535, not 65536",
+            "health_port 65534 leaves no port for each of 3 processes",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whoever read what a worker writes has gone."""
+"""Whoever read what a worker writes has gone, or was never there."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.processes import clean_environment
+from tests.support.processes import Processes, clean_environment
 from tests.support.running import Jobs
 
 TASKS = """
@@ -18,6 +18,10 @@ from graphile_worker_py import task
 @task
 async def work(payload, ctx):
     ctx.logger.info("at work")
+
+@task(executor="process")
+def apart(payload):
+    print("printed")
 """
 
 
@@ -57,3 +61,20 @@ async def test_a_worker_whose_log_nobody_reads_any_more_works_on_and_ends_well(
         process.terminate()
         assert process.wait(10) == 0
     assert jobs.locked() == []
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_worker_that_has_no_standard_streams_works_like_any_other(
+    dsn: str, tmp_path: Path, processes: Processes, count: str, closed: str
+) -> None:
+    (tmp_path / "few_tasks.py").write_text(TASKS, encoding="utf-8")
+    jobs = Jobs(dsn)
+    jobs.add("work", max_attempts=1)
+    for _ in range(4):
+        jobs.add("apart", max_attempts=1)
+    command = f"exec '{sys.executable}' -m graphile_worker_py --tasks few_tasks --once {closed}"
+    environment = {"DATABASE_URL": dsn, "GRAPHILE_WORKER_PROCESSES": count}
+    worker = processes.start(["/bin/sh", "-c", command], cwd=tmp_path, env=environment)
+    assert worker.wait(15) == 0
+    assert jobs.snapshot() == []

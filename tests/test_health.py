@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -258,18 +257,27 @@ def test_the_command_takes_no_other_servers_word(call: Call) -> None:
         assert wrong[0] in call(*wrong, code=2).output
 
 
-def test_the_command_tells_a_worker_from_what_speaks_another_protocol(call: Call) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "RemoteDisconnected: "),
+        (b"garbage\r\n\r\n", "BadStatusLine: garbage"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "IncompleteRead: "),
+        (b"HTTP/1.1 200 OK\r\n\r\n\xff", "is not a page of a worker"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "404 Not Found"),
+    ],
+)
+async def test_the_command_says_in_a_line_what_an_odd_server_does(
+    call: Call, answer: bytes, said: str
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
 
-        def answer() -> None:
-            client, _ = server.accept()
-            with client:
-                client.recv(1024)
-                client.sendall(b"220 mail.example.com ESMTP\r\n")
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        port = server.getsockname()[1]
-        result = call("--port", str(port), code=1)
-        thread.join()
-    assert result.output == f"Error: http://127.0.0.1:{port}/healthz is not a page of a worker\n"
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        result = await asyncio.to_thread(lambda: call("--port", str(port), code=1))
+    assert result.output.startswith(f"Error: http://127.0.0.1:{port}/healthz")
+    assert said in result.output

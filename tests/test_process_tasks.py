@@ -3,19 +3,22 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from graphile_worker_py import ConfigurationError, Runner, Task, run_once, task
 from graphile_worker_py.errors import TaskTimeoutError
-from graphile_worker_py.events import JobError, JobReturned, JobStart, JobSuccess
-from graphile_worker_py.executors import memory, process
+from graphile_worker_py.events import JobComplete, JobError, JobReturned, JobStart, JobSuccess
+from graphile_worker_py.executors import guard, memory, process
 from graphile_worker_py.executors.process import TaskMemoryError
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.task_loader import load_tasks
@@ -49,6 +52,17 @@ def is_alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Within the block this process can open no file."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def errors_of(dsn: str, told: Told) -> list[BaseException]:
@@ -241,6 +255,24 @@ async def test_at_its_memory_limit_it_is_killed(dsn: str, inside: bool) -> None:
     assert "the process of task 'take' took " in str(error)
 
 
+async def test_memory_that_cannot_be_measured_for_a_moment_fails_no_job(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "GROUP_AGE", 0)
+    monkeypatch.setattr(process, "MEMORY_INTERVAL", 0.01)
+    monkeypatch.setattr(process, "LOOKS_PER_GROUP", 2)
+    jobs, told = Jobs(dsn), Told()
+    async with Runner(dsn, tasks=ALL, events=told.events):
+        jobs.add("take", {"bytes": 2**20, "hold": 0, "inside": True})
+        await told.seen(JobSuccess)
+        jobs.add("take", {"bytes": 2**20, "hold": 1, "inside": True}, max_attempts=1)
+        await told.seen(JobStart, count=2)
+        with no_more_files():
+            await asyncio.sleep(0.3)
+        await told.seen(JobComplete, count=2)
+    assert [event.error for event in told.of(JobError)] == []
+
+
 async def test_a_process_that_has_grown_is_not_used_again(
     dsn: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +368,21 @@ async def test_a_forced_stop_while_it_starts_leaves_nothing_behind(dsn: str, pat
         await runner.kill()
     assert jobs.one(job_id)["attempts"] == 0
     assert jobs.locked() == []
+
+
+async def test_what_ends_processes_is_started_anew_where_that_has_failed(
+    dsn: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    jobs, told = Jobs(dsn), Told()
+    async with Runner(dsn, tasks=ALL, events=told.events):
+        jobs.add("pid", str(path), max_attempts=1)
+        await told.seen(JobError)
+        monkeypatch.undo()
+        jobs.add("pid", str(path))
+        await told.seen(JobSuccess)
+        commands = [child.cmdline() for child in psutil.Process().children()]
+    assert [command[-1] for command in commands if "guard" in command[-1]] == [guard.__file__]
 
 
 def test_a_worker_that_is_killed_leaves_no_process_behind(

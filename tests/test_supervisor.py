@@ -251,6 +251,7 @@ def test_a_storm_of_signals_ends_all_in_order(dsn: str, start: Callable[..., Pro
         (["--tasks", "app_tasks", "-P", "many"], {}, 2, "processes must be a whole number"),
         (["--tasks", "app_tasks", "-P", "0"], {}, 2, "'auto' for one per processor core"),
         (["--tasks", "app_tasks"], {"GRAPHILE_WORKER_WORKER_ID": "me"}, 2, "is for one worker"),
+        (["--tasks", "app_tasks", "--health-port", "65535"], {}, 2, "it may be at most 65534"),
         (["--tasks", "app_tasks"], {VARIABLE: "1:99"}, 2, f"{VARIABLE} is '1:99'"),
     ],
 )

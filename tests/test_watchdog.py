@@ -48,6 +48,26 @@ def start_worker(dsn: str, processes: Processes, directory: Path, **env: str) ->
     )
 
 
+async def test_it_watches_on_where_there_can_be_no_more_threads(
+    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(watchdog, "FIRST_WARNING", 0.3)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def hog(_payload: Any) -> None:
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(threading.Thread, "start", refuse)
+            time.sleep(1)  # noqa: ASYNC251  # the point of it
+
+    Jobs(dsn).add("hog")
+    async with Runner(dsn, tasks={"hog": hog}):
+        await eventually(lambda: "The event loop turns again" in caplog.text)
+    assert "The event loop has stood still" in caplog.text
+
+
 @pytest.mark.parametrize("limit", [0.0, 300.0])
 async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(
     dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, limit: float

@@ -76,22 +76,14 @@ def _ask_worker(url: str) -> tuple[dict[str, Any], list[str]]:
     if not url.startswith(("http://", "https://")):
         raise click.UsageError(f"--url must start with http:// or https://, not {url!r}")
     page = f"{url.rstrip('/').removesuffix('/healthz')}/healthz"
-    # Whatever proxy there is for the world outside, it is not meant for this.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(page, timeout=PATIENCE) as answer:
-            told = answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            told = error.read()
-        if error.code != 503:
-            exit_with(f"{page}: {error.code} {error.reason}", EXIT_FAILURE)
+        told = _read(page)
     except urllib.error.URLError as error:
         exit_with(f"{page}: {error.reason}", EXIT_FAILURE)
     except (http.client.InvalidURL, ValueError) as error:
         raise click.UsageError(f"--url {url!r} is no address: {error}") from error
-    except http.client.HTTPException:  # who answers speaks something else
-        told = b""
+    except (OSError, http.client.HTTPException) as error:  # whoever it is that answers there
+        exit_with(f"{page}: {type(error).__name__}: {str(error).strip()}", EXIT_FAILURE)
     try:
         said = json.loads(told)
     except ValueError:
@@ -102,6 +94,21 @@ def _ask_worker(url: str) -> tuple[dict[str, Any], list[str]]:
         return said, []
     error_told = said.get("last_error")
     return said, [f"not ready ({said['state']})" + (f"; {error_told}" if error_told else "")]
+
+
+def _read(page: str) -> bytes:
+    # Whatever proxy there is for the world outside, it is not meant for this.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        answer = opener.open(page, timeout=PATIENCE)
+    except urllib.error.HTTPError as error:
+        answer = error
+        if error.code != 503:
+            error.close()
+            exit_with(f"{page}: {error.code} {error.reason}", EXIT_FAILURE)
+    with answer:
+        told: bytes = answer.read()
+    return told
 
 
 def _ask_database(

@@ -1,8 +1,9 @@
 """The `run` command: a worker in a process of its own, or several."""
 
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -13,10 +14,13 @@ from graphile_worker_py.commands.options import configuration_options
 from graphile_worker_py.commands.reading import reading_modules
 from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options import AUTO, LOG_FORMATS, LOG_LEVELS, check_port
+from graphile_worker_py.options import AUTO, HIGHEST_PORT, LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.supervised import Supervised
 
 logger = logging.getLogger("graphile_worker_py")
+
+STDERR: Final = 2
+"""The highest number of a standard stream."""
 
 
 @click.command()
@@ -108,6 +112,7 @@ def run(
     `config show` tells the value of each option; those without a flag here are set in a file or
     the environment.
     """
+    _open_standard_streams()
     if once + schema_only + watch > 1:
         raise click.UsageError("--once, --schema-only and --watch exclude each other")
     # What is no number is left for the check to refuse, or to accept.
@@ -134,9 +139,7 @@ def run(
                     f"worker_id {settings['worker_id'].value!r} is for one worker, but processes "
                     f"is {count}; leave one of them out"
                 )
-            port = settings["health_port"].value
-            if port:  # each process has the next one
-                check_port("health_port of the last process", port + count - 1)
+            _check_ports(settings["health_port"].value, count)
             final = (EXIT_INCOMPATIBLE_WHILE_RUNNING,)
             # A worker that has no others beside it does not need it.
             from graphile_worker_py.supervisor import Supervisor
@@ -155,6 +158,27 @@ def run(
             work.watching(settings, process)
         else:
             work.until_stopped(settings, process)
+
+
+def _open_standard_streams() -> None:
+    """Open those that were closed when the process began, for nobody to read or write.
+
+    Sockets would get their numbers else, and processes of tasks expect other things there.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def _check_ports(first: int | None, count: int) -> None:
+    if first and first + count - 1 > HIGHEST_PORT:
+        raise ConfigurationError(
+            f"health_port {first} leaves no port for each of {count} processes; it may be at most "
+            f"{HIGHEST_PORT - count + 1}"
+        )
 
 
 def _warn_of_passed_over() -> None:

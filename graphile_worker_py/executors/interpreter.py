@@ -5,7 +5,7 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, cast
 
@@ -164,7 +164,7 @@ class Guard(asyncio.SubprocessProtocol):
     def is_ended(self) -> bool:
         return self._ended.is_set()
 
-    async def start(self, groups: Iterable[int]) -> None:
+    async def start(self) -> None:
         await asyncio.get_running_loop().subprocess_exec(
             lambda: self,
             *(sys.executable, "-I", "-S", str(Path(guard.__file__))),
@@ -173,8 +173,6 @@ class Guard(asyncio.SubprocessProtocol):
             stderr=None,
             start_new_session=True,
         )
-        for group in groups:
-            self.note(group)
 
     def note(self, group: int) -> None:
         self._write(f"+{group}\n")

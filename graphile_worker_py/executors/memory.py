@@ -34,13 +34,13 @@ def check_supported() -> None:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process holds in memory; 0 if it is gone."""
+    """Bytes that a process holds in memory; 0 if it is gone, or can't be looked at now."""
     if sys.platform != "linux":
         return resident_by_psutil(pid)
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123  # in a tenth of the time
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # the process is gone, or this one may open no more files
         return 0
 
 
@@ -61,7 +61,9 @@ class Groups:
         clock = asyncio.get_running_loop().time
         async with self._looking:
             if clock() - self._looked_at >= GROUP_AGE:
-                self._found = await asyncio.to_thread(resident_of_groups)
+                # Where there can be no more files or threads, what was found last has to do.
+                with suppress(OSError, RuntimeError):
+                    self._found = await asyncio.to_thread(resident_of_groups)
                 self._looked_at = clock()
         return self._found.get(leader, 0)
 

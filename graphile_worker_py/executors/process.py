@@ -177,8 +177,12 @@ class ProcessExecutor:
     async def _start(self) -> None:
         async with self._starting:
             if self._guard is None or self._guard.is_ended:
-                self._guard = Guard()
-                await self._guard.start(process.pid for process in self._all)
+                guard = Guard()
+                await guard.start()
+                # Only now, for more may have been started meanwhile.
+                self._guard = guard
+                for each in self._all:
+                    guard.note(each.pid)
         process = Process(self._has_ended, self._stop_using)
         await process.start()
         self._none_left.clear()

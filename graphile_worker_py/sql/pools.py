@@ -72,11 +72,13 @@ class Heard:
         standing: What is known of the pool itself.
         others_late: Whether there may be pools to recover.
         suspects: How often a worker died under a job, by the job's id.
+        at: The server's clock when it was given, in seconds.
     """
 
     standing: Standing
     others_late: bool
     suspects: dict[int, int]
+    at: float
 
 
 # All times are the server's. A pool that is being found dead at this moment waits in the update
@@ -118,7 +120,8 @@ select
     from graphile_worker_py.suspects as suspects
     where suspects.worker_schema = $2::text
     order by suspects.job_id
-  )
+  ),
+  extract(epoch from statement_timestamp())::float8
 """
 
 
@@ -133,8 +136,8 @@ def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[Heard]
     """
 
     def read(rows: list[tuple[Any, ...]]) -> Heard:
-        standing, others_late, job_ids, crashes = rows[0]
-        return Heard(Standing(standing), others_late, dict(zip(job_ids, crashes, strict=True)))
+        standing, others_late, job_ids, crashes, at = rows[0]
+        return Heard(Standing(standing), others_late, dict(zip(job_ids, crashes, strict=True)), at)
 
     return Query(_BEAT, (pool_id, worker_schema, is_stopping), read)
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, WorkerUtils, db, listener
+from graphile_worker_py import Runner, WorkerUtils, db, listener, migrate, run_once
 from graphile_worker_py.db import Database, Query, opened_pool
 from graphile_worker_py.events import (
     JobSuccess,
@@ -142,3 +142,14 @@ async def test_a_listening_connection_is_made_anew_where_no_other_connection_ans
             await eventually(lambda: runner.health().listening)
             Jobs(dsn).add("work")
             await told.seen(JobSuccess, timeout=10)
+
+
+async def test_a_start_that_waits_for_the_schema_says_so(
+    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "_TELL_AFTER", 0.2)
+    said = "Schema 'graphile_worker' is still looked at, or changed"
+    async with asyncio.TaskGroup() as group, table_locked(dsn, "graphile_worker.migrations"):
+        group.create_task(run_once(dsn, tasks={"work": print}))
+        await eventually(lambda: said in caplog.text)
+    assert caplog.text.count(said) == 1

@@ -108,15 +108,20 @@ async def test_a_pool_that_cannot_beat_fetches_nothing_until_it_can(
     told = Told()
     async with Runner(
         dsn, tasks={"work": print}, events=told.events, **{**FAST, "poll_interval": 0.05}
-    ):
+    ) as runner:
         await told.seen(PoolListenSuccess)
         async with table_locked(dsn, POOLS):
             await eventually(lambda: "Fetching no jobs: " in caplog.text)
             ledger.add("work")
+            before = runner.health()
             looked = len(told.of(WorkerGetJobEmpty))
             await told.seen(WorkerGetJobEmpty, count=looked + 2)
             assert ledger.holders() == set()
+            health = runner.health()
+            assert (health.live, health.ready, health.trouble) == (True, False, "held back")
+            assert health.last_fetch_at == before.last_fetch_at
         await told.seen(JobSuccess)
+        assert runner.health().ready
     assert caplog.text.count("Fetching no jobs: ") == 1
 
 

@@ -113,7 +113,7 @@ def lesser_dsn(dsn: str, ledger: Ledger) -> Iterator[str]:
     ledger.query(f"drop role {role}")
 
 
-@pytest.mark.parametrize("made", ["not there", "of others"])
+@pytest.mark.parametrize("made", ["not there", "of others", "in part"])
 async def test_without_the_rights_for_it_there_is_one_warning_and_work_goes_on(
     dsn: str,
     ledger: Ledger,
@@ -122,8 +122,14 @@ async def test_without_the_rights_for_it_there_is_one_warning_and_work_goes_on(
     made: str,
 ) -> None:
     ledger.query("drop schema if exists graphile_worker_py cascade")
-    if made == "of others":
+    if made != "not there":
         await run_once(dsn, tasks={"work": print})
+    if made == "in part":
+        # It may register, but not ask for suspects; others must not find it dead for that.
+        role = psycopg.conninfo.conninfo_to_dict(lesser_dsn)["user"]
+        ledger.query(f"grant usage on schema graphile_worker_py to {role}")
+        for table in ("migrations", "pools"):
+            ledger.query(f"grant all on graphile_worker_py.{table} to {role}")
     told = Told()
     async with Runner(
         lesser_dsn,
@@ -135,6 +141,7 @@ async def test_without_the_rights_for_it_there_is_one_warning_and_work_goes_on(
         for count in (1, 2):
             ledger.add("work")
             await told.seen(JobSuccess, count=count)
+        assert made == "not there" or ledger.pools() == {}
     assert ledger.ids() == []
     assert [record.levelname for record in caplog.records if WARNING in record.message] == [
         "WARNING"
@@ -186,6 +193,27 @@ async def test_workers_go_on_when_it_is_dropped_and_make_it_anew(
     assert told.of(PoolTakenForDead) == []
     assert "The schema graphile_worker_py is gone, creating it anew" in caplog.text
     assert ledger.pools() == {}
+
+
+@pytest.mark.parametrize("table", ["pools", "suspects"])
+async def test_where_only_a_table_of_it_is_dropped_workers_go_on_without_it(
+    dsn: str, ledger: Ledger, caplog: pytest.LogCaptureFixture, table: str
+) -> None:
+    told = Told()
+    async with Runner(
+        dsn,
+        tasks={"work": print},
+        events=told.events,
+        **{**FAST, "heartbeat_interval": 0.05, "poll_interval": 0.1},
+    ) as runner:
+        await told.seen(PoolListenSuccess)
+        ledger.query(f"drop table graphile_worker_py.{table}")
+        await eventually(lambda: "tables are missing in it: drop it" in caplog.text)
+        ledger.add("work")
+        await told.seen(JobSuccess)
+        assert runner.health().ready
+    assert caplog.text.count("Working without the schema graphile_worker_py (") == 1
+    ledger.query("drop schema graphile_worker_py cascade")
 
 
 async def test_rows_of_pools_that_were_deleted_by_hand_are_made_anew(

@@ -5,8 +5,11 @@ import logging
 import os
 import signal
 from contextlib import AsyncExitStack, ExitStack, suppress
+from datetime import datetime
 from functools import partial
 from typing import Any
+
+import psycopg
 
 from graphile_worker_py import JobContext, Runner, WorkerOptions, run_once
 from graphile_worker_py.db import Database, opened_pool
@@ -31,6 +34,19 @@ from tests.support.running import Told
 TERMINATE: str = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and application_name = %s
+"""
+SKEWED_CLOCK = """
+create schema skewed;
+create table skewed.clock (ahead interval not null);
+insert into skewed.clock values ('0 s');
+create function skewed.clock_timestamp() returns timestamptz language sql volatile as
+  $$ select pg_catalog.clock_timestamp() + clock.ahead from skewed.clock $$;
+create function skewed.statement_timestamp() returns timestamptz language sql volatile as
+  $$ select pg_catalog.statement_timestamp() + clock.ahead from skewed.clock $$;
+"""
+JUMP = """
+update skewed.clock set ahead = ahead + interval '1 hour'
+returning pg_catalog.clock_timestamp() + ahead as now
 """
 FIND_DEAD = "update graphile_worker_py.pools set died_at = now(), unlocked_at = now()"
 UNLOCK = "select graphile_worker.force_unlock_workers(array[%s])"
@@ -344,3 +360,28 @@ async def test_a_worker_whose_clock_is_an_hour_ahead_is_judged_by_that_of_the_da
     for worker in (ahead, behind):
         assert worker.lines("pool:takenForDead") == []
         assert worker.lines("pool:recovered") == []
+
+
+def all_have_beaten(ledger: Ledger, *, after: datetime) -> bool:
+    """Whether each registered pool has proved to be alive since."""
+    return all(pool["heartbeat_at"] > after for pool in ledger.pools().values())
+
+
+async def test_a_jump_of_the_databases_clock_is_nobodys_death(dsn: str, ledger: Ledger) -> None:
+    ledger.query(SKEWED_CLOCK)
+    told = Told()
+    at = psycopg.conninfo.make_conninfo(dsn, options="-c search_path=skewed,pg_catalog")
+    options: dict[str, Any] = {"heartbeat_interval": 0.5, "dead_after": 2}
+    async with (
+        Runner(at, tasks={"work": print}, events=told.events, **options) as one,
+        Runner(at, tasks={"work": print}, events=told.events, **options) as two,
+    ):
+        pools = {one.pool_id, two.pool_id}
+        await told.seen(PoolListenSuccess, count=2)
+        for _ in range(2):
+            # Now each of them has been there for long enough to judge the other one.
+            await asyncio.sleep(2.5)
+            (row,) = ledger.query(JUMP)
+            await eventually(partial(all_have_beaten, ledger, after=row["now"]))
+        assert set(ledger.pools()) == pools
+    assert told.of(PoolTakenForDead) == []
