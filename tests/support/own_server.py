@@ -22,7 +22,7 @@ from graphile_worker_py.errors import GraphileWorkerError
 from tests.support.server import SETTINGS, fast_directory
 
 RECEIVING: Final = "select status from pg_stat_wal_receiver"
-START_TIMEOUT: Final = 10.0
+START_TIMEOUT: Final = 15.0
 OWN_SETTINGS: Final = {
     **SETTINGS,
     "max_connections": "30",
