@@ -22,5 +22,5 @@ def fleet(dsn: str, node: Node, processes: Processes) -> Iterator[Fleet]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give long trials the time that they need."""
+    """Give trials the time that they need."""
     give_time(config, items)

@@ -52,7 +52,7 @@ ENOUGH: Final = 15
 """Jobs that each worker begins before a fault, and again after it."""
 LOOK: Final = 0.02
 START_PATIENCE: Final = 15.0
-END_PATIENCE: Final = 10.0
+END_PATIENCE: Final = 15.0
 # What is not held by one of these pools, be it by a lock on its queue.
 LEFT: Final = """
 select jobs.id, (jobs.payload ->> 'n')::int as n, jobs.locked_by
@@ -238,6 +238,7 @@ class Crew:
         self.node: Worker | None = None
         self.extra: set[int] = set()
         self.given_up: set[int] = set()
+        self._given_up_early: set[str] = set()
         self._fault = fault
         self._at = at or dsn
         self._settings = settings or {}
@@ -268,6 +269,9 @@ class Crew:
                 await self.all_work(since=0, patience=START_PATIENCE)
                 # Whoever could not register at once works nevertheless, and nobody would miss it.
                 await eventually(self._all_registered, timeout=START_PATIENCE, interval=LOOK)
+                # Where little patience is asked for, one that was slow to start was taken for dead.
+                for worker in self.pythons:
+                    self._given_up_early.update(worker.life.pools[:-1])
                 yield self
             finally:
                 self.load.end()
@@ -374,6 +378,7 @@ class Crew:
         # Whose outcomes may have got lost.
         lives = [life for worker in self.workers for life in worker.lives]
         fallen = {pool for life in lives if life.fell for pool in life.pools}
+        fallen |= self._given_up_early
         doubled = self.doubled()
         for n in doubled:
             each = [run for run in runs if run.n == n]
