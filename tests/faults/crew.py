@@ -95,6 +95,7 @@ class Life:
         self.may_end = False
         self.died_at: float | None = None
         self.fell = False
+        self._lived_at = time.monotonic()
         self._file = file
         self._read = 0
         self._runs: dict[int, Run] = {}
@@ -118,13 +119,17 @@ class Life:
         """Whether it runs a job."""
         return any(run.ended is None for run in self.runs())
 
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        now = time.monotonic()
+        lives = self.process.returncode is None
+        if lives:
+            self._lived_at = now
+        return lives
+
     def fall(self) -> None:
         """Say that what it runs is cut off now, whatever it may make of it later."""
-        self.fell = True
-        now = time.monotonic()
-        for run in self.runs():
-            if run.ended is None:
-                run.ended, run.was_cut_off = now, True
+        self._cut_off(time.monotonic())
 
     async def stand_still_while_busy(self) -> None:
         """Stop the process at a moment at which it runs a job."""
@@ -139,6 +144,7 @@ class Life:
     def kill(self) -> None:
         """End it with SIGKILL."""
         self.may_end = True
+        self.lives()
         self.process.kill()
         self.process.wait()
         self.bury()
@@ -146,13 +152,20 @@ class Life:
     def bury(self) -> None:
         """Say that it has ended."""
         if self.died_at is None:
-            self.fall()
+            # Since it was seen last: others may have its jobs before its end is noticed here.
+            self._cut_off(self._lived_at)
             self.died_at = time.monotonic()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still lives."""
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
+
+    def _cut_off(self, at: float) -> None:
+        self.fell = True
+        for run in self.runs():
+            if run.ended is None:
+                run.ended, run.was_cut_off = max(at, run.began), True
 
     def _note(self, said: Mapping[str, Any]) -> None:
         number, at = said["run"], said["at"]
@@ -424,7 +437,7 @@ class Crew:
         while True:
             for worker in self.workers:
                 life = worker.life
-                if life.process.returncode is not None:
+                if not life.lives():
                     # That the outcome of its job can't be recorded ends a Node worker.
                     if worker is not self.node:
                         assert life.may_end, f"a worker ended: {life.process.stderr[-4000:]}"
