@@ -1,6 +1,7 @@
 """What the tests with workers of both languages share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,9 @@ from tests.support.node import Node
 from tests.support.processes import Processes
 
 __all__ = ["scale"]  # a fixture
+
+HERE = Path(__file__).parent
+TIMEOUT = 60
 
 
 @pytest.fixture
@@ -22,5 +26,8 @@ def fleet(dsn: str, node: Node, processes: Processes) -> Iterator[Fleet]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give long trials the time that they need."""
+    """Give trials the time that they need, and others that of the processes they start."""
     give_time(config, items)
+    for item in items:
+        if item.path.parent == HERE and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT))

@@ -170,7 +170,7 @@ class Fleet:
 
         await eventually(none, timeout=timeout, interval=0.02)
 
-    async def began(self, *names: str, timeout: float = 10.0) -> None:
+    async def began(self, *names: str, timeout: float = 15.0) -> None:
         """Wait until jobs of these names have begun."""
         await eventually(lambda: set(names) <= set(self.names()), timeout=timeout)
 
@@ -182,9 +182,9 @@ class Fleet:
             assert found >= count, f"{found} of {count} have begun"
             return True
 
-        await eventually(check, timeout=10)
+        await eventually(check, timeout=15)
 
-    async def ended(self, *names: str, timeout: float = 10.0) -> None:
+    async def ended(self, *names: str, timeout: float = 15.0) -> None:
         """Wait until jobs of these names have ended, whatever their outcome."""
 
         def check() -> bool:
@@ -208,7 +208,7 @@ class Fleet:
             assert found == expected
             return True
 
-        await eventually(check, timeout=10)
+        await eventually(check, timeout=15)
 
     @contextmanager
     def fetching(self) -> Iterator[None]:

@@ -69,6 +69,7 @@ const settings = {
   logger: new Logger(() => (level, message) => console.error(level, message)),
 };
 if (once) {
+  events.on("worker:getJob:empty", () => console.log("no job found"));
   await runOnce(settings);
 } else {
   const runner = await run(settings);

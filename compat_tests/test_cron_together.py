@@ -159,7 +159,7 @@ async def test_two_python_and_two_node_workers_add_each_run_once(dsn: str, node:
 
     jobs = rows(dsn, JOBS)
     found = sorted((ts, task) for task, ts, *_ in jobs)
-    first, last = ceil_minute(workers.starts[0]), workers.ticks[-1]
+    first, last = ceil_minute(workers.starts[0]), max(workers.ticks)
     timetable = Timetable(parse_crontab(CRONTAB))
     expected = sorted(
         (minute, item.task)

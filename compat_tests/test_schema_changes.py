@@ -231,7 +231,7 @@ async def upgrade_and_listen(fleet: Fleet) -> list[dict[str, object]]:
     async with await psycopg.AsyncConnection.connect(fleet.dsn, autocommit=True) as conn:
         await conn.execute('listen "worker:migrate"')
         await run_migrations(fleet.dsn)
-        async for notification in conn.notifies(timeout=5):
+        async for notification in conn.notifies(timeout=15):
             heard.append(json.loads(notification.payload))
             if heard[-1]["migrationNumber"] == 20:
                 break

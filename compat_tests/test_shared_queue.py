@@ -102,10 +102,11 @@ async def test_idle_python_workers_do_not_take_a_queue_that_node_has(fleet: Flee
             await eventually(lambda: ran == [runner.pool_id])
 
 
+# Jobs are deleted when the gate is open.
 SLOW_COMPLETION = """
 create function slow_completion() returns trigger language plpgsql as $$
 begin
-  perform pg_sleep(0.05);
+  perform pg_advisory_xact_lock_shared(1);
   return old;
 end $$;
 create trigger slow_completion before delete on graphile_worker._private_jobs
@@ -122,7 +123,11 @@ async def test_running_once_drains_a_queue_where_node_leaves_jobs_behind(fleet: 
     # Node looks for the next job before the queue of the last one is free, and gives up.
     fleet.query(SLOW_COMPLETION)
     fleet.query(QUEUED)
-    fleet.run_once("node")
+    with fleet.gate() as gate:
+        node = fleet.launch("node", once=True)
+        await node.seen("no job found")
+        gate.open()
+        assert node.wait() == 0, node.stderr
     assert fleet.count() == 11
     fleet.run_once("python", jobs=3)
     assert fleet.count() == 0

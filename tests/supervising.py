@@ -12,7 +12,7 @@ import sys
 from graphile_worker_py.supervised import VARIABLE
 from graphile_worker_py.supervisor import Patience, Supervisor
 
-PATIENCE = Patience(healthy=60.0, shortest=0.01, longest=0.02, deaths=3, forced=0.3)
+PATIENCE = Patience(healthy=60.0, shortest=0.01, longest=0.02, deaths=3, forced=2.0)
 
 
 def say(text: str) -> None:

@@ -48,11 +48,12 @@ async def test_items_that_come_during_a_write_go_together_in_the_next() -> None:
 async def test_with_a_delay_an_item_waits_for_company() -> None:
     writer = Writer()
     writer.allow(10)
-    batcher = Batcher(writer.write, delay=0.1)
+    batcher = Batcher(writer.write, delay=0.3)
     async with asyncio.TaskGroup() as group:
         group.create_task(batcher.run())
         batcher.put(1)
-        await asyncio.sleep(0.02)
+        for _ in range(3):  # in which it would begin, did it not wait
+            await asyncio.sleep(0)
         batcher.put(2)
         assert writer.begun == []
         await eventually(lambda: writer.written == [[1, 2]])

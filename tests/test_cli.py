@@ -248,7 +248,9 @@ def test_watch_goes_on_with_tasks_that_were_changed_and_stops_when_told(
     cli.sql("select graphile_worker.add_job('say')")
     process = cli.start("--watch")
     process.wait_for("one")
-    (tasks / "say.py").write_text("async def task(payload):\n    print('another', flush=True)\n")
+    # At once: nobody is to see half of it.
+    (folder / "new").write_text("async def task(payload):\n    print('another', flush=True)\n")
+    (folder / "new").rename(tasks / "say.py")
     _wait_for_log(process, "Reloaded 1 task(s)")
     cli.sql("select graphile_worker.add_job('say')")
     process.wait_for("another")
@@ -274,7 +276,8 @@ def test_a_stop_while_watch_waits_for_a_job_is_not_forgotten(
     process.wait_for("began")
 
     def change() -> None:
-        (tasks / "say.py").write_text(f"{source}    # changed\n")
+        (folder / "new").write_text(f"{source}    # changed\n")
+        (folder / "new").rename(tasks / "say.py")
         _wait_for_log(process, "Reloaded 1 task(s)")
 
     def tell_to_stop() -> None:
@@ -296,7 +299,7 @@ def test_a_stop_while_watch_waits_for_a_job_is_not_forgotten(
 
 
 def _wait_for_log(process: Process, text: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 15
     while text not in process.stderr:
         assert time.monotonic() < deadline, process.stderr
         _pause()

@@ -59,7 +59,7 @@ async def test_a_worker_whose_log_nobody_reads_any_more_works_on_and_ends_well(
         await eventually(lambda: jobs.ids() == [])
         assert process.poll() is None
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(15) == 0
     assert jobs.locked() == []
 
 

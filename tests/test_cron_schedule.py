@@ -318,7 +318,7 @@ async def test_runs_missed_in_an_outage_are_backfilled_when_it_ends(
         ],
     )
     pool = psycopg_pool.AsyncNullConnectionPool(
-        dsn, kwargs={"autocommit": True}, max_size=1, timeout=0.2, open=False
+        dsn, kwargs={"autocommit": True}, max_size=1, timeout=10, open=False
     )
     async with pool:
         cron = Cron(

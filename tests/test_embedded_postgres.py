@@ -16,6 +16,7 @@ import pytest
 from graphile_worker_py.dev.postgres import EmbeddedPostgres, embedded_bin_dir
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from tests.support.eventually import eventually
+from tests.support.own_server import quiet_port
 from tests.support.processes import Process, Processes
 
 only_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root alone")
@@ -148,10 +149,8 @@ def test_directory_with_other_files_is_refused_and_kept(public_dir: Path) -> Non
     assert (data_dir / "letter.txt").read_text() == "dear reader"
 
 
-def test_wanted_port_is_used(public_dir: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_wanted_port_is_used() -> None:
+    port = quiet_port()
     with EmbeddedPostgres(port=port) as server:
         assert server.port == port
         assert f":{port}/" in server.dsn

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,6 +15,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.missing import missing
 from tests.support.node import LATEST, Node
+from tests.support.own_server import quiet_port
 from tests.support.processes import Process, Processes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -86,8 +86,7 @@ def test_a_folder_may_hold_tasks_in_any_language(empty_dsn: str, processes: Proc
 async def test_the_web_app_adds_order_and_job_together(
     empty_dsn: str, processes: Processes
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = quiet_port()
     process = processes.start(
         [sys.executable, str(EXAMPLES / "web_app.py")],
         env={"DATABASE_URL": empty_dsn, "PORT": str(port)},
@@ -97,7 +96,7 @@ async def test_the_web_app_adds_order_and_job_together(
         assert "Uvicorn running" in process.stderr, process.stderr
         return True
 
-    await eventually(started, timeout=10)
+    await eventually(started, timeout=15)
     assert post(port, {"item": "book"}) == (201, '{"order":1}')
     await process.seen("shipping order 1")
     assert post(port, {"item": "nothing"})[0] == 500  # rolled back
@@ -117,7 +116,7 @@ def post(port: int, body: object) -> tuple[int, str]:
         f"http://127.0.0.1:{port}/orders", json.dumps(body).encode(), method="POST"
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=15) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

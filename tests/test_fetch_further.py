@@ -14,6 +14,10 @@ from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
 LOCKED_QUEUES = "select from graphile_worker._private_job_queues where not is_available"
+OF_WORKERS = """
+select from pg_stat_activity
+where datname = current_database() and application_name = 'graphile_worker_py'
+"""
 
 
 class Looks:
@@ -131,6 +135,8 @@ async def test_what_is_gone_costs_the_next_fetches_nothing(dsn: str, looks: Look
         jobs.query("delete from graphile_worker._private_jobs")
         jobs.add_many(10, "work")
         await run_once(dsn, tasks={"work": lambda _payload: None})
+        # They count what they have read when they end.
+        await eventually(lambda: jobs.query(OF_WORKERS) == [])
         passed = jobs.query(
             """
             select idx_tup_read from pg_stat_user_indexes

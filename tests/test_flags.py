@@ -18,7 +18,7 @@ together = threading.Barrier(2)
 
 @task
 def meet(payload):
-    together.wait(10)
+    together.wait(15)
     print("met\\n", end="", flush=True)
 
 @task

@@ -166,15 +166,18 @@ async def test_some_time_into_the_stop_jobs_see_their_abort_event(dsn: str) -> N
     jobs, told = Jobs(dsn), Told()
     jobs.add("modern")
     jobs.add("plain")
+    begun: list[str] = []
     seen: list[str] = []
 
     async def modern(payload: Any, ctx: JobContext) -> None:
         assert not ctx.abort_event.is_set()
+        begun.append("modern")
         await ctx.abort_event.wait()
         seen.append("modern")
 
     def plain(payload: Any, ctx: SyncJobContext) -> None:
         assert not ctx.abort_event.is_set()
+        begun.append("plain")
         assert ctx.abort_event.wait(10)
         seen.append("plain")
         raise RuntimeError("aborted")
@@ -187,7 +190,7 @@ async def test_some_time_into_the_stop_jobs_see_their_abort_event(dsn: str) -> N
         graceful_shutdown_abort_timeout=0.2,
         events=told.events,
     ):
-        await told.seen(JobStart, count=2)
+        await eventually(lambda: len(begun) == 2)
         left_at = time.monotonic()
     assert time.monotonic() - left_at >= 0.2
     assert sorted(seen) == ["modern", "plain"]
@@ -203,7 +206,7 @@ async def test_a_stop_without_running_jobs_does_not_wait_for_the_abort_time(dsn:
     ):
         await told.seen(PoolListenSuccess)
         left_at = time.monotonic()
-    assert time.monotonic() - left_at < 5
+    assert time.monotonic() - left_at < 15
 
 
 async def test_a_runner_that_is_stopped_before_it_listens_ends(dsn: str) -> None:

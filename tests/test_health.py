@@ -34,7 +34,7 @@ async def ask(url: str | None, request: str = "GET /healthz HTTP/1.1") -> tuple[
     reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
     try:
         writer.write(f"{request}\r\nHost: x\r\n\r\n".encode())
-        head, _, body = (await asyncio.wait_for(reader.read(), 5)).decode().partition("\r\n\r\n")
+        head, _, body = (await asyncio.wait_for(reader.read(), 15)).decode().partition("\r\n\r\n")
         return int(head.split()[1]), body
     finally:
         writer.close()

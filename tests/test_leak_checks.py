@@ -53,16 +53,17 @@ async def test_tidy(empty_dsn):
 """
 
 
+@pytest.mark.timeout(60)
 async def test_tests_that_leave_a_task_a_connection_a_thread_or_a_process_fail(
     processes: Processes, tmp_path: Path
 ) -> None:
     (tmp_path / "test_leaks.py").write_text(LEAKS)
     root = Path(__file__).parents[1]
-    options = ["-c", "pyproject.toml", f"--rootdir={root}", "-p", "no:cacheprovider"]
+    options = ["-n0", "-c", "pyproject.toml", f"--rootdir={root}", "-p", "no:cacheprovider"]
     run = processes.start(
         [sys.executable, "-m", "pytest", *options, str(tmp_path / "test_leaks.py")], cwd=root
     )
-    assert run.wait(timeout=18) == 1
+    assert run.wait(timeout=50) == 1
     verdicts = re.findall(r"^ERROR \S*::(\w+) - (.*)", run.stdout, re.MULTILINE)
     tests = [test for test, _ in verdicts]
     assert tests == ["test_task", "test_connection", "test_thread", "test_process"]

@@ -151,6 +151,13 @@ async def test_a_rest_after_a_small_fetch_ends_in_its_time(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     rest = RefetchDelay(duration=0.2, threshold=2, max_abort_threshold=0)
     jobs.add_many(2, "work")
+
+    def add_more(_event: LocalQueueRefetchDelayStart) -> None:
+        add_no_more()
+        jobs.add_many(3, "work")
+
+    # Announced during the rest: fetched after it, not before.
+    add_no_more = told.events.subscribe(LocalQueueRefetchDelayStart, add_more)
     async with Runner(
         dsn,
         tasks={"work": print},
@@ -161,12 +168,10 @@ async def test_a_rest_after_a_small_fetch_ends_in_its_time(dsn: str) -> None:
         started = await told.seen(LocalQueueRefetchDelayStart)
         assert (started.job_count, started.threshold) == (2, 2)
         assert 0.1 <= started.delay <= 0.3
-        # Announced during the rest: fetched after it, not before.
-        jobs.add_many(3, "work")
-        assert fetched(told) == [2]
         await told.seen(LocalQueueRefetchDelayExpired)
         await told.seen(JobSuccess, count=5)
     assert told.of(LocalQueueRefetchDelayAbort) == []
+    assert fetched(told)[:2] == [2, 3]
     names = told.names()
     assert (
         names.index("localQueue:refetchDelay:expired")
@@ -223,7 +228,7 @@ async def test_a_stop_during_a_rest_does_not_wait_for_its_end(dsn: str) -> None:
         events=told.events,
     ) as runner:
         await told.seen(LocalQueueRefetchDelayStart)
-        await asyncio.wait_for(runner.stop(), 5)
+        await asyncio.wait_for(runner.stop(), 15)
 
 
 @pytest.mark.parametrize("size", [-1, 4])
@@ -247,10 +252,15 @@ async def test_two_prefetching_pools_share_the_work_and_run_each_job_once(dsn: s
     jobs, one, two = Jobs(dsn), Told(), Told()
     jobs.add_many(120, "work")
     ran: list[int] = []
+    pools: set[str] = set()
+    both = asyncio.Event()
 
     async def work(payload: Any, ctx: JobContext) -> None:
         ran.append(ctx.job.id)
-        await asyncio.sleep(0.001)
+        pools.add(ctx.pool_id)
+        if len(pools) == 2:
+            both.set()
+        await both.wait()
 
     options: dict[str, Any] = {
         "tasks": {"work": work},

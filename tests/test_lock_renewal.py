@@ -82,7 +82,7 @@ async def test_a_lock_that_somebody_else_is_about_to_change_delays_no_other(dsn:
             conn.execute(
                 "select from graphile_worker._private_jobs where id = %s for update", (held,)
             )
-            await eventually(lambda: young(jobs) == {0, free}, timeout=3)
+            await eventually(lambda: young(jobs) == {0, free})
         await eventually(lambda: young(jobs) == {0, held, free})
         finish.set()
 

@@ -233,14 +233,17 @@ async def test_at_its_timeout_it_is_killed_with_all_that_it_has_started(
     dsn: str, path: Path
 ) -> None:
     jobs, told = Jobs(dsn), Told()
-    jobs.add("forever", str(path), max_attempts=1)
     jobs.add("pid", str(path))
-    (error,) = await errors_of(dsn, told)
-    assert isinstance(error, TaskTimeoutError)
-    assert str(error) == (
-        "task 'forever' ran longer than its timeout of 0.5 s; its process was killed"
-    )
-    one, other = map(int, lines(path)[0].split())
+    # Now and then half a second is too short to start a program.
+    while len(lines(path)) < 2:
+        told.all.clear()
+        jobs.add("forever", str(path), max_attempts=1)
+        (error,) = await errors_of(dsn, told)
+        assert isinstance(error, TaskTimeoutError)
+        assert str(error) == (
+            "task 'forever' ran longer than its timeout of 0.5 s; its process was killed"
+        )
+    one, other = map(int, lines(path)[1].split())
     await eventually(lambda: not is_alive(one) and not is_alive(other))
 
 
@@ -350,7 +353,7 @@ async def test_a_forced_stop_kills_it_and_returns_its_job(dsn: str, path: Path) 
         await eventually(lambda: len(lines(path)) == 1)
         started = time.monotonic()
         await runner.kill()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 5
     one, other = map(int, lines(path)[0].split())
     assert not is_alive(one)
     await eventually(lambda: not is_alive(other))
@@ -424,7 +427,7 @@ def test_a_signal_to_all_processes_of_a_terminal_lets_the_job_finish(
 
 
 def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 15
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -224,7 +224,7 @@ async def test_cancelling_it_gives_the_running_job_back(dsn: str) -> None:
         await asyncio.Event().wait()
 
     running = asyncio.create_task(run_once(dsn, tasks={"hang": hang}, events=told.events))
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 15)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -138,7 +138,7 @@ async def test_user_code_that_cancels_the_fetch_is_told_and_stops_the_pool(dsn: 
         return []
 
     with pytest.raises(WorkerPoolError, match="what is to fetch jobs was cancelled"):
-        await asyncio.wait_for(run(dsn, tasks={"work": print}, forbidden_flags=cancel), 5)
+        await asyncio.wait_for(run(dsn, tasks={"work": print}, forbidden_flags=cancel), 15)
 
 
 async def test_a_worker_that_is_cancelled_between_two_jobs_goes_on(dsn: str) -> None:

@@ -21,7 +21,7 @@ async def test_a_job_hidden_by_anothers_fetch_is_found_without_a_poll(dsn: str) 
         done.set()
 
     async with Runner(dsn, tasks={"work": work}, poll_interval=3600, events=events) as runner:
-        await asyncio.wait_for(looked.wait(), 5)
+        await asyncio.wait_for(looked.wait(), 15)
         with psycopg.connect(dsn) as another:
             another.execute("insert into graphile_worker._private_job_queues values (default, 'q')")
             another.commit()
@@ -29,4 +29,4 @@ async def test_a_job_hidden_by_anothers_fetch_is_found_without_a_poll(dsn: str) 
             # Let go at the very moment at which the worker has found nothing.
             events.subscribe(WorkerGetJobEmpty, lambda _: another.rollback())
             await runner.add_job("work", queue_name="q")
-            await asyncio.wait_for(done.wait(), 5)
+            await asyncio.wait_for(done.wait(), 15)

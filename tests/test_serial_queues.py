@@ -21,14 +21,20 @@ class Lanes:
         self.running: dict[str, int] = {}
         self.most: dict[str, int] = {}
         self.order: dict[str, list[int]] = {}
+        self._pools: set[str] = set()
+        self._both = asyncio.Event()
 
     async def work(self, payload: Any, ctx: JobContext) -> None:
-        """The task."""
+        """The task; no job goes on before two pools are at work."""
+        self._pools.add(ctx.pool_id)
+        if len(self._pools) == 2:
+            self._both.set()
         queue = await ctx.get_queue_name() or ""
         self.running[queue] = self.running.get(queue, 0) + 1
         self.most[queue] = max(self.most.get(queue, 0), self.running[queue])
         self.order.setdefault(queue, []).append(payload["n"])
         try:
+            await self._both.wait()
             for _ in range(3):
                 await asyncio.sleep(0)
             if payload["n"] % 7 == 3 and ctx.job.attempts == 1:
@@ -183,7 +189,7 @@ async def test_the_queue_is_free_after_every_kind_of_end(dsn: str) -> None:
                 await asyncio.Event().wait()
 
     async with Runner(dsn, tasks={"end": end}, concurrent_jobs=5, events=told.events) as runner:
-        await asyncio.wait_for(hanging.wait(), 5)
+        await asyncio.wait_for(hanging.wait(), 15)
         await told.seen(JobError, count=3)
         await told.seen(JobSuccess)
         await eventually(lambda: jobs.locked() == ["job 5", "queue hang"])

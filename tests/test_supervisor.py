@@ -91,7 +91,7 @@ def pretend(processes: Processes) -> Callable[[str], Process]:
 
 def eventually(process: Process, text: str, count: int = 1) -> None:
     """Wait until something stands in the log, so often."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 15
     while process.stderr.count(text) < count:
         assert time.monotonic() < deadline, process.stderr
         time.sleep(0.02)
@@ -161,7 +161,7 @@ def test_workers_end_in_order_when_the_parent_was_killed(
     try:
         eventually(process, "The supervisor is gone", 2)
         eventually(process, "Stopped", 2)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 15
         while jobs.query(CONNECTIONS) != [{"count": 0}]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -214,11 +214,12 @@ def test_a_second_signal_cuts_the_jobs_of_all_off(
     before = jobs.snapshot()
     process = start()
     process.wait_for("began", count=2)
-    for _ in range(2):
+    for stops in ("Stopping all processes due to", "Stopping all processes at once due to"):
         if to_group:
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.terminate()
+        eventually(process, stops)
         pause_for_a_second_signal()
     assert process.wait() == 1, process.stderr
     assert jobs.snapshot() == before
@@ -308,7 +309,9 @@ def test_watching_processes_go_on_with_changed_tasks_and_end_with_the_parent(
     (tasks / "say.py").write_text("async def task(payload):\n    print('one', flush=True)\n")
     process = start("--watch")
     workers(process)
-    (tasks / "say.py").write_text("async def task(payload):\n    print('another', flush=True)\n")
+    # At once: nobody is to see half of it.
+    (tmp_path / "new").write_text("async def task(payload):\n    print('another', flush=True)\n")
+    (tmp_path / "new").rename(tasks / "say.py")
     eventually(process, "Working as", 4)
     Jobs(dsn).add("say")
     process.wait_for("another")
@@ -348,8 +351,9 @@ def test_the_parent_gives_up_when_all_die_again_and_again(
 ) -> None:
     process = pretend("dies")
     assert process.wait() == 7
-    assert 3 <= len(process.lines("1 ")) <= 20
-    assert 3 <= len(process.lines("2 ")) <= 20
+    # One of them may be slow, and the other one has many lives meanwhile.
+    assert 3 <= len(process.lines("1 ")) <= 200
+    assert 3 <= len(process.lines("2 ")) <= 200
     assert "all die again and again at their start" in process.stderr
 
 

@@ -161,7 +161,7 @@ async def test_a_worker_is_notified_for_each_job(utils: WorkerUtils, dsn: str) -
         await utils.add_job("a", job_key="k", job_key_mode="unsafe_dedupe")
         await utils.add_job("a", job_key="k", job_key_mode="unsafe_dedupe")  # adds nothing
         await utils.remove_job("k")
-        told = [json.loads(note.payload) for note in listener.notifies(timeout=5, stop_after=2)]
+        told = [json.loads(note.payload) for note in listener.notifies(timeout=15, stop_after=2)]
     assert [each["count"] for each in told] == [1, -1]
 
 

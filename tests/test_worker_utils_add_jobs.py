@@ -126,7 +126,7 @@ async def test_no_specs_add_nothing_and_wake_nobody(utils: WorkerUtils, dsn: str
         listener.execute('listen "jobs:insert"')
         assert await utils.add_jobs([]) == []
         listener.execute("notify \"jobs:insert\", 'the end'")
-        (note,) = listener.notifies(timeout=5, stop_after=1)
+        (note,) = listener.notifies(timeout=15, stop_after=1)
     assert note.payload == "the end"
 
 

@@ -61,5 +61,5 @@ def trial(scale: Scale, request: pytest.FixtureRequest) -> StartTrial:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give long trials the time that they need."""
+    """Give trials the time that they need."""
     give_time(config, items)

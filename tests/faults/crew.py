@@ -52,7 +52,7 @@ ENOUGH: Final = 15
 """Jobs that each worker begins before a fault, and again after it."""
 LOOK: Final = 0.02
 START_PATIENCE: Final = 15.0
-END_PATIENCE: Final = 10.0
+END_PATIENCE: Final = 15.0
 # What is not held by one of these pools, be it by a lock on its queue.
 LEFT: Final = """
 select (jobs.payload ->> 'n')::int as n, jobs.locked_by, jobs.attempts, jobs.run_at - now() as wait,
@@ -96,6 +96,7 @@ class Life:
         self.may_end = False
         self.died_at: float | None = None
         self.fell = False
+        self._lived_at = time.monotonic()
         self._file = file
         self._read = 0
         self._runs: dict[int, Run] = {}
@@ -119,13 +120,17 @@ class Life:
         """Whether it runs a job."""
         return any(run.ended is None for run in self.runs())
 
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        now = time.monotonic()
+        lives = self.process.returncode is None
+        if lives:
+            self._lived_at = now
+        return lives
+
     def fall(self) -> None:
         """Say that what it runs is cut off now, whatever it may make of it later."""
-        self.fell = True
-        now = time.monotonic()
-        for run in self.runs():
-            if run.ended is None:
-                run.ended, run.was_cut_off = now, True
+        self._cut_off(time.monotonic())
 
     async def stand_still_while_busy(self) -> None:
         """Stop the process at a moment at which it runs a job."""
@@ -140,6 +145,7 @@ class Life:
     def kill(self) -> None:
         """End it with SIGKILL."""
         self.may_end = True
+        self.lives()
         self.process.kill()
         self.process.wait()
         self.bury()
@@ -147,13 +153,20 @@ class Life:
     def bury(self) -> None:
         """Say that it has ended."""
         if self.died_at is None:
-            self.fall()
+            # Since it was seen last: others may have its jobs before its end is noticed here.
+            self._cut_off(self._lived_at)
             self.died_at = time.monotonic()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it still lives."""
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
+
+    def _cut_off(self, at: float) -> None:
+        self.fell = True
+        for run in self.runs():
+            if run.ended is None:
+                run.ended, run.was_cut_off = max(at, run.began), True
 
     def _note(self, said: Mapping[str, Any]) -> None:
         number, at = said["run"], said["at"]
@@ -239,6 +252,7 @@ class Crew:
         self.node: Worker | None = None
         self.extra: set[int] = set()
         self.given_up: set[int] = set()
+        self._given_up_early: set[str] = set()
         self._fault = fault
         self._at = at or dsn
         self._settings = settings or {}
@@ -269,6 +283,9 @@ class Crew:
                 await self.all_work(since=0, patience=START_PATIENCE)
                 # Whoever could not register at once works nevertheless, and nobody would miss it.
                 await eventually(self._all_registered, timeout=START_PATIENCE, interval=LOOK)
+                # Where little patience is asked for, one that was slow to start was taken for dead.
+                for worker in self.pythons:
+                    self._given_up_early.update(worker.life.pools[:-1])
                 yield self
             finally:
                 self.load.end()
@@ -375,6 +392,7 @@ class Crew:
         # Whose outcomes may have got lost.
         lives = [life for worker in self.workers for life in worker.lives]
         fallen = {pool for life in lives if life.fell for pool in life.pools}
+        fallen |= self._given_up_early
         doubled = self.doubled()
         for n in doubled:
             each = [run for run in runs if run.n == n]
@@ -420,7 +438,7 @@ class Crew:
         while True:
             for worker in self.workers:
                 life = worker.life
-                if life.process.returncode is not None:
+                if not life.lives():
                     # That the outcome of its job can't be recorded ends a Node worker.
                     if worker is not self.node:
                         assert life.may_end, f"a worker ended: {life.process.stderr[-4000:]}"

@@ -7,9 +7,10 @@ import pytest
 from tests.faults.crew import Figures as CrewFigures
 from tests.faults.trial import Figures, Scale
 
-SHORT = Scale(rounds=1, outage=0.7, patience=12, drain=12)
+SHORT = Scale(rounds=1, outage=0.7, patience=15, drain=15)
 # The longest pause between two tries of a worker is 22.5 seconds.
 LONG = Scale(rounds=3, outage=10, patience=30, drain=60)
+SHORT_TIMEOUT = 60
 LONG_TIMEOUT = 300
 
 
@@ -25,8 +26,8 @@ def note(request: pytest.FixtureRequest, figures: Figures | CrewFigures) -> None
 
 
 def give_time(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give long trials the time that they need."""
-    if config.getoption("--long"):
-        for item in items:
-            if "scale" in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
+    """Give trials the time that they need: they wait for much, one after the other."""
+    timeout = LONG_TIMEOUT if config.getoption("--long") else SHORT_TIMEOUT
+    for item in items:
+        if "scale" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(timeout))

@@ -79,7 +79,7 @@ async def test_on_a_way_that_leads_nowhere_a_statement_ends_soon_after_its_deadl
                 await database.run(SLEEP, within=0.2)
             # The next one is not sent on another connection that leads nowhere.
             assert await database.run(Query("select 1", (), list), within=1) == [(1,)]
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 10
 
 
 async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
@@ -99,7 +99,7 @@ async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
         await told.seen(ResetLockedSuccess)
         async with table_locked(dsn):
             await eventually(lambda: Jobs(dsn).query(WAITING, "%interval '4 hours'%"))
-            await asyncio.wait_for(runner.stop(), 3)
+            await asyncio.wait_for(runner.stop(), 15)
     assert len(told.of(ResetLockedSuccess)) == len(told.of(ResetLockedStarted)) - 1
 
 
@@ -113,7 +113,7 @@ async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_do
         async with table_locked(dsn):
             await eventually(lambda: jobs.query(WAITING, "%with sight%"))
             # It does not say that jobs may be locked of which it does not know.
-            await asyncio.wait_for(runner.stop(), 3)
+            await asyncio.wait_for(runner.stop(), 15)
     assert jobs.locked() == []
 
 

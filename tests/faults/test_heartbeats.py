@@ -68,7 +68,7 @@ async def test_a_lock_on_the_table_of_jobs_keeps_nobody_from_beating(
         await told.seen(JobStart)
         async with table_locked(dsn):
             await eventually(lambda: ledger.query(WAITING, "%interval '1 hour'%"))
-            await heartbeat_after(ledger, runner.pool_id, seconds=0.5, timeout=1.5)
+            await heartbeat_after(ledger, runner.pool_id, seconds=0.5, timeout=5)
         finish.set()
 
 
@@ -97,8 +97,8 @@ async def test_connections_that_lead_nowhere_hardly_delay_a_heartbeat(
         await told.seen(JobSuccess, count=4)
         await eventually(lambda: not ledger.ids())
         with proxy.stranded():
-            await heartbeat_after(ledger, runner.pool_id, seconds=0, timeout=2)
-            await heartbeat_after(ledger, runner.pool_id, seconds=0.5, timeout=2)
+            await heartbeat_after(ledger, runner.pool_id, seconds=0, timeout=5)
+            await heartbeat_after(ledger, runner.pool_id, seconds=0.5, timeout=5)
         assert told.of(PoolTakenForDead) == []
 
 
@@ -180,7 +180,7 @@ async def test_a_stop_does_not_wait_for_a_recovery_that_waits_for_a_lock(
         async with table_locked(dsn):
             ledger.query(GHOST, None, None, None)
             await eventually(lambda: ledger.query(WAITING, "%graphile_worker_py.suspects%"))
-            await asyncio.wait_for(runner.stop(), 3)
+            await asyncio.wait_for(runner.stop(), 15)
     assert told.of(PoolRecovered) == []
 
 

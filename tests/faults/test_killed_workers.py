@@ -4,6 +4,8 @@ import signal
 import time
 from typing import Any
 
+import pytest
+
 from graphile_worker_py import Runner
 from graphile_worker_py.events import PoolListenSuccess, PoolRecovered
 from tests.faults.conftest import StartWorker
@@ -20,17 +22,24 @@ async def begun(ledger: Ledger, worker: Process, count: int) -> str:
     return pool_id
 
 
+def make_short(ledger: Ledger) -> None:
+    """Let jobs that are to run for long end at once when they run again."""
+    ledger.query("update graphile_worker._private_jobs set payload = '{}'")
+
+
+@pytest.mark.timeout(60)
 async def test_by_default_work_is_resumed_within_fifteen_seconds(
     ledger: Ledger, start_worker: StartWorker
 ) -> None:
     killed = start_worker(concurrent_jobs=4, local_queue=100)
-    plain = [ledger.add("work", {"seconds": 1}) for _ in range(6)]
-    queued = [ledger.add("work", {"seconds": 1}, queue_name="serial") for _ in range(2)]
+    plain = [ledger.add("work", {"seconds": 3600}) for _ in range(6)]
+    queued = [ledger.add("work", {"seconds": 3600}, queue_name="serial") for _ in range(2)]
     dead = await begun(ledger, killed, 4)
     other = start_worker(concurrent_jobs=20)
     await other.seen("pool:listen:success")
     # Prefetched, so it was not begun; in a queue, so it is not for others.
     assert ledger.holders() == {dead}
+    make_short(ledger)
 
     killed.kill()
     died = time.monotonic()
@@ -48,9 +57,10 @@ async def test_of_all_workers_killed_one_that_starts_afterwards_takes_the_jobs(
     ledger: Ledger, start_worker: StartWorker
 ) -> None:
     workers = [start_worker(concurrent_jobs=2, **FAST) for _ in range(2)]
-    jobs = [ledger.add("work", {"seconds": 0.5}) for _ in range(4)]
+    jobs = [ledger.add("work", {"seconds": 3600}) for _ in range(4)]
     for worker in workers:
-        await begun(ledger, worker, 1)
+        await begun(ledger, worker, 2)
+    make_short(ledger)
     for worker in workers:
         worker.kill()
     last = start_worker(concurrent_jobs=4, **FAST)
@@ -67,8 +77,7 @@ async def test_two_that_find_a_death_at_once_free_its_jobs_once(
     killed = start_worker(concurrent_jobs=3, **FAST)
     jobs = [ledger.add("work", {"seconds": 3600}) for _ in range(3)]
     dead = await begun(ledger, killed, 3)
-    for job_id in jobs:
-        ledger.change(job_id, "payload = '{}'")
+    make_short(ledger)
     told = [Told(), Told()]
     ran: list[int] = []
 
@@ -83,7 +92,6 @@ async def test_two_that_find_a_death_at_once_free_its_jobs_once(
             await each.seen(PoolListenSuccess)
         killed.kill()
         await eventually(lambda: ledger.ids() == [], timeout=10)
-        recovered = [event for each in told for event in each.of(PoolRecovered)]
         # Each has beaten again, and had the chance to find more.
         (row,) = ledger.query("select clock_timestamp() as now")
         await eventually(
@@ -93,6 +101,7 @@ async def test_two_that_find_a_death_at_once_free_its_jobs_once(
                 if pool["died_at"] is None
             )
         )
+    recovered = [event for each in told for event in each.of(PoolRecovered)]
     assert sorted(ran) == jobs
     assert [event.dead_pool_ids for event in recovered] == [(dead,)]
     assert (recovered[0].jobs, recovered[0].queues, recovered[0].given_up) == (3, 0, [])
@@ -144,7 +153,8 @@ async def test_a_worker_that_ends_well_leaves_nothing_behind(
 ) -> None:
     worker = start_worker(**FAST)
     job_id = ledger.add("work", {"seconds": 0.5})
-    pool_id = await begun(ledger, worker, 1)
+    pool_id = (await worker.seen("pool:listen:success")).split()[1]
+    await eventually(ledger.runs)
     row = ledger.pools()[pool_id]
     assert (row["pid"], row["worker_schema"]) == (worker.pid, "graphile_worker")
     worker.terminate()

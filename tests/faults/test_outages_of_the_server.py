@@ -82,15 +82,19 @@ async def test_when_others_have_all_connections_work_goes_on_once_they_let_go(
         for _ in at_work.rounds():
             # Its connections are lost, and when it asks for new ones they are taken.
             proxy.refuse()
-            while await asyncio.to_thread(slots.take):
-                pass  # the server may still be about to end one
+            await asyncio.to_thread(slots.take_all)
             asked = proxy.connections
             proxy.accept()
             await asyncio.sleep(at_work.scale.outage)
-            assert proxy.connections > asked
+            await asked_again(proxy, asked)
             assert await asyncio.to_thread(slots.take) == 0
             slots.let_go()
             await at_work.resumed(since=time.monotonic())
+
+
+async def asked_again(proxy: Proxy, asked: int) -> None:
+    """Wait until workers have asked for one connection more."""
+    await eventually(lambda: proxy.connections > asked)
 
 
 async def test_when_the_disk_is_really_full_work_goes_on_once_there_is_space(

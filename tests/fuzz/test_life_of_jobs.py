@@ -247,7 +247,7 @@ class World:
 
     async def settle(self) -> None:
         """Wait until nothing happens any more; then all is as it should be."""
-        await eventually(self._as_it_should_be, timeout=4, interval=0.005)
+        await eventually(self._as_it_should_be, interval=0.005)
         if self._known != self.model.crashes:
             # A suspect that failed is none any more; all have to hear of it.
             (row,) = self.query("select clock_timestamp() as now")

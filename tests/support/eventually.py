@@ -11,21 +11,22 @@ T = TypeVar("T")
 
 @overload
 async def eventually(
-    check: Callable[[], Awaitable[T]], *, timeout: float = 5.0, interval: float = 0.01
+    check: Callable[[], Awaitable[T]], *, timeout: float = 10.0, interval: float = 0.01
 ) -> T: ...
 @overload
 async def eventually(
-    check: Callable[[], T], *, timeout: float = 5.0, interval: float = 0.01
+    check: Callable[[], T], *, timeout: float = 10.0, interval: float = 0.01
 ) -> T: ...
 async def eventually(
-    check: Callable[[], Any], *, timeout: float = 5.0, interval: float = 0.01
+    check: Callable[[], Any], *, timeout: float = 10.0, interval: float = 0.01
 ) -> Any:
     """Call `check` again and again until it returns something true; return that.
 
     Args:
         check: A function or coroutine function. Returning something false (None included) or
             raising AssertionError means not yet.
-        timeout: Seconds until the wait fails with the last AssertionError or value.
+        timeout: Seconds until the wait fails with the last AssertionError or value; enough for a
+            machine that has much else to do.
         interval: Seconds between two calls.
     """
     deadline = time.monotonic() + timeout

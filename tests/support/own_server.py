@@ -22,7 +22,8 @@ from graphile_worker_py.errors import GraphileWorkerError
 from tests.support.server import SETTINGS, fast_directory
 
 RECEIVING: Final = "select status from pg_stat_wal_receiver"
-START_TIMEOUT: Final = 10.0
+OF_WORKERS: Final = "select from pg_stat_activity where application_name = 'graphile_worker_py'"
+START_TIMEOUT: Final = 15.0
 OWN_SETTINGS: Final = {
     **SETTINGS,
     "max_connections": "30",
@@ -193,6 +194,14 @@ class Slots:
             while True:
                 self._taken.append(psycopg.connect(self._dsn, autocommit=True))
         return len(self._taken) - before
+
+    def take_all(self) -> None:
+        """Take those of Python workers, too, which have just been cut off."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while self.take() or self._taken[0].execute(OF_WORKERS).fetchall():
+            # The server is about to end them.
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def let_go(self) -> None:
         """Give all back."""

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.support.own_server import quiet_port
 from tests.support.processes import Process, Processes
 
 PROGRAM = os.environ.get("GRAPHILE_WORKER_PY_TEST_PGBOUNCER", "pgbouncer")
@@ -59,9 +59,7 @@ class PgBouncer:
         assert found is not None, said.stdout
         self.version = (int(found[1]), int(found[2]))
         server = conninfo_to_dict(dsn)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = quiet_port()
         ini = INI.format(**server, listen_port=port, mode=mode)
         if self.prepares:
             ini += "max_prepared_statements = 100\n"

@@ -25,7 +25,7 @@ from tests.support.server import SETTINGS, Server, bin_dir_of, fast_directory
 
 SCHEMA = "graphile_worker"
 THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()
-THREAD_END_TIME = 1.0
+THREAD_END_TIME = 3.0
 TASK_PROCESS = b"graphile_worker_py.executors.child"
 TASK_GUARD = b"graphile_worker_py/executors/guard.py"
 

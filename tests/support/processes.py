@@ -73,7 +73,7 @@ class Process:
         complete, _, _ = self.stdout.rpartition("\n")
         return [line for line in complete.split("\n") if line.startswith(prefix)]
 
-    def wait_for(self, prefix: str, timeout: float = 10.0, *, count: int = 1) -> str:
+    def wait_for(self, prefix: str, timeout: float = 15.0, *, count: int = 1) -> str:
         """Wait for the `count`th line of its standard output that starts with `prefix`.
 
         Blocks this thread: in an async test whose event loop has work to do, use `seen`.
@@ -89,7 +89,7 @@ class Process:
                 raise AssertionError(self._missing(prefix, count))
             time.sleep(POLL_INTERVAL)
 
-    async def seen(self, prefix: str, timeout: float = 10.0, *, count: int = 1) -> str:
+    async def seen(self, prefix: str, timeout: float = 15.0, *, count: int = 1) -> str:
         """Like `wait_for`, while the event loop goes on."""
 
         def line() -> str | None:
@@ -115,7 +115,7 @@ class Process:
         """End it with SIGKILL."""
         self._popen.kill()
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait(self, timeout: float = 15.0) -> int:
         """Wait for its end and return the exit code."""
         try:
             return self._popen.wait(timeout)

@@ -128,7 +128,7 @@ class Told:
         """The names of all events, in order."""
         return [event.name for event in self.all]
 
-    async def seen(self, kind: type[E], *, count: int = 1, timeout: float = 5.0) -> E:
+    async def seen(self, kind: type[E], *, count: int = 1, timeout: float = 10.0) -> E:
         """Wait for the `count`th event of a kind."""
         await eventually(lambda: len(self.of(kind)) >= count, timeout=timeout)
         return self.of(kind)[count - 1]

@@ -27,7 +27,7 @@ SETTINGS = {
     "autovacuum": "off",
     "timezone": "UTC",
 }
-CLOSING_TIME = 2.0
+CLOSING_TIME = 4.0
 
 OPEN_CONNECTIONS = """
 select pid, application_name, state, left(query, 200)
