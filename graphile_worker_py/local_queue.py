@@ -99,8 +99,8 @@ class LocalQueue:
         self._held: deque[Job] = deque()
         self._held_since = 0.0
         self._waiting: deque[asyncio.Future[Job | None]] = deque()
-        # Handed to workers, outcome not recorded yet.
-        self._unsettled: dict[int, Job] = {}
+        # Ids of what is locked for the pool, held or handed out, and has no recorded outcome yet.
+        self._unsettled: set[int] = set()
         # Whether there is a reason to fetch, and how many jobs were announced since the last one.
         self._due = True
         self._announced = 0
@@ -120,14 +120,13 @@ class LocalQueue:
     @property
     def known_ids(self) -> list[int]:
         """Ids of all jobs that the pool has locked, as far as the queue knows."""
-        return [*self._unsettled, *(job.id for job in self._held)]
+        return list(self._unsettled)
 
     def take(self) -> Job | None:
         """A job in store; None if there is none. `get` waits for one, which costs more."""
         if not self._held or self._stopped.is_set():
             return None
         job = self._held.popleft()
-        self._unsettled[job.id] = job
         left = len(self._held)
         if left == 0 and self._mode is Mode.WAITING:
             self._set_mode(Mode.POLLING)
@@ -155,8 +154,9 @@ class LocalQueue:
             if waiting.done() and not waiting.cancelled():
                 job = waiting.result()
                 if job is not None:
-                    del self._unsettled[job.id]
                     self._held.appendleft(job)
+            elif waiting in self._waiting:
+                self._waiting.remove(waiting)  # else jobs would be fetched for it
             raise
 
     def nudge(self, count: int) -> None:
@@ -169,7 +169,7 @@ class LocalQueue:
     def settled(self, jobs: Iterable[Job]) -> None:
         """Say that the outcome of these jobs is recorded."""
         for job in jobs:
-            self._unsettled.pop(job.id, None)
+            self._unsettled.discard(job.id)
             if self._drain or job.job_queue_id is not None:
                 # The next job of a serial queue is free now, and nobody announces it.
                 self._due = True
@@ -193,6 +193,18 @@ class LocalQueue:
         if self._events.wants(events.LocalQueueInit):
             self._events.emit(events.LocalQueueInit(pool_id=self._pool_id))
         self._set_mode(Mode.POLLING)
+        try:
+            await self._serve()
+        except Exception:
+            self.stop()
+            await self._release()
+            raise
+        await self._release()
+        await self._closed.wait()
+        # A worker that was cancelled at the moment it was given a job has put it back.
+        await self._return_held()
+
+    async def _serve(self) -> None:
         while not self._stopped.is_set():
             self._changed.clear()
             if self._mode is Mode.WAITING:
@@ -204,10 +216,9 @@ class LocalQueue:
                 await self._poll()
             else:
                 await self._changed.wait()
+
+    async def _release(self) -> None:
         self._set_mode(Mode.RELEASED)
-        await self._return_held()
-        await self._closed.wait()
-        # A worker that was cancelled at the moment it was given a job has put it back.
         await self._return_held()
 
     def _wants_jobs(self) -> bool:
@@ -265,14 +276,14 @@ class LocalQueue:
 
     def _hand_out(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            if job.id in self._unsettled and not self._stopped.is_set():
-                # It was unlocked while it ran here (a job of hours, an operator), and is locked
+            if job.id in self._unsettled:
+                # It was unlocked while it was here (a job of hours, an operator), and is locked
                 # anew. It runs on; nobody runs it beside itself.
                 continue
+            self._unsettled.add(job.id)
             while self._waiting and self._waiting[0].done():
                 self._waiting.popleft()
             if self._waiting:
-                self._unsettled[job.id] = job
                 self._waiting.popleft().set_result(job)
             else:
                 self._held.append(job)
@@ -292,7 +303,6 @@ class LocalQueue:
         if not self._held:
             return
         jobs = list(self._held)
-        self._unsettled.update((job.id, job) for job in jobs)
         self._held.clear()
         if self._events.wants(events.LocalQueueReturnJobs):
             self._events.emit(events.LocalQueueReturnJobs(pool_id=self._pool_id, jobs=tuple(jobs)))

@@ -12,6 +12,7 @@ from graphile_worker_py import (
     Fetched,
     FetchRequest,
     Job,
+    LocalQueueOptions,
     Plugin,
     Runner,
     SchemaStep,
@@ -149,3 +150,19 @@ async def test_jobs_that_a_plugin_does_not_hand_on_are_returned(
         assert isinstance((await told.seen(WorkerGetJobError)).error, error)
         await told.seen(JobSuccess)
     assert jobs.ids() == []
+
+
+async def test_jobs_that_were_fetched_ahead_are_returned_where_a_fetch_ends_all(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(150, "work")
+    with pytest.raises(LookupError):
+        await run_once(
+            dsn,
+            tasks={"work": print},
+            hooks=[Spoil(refuse, fetch=2)],
+            local_queue=LocalQueueOptions(size=100),
+        )
+    assert jobs.locked() == []
+    left = jobs.all()
+    assert len(left) >= 50
+    assert {job["attempts"] for job in left} == {0}
