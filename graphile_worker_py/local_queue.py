@@ -38,7 +38,12 @@ from graphile_worker_py.sql.get_jobs import Fetched
 logger = logging.getLogger(__name__)
 
 SECOND_LOOK: Final = (0.03, 0.09)
-"""Seconds, from and to, after which announced jobs that were not there are looked for once more."""
+"""Seconds, from and to, after which jobs that were announced, or hidden, are looked for once more.
+
+It doubles each time that some are still hidden: somebody's transaction may take long.
+"""
+MOST_DOUBLINGS: Final = 16
+"""The poll interval is reached long before."""
 AHEAD_FROM: Final = 100
 """Least size of a store that is filled up before it is empty: a small one is cheap to wait for."""
 PATIENT: Final = Backoff(shortest=1.0, longest=60.0)
@@ -108,6 +113,8 @@ class LocalQueue:
         self._plenty = False
         self._next_poll = 0.0
         self._failures = 0
+        # In how many fetches in a row somebody had locked a queue with jobs that are due.
+        self._hidden = 0
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._closed = asyncio.Event()
@@ -250,10 +257,11 @@ class LocalQueue:
         jobs = fetched.jobs
         self._plenty = self._half > 0 and len(jobs) >= count
         pause = self._poll_interval
-        if len(jobs) < announced:
+        if fetched.hidden or len(jobs) < announced:
             # Others may have taken them; or only hidden them, for the moment in which their own
             # fetch had the rows locked.
-            pause = min(pause, random.uniform(*SECOND_LOOK))  # noqa: S311
+            pause = min(pause, random.uniform(*SECOND_LOOK) * 2**self._hidden)  # noqa: S311
+        self._hidden = min(self._hidden + 1, MOST_DOUBLINGS) if fetched.hidden else 0
         self._next_poll = asyncio.get_running_loop().time() + pause
         if self._events.wants(events.LocalQueueGetJobsComplete):
             self._events.emit(
