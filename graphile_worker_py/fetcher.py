@@ -76,6 +76,7 @@ class Fetcher:
         # Jobs that were locked while the pool had them already.
         self._locked_anew: set[int] = set()
         self._limit: asyncio.Timeout | None = None
+        self._fetching: asyncio.Task[Any] | None = None
         self._after: Place | None = None
         self._may_go_on = False
         self._look_at_all_at = 0.0
@@ -97,12 +98,11 @@ class Fetcher:
     async def fetch(self, count: int) -> Fetched:
         """Lock up to `count` jobs; raises what database, plugins and flags function raise."""
         async with asyncio.timeout(None) as limit:
-            self._limit = limit
+            self._limit, self._fetching = limit, asyncio.current_task()
             try:
                 return await self._fetch(count)
             except asyncio.CancelledError as error:
-                fetching = asyncio.current_task()
-                if fetching is None or fetching.cancelling() > 0:
+                if self._fetching is None or self._fetching.cancelling() > 0:
                     raise
                 # Not the fetch was cancelled, but what a plugin or the flags function waits for.
                 raise GraphileWorkerError("a fetch waited for what was cancelled") from error
@@ -113,9 +113,9 @@ class Fetcher:
         """End the fetch that is under way, if there is one, with an error."""
         if self._limit is None:
             return
-        await self._line.end_statement()
+        await self._line.end_statement(self._fetching)
         if self._limit is not None:
-            # What it waits for is no statement; or a plugin has begun anew.
+            # What it waits for is no statement of its own; or a plugin has begun anew.
             self._limit.reschedule(asyncio.get_running_loop().time() + AFTERWARDS)
 
     async def resolve_doubt_in_time(self) -> None:
