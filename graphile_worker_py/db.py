@@ -644,6 +644,7 @@ class Line:
         self._session: Session | None = None
         self._lost: list[Session] = []
         self._turn = asyncio.Lock()
+        self._runs_for: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -660,18 +661,19 @@ class Line:
             psycopg.Error: It failed.
         """
         async with self._turn:
+            self._runs_for = asyncio.current_task()
             try:
                 return await self._run(query)
             except STALE:
                 return await self._run(query)
 
-    async def end_statement(self) -> None:
-        """End the statement that is under way, if there is one: on request, else by force.
+    async def end_statement(self, of: asyncio.Task[Any] | None) -> None:
+        """End the statement of a task, if it is under way: on request, else by force.
 
         `run` raises `QueryCanceled` then, or what it raises where a connection is lost.
         """
         cursor = self._cursor
-        if cursor is None or not self._turn.locked():
+        if cursor is None or not self._turn.locked() or self._runs_for is not of:
             return
         with suppress(psycopg.Error):  # the server can't be reached
             await cursor.connection.cancel_safe(timeout=CANCEL_PATIENCE)

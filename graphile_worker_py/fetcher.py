@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -60,7 +61,7 @@ class Fetcher:
         names: Iterable[str],
         forbidden_flags: ForbiddenFlags | None,
         hooks: Hooks,
-        known_ids: Callable[[], Sequence[int]],
+        known_ids: Callable[[], AbstractSet[int]],
     ) -> None:
         self._pool_id = pool_id
         self._database = database
@@ -70,9 +71,13 @@ class Fetcher:
         self._known_ids = known_ids
         self._get_jobs = hooks.get_jobs(self._lock_jobs)
         self._task_ids: dict[int, str] = {}
-        self._in_doubt = False
-        self._locked = 0
+        self._unanswered = False
+        # Jobs that were locked, and not handed on by plugins yet.
+        self._locked: set[int] = set()
+        # Jobs that were locked while the pool had them already.
+        self._locked_anew: set[int] = set()
         self._limit: asyncio.Timeout | None = None
+        self._fetching: asyncio.Task[Any] | None = None
         self._after: Place | None = None
         self._may_go_on = False
         self._look_at_all_at = 0.0
@@ -80,7 +85,9 @@ class Fetcher:
     @property
     def in_doubt(self) -> bool:
         """Whether jobs may be locked for the pool of which it does not know."""
-        return self._in_doubt
+        if self._unanswered or self._locked:
+            return True
+        return bool(self._locked_anew) and not self._locked_anew.issubset(self._known_ids())
 
     async def register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         """Make the tasks known to the database, and learn their numbers; `run` sends queries."""
@@ -92,21 +99,28 @@ class Fetcher:
     async def fetch(self, count: int) -> Fetched:
         """Lock up to `count` jobs; raises what database, plugins and flags function raise."""
         async with asyncio.timeout(None) as limit:
-            self._limit = limit
+            self._limit, self._fetching = limit, asyncio.current_task()
             try:
                 return await self._fetch(count)
+            except asyncio.CancelledError as error:
+                if self._fetching is None or self._fetching.cancelling() > 0:
+                    raise
+                # Not the fetch was cancelled, but what a plugin or the flags function waits for.
+                raise GraphileWorkerError("a fetch waited for what was cancelled") from error
             finally:
                 self._limit = None
 
     async def cut_off(self) -> None:
-        """End the fetch that is under way, with an error."""
-        await self._line.end_statement()
+        """End the fetch that is under way, if there is one, with an error."""
+        if self._limit is None:
+            return
+        await self._line.end_statement(self._fetching)
         if self._limit is not None:
-            # What it waits for is no statement; or a plugin has begun anew.
+            # What it waits for is no statement of its own; or a plugin has begun anew.
             self._limit.reschedule(asyncio.get_running_loop().time() + AFTERWARDS)
 
     async def resolve_doubt_in_time(self) -> None:
-        """Return what a fetch whose answer was lost has locked, if that can be done soon."""
+        """Return what is locked without the pool's knowing, if that can be done soon."""
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_PATIENCE):
                 await self._resolve_doubt(
@@ -117,29 +131,26 @@ class Fetcher:
         flags = await self._forbidden_flags()
         await self._resolve_doubt(self._line.run)
         request = FetchRequest(pool_id=self._pool_id, count=count, forbidden_flags=flags)
-        # Should the answer be lost on its way, jobs may be locked for us all the same.
-        self._in_doubt = True
-        self._locked = 0
-        try:
-            fetched = await self._get_jobs(request)
-        except psycopg.Error as error:
-            # An error that the server itself tells undid the statement. One with which it ends
-            # the session may come after that was committed.
-            self._in_doubt = is_outage(error) and not isinstance(error, UNDONE)
-            raise
+        fetched = await self._get_jobs(request)
         if not isinstance(fetched, Fetched):
             raise GraphileWorkerError(
                 f"get_jobs of a plugin must return what `proceed` does, or another Fetched, "
                 f"not {fetched!r}"
             )
         # What a plugin keeps back is returned before the next fetch.
-        self._in_doubt = self._locked > len(fetched.jobs)
+        passed_on = {job.id for job in fetched.jobs}
+        self._locked -= passed_on
+        # Somebody has unlocked them. If their outcome came before this lock, it is left behind.
+        self._locked_anew |= passed_on & self._known_ids()
         return fetched
 
     async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
-        if self._in_doubt:
-            await run(return_unknown_jobs(self._known_ids(), pool_id=self._pool_id))
-            self._in_doubt = False
+        if self.in_doubt:
+            known_ids = frozenset(self._known_ids())
+            await run(return_unknown_jobs(known_ids, pool_id=self._pool_id))
+            self._unanswered = False
+            self._locked.clear()
+            self._locked_anew.intersection_update(known_ids)
 
     def look_at_all(self) -> None:
         """Let the next fetch look at all jobs: one of a queue may have become free."""
@@ -159,15 +170,30 @@ class Fetcher:
             now=self._database.now(),
             after=after,
         )
-        fetched = await self._line.run(query)
-        self._locked += len(fetched.jobs)
+        fetched = await self._lock(query)
         if after is None:
             took = time() - began
             patience = min(GO_ON_FACTOR * took, GO_ON_LONGEST) if _is_slow(took, fetched) else 0
             self._look_at_all_at = time() + patience
-        if len(fetched.jobs) >= request.count and self._may_go_on:
+        # A plugin may have asked for none.
+        if fetched.jobs and len(fetched.jobs) >= request.count and self._may_go_on:
             last = fetched.jobs[-1]
             self._after = last.priority, last.run_at
+        return fetched
+
+    async def _lock(self, query: Query[Fetched]) -> Fetched:
+        # Should the answer be lost on its way, jobs may be locked for us all the same.
+        before, self._unanswered = self._unanswered, True
+        try:
+            fetched = await self._line.run(query)
+        except psycopg.Error as error:
+            # An error that the server itself tells undid the statement. One with which it ends
+            # the session may come after that was committed.
+            if not is_outage(error) or isinstance(error, UNDONE):
+                self._unanswered = before
+            raise
+        self._unanswered = before
+        self._locked.update(job.id for job in fetched.jobs)
         return fetched
 
     async def _forbidden_flags(self) -> Sequence[str] | None:

@@ -84,7 +84,8 @@ class Plugin:
 
         Proceed with a changed request (`dataclasses.replace`) to fetch fewer jobs or to leave
         some for others; return `Fetched([], more=False)` to fetch none now. The next look is at
-        the next announcement, or after the poll interval.
+        the next announcement, or after the poll interval. Jobs that `proceed` has locked must be
+        returned, all of them; else, and where this raises, the fetch has failed and they go back.
         """
         return await proceed(request)
 

@@ -24,6 +24,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -38,7 +39,12 @@ from graphile_worker_py.sql.get_jobs import Fetched
 logger = logging.getLogger(__name__)
 
 SECOND_LOOK: Final = (0.03, 0.09)
-"""Seconds, from and to, after which announced jobs that were not there are looked for once more."""
+"""Seconds, from and to, after which jobs that were announced, or hidden, are looked for once more.
+
+It doubles each time that some are still hidden: somebody's transaction may take long.
+"""
+MOST_DOUBLINGS: Final = 16
+"""The poll interval is reached long before."""
 AHEAD_FROM: Final = 100
 """Least size of a store that is filled up before it is empty: a small one is cheap to wait for."""
 PATIENT: Final = Backoff(shortest=1.0, longest=60.0)
@@ -99,8 +105,8 @@ class LocalQueue:
         self._held: deque[Job] = deque()
         self._held_since = 0.0
         self._waiting: deque[asyncio.Future[Job | None]] = deque()
-        # Handed to workers, outcome not recorded yet.
-        self._unsettled: dict[int, Job] = {}
+        # Ids of what is locked for the pool, held or handed out, and has no recorded outcome yet.
+        self._unsettled: set[int] = set()
         # Whether there is a reason to fetch, and how many jobs were announced since the last one.
         self._due = True
         self._announced = 0
@@ -108,6 +114,8 @@ class LocalQueue:
         self._plenty = False
         self._next_poll = 0.0
         self._failures = 0
+        # In how many fetches in a row somebody had locked a queue with jobs that are due.
+        self._hidden = 0
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._closed = asyncio.Event()
@@ -118,16 +126,15 @@ class LocalQueue:
         return self._mode
 
     @property
-    def known_ids(self) -> list[int]:
+    def known_ids(self) -> AbstractSet[int]:
         """Ids of all jobs that the pool has locked, as far as the queue knows."""
-        return [*self._unsettled, *(job.id for job in self._held)]
+        return self._unsettled
 
     def take(self) -> Job | None:
         """A job in store; None if there is none. `get` waits for one, which costs more."""
         if not self._held or self._stopped.is_set():
             return None
         job = self._held.popleft()
-        self._unsettled[job.id] = job
         left = len(self._held)
         if left == 0 and self._mode is Mode.WAITING:
             self._set_mode(Mode.POLLING)
@@ -155,8 +162,9 @@ class LocalQueue:
             if waiting.done() and not waiting.cancelled():
                 job = waiting.result()
                 if job is not None:
-                    del self._unsettled[job.id]
                     self._held.appendleft(job)
+            elif waiting in self._waiting:
+                self._waiting.remove(waiting)  # else jobs would be fetched for it
             raise
 
     def nudge(self, count: int) -> None:
@@ -169,7 +177,7 @@ class LocalQueue:
     def settled(self, jobs: Iterable[Job]) -> None:
         """Say that the outcome of these jobs is recorded."""
         for job in jobs:
-            self._unsettled.pop(job.id, None)
+            self._unsettled.discard(job.id)
             if self._drain or job.job_queue_id is not None:
                 # The next job of a serial queue is free now, and nobody announces it.
                 self._due = True
@@ -193,6 +201,18 @@ class LocalQueue:
         if self._events.wants(events.LocalQueueInit):
             self._events.emit(events.LocalQueueInit(pool_id=self._pool_id))
         self._set_mode(Mode.POLLING)
+        try:
+            await self._serve()
+        except Exception:
+            self.stop()
+            await self._release()
+            raise
+        await self._release()
+        await self._closed.wait()
+        # A worker that was cancelled at the moment it was given a job has put it back.
+        await self._return_held()
+
+    async def _serve(self) -> None:
         while not self._stopped.is_set():
             self._changed.clear()
             if self._mode is Mode.WAITING:
@@ -204,10 +224,9 @@ class LocalQueue:
                 await self._poll()
             else:
                 await self._changed.wait()
+
+    async def _release(self) -> None:
         self._set_mode(Mode.RELEASED)
-        await self._return_held()
-        await self._closed.wait()
-        # A worker that was cancelled at the moment it was given a job has put it back.
         await self._return_held()
 
     def _wants_jobs(self) -> bool:
@@ -239,10 +258,11 @@ class LocalQueue:
         jobs = fetched.jobs
         self._plenty = self._half > 0 and len(jobs) >= count
         pause = self._poll_interval
-        if len(jobs) < announced:
+        if fetched.hidden or len(jobs) < announced:
             # Others may have taken them; or only hidden them, for the moment in which their own
             # fetch had the rows locked.
-            pause = min(pause, random.uniform(*SECOND_LOOK))  # noqa: S311
+            pause = min(pause, random.uniform(*SECOND_LOOK) * 2**self._hidden)  # noqa: S311
+        self._hidden = min(self._hidden + 1, MOST_DOUBLINGS) if fetched.hidden else 0
         self._next_poll = asyncio.get_running_loop().time() + pause
         if self._events.wants(events.LocalQueueGetJobsComplete):
             self._events.emit(
@@ -265,14 +285,14 @@ class LocalQueue:
 
     def _hand_out(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            if job.id in self._unsettled and not self._stopped.is_set():
-                # It was unlocked while it ran here (a job of hours, an operator), and is locked
+            if job.id in self._unsettled:
+                # It was unlocked while it was here (a job of hours, an operator), and is locked
                 # anew. It runs on; nobody runs it beside itself.
                 continue
+            self._unsettled.add(job.id)
             while self._waiting and self._waiting[0].done():
                 self._waiting.popleft()
             if self._waiting:
-                self._unsettled[job.id] = job
                 self._waiting.popleft().set_result(job)
             else:
                 self._held.append(job)
@@ -292,7 +312,6 @@ class LocalQueue:
         if not self._held:
             return
         jobs = list(self._held)
-        self._unsettled.update((job.id, job) for job in jobs)
         self._held.clear()
         if self._events.wants(events.LocalQueueReturnJobs):
             self._events.emit(events.LocalQueueReturnJobs(pool_id=self._pool_id, jobs=tuple(jobs)))

@@ -118,6 +118,7 @@ class WorkerPool:
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self._parts: list[asyncio.Task[None]] = []
+        self._gave_up = False
         self._cut_off: list[Job] = []
         self._abort = Abort()
         self._queue_names = QueueNames(database, delay=options.get_queue_name_batch_delay)
@@ -255,7 +256,7 @@ class WorkerPool:
             self._logger.warning(
                 "%d thread(s) run on: their functions did not return", still_running
             )
-        left = self._queue.known_ids
+        left = sorted(self._queue.known_ids)
         if self.taken_for_dead:
             pass  # others have them
         elif left:
@@ -299,6 +300,7 @@ class WorkerPool:
             try:
                 if not self._stop.is_set():
                     await self._settle_and_below()
+                    await self._leave_nothing_locked()
             finally:
                 clean = not self._queue.known_ids and not self._fetcher.in_doubt
                 self._presence.close(clean=clean)
@@ -311,6 +313,12 @@ class WorkerPool:
                 await self._feed_and_below()
             finally:
                 self._settler.close()
+
+    async def _leave_nothing_locked(self) -> None:
+        """Return what is locked without the pool's knowing, now that all outcomes are recorded."""
+        if not self._gave_up:
+            async with asyncio.TaskGroup() as last:
+                self._start_part(last, self._fetcher.resolve_doubt_in_time(), "return lost jobs")
 
     async def _feed_and_below(self) -> None:
         self._listener = listener = Listener(
@@ -447,7 +455,7 @@ class WorkerPool:
         return fetched
 
     async def _fetch_jobs(self, group: asyncio.TaskGroup) -> None:
-        """Run the local queue; at its end leave nothing locked that it does not know of."""
+        """Run the local queue; after a stop, don't wait for long for what it fetches."""
         cutting_off = group.create_task(self._cut_off_fetch(), name="cut off the last fetch")
         try:
             await self._queue.run()
@@ -456,7 +464,6 @@ class WorkerPool:
             raise
         finally:
             cutting_off.cancel()
-        await self._fetcher.resolve_doubt_in_time()
 
     async def _cut_off_fetch(self) -> None:
         """After a stop wait for a fetch that is under way, but not for long: not in an outage."""
@@ -513,6 +520,7 @@ class WorkerPool:
         self._settler.give_back(job)
 
     def _give_up(self) -> None:
+        self._gave_up = True
         for part in self._parts:
             part.cancel()
 

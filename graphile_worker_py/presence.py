@@ -23,7 +23,8 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, Final, assert_never
@@ -78,7 +79,7 @@ class Presence:
         database: Database,
         options: WorkerOptions,
         listens: bool,
-        known_ids: Callable[[], Sequence[int]],
+        known_ids: Callable[[], AbstractSet[int]],
         taken_for_dead: Callable[[], None],
         events: Events,
         logger: logging.Logger,

@@ -480,7 +480,10 @@ def _cron_items(given: dict[str, Any]) -> "Sequence[ParsedCronItem]":
 
 
 async def _run_beside(cron: "Cron", pool: Succession) -> None:
-    """Run cron for as long as a pool runs; what breaks in cron stops the pool in order."""
+    """Run cron for as long as a pool runs; what breaks in cron stops the pool in order.
+
+    Raises what broke first as it is: a group of errors would be no `WorkerPoolError`.
+    """
     broken: list[Exception] = []
 
     async def run_cron() -> None:
@@ -494,6 +497,8 @@ async def _run_beside(cron: "Cron", pool: Succession) -> None:
         group.create_task(run_cron(), name="cron")
         try:
             await pool.run()
+        except Exception as error:  # raised below
+            broken.append(error)
         finally:
             cron.close()
     if broken:

@@ -112,7 +112,7 @@ class Settler:
             try:
                 written = await self._line.run(query(jobs))
                 break
-            except (psycopg.Error, OSError) as error:
+            except (psycopg.Error, OSError, UnicodeEncodeError) as error:
                 failures += 1
                 backoff = backoff_for(error)
                 if backoff is None:
@@ -143,7 +143,9 @@ class Settler:
         error: Exception,
     ) -> None:
         """One outcome of several can't be written, for no passing reason. The others can."""
-        if len(jobs) == 1 and isinstance(error, psycopg.DataError) and simplify(jobs[0]):
+        # Text that the encoding lacks: the database's, or that of a caller's connections.
+        is_text = isinstance(error, psycopg.DataError | UnicodeEncodeError)
+        if len(jobs) == 1 and is_text and simplify(jobs[0]):
             await self._settle(jobs, query, action)
             return
         if len(jobs) == 1:

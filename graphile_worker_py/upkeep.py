@@ -12,7 +12,8 @@ long as they like. It waits for them for some seconds, and has its turn the next
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -58,7 +59,7 @@ class Upkeep:
         pool_id: str,
         database: Database,
         heartbeat_interval: float,
-        known_ids: Callable[[], Sequence[int]],
+        known_ids: Callable[[], AbstractSet[int]],
         suspects: Mapping[int, int],
         registered: Callable[[], bool],
         logger: logging.Logger,
@@ -94,7 +95,7 @@ class Upkeep:
             )
 
     async def _renew_locks(self) -> None:
-        known = self._known_ids()
+        known = list(self._known_ids())
         if not known:
             return
         async with self._transaction() as conn:

@@ -1,11 +1,18 @@
 """Jobs with a forbidden flag are left for others, untouched."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from graphile_worker_py import ConfigurationError, LocalQueueOptions, Runner, run_once
+from graphile_worker_py import (
+    ConfigurationError,
+    GraphileWorkerError,
+    LocalQueueOptions,
+    Runner,
+    run_once,
+)
 from graphile_worker_py.events import JobSuccess, LocalQueueGetJobsComplete, WorkerGetJobError
 from graphile_worker_py.options import ForbiddenFlags
 from tests.support.running import Jobs, Told
@@ -119,7 +126,17 @@ def fail() -> Sequence[str]:
     raise LookupError("no flags today")
 
 
-async def test_a_function_that_fails_stops_nothing_but_the_fetch(dsn: str) -> None:
+def wait_for_what_was_cancelled() -> Sequence[str]:
+    raise asyncio.CancelledError
+
+
+FAILING = [(fail, LookupError), (wait_for_what_was_cancelled, GraphileWorkerError)]
+
+
+@pytest.mark.parametrize(("fail", "error"), FAILING)
+async def test_a_function_that_fails_stops_nothing_but_the_fetch(
+    dsn: str, fail: Callable[[], Sequence[str]], error: type[Exception]
+) -> None:
     jobs = Jobs(dsn)
     jobs.add("work")
     answers: list[Callable[[], Sequence[str]]] = [fail, list]
@@ -132,7 +149,7 @@ async def test_a_function_that_fails_stops_nothing_but_the_fetch(dsn: str) -> No
     ):
         await told.seen(JobSuccess)
     (failed,) = told.of(WorkerGetJobError)
-    assert isinstance(failed.error, LookupError)
+    assert isinstance(failed.error, error)
 
 
 @pytest.mark.parametrize("flags", ["red", [1], 7, ["\0"], ["\ud800"]])

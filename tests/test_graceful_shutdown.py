@@ -5,9 +5,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
-from graphile_worker_py import Events, JobContext, LocalQueueOptions, Runner, SyncJobContext, run
+from graphile_worker_py import (
+    Events,
+    JobContext,
+    LocalQueueOptions,
+    Runner,
+    SyncJobContext,
+    pool,
+    run,
+)
 from graphile_worker_py.events import (
     Event,
     JobStart,
@@ -22,6 +31,7 @@ from graphile_worker_py.events import (
     WorkerStop,
 )
 from tests.support.eventually import eventually
+from tests.support.locking import WAITING
 from tests.support.running import Jobs, Told
 
 
@@ -285,3 +295,39 @@ async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_returned(
     names = [event.name for event in told]
     assert names.index("pool:gracefulShutdown") < names.index(error.name)
     assert names.index(error.name) < names.index("pool:gracefulShutdown:error")
+
+
+async def test_the_end_of_the_last_fetch_does_not_end_an_outcome_that_is_being_written(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool, "STOP_PATIENCE", 0.1)
+    jobs, told = Jobs(dsn), Told()
+    quick, long = jobs.add_many(2, "work")
+    ends = {quick: asyncio.Event(), long: asyncio.Event()}
+
+    async def work(_payload: Any, ctx: JobContext) -> None:
+        await ends[ctx.job.id].wait()
+
+    # With two connections, fetches and outcomes share one.
+    options: dict[str, Any] = {"concurrent_jobs": 2, "max_pool_size": 2, "events": told.events}
+    async with (
+        await psycopg.AsyncConnection.connect(dsn) as another,
+        Runner(dsn, tasks={"work": work}, **options) as runner,
+    ):
+        await told.seen(JobStart, count=2)
+        await another.execute("select from graphile_worker._private_jobs for key share")
+        ends[quick].set()
+        await eventually(lambda: jobs.query(WAITING, "%delete%"))
+        stopping = asyncio.create_task(runner.stop())
+        await eventually(lambda: "cut off the last fetch" not in tasks())
+        await another.rollback()
+        await eventually(lambda: jobs.ids() == [long])
+        ends[long].set()
+        await stopping
+    assert jobs.ids() == []
+    assert "Could not complete" not in caplog.text
+
+
+def tasks() -> set[str]:
+    """The names of the asyncio tasks that run."""
+    return {task.get_name() for task in asyncio.all_tasks()}

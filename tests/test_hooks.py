@@ -125,6 +125,16 @@ async def test_a_plugin_that_answers_a_fetch_with_something_else_is_told(dsn: st
     assert await ran(dsn, payloads=[]) == ([1], [])
 
 
+async def test_a_plugin_may_ask_for_no_jobs(dsn: str) -> None:
+    class Full(Plugin):
+        async def get_jobs(
+            self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+        ) -> Fetched:
+            return await proceed(replace(request, count=0))
+
+    assert await ran(dsn, Full(), payloads=[1]) == ([], [(0, None)])
+
+
 async def test_plugins_see_the_schema_being_made_and_migrated(empty_dsn: str) -> None:
     steps: list[str] = []
 

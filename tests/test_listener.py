@@ -200,10 +200,12 @@ async def break_schema(jobs: Jobs) -> None:
     jobs.query("insert into graphile_worker.migrations (id, breaking) values (1000000, true)")
 
 
-async def test_a_breaking_change_of_its_schema_stops_it(dsn: str) -> None:
+@pytest.mark.parametrize("crontab", [None, "0 4 * * * work"])
+async def test_a_breaking_change_of_its_schema_stops_it(dsn: str, crontab: str | None) -> None:
     jobs, told = Jobs(dsn), Told()
+    tasks = {"work": print}
     with pytest.raises(IncompatibleSchemaError):
-        async with Runner(dsn, tasks={"work": print}, events=told.events) as runner:
+        async with Runner(dsn, tasks=tasks, crontab=crontab, events=told.events) as runner:
             await told.seen(PoolListenSuccess)
             await break_schema(jobs)
             payload = json.dumps({"migrationNumber": 1000000, "breaking": True})

@@ -36,6 +36,11 @@ def fetched(told: Told) -> list[int]:
     return [len(event.jobs) for event in told.of(LocalQueueGetJobsComplete)]
 
 
+UNLOCK_HELD = """
+update graphile_worker._private_jobs set locked_by = null, locked_at = null where id > 50
+"""
+
+
 class Steps:
     """A task whose jobs end one by one, when the test says so."""
 
@@ -125,6 +130,56 @@ async def test_jobs_that_nobody_takes_in_time_are_returned_with_their_attempt(ds
         await told.seen(JobSuccess, count=3)
     assert jobs.ids() == []
     assert len(steps.ran) == 3
+
+
+async def test_no_job_is_fetched_for_a_worker_that_was_cancelled_while_it_waited(dsn: str) -> None:
+    """A task may get hold of the worker that runs it, and cancel it when it is done."""
+    jobs, steps, told = Jobs(dsn), Steps(), Told()
+    workers: list[asyncio.Task[Any] | None] = []
+
+    async def meddle(_payload: Any) -> None:
+        workers.append(asyncio.current_task())
+
+    async with Runner(
+        dsn,
+        tasks={"work": steps.work, "meddle": meddle},
+        poll_interval=3600,
+        events=told.events,
+    ):
+        await told.seen(PoolListenSuccess)
+        jobs.add("meddle")
+        await told.seen(JobSuccess)
+        await eventually(lambda: jobs.ids() == [])
+        (worker,) = workers
+        assert worker is not None
+        worker.cancel()
+        await eventually(lambda: not worker.cancelling())
+        jobs.add_many(2, "work")
+        await told.seen(JobStart, count=2)
+        assert jobs.locked() == [f"job {steps.ran[0]}"]
+        steps.let_go(2)
+        await told.seen(JobSuccess, count=3)
+
+
+async def test_a_held_job_that_somebody_unlocked_and_that_is_fetched_again_runs_once(
+    dsn: str,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(120, "work")
+    jobs.query("update graphile_worker._private_jobs set priority = -1 where id <= 100")
+    ran: list[int] = []
+
+    async def work(_payload: Any, ctx: JobContext) -> None:
+        ran.append(ctx.job.id)
+        if len(ran) == 50:
+            # At this job, jobs are fetched ahead.
+            jobs.query(UNLOCK_HELD)
+            await told.seen(LocalQueueGetJobsComplete, count=2)
+
+    tasks = {"work": work}
+    await run_once(dsn, tasks=tasks, local_queue=LocalQueueOptions(size=100), events=told.events)
+    assert sorted(ran) == list(range(1, 121))
+    assert jobs.ids() == []
 
 
 async def test_announced_jobs_are_not_fetched_while_jobs_are_held(dsn: str) -> None:

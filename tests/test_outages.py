@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from graphile_worker_py import JobContext, LocalQueueOptions, Runner, WorkerPoolError, run_once
@@ -14,6 +15,7 @@ from graphile_worker_py.events import (
     JobLost,
     JobStart,
     JobSuccess,
+    LocalQueueGetJobsComplete,
     PoolGracefulShutdownError,
     PoolListenSuccess,
     WorkerGetJobError,
@@ -42,6 +44,18 @@ create sequence graphile_worker.failures;
 create trigger fail_some before {operation} on graphile_worker._private_jobs
 for each row execute function graphile_worker.fail_some();
 """
+
+
+HOLD_DELETES = """
+create function graphile_worker.hold() returns trigger language plpgsql as $$
+begin
+  perform pg_advisory_xact_lock(77);
+  return null;
+end $$;
+create trigger hold after delete on graphile_worker._private_jobs
+for each statement execute function graphile_worker.hold();
+"""
+HELD_DELETES = "select pid from pg_locks where locktype = 'advisory' and not granted"
 
 
 async def test_when_all_connections_are_terminated_outcomes_are_recorded_once_back(
@@ -327,6 +341,43 @@ async def test_an_outcome_of_a_job_that_is_no_longer_ours_changes_nothing(dsn: s
         "queue succeed",
         "queue vanish",
     ]
+
+
+async def test_a_lock_that_came_after_the_outcome_of_its_job_is_not_left_behind(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.query(HOLD_DELETES)
+    job_id = jobs.add("work", queue_name="q")
+    finish = asyncio.Event()
+    ran: list[int] = []
+
+    async def work(_payload: Any, ctx: JobContext) -> None:
+        ran.append(ctx.job.attempts)
+        await finish.wait()
+
+    async def flags() -> list[str]:
+        if len(ran) == 1:  # fetch only when the outcome has come to the database
+            await eventually(lambda: jobs.query(HELD_DELETES))
+        return []
+
+    async with await psycopg.AsyncConnection.connect(dsn) as holding:
+        await holding.execute("select pg_advisory_xact_lock(77)")
+        async with Runner(
+            dsn, tasks={"work": work}, poll_interval=0.1, forbidden_flags=flags, events=told.events
+        ) as runner:
+            await told.seen(JobStart)
+            # Its outcome will change nothing; but then it is locked by the same pool again.
+            jobs.query("select graphile_worker.force_unlock_workers(array[%s])", runner.pool_id)
+            finish.set()
+            await told.seen(LocalQueueGetJobsComplete, count=2)
+            assert jobs.one(job_id)["locked_by"] == runner.pool_id
+            assert ran.pop() == 1
+            await holding.rollback()
+            await told.seen(JobSuccess, count=2)
+    # It did not count that it was locked in between.
+    assert ran == [2]
+    assert lost(told) == [job_id]
+    assert jobs.ids() == []
+    assert jobs.locked() == []
 
 
 def lost(told: Told) -> list[int]:

@@ -9,7 +9,9 @@ import pytest
 from graphile_worker_py import (
     Fetched,
     FetchRequest,
+    GraphileWorkerError,
     Job,
+    LocalQueueOptions,
     Plugin,
     Runner,
     SchemaStep,
@@ -99,3 +101,66 @@ async def test_a_fetch_that_failed_and_a_task_that_failed(dsn: str) -> None:
     assert jobs.ids() == [failing]
     assert ("get_jobs", psycopg.errors.UndefinedTable) in watch.errors
     assert watch.errors[-1] == ("run_job", LookupError)
+
+
+class Spoil(Plugin):
+    """Does something with what one of the fetches has brought."""
+
+    def __init__(self, spoil: Callable[[Fetched], Any], *, fetch: int = 1) -> None:
+        self._spoil = spoil
+        self._left = fetch
+
+    async def get_jobs(
+        self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+    ) -> Fetched:
+        fetched = await proceed(request)
+        self._left -= 1
+        return self._spoil(fetched) if self._left == 0 else fetched
+
+
+def refuse(_fetched: Fetched) -> None:
+    raise LookupError("no")
+
+
+def fail_in_the_database(_fetched: Fetched) -> None:
+    raise psycopg.errors.UndefinedTable("no")
+
+
+SPOILT = [
+    (refuse, LookupError),
+    (fail_in_the_database, psycopg.errors.UndefinedTable),
+    (lambda fetched: None, GraphileWorkerError),
+]
+
+
+@pytest.mark.parametrize(("spoil", "error"), SPOILT)
+async def test_jobs_that_a_plugin_does_not_hand_on_are_returned(
+    dsn: str, spoil: Callable[[Fetched], Any], error: type[Exception]
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work", queue_name="q")
+    before = jobs.snapshot()
+    with pytest.raises(error):
+        await run_once(dsn, tasks={"work": print}, hooks=[Spoil(spoil)])
+    assert jobs.locked() == []
+    assert jobs.snapshot() == before
+    async with Runner(dsn, tasks={"work": print}, hooks=[Spoil(spoil)], events=told.events):
+        assert isinstance((await told.seen(WorkerGetJobError)).error, error)
+        await told.seen(JobSuccess)
+    assert jobs.ids() == []
+
+
+async def test_jobs_that_were_fetched_ahead_are_returned_where_a_fetch_ends_all(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(150, "work")
+    with pytest.raises(LookupError):
+        await run_once(
+            dsn,
+            tasks={"work": print},
+            hooks=[Spoil(refuse, fetch=2)],
+            local_queue=LocalQueueOptions(size=100),
+        )
+    assert jobs.locked() == []
+    left = jobs.all()
+    assert len(left) >= 50
+    assert {job["attempts"] for job in left} == {0}

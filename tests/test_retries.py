@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 
 from graphile_worker_py import JobContext, run_migrations, run_once, task
@@ -176,8 +177,9 @@ def latin_dsn(server: Server, empty_dsn: str) -> Iterator[str]:
     server.drop_database(dsn)
 
 
+@pytest.mark.parametrize("connections", ["ours", "a caller's"])
 async def test_text_that_the_encoding_of_a_database_lacks_is_stored_readably(
-    latin_dsn: str,
+    latin_dsn: str, connections: str
 ) -> None:
     await run_migrations(latin_dsn)
     jobs = Jobs(latin_dsn)
@@ -196,7 +198,12 @@ async def test_text_that_the_encoding_of_a_database_lacks_is_stored_readably(
         return [None, refuse(payload[1])]
 
     tasks: dict[str, Any] = {"fail": fail, "batch": several, "work": print}
-    await run_once(latin_dsn, tasks=tasks)
+    if connections == "ours":
+        await run_once(latin_dsn, tasks=tasks)
+    else:
+        # Their encoding is that of the database.
+        async with psycopg_pool.AsyncConnectionPool(latin_dsn, open=False) as pool:
+            await run_once(pool, tasks=tasks)
     assert jobs.ids() == [message, batch]
     assert jobs.one(message)["last_error"] == "caf\\xe9 \\u2603"
     assert jobs.one(batch)["json"].isascii()

@@ -5,7 +5,8 @@ import asyncio
 import psycopg
 
 from graphile_worker_py import Events, Runner
-from graphile_worker_py.events import PoolListenSuccess, WorkerGetJobEmpty
+from graphile_worker_py.events import JobSuccess, PoolListenSuccess, WorkerGetJobEmpty
+from tests.support.running import Jobs, Told
 
 
 async def test_a_job_hidden_by_anothers_fetch_is_found_without_a_poll(dsn: str) -> None:
@@ -30,3 +31,17 @@ async def test_a_job_hidden_by_anothers_fetch_is_found_without_a_poll(dsn: str) 
             events.subscribe(WorkerGetJobEmpty, lambda _: another.rollback())
             await runner.add_job("work", queue_name="q")
             await asyncio.wait_for(done.wait(), 15)
+
+
+async def test_jobs_hidden_by_anothers_fetch_are_found_though_nobody_announces_them(
+    dsn: str,
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work", queue_name="q")
+    async with await psycopg.AsyncConnection.connect(dsn) as another:
+        await another.execute("select 1 from graphile_worker._private_job_queues for update")
+        async with Runner(dsn, tasks={"work": print}, poll_interval=3600, events=told.events):
+            # The beginning, and to listen, are reasons for three looks; then there is none.
+            await told.seen(WorkerGetJobEmpty, count=5)
+            await another.rollback()
+            await told.seen(JobSuccess)

@@ -23,6 +23,7 @@ from graphile_worker_py.job import Job
 #  taken     marks the first ones of both.
 #  locked    marks the queues, but only of jobs that were really taken: a queue that is locked with
 #            nobody at work would stand still for hours.
+#  found     what was in sight, told also if nothing was taken.
 # Between sight and lock a job may have changed; so its conditions are looked at again. Columns are
 # named, because a plan is kept, and fails for good once there is one more in the table.
 #
@@ -131,12 +132,20 @@ locked as (
   where queues.id = any (
     array(select taken.job_queue_id from taken where taken.job_queue_id is not null)
   )
+),
+found as (
+  select
+    exists (select from sight where sight.job_queue_id is not null) as queued,
+    exists (
+      select from sight
+      where sight.job_queue_id is not null
+        and (sight.job_queue_id in (select free.id from free)) is not true
+    ) as hidden,
+    (select count(*) from sight) >= 2 * $3::int4 + 8 as more
 )
-select
-  taken.*,
-  exists (select from sight where sight.job_queue_id is not null),
-  (select count(*) from sight) >= 2 * $3::int4 + 8
-from taken
+select taken.*, found.queued, found.hidden, found.more
+from found
+left join taken on true
 order by taken.priority, taken.run_at, taken.id
 """
 
@@ -186,11 +195,13 @@ class Fetched:
         jobs: The jobs, in the order in which they are to run.
         more: Whether the next fetch may bring more: this one did not see all there is.
         queued: Whether jobs of free queues were in sight.
+        hidden: Whether one of these queues was locked by somebody for the moment.
     """
 
     jobs: list[Job]
     more: bool
     queued: bool = False
+    hidden: bool = False
 
 
 def get_jobs(
@@ -224,10 +235,10 @@ def get_jobs(
         return Query(_GET_FURTHER_JOBS, values, read_further)
 
     def read(rows: list[tuple[Any, ...]]) -> Fetched:
+        queued, hidden, more = rows[0][-3:]
+        if rows[0][0] is None:
+            return Fetched([], more=False, queued=queued, hidden=hidden)
         jobs = [Job(row, task_ids[row[2]]) for row in rows]
-        if not rows:
-            return Fetched(jobs, more=False)
-        queued, more = rows[0][-2:]
-        return Fetched(jobs, more=len(jobs) >= count or more, queued=queued)
+        return Fetched(jobs, more=len(jobs) >= count or more, queued=queued, hidden=hidden)
 
     return Query(_GET_JOBS, (pool_id, list(task_ids), count, flags, now), read)

@@ -1,6 +1,6 @@
 """Giving back jobs that were fetched and not run to an end, with their attempt."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from graphile_worker_py.db import Query
@@ -58,6 +58,6 @@ select returned.id from returned
 """
 
 
-def return_unknown_jobs(known_ids: Sequence[int], *, pool_id: str) -> Query[set[int]]:
+def return_unknown_jobs(known_ids: Collection[int], *, pool_id: str) -> Query[set[int]]:
     """Give back the jobs that a pool has locked without knowing of it; their ids."""
     return Query(_RETURN_UNKNOWN, (pool_id, list(known_ids)), ids)

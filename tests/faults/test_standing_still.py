@@ -196,7 +196,7 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             database=Database(pool, schema="graphile_worker"),
             options=WorkerOptions(heartbeat_interval=0.2, dead_after=3),
             listens=True,
-            known_ids=list,
+            known_ids=set,
             taken_for_dead=taken_for_dead.set,
             events=Told().events,
             logger=logging.getLogger(__name__),
