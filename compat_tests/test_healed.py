@@ -4,6 +4,10 @@ More of them are shown where they belong: `test_shared_queue.py`, `test_shared_j
 `test_handover.py`, `test_schema_changes.py`, `test_installers.py`.
 """
 
+import os
+import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from graphile_worker_py import (
 )
 from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
+from tests.support.processes import Processes, is_alive
 
 pytestmark = OUR_INSTALL
 
@@ -328,6 +333,34 @@ async def test_an_executable_that_does_not_read_its_input_ends_the_node_worker(
     else:
         await run_once(fleet.dsn, task_directory=executables)
         assert fleet.query(JOBS) == []
+
+
+@pytest.mark.parametrize("side", SIDES)
+async def test_an_executable_outlives_a_node_worker_that_is_killed_and_no_python_one(
+    fleet: Fleet, node: Node, processes: Processes, tmp_path: Path, side: Side
+) -> None:
+    program, told = tmp_path / "tasks" / "lasting", tmp_path / "pid"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}; exec sleep 600\n")
+    program.chmod(0o755)
+    await fleet.add(side, "lasting")
+    if side == "node":
+        worker = node.start(LATEST, EXECUTABLES, fleet.dsn, str(program.parent))
+    else:
+        command = [sys.executable, "-m", "graphile_worker_py", "--connection", fleet.dsn]
+        worker = processes.start([*command, "--task-directory", str(program.parent)])
+    await eventually(told.exists)
+    pid = int(told.read_text())
+    try:
+        worker.kill()
+        worker.wait()
+        if side == "node":
+            assert is_alive(pid)
+        else:
+            await eventually(lambda: not is_alive(pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 # A plan in which the function's rows come in the order of the tasks' names. Which plan there is

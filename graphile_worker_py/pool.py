@@ -27,6 +27,8 @@ from graphile_worker_py.context import Abort, JobContext
 from graphile_worker_py.db import Database, Line, connect_directly, connect_like, one_line
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
+from graphile_worker_py.executors import guarding
+from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.thread import ThreadExecutor
 from graphile_worker_py.fetcher import STOP_PATIENCE, Fetcher
 from graphile_worker_py.health import Health, State, Vitals
@@ -110,7 +112,8 @@ class WorkerPool:
         self._state = State.STARTING
         self._vitals = Vitals(self.pool_id, events)
         self._listener: Listener | None = None
-        self._guard: Watchdog | None = None
+        self._guard = Guard()
+        self._watchdog: Watchdog | None = None
         self._hooks = hooks
         self._fatal: BaseException | None = None
         self._stopping: str | None = None
@@ -207,7 +210,7 @@ class WorkerPool:
             state=self._state,
             started_at=vitals.started_at,
             connected=vitals.connected,
-            standing_still=self._guard is not None and self._guard.standing_still,
+            standing_still=self._watchdog is not None and self._watchdog.standing_still,
             held_back=self._presence.held_back,
             listening=listener is not None and listener.listening,
             last_fetch_at=vitals.last_fetch_at,
@@ -231,7 +234,8 @@ class WorkerPool:
 
     async def _run(self) -> None:
         self._events.emit(events.PoolCreate(pool_id=self.pool_id))
-        self._guard = watchdog = self._watchdog()
+        guarding.CURRENT.set(self._guard)
+        self._watchdog = watchdog = self._make_watchdog()
         watchdog.start()
         try:
             async with aio.until(self._stop):
@@ -245,6 +249,7 @@ class WorkerPool:
         finally:
             if self._processes is not None:
                 await self._processes.close()
+            await self._guard.close()
             watchdog.close()
             self._end()
         if self._fatal is not None:
@@ -478,7 +483,10 @@ class WorkerPool:
         from graphile_worker_py.executors.process import ProcessExecutor  # noqa: PLC0415
 
         return ProcessExecutor(
-            self._tasks.values(), most=self._options.concurrent_jobs, logger=self._logger
+            self._tasks.values(),
+            most=self._options.concurrent_jobs,
+            logger=self._logger,
+            guard=self._guard,
         )
 
     async def _run_in_process(self, task: Task[Any], job: Job, context: JobContext) -> Any:
@@ -524,7 +532,7 @@ class WorkerPool:
         for part in self._parts:
             part.cancel()
 
-    def _watchdog(self) -> Watchdog:
+    def _make_watchdog(self) -> Watchdog:
         return Watchdog(
             limit=self._options.watchdog_timeout,
             exits=self._ends_process,

@@ -24,7 +24,7 @@ from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.task_loader import load_tasks
 from tests import process_tasks as tasks
 from tests.support.eventually import eventually
-from tests.support.processes import Processes
+from tests.support.processes import Processes, is_alive
 from tests.support.running import Jobs, Told
 
 ALL = [value for value in vars(tasks).values() if isinstance(value, Task)]
@@ -44,14 +44,6 @@ def path(tmp_path: Path) -> Path:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that is not reaped yet does not."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

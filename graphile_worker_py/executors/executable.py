@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from graphile_worker_py import aio
 from graphile_worker_py.context import JobContext
 from graphile_worker_py.errors import CutOffError, GraphileWorkerError
+from graphile_worker_py.executors import guarding
 from graphile_worker_py.executors.groups import end_of, signal_group
 from graphile_worker_py.job import Job
 from graphile_worker_py.tasks import Task
@@ -77,7 +78,7 @@ class _Executable:
 
     async def __call__(self, _payload: Any, ctx: JobContext) -> None:
         # The stored JSON goes to the program unchanged, so that no number loses digits on its way.
-        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx)
+        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx, guarding.CURRENT.get())
         await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
 
     async def _run(self, child: "_Child", ctx: JobContext) -> None:
@@ -102,6 +103,7 @@ class _Executable:
     async def _start(self, child: "_Child", environment: dict[str, str]) -> None:
         path = str(self._path)
         try:
+            await child.guard.stand_by()
             try:
                 await _spawn(child, [path], environment)
             except OSError as error:
@@ -120,8 +122,9 @@ class _Executable:
 class _Child(asyncio.SubprocessProtocol):
     """A running program: feeds it, logs what it says, ends it when told."""
 
-    def __init__(self, stdin: bytes, ctx: JobContext) -> None:
+    def __init__(self, stdin: bytes, ctx: JobContext, guard: guarding.Guard) -> None:
         self.closed = asyncio.Event()
+        self.guard = guard
         self.is_terminated = False
         self.is_stopped = False
         self.stderr = ""
@@ -160,10 +163,12 @@ class _Child(asyncio.SubprocessProtocol):
         if not self.closed.is_set():
             self._signal(signal.SIGKILL)
             self._close()
+        self.guard.forget(self._pid)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
         self._pid = self._transport.get_pid()
+        self.guard.note(self._pid)
         self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
         with suppress(RuntimeError):  # uvloop's answer if the program has ended by now
             self._input.write(self._payload)

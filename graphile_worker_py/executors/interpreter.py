@@ -6,11 +6,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, cast
 
-from graphile_worker_py import aio
-from graphile_worker_py.executors import guard, wire
+from graphile_worker_py.executors import wire
 from graphile_worker_py.executors.groups import signal_group
 
 END_TIME: Final = 2.0
@@ -150,51 +148,3 @@ class Process(asyncio.SubprocessProtocol):
             self._writer.transport.abort()
         if self._transport is not None:
             self._transport.close()
-
-
-class Guard(asyncio.SubprocessProtocol):
-    """The process that ends all others if the worker is killed. See the module `guard`."""
-
-    def __init__(self) -> None:
-        self._ended = asyncio.Event()
-        self._transport: asyncio.SubprocessTransport | None = None
-        self._input: asyncio.WriteTransport | None = None
-
-    @property
-    def is_ended(self) -> bool:
-        return self._ended.is_set()
-
-    async def start(self) -> None:
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: self,
-            *(sys.executable, "-I", "-S", str(Path(guard.__file__))),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=None,
-            stderr=None,
-            start_new_session=True,
-        )
-
-    def note(self, group: int) -> None:
-        self._write(f"+{group}\n")
-
-    def forget(self, group: int) -> None:
-        self._write(f"-{group}\n")
-
-    async def close(self) -> None:
-        """Have it end; what it still knows of, it kills."""
-        if self._input is not None:
-            self._input.close()
-        await aio.wait_for(self._ended, END_TIME)
-        if self._transport is not None:
-            self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.SubprocessTransport", transport)
-        self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
-
-    def process_exited(self) -> None:
-        self._ended.set()
-
-    def _write(self, line: str) -> None:
-        if self._input is not None and not self._input.is_closing():
-            self._input.write(line.encode())

@@ -26,7 +26,8 @@ from graphile_worker_py.context import JobContext
 from graphile_worker_py.errors import ConfigurationError, TaskTimeoutError
 from graphile_worker_py.executors import memory, wire
 from graphile_worker_py.executors.groups import end_of
-from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Guard, Process
+from graphile_worker_py.executors.guarding import Guard
+from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.job import Job
 from graphile_worker_py.tasks import Task
@@ -56,13 +57,16 @@ class ProcessExecutor:
         tasks: All tasks, those that run elsewhere included.
         most: Most processes at a time.
         logger: The logger of jobs.
+        guard: Kills them if the worker is killed.
 
     Raises:
         ConfigurationError: No interpreter can be started here, or the memory of a task is limited
             and can't be measured.
     """
 
-    def __init__(self, tasks: Iterable[Task[Any]], *, most: int, logger: logging.Logger) -> None:
+    def __init__(
+        self, tasks: Iterable[Task[Any]], *, most: int, logger: logging.Logger, guard: Guard
+    ) -> None:
         if not sys.executable:
             raise ConfigurationError(
                 "tasks can't run in processes here: Python does not know its own program "
@@ -74,9 +78,8 @@ class ProcessExecutor:
         self._logger = logger
         self._idle: list[Process] = []
         self._all: set[Process] = set()
-        self._guard: Guard | None = None
+        self._guard = guard
         self._groups = memory.Groups()
-        self._starting = asyncio.Lock()
         self._none_left = asyncio.Event()
 
     async def run(self, task: Task[Any], job: Job, context: JobContext) -> list[Any] | None:
@@ -134,8 +137,6 @@ class ProcessExecutor:
             await aio.wait_for(self._none_left, END_TIME + STRAY_TIME)
         for process in self._all:
             self._logger.warning("Process %d of a task does not end", process.pid)
-        if self._guard is not None:
-            await self._guard.close()
 
     async def _take(self, task: Task[Any], *, is_fresh: bool = False) -> Process:
         # What is started lies with the idle ones first, so that it is not lost if the job is cut
@@ -175,14 +176,7 @@ class ProcessExecutor:
             process.end_in(IDLE_TIME)
 
     async def _start(self) -> None:
-        async with self._starting:
-            if self._guard is None or self._guard.is_ended:
-                guard = Guard()
-                await guard.start()
-                # Only now, for more may have been started meanwhile.
-                self._guard = guard
-                for each in self._all:
-                    guard.note(each.pid)
+        await self._guard.stand_by()
         process = Process(self._has_ended, self._stop_using)
         await process.start()
         self._none_left.clear()
@@ -197,8 +191,7 @@ class ProcessExecutor:
     def _has_ended(self, process: Process) -> None:
         self._stop_using(process)
         self._all.discard(process)
-        if self._guard is not None:
-            self._guard.forget(process.pid)
+        self._guard.forget(process.pid)
         if not self._all:
             self._none_left.set()
 

@@ -20,6 +20,14 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **(extra or {})}
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is not reaped yet does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 class Process:
     """A running child with its output, told apart line by line."""
 

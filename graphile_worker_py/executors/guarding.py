@@ -1,0 +1,99 @@
+"""Let what tasks have started end with the worker, be it by SIGKILL."""
+
+import asyncio
+import sys
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final, cast
+
+from graphile_worker_py import aio
+from graphile_worker_py.executors import guard
+
+END_TIME: Final = 2.0
+"""Seconds that its process is given to end."""
+
+
+class Guard:
+    """Knows the process groups that tasks have started, and has them killed if the worker is.
+
+    That is done by a process of its own, see the module `guard`. It is started when there is
+    something to guard, and again if it has ended.
+    """
+
+    def __init__(self) -> None:
+        self._groups: set[int] = set()
+        self._process: _Process | None = None
+        self._starting = asyncio.Lock()
+
+    async def stand_by(self) -> None:
+        """Be ready for groups. Without a program of its own Python can't start the process.
+
+        Raises:
+            OSError: The process could not be started.
+        """
+        if not sys.executable:
+            return
+        async with self._starting:
+            if self._process is None or self._process.ended.is_set():
+                process = _Process()
+                await process.start()
+                # Only now, for more may have been started meanwhile.
+                self._process = process
+                for group in self._groups:
+                    process.tell(f"+{group}\n")
+
+    def note(self, group: int) -> None:
+        """Guard a process group, given by its leader."""
+        self._groups.add(group)
+        if self._process is not None:
+            self._process.tell(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        """Guard it no more: it has ended, or what is left of it may stay."""
+        self._groups.discard(group)
+        if self._process is not None:
+            self._process.tell(f"-{group}\n")
+
+    async def close(self) -> None:
+        """End the process; what it still knows of, it kills."""
+        if self._process is not None:
+            await self._process.close()
+
+
+CURRENT: Final = ContextVar[Guard]("graphile_worker_py_guard")
+"""The guard of the pool whose worker runs this."""
+
+
+class _Process(asyncio.SubprocessProtocol):
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._input: asyncio.WriteTransport | None = None
+
+    async def start(self) -> None:
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: self,
+            *(sys.executable, "-I", "-S", str(Path(guard.__file__))),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=None,
+            stderr=None,
+            start_new_session=True,
+        )
+
+    def tell(self, line: str) -> None:
+        if self._input is not None and not self._input.is_closing():
+            self._input.write(line.encode())
+
+    async def close(self) -> None:
+        if self._input is not None:
+            self._input.close()
+        await aio.wait_for(self.ended, END_TIME)
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
+
+    def process_exited(self) -> None:
+        self.ended.set()
