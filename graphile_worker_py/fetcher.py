@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -137,9 +138,11 @@ class Fetcher:
                 f"get_jobs of a plugin must return what `proceed` does, or another Fetched, "
                 f"not {fetched!r}"
             )
-        # What a plugin keeps back is returned before the next fetch.
         passed_on = {job.id for job in fetched.jobs}
         self._locked -= passed_on
+        if self._locked:
+            # What a plugin keeps back is returned before the next fetch. That is in no hurry.
+            fetched = replace(fetched, more=False)
         # Somebody has unlocked them. If their outcome came before this lock, it is left behind.
         self._locked_anew |= passed_on & self._known_ids()
         return fetched

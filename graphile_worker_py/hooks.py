@@ -84,8 +84,8 @@ class Plugin:
 
         Proceed with a changed request (`dataclasses.replace`) to fetch fewer jobs or to leave
         some for others; return `Fetched([], more=False)` to fetch none now. The next look is at
-        the next announcement, or after the poll interval. Jobs that `proceed` has locked must be
-        returned, all of them; else, and where this raises, the fetch has failed and they go back.
+        the next announcement, or after the poll interval. Jobs that `proceed` has locked, and that
+        are not in what is returned, go back with their attempt; all do where this raises.
         """
         return await proceed(request)
 
