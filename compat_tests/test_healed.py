@@ -341,7 +341,9 @@ async def test_an_executable_outlives_a_node_worker_that_is_killed_and_no_python
 ) -> None:
     program, told = tmp_path / "tasks" / "lasting", tmp_path / "pid"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}; exec sleep 600\n")
+    program.write_text(
+        f"#!/bin/sh\ncat > /dev/null\necho $$ > {told}.new\nmv {told}.new {told}\nexec sleep 600\n"
+    )
     program.chmod(0o755)
     await fleet.add(side, "lasting")
     if side == "node":

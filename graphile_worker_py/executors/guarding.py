@@ -1,7 +1,9 @@
 """Let what tasks have started end with the worker, be it by SIGKILL."""
 
 import asyncio
+import os
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final, cast
@@ -38,12 +40,14 @@ class Guard:
                 process = _Process()
                 await process.start()
                 # Only now, for more may have been started meanwhile.
+                if self._process is not None:
+                    await self._process.close()
                 self._process = process
                 for group in self._groups:
                     process.tell(f"+{group}\n")
 
     def note(self, group: int) -> None:
-        """Guard a process group, given by its leader."""
+        """Guard a process group, given by its leader, from this moment on."""
         self._groups.add(group)
         if self._process is not None:
             self._process.tell(f"+{group}\n")
@@ -68,32 +72,46 @@ class _Process(asyncio.SubprocessProtocol):
     def __init__(self) -> None:
         self.ended = asyncio.Event()
         self._transport: asyncio.SubprocessTransport | None = None
-        self._input: asyncio.WriteTransport | None = None
+        self._pipe = -1
 
     async def start(self) -> None:
-        await asyncio.get_running_loop().subprocess_exec(
-            lambda: self,
-            *(sys.executable, "-I", "-S", str(Path(guard.__file__))),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=None,
-            stderr=None,
-            start_new_session=True,
-        )
+        read, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        try:
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: self,
+                *(sys.executable, "-I", "-S", str(Path(guard.__file__))),
+                stdin=read,
+                stdout=None,
+                stderr=None,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._hang_up()
+            raise
+        finally:
+            os.close(read)
 
     def tell(self, line: str) -> None:
-        if self._input is not None and not self._input.is_closing():
-            self._input.write(line.encode())
+        # Not by a transport, which may write later: what is told is known should the worker be
+        # killed the next moment.
+        if self._pipe >= 0:
+            with suppress(OSError):  # it has ended
+                os.write(self._pipe, line.encode())
 
     async def close(self) -> None:
-        if self._input is not None:
-            self._input.close()
+        self._hang_up()
         await aio.wait_for(self.ended, END_TIME)
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
-        self._input = cast("asyncio.WriteTransport", self._transport.get_pipe_transport(0))
 
     def process_exited(self) -> None:
         self.ended.set()
+
+    def _hang_up(self) -> None:
+        pipe, self._pipe = self._pipe, -1
+        if pipe >= 0:
+            os.close(pipe)
