@@ -71,6 +71,7 @@ class Fetcher:
         self._flags = forbidden_flags
         self._known_ids = known_ids
         self._get_jobs = hooks.get_jobs(self._lock_jobs)
+        self._has_plugins = self._get_jobs != self._lock_jobs
         self._task_ids: dict[int, str] = {}
         self._unanswered = False
         # Jobs that were locked, and not handed on by plugins yet.
@@ -138,13 +139,16 @@ class Fetcher:
                 f"get_jobs of a plugin must return what `proceed` does, or another Fetched, "
                 f"not {fetched!r}"
             )
-        passed_on = {job.id for job in fetched.jobs}
-        self._locked -= passed_on
-        if self._locked:
-            # What a plugin keeps back is returned before the next fetch. That is in no hurry.
-            fetched = replace(fetched, more=False)
-        # Somebody has unlocked them. If their outcome came before this lock, it is left behind.
-        self._locked_anew |= passed_on & self._known_ids()
+        passed_on = [job.id for job in fetched.jobs]
+        if self._has_plugins:
+            self._locked.difference_update(passed_on)
+            if self._locked:
+                # What one keeps back is returned before the next fetch. That is in no hurry.
+                fetched = replace(fetched, more=False)
+        known_ids = self._known_ids()
+        if not known_ids.isdisjoint(passed_on):
+            # Somebody has unlocked them. If their outcome came before this lock, it is left behind.
+            self._locked_anew.update(known_ids & set(passed_on))
         return fetched
 
     async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
@@ -196,7 +200,8 @@ class Fetcher:
                 self._unanswered = before
             raise
         self._unanswered = before
-        self._locked.update(job.id for job in fetched.jobs)
+        if self._has_plugins:
+            self._locked.update(job.id for job in fetched.jobs)
         return fetched
 
     async def _forbidden_flags(self) -> Sequence[str] | None:

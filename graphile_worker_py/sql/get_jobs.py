@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntFlag
 from typing import Any, Final
 
 from graphile_worker_py.db import Query
@@ -23,7 +24,8 @@ from graphile_worker_py.job import Job
 #  taken     marks the first ones of both.
 #  locked    marks the queues, but only of jobs that were really taken: a queue that is locked with
 #            nobody at work would stand still for hours.
-#  found     what was in sight, told also if nothing was taken.
+#  found     what was in sight, told also if nothing was taken; in one number, for it comes with
+#            each job.
 # Between sight and lock a job may have changed; so its conditions are looked at again. Columns are
 # named, because a plan is kept, and fails for good once there is one more in the table.
 #
@@ -135,15 +137,15 @@ locked as (
 ),
 found as (
   select
-    exists (select from sight where sight.job_queue_id is not null) as queued,
-    exists (
+    1 * exists (select from sight where sight.job_queue_id is not null)::int4
+    + 2 * exists (
       select from sight
       where sight.job_queue_id is not null
         and (sight.job_queue_id in (select free.id from free)) is not true
-    ) as hidden,
-    (select count(*) from sight) >= 2 * $3::int4 + 8 as more
+    )::int4
+    + 4 * ((select count(*) from sight) >= 2 * $3::int4 + 8)::int4 as in_sight
 )
-select taken.*, found.queued, found.hidden, found.more
+select taken.*, found.in_sight
 from found
 left join taken on true
 order by taken.priority, taken.run_at, taken.id
@@ -182,6 +184,15 @@ select taken.*
 from taken
 order by taken.priority, taken.run_at, taken.id
 """
+
+
+class InSight(IntFlag):
+    """What the statement tells of the jobs that it saw."""
+
+    QUEUED = 1
+    HIDDEN = 2
+    MORE = 4
+
 
 Place = tuple[int, datetime]
 """Where a job stands in the order of jobs: priority and time."""
@@ -235,10 +246,12 @@ def get_jobs(
         return Query(_GET_FURTHER_JOBS, values, read_further)
 
     def read(rows: list[tuple[Any, ...]]) -> Fetched:
-        queued, hidden, more = rows[0][-3:]
+        in_sight = InSight(rows[0][-1])
+        queued, hidden = InSight.QUEUED in in_sight, InSight.HIDDEN in in_sight
         if rows[0][0] is None:
             return Fetched([], more=False, queued=queued, hidden=hidden)
         jobs = [Job(row, task_ids[row[2]]) for row in rows]
-        return Fetched(jobs, more=len(jobs) >= count or more, queued=queued, hidden=hidden)
+        more = len(jobs) >= count or InSight.MORE in in_sight
+        return Fetched(jobs, more=more, queued=queued, hidden=hidden)
 
     return Query(_GET_JOBS, (pool_id, list(task_ids), count, flags, now), read)
