@@ -154,6 +154,16 @@ class Pool:
         """What its jobs are locked by."""
         return self.runner.pool_id
 
+    async def stop(self) -> None:
+        """Let it finish its jobs."""
+        await self.runner.stop()
+        await self.runner.__aexit__(None, None, None)
+
+    async def kill(self) -> None:
+        """Stop it at once."""
+        await self.runner.kill()
+        await self.runner.__aexit__(None, None, None)
+
 
 class World:
     """The database, the living pools and the dead ones, in one event loop."""
@@ -201,7 +211,7 @@ class World:
     async def kill_all(self) -> None:
         """Stop all pools at once; after an example that has failed there may be some."""
         while self.pools:
-            await self.pools.pop().runner.kill()
+            await self.pools.pop().kill()
 
     async def begin_anew(self) -> None:
         """Forget the example before, and start a pool."""
@@ -315,7 +325,7 @@ class World:
         await self.start()
         spent = self.model.rows.keys() - {row.id for row in left}
         await eventually(lambda: {row["id"] for row in self.query(ROWS)} == spent)
-        await self.pools.pop().runner.stop()
+        await self.pools.pop().stop()
         succeeded = [event.job.id for event in self.told.of(JobSuccess)]
         assert sorted(succeeded) == sorted(self.model.done | {row.id for row in left})
         assert self.query(LOCKED_QUEUES) == []
@@ -468,7 +478,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
         async def kill() -> None:
             self.world.give_back(pool)
-            await pool.runner.kill()
+            await pool.kill()
 
         self.act(kill())
 
@@ -481,7 +491,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
         async def stop() -> None:
             async with asyncio.TaskGroup() as group:
-                stopping = group.create_task(pool.runner.stop())
+                stopping = group.create_task(pool.stop())
                 await asyncio.sleep(0)
                 while not stopping.done():
                     # Suspects begin when the one before has ended.

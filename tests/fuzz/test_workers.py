@@ -22,6 +22,8 @@ FUTURE = datetime(2999, 1, 1, tzinfo=UTC)
 MOST_BYTES = 7999
 """Of a payload that PostgreSQL announces."""
 
+DEEP = "[" * 6000 + "]" * 6000
+
 
 @pytest.fixture
 def installer() -> str:
@@ -137,13 +139,22 @@ def test_whatever_is_added_arrives_as_it_was(bench: Bench) -> None:
     assert bench.told.of(JobError) == []
 
 
+def is_readable(text: str) -> bool:
+    """Whether Python can read a JSON text."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return False
+    return True
+
+
 def test_whatever_json_sql_adds_is_run_or_fails_by_itself(bench: Bench) -> None:
     texts = json_values.map(json.dumps) | st.text(
         '[]{}",:0123456789.eE+-\\u dDfalsnutr', max_size=30
     )
 
     @given(texts)
-    @example("[" * 6000 + "]" * 6000)
+    @example(DEEP)
     @example('{"a":' * 6000 + "1" + "}" * 6000)
     @example("9" * 5000)
     @example('"\\ud800"')
@@ -167,7 +178,10 @@ def test_whatever_json_sql_adds_is_run_or_fails_by_itself(bench: Bench) -> None:
     add()
     bench.run(bench.works())
     assert bench.jobs.query("select from graphile_worker.jobs where attempts < max_attempts") == []
-    assert {str(event.error)[:20] for event in bench.told.of(JobError)} >= {"JSON nested too deep"}
+    failed = {str(event.error)[:20] for event in bench.told.of(JobError)}
+    assert failed >= {"Exceeds the limit (4"}
+    # How deep is too deep depends on the version of Python.
+    assert ("JSON nested too deep" in failed) is not is_readable(DEEP)
 
 
 names = storable_text | any_text | st.text(min_size=120, max_size=140) | st.just("note")
