@@ -16,6 +16,7 @@ from graphile_worker_py import WorkerUtils
 from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
 from tests.support.processes import Process, Processes
+from tests.support.rows import rows_of
 
 HERE = Path(__file__).parent
 NODE_WORKER = (HERE / "fleet_worker.mjs").read_text()
@@ -136,7 +137,7 @@ class Fleet:
     def query(self, text: str, *values: Any) -> list[Any]:
         """Rows of a statement; of one with one column, its values."""
         cursor = self.connection.execute(text.encode(), values or None)
-        rows = cursor.fetchall() if cursor.description else []
+        rows: list[Any] = rows_of(cursor)
         return [row[0] for row in rows] if rows and len(rows[0]) == 1 else rows
 
     def runs(self) -> list[Run]:

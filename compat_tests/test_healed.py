@@ -268,7 +268,7 @@ async def test_with_forbidden_flags_jobs_that_node_has_fetched_ahead_are_run_by_
         await fleet.add("python", payload={"name": "early"})
 
     async def all_are_taken() -> None:
-        free = "select from graphile_worker.jobs where locked_by is null"
+        free = "select id from graphile_worker.jobs where locked_by is null"
         await eventually(lambda: fleet.query(free) == [], timeout=10)
 
     fleet.start(side, prefetch=10, forbidden_flags=["eu"])

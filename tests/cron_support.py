@@ -12,6 +12,7 @@ import psycopg
 from graphile_worker_py.cron import Cron, ParsedCronItem
 from graphile_worker_py.db import AsyncPool, Database, opened_pool
 from graphile_worker_py.events import Event, Events
+from tests.support.rows import rows_of
 
 SCHEMA = "graphile_worker"
 
@@ -156,7 +157,7 @@ def rows(dsn: str, statement: Any, *values: Any) -> list[tuple[Any, ...]]:
     """The rows of a statement, which is committed."""
     with psycopg.connect(dsn) as connection:
         cursor = connection.execute(statement, values)
-        return cursor.fetchall() if cursor.description else []
+        return rows_of(cursor)
 
 
 def know(dsn: str, identifier: str, since: datetime, last: datetime | None = None) -> None:

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tests.support.processes import Process, Processes
+from tests.support.rows import rows_of
 
 COMMAND = [sys.executable, "-m", "graphile_worker_py", "bench"]
 SMALL = ["--count", "100", "--json"]
@@ -47,7 +48,7 @@ class Bench:
     def sql(self, statement: str) -> list[tuple[object, ...]]:
         with psycopg.connect(self._dsn, autocommit=True) as conn:
             cursor = conn.execute(statement)
-            return cursor.fetchall() if cursor.description else []
+            return rows_of(cursor)
 
     def schemas(self) -> list[tuple[object, ...]]:
         return self.sql("select nspname from pg_namespace order by nspname")

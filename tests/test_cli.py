@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.processes import Process, Processes
+from tests.support.rows import rows_of
 
 COMMAND = [sys.executable, "-m", "graphile_worker_py"]
 
@@ -63,7 +64,7 @@ class Cli:
     def sql(self, statement: str) -> list[tuple[object, ...]]:
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             cursor = conn.execute(statement)
-            return cursor.fetchall() if cursor.description else []
+            return rows_of(cursor)
 
 
 ADD_HELLO = "select graphile_worker.add_job('hello', '{\"name\": \"world\"}')"

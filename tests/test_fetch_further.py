@@ -13,9 +13,9 @@ from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-LOCKED_QUEUES = "select from graphile_worker._private_job_queues where not is_available"
+LOCKED_QUEUES = "select id from graphile_worker._private_job_queues where not is_available"
 OF_WORKERS = """
-select from pg_stat_activity
+select pid from pg_stat_activity
 where datname = current_database() and application_name = 'graphile_worker_py'
 """
 

@@ -81,7 +81,7 @@ async def test_a_role_that_sees_no_rows_is_told_at_the_start(
     jobs.add("work")
     before = jobs.snapshot()
     # This is what would be worked on without an error.
-    assert Jobs(bound_dsn).query("select from graphile_worker._private_jobs") == []
+    assert Jobs(bound_dsn).query("select id from graphile_worker._private_jobs") == []
     with pytest.raises(MissingRightsError) as told:
         await OPENERS[opener](bound_dsn)
     assert str(told.value) == (

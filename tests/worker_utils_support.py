@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 
 from graphile_worker_py import SyncWorkerUtils, WorkerUtils
 from tests.support.eventually import eventually
+from tests.support.rows import rows_of
 
 JOBS = """
 select jobs.*, tasks.identifier as task_identifier, queues.queue_name
@@ -94,7 +95,7 @@ class Tables:
         """Run a statement of the test's."""
         with psycopg.connect(self._dsn, autocommit=True, row_factory=dict_row) as conn:
             cursor = conn.execute(sql, args or None)
-            return cursor.fetchall() if cursor.description else []
+            return rows_of(cursor)
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs by id, with the names of task and queue."""

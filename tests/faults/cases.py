@@ -39,7 +39,7 @@ IMPATIENT: Final = {
 AGAIN: Final = 0.4
 """Seconds until a signal is not taken for the one before."""
 MEGABYTES: Final = 10 * 2**20
-COMPLETE: Final = "select from graphile_worker.complete_jobs(%s)"
+COMPLETE: Final = "select id from graphile_worker.complete_jobs(%s)"
 DEEP: Final = 10_000
 TOO_DEEP: Final = "JSON nested too deeply to be decoded"
 DIED: Final = "The worker process died 3 times while this job was running"

@@ -31,7 +31,7 @@ LOCK_QUEUE = """
 select id from graphile_worker._private_job_queues where locked_by is not null limit 1 for update
 """
 SOMEBODY_WAITS = """
-select from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid))
+select pid from pg_stat_activity where pg_backend_pid() = any (pg_blocking_pids(pid))
 """
 TOUCH_JOBS = """
 update graphile_worker._private_jobs set priority = priority

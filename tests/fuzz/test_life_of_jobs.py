@@ -29,6 +29,7 @@ from graphile_worker_py.sql.get_jobs import get_jobs
 from graphile_worker_py.sql.suspects import mark_started
 from graphile_worker_py.sql.task_ids import read_task_ids
 from tests.support.eventually import eventually
+from tests.support.rows import rows_of
 from tests.support.running import Told
 
 T = TypeVar("T")
@@ -206,7 +207,7 @@ class World:
     def query(self, text: str, *values: Any) -> list[dict[str, Any]]:
         """Ask the database."""
         cursor = self._conn.execute(text.encode(), values or None)
-        return cursor.fetchall() if cursor.description else []
+        return rows_of(cursor)
 
     async def kill_all(self) -> None:
         """Stop all pools at once; after an example that has failed there may be some."""

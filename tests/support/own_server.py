@@ -19,10 +19,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from graphile_worker_py.errors import GraphileWorkerError
+from tests.support.rows import rows_of
 from tests.support.server import SETTINGS, fast_directory
 
 RECEIVING: Final = "select status from pg_stat_wal_receiver"
-OF_WORKERS: Final = "select from pg_stat_activity where application_name = 'graphile_worker_py'"
+OF_WORKERS: Final = "select pid from pg_stat_activity where application_name = 'graphile_worker_py'"
 START_TIMEOUT: Final = 15.0
 OWN_SETTINGS: Final = {
     **SETTINGS,
@@ -155,7 +156,7 @@ class OwnServer:
         """Run a statement as the superuser, in a transaction of its own."""
         with psycopg.connect(self.postgres.dsn, autocommit=True) as conn:
             cursor = conn.execute(sql.encode())
-            return cursor.fetchall() if cursor.description else []
+            return rows_of(cursor)
 
     def _wait_until(self, question: str, answer: list[tuple[object, ...]]) -> None:
         deadline = time.monotonic() + START_TIMEOUT

@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 from graphile_worker_py import Events
 from graphile_worker_py.events import Event
 from tests.support.eventually import eventually
+from tests.support.rows import rows_of
 
 E = TypeVar("E", bound=Event)
 
@@ -54,7 +55,7 @@ class Jobs:
         """Run a statement in a transaction of its own."""
         with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
             cursor = conn.execute(sql, values or None)
-            return cursor.fetchall() if cursor.description else []
+            return rows_of(cursor)
 
     def add(
         self,
