@@ -88,12 +88,12 @@ def test_it_measures_and_leaves_the_database_as_it_was(bench: Bench) -> None:
 
 def test_a_schema_that_is_there_is_refused_also_with_force(bench: Bench) -> None:
     bench.sql(f"create schema {OWN_SCHEMA}")
-    bench.sql(f"create table {OWN_SCHEMA}.precious ()")
+    bench.sql(f"create table {OWN_SCHEMA}.precious as select 1")
     for arguments in ([], ["--force"]):
         process = bench.run(*SMALL, *arguments)
         assert process.returncode == 2
         assert "is there already; give another name with --schema" in process.stderr
-    assert bench.sql(f"select * from {OWN_SCHEMA}.precious") == []
+    assert bench.sql(f"select * from {OWN_SCHEMA}.precious") == [(1,)]
 
 
 def test_a_time_that_is_none_is_refused(bench: Bench) -> None:
