@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -332,6 +333,16 @@ async def test_at_its_timeout_it_is_ended_with_all_that_it_started(
         errors = await last_errors(dsn)
         assert errors == ["task 'job' ran longer than its timeout of 0.5 s"] * runs
     await eventually(lambda: not alive.read())
+
+
+async def test_where_no_guard_can_be_started_it_is_not_run_and_the_error_tells_why(
+    dsn: str, utils: WorkerUtils, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "upgraded away"))
+    await utils.add_job("job")
+    await run_once(dsn, tasks=[executable_task(script(tmp_path, f"touch {tmp_path}/ran"), "job")])
+    assert await last_errors(dsn) == ["task 'job' can't be guarded: No such file or directory"]
+    assert not (tmp_path / "ran").exists()
 
 
 async def test_a_task_that_is_cut_off_while_it_starts_leaves_nothing_behind(

@@ -104,6 +104,10 @@ class _Executable:
         path = str(self._path)
         try:
             await child.guard.stand_by()
+        except OSError as error:
+            message = f"task {self._identifier!r} can't be guarded: {error.strerror or error}"
+            raise ExecutableTaskError(message) from error
+        try:
             try:
                 await _spawn(child, [path], environment)
             except OSError as error:

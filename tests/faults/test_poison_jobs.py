@@ -23,6 +23,7 @@ SUSPECT = """
 insert into graphile_worker_py.suspects (worker_schema, job_id, crashes)
 values ('graphile_worker', %s, %s)
 """
+ANNOUNCE = "select pg_notify('jobs:insert', %s)"
 
 
 async def test_after_three_deaths_the_job_that_dealt_them_is_failed_and_no_other(
@@ -96,12 +97,7 @@ async def test_suspects_that_one_more_crash_would_condemn_run_one_at_a_time(
 
     async with Runner(dsn, tasks={"work": work}, concurrent_jobs=8, events=told.events, **FAST):
         await told.seen(PoolListenSuccess)
-        suspects = [ledger.add("work", "suspect", run_at="2100-01-01") for _ in range(4)]
-        for job_id in suspects:
-            ledger.query(SUSPECT, job_id, 2)
-        await heartbeat_of_all(ledger)
-        for job_id in suspects:
-            ledger.change(job_id, "run_at = now()")
+        await make_suspects_due(ledger, 4, crashes=2)
         ledger.add("work", "innocent")
         await told.seen(JobSuccess, count=5)
         # An outcome clears them.
@@ -122,13 +118,7 @@ async def test_a_long_suspect_does_not_keep_the_others_waiting_for_ever(
 
     async with Runner(dsn, tasks={"work": work}, concurrent_jobs=2, events=told.events, **FAST):
         await told.seen(PoolListenSuccess)
-        suspects = [ledger.add("work", run_at="2100-01-01") for _ in range(2)]
-        for job_id in suspects:
-            ledger.query(SUSPECT, job_id, 2)
-        await heartbeat_of_all(ledger)
-        for job_id in suspects:
-            ledger.change(job_id, "run_at = now()")
-        ledger.query("select pg_notify('jobs:insert', '{\"count\":2}')")
+        await make_suspects_due(ledger, 2, crashes=2)
         await told.seen(JobSuccess, count=2)
 
 
@@ -142,11 +132,7 @@ async def test_a_suspect_that_fails_without_a_crash_is_none_any_more(
 
     async with Runner(dsn, tasks={"work": work}, events=told.events, **FAST):
         await told.seen(PoolListenSuccess)
-        job_id = ledger.add("work", run_at="2100-01-01")
-        ledger.query(SUSPECT, job_id, 1)
-        await heartbeat_of_all(ledger)
-        ledger.change(job_id, "run_at = now()")
-        ledger.query("select pg_notify('jobs:insert', '')")
+        (job_id,) = await make_suspects_due(ledger, 1, crashes=1)
         await told.seen(JobError)
         await eventually(lambda: ledger.suspects() == {})
     assert ledger.one(job_id)["last_error"] == "no"
@@ -165,11 +151,7 @@ async def test_a_suspect_that_fails_while_its_pool_stops_is_none_any_more(
         dsn, tasks={"work": work}, events=told.events, heartbeat_interval=1
     ) as runner:
         await told.seen(PoolListenSuccess)
-        job_id = ledger.add("work", run_at="2100-01-01")
-        ledger.query(SUSPECT, job_id, 1)
-        await heartbeat_of_all(ledger)
-        ledger.change(job_id, "run_at = now()")
-        ledger.query("select pg_notify('jobs:insert', '')")
+        (job_id,) = await make_suspects_due(ledger, 1, crashes=1)
         await told.seen(JobStart)
         await runner.stop()
     assert ledger.one(job_id)["last_error"] == "no"
@@ -189,13 +171,7 @@ async def test_suspects_that_have_ended_are_none_any_more_when_the_next_one_begi
         dsn, tasks={"work": work}, concurrent_jobs=2, events=told.events, heartbeat_interval=1
     ):
         await told.seen(PoolListenSuccess)
-        suspects = [ledger.add("work", run_at="2100-01-01") for _ in range(2)]
-        for job_id in suspects:
-            ledger.query(SUSPECT, job_id, 2)
-        await heartbeat_of_all(ledger)
-        for job_id in suspects:
-            ledger.change(job_id, "run_at = now()")
-        ledger.query("select pg_notify('jobs:insert', '{\"count\":2}')")
+        await make_suspects_due(ledger, 2, crashes=2)
         await told.seen(JobSuccess, count=2)
     # Should the second one kill the worker now, the first one is not to blame.
     assert [len(each) for each in known] == [2, 1]
@@ -212,6 +188,18 @@ async def test_with_max_crashes_0_nobody_is_suspected(
         await told.seen(JobStart, timeout=10)
         await told.seen(JobSuccess)
         assert ledger.suspects() == {}
+
+
+async def make_suspects_due(ledger: Ledger, count: int, *, crashes: int) -> list[int]:
+    """Add jobs under which workers died, and let them be due when all pools have heard of it."""
+    suspects = [ledger.add("work", "suspect", run_at="2100-01-01") for _ in range(count)]
+    for job_id in suspects:
+        ledger.query(SUSPECT, job_id, crashes)
+    await heartbeat_of_all(ledger)
+    for job_id in suspects:
+        ledger.change(job_id, "run_at = now()")
+    ledger.query(ANNOUNCE, f'{{"count":{count}}}')
+    return suspects
 
 
 async def heartbeat_of_all(ledger: Ledger) -> None:
