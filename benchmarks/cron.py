@@ -21,9 +21,9 @@ from graphile_worker_py import run_migrations
 from graphile_worker_py.cron import Cron, CronItem, ParsedCronItem, parse_cron_items
 from graphile_worker_py.cron.match import Timetable
 from graphile_worker_py.cron.schedule import cron_job
-from graphile_worker_py.db import Database, opened_pool
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from graphile_worker_py.events import Events
+from graphile_worker_py.postgres.database import Database, opened_pool
 from graphile_worker_py.sql import known_crontabs
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

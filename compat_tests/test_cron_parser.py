@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from croniter import croniter
 
 from compat_tests.cron_lines import Lines
-from graphile_worker_py.commands.cron import cron
+from graphile_worker_py.cli.cron import cron
 from graphile_worker_py.cron.crontab import parse_crontab
 from graphile_worker_py.cron.items import CronItem, ParsedCronItem, parse_cron_item
 from graphile_worker_py.cron.match import Timetable

@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from graphile_worker_py.context import JobContext, SyncJobContext
     from graphile_worker_py.cron import (
         CronItem,
         CronItemOptions,
@@ -40,9 +39,10 @@ if TYPE_CHECKING:
     )
     from graphile_worker_py.events import Events
     from graphile_worker_py.executors.child import ProcessJobContext
-    from graphile_worker_py.hooks import FetchRequest, Plugin, SchemaStep
     from graphile_worker_py.job import Job, JobKeyMode, JobSpec, TaskName
+    from graphile_worker_py.loading.directory import load_tasks
     from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
+    from graphile_worker_py.plugins import FetchRequest, Plugin, SchemaStep
     from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
     from graphile_worker_py.sql.admin import Unlocked
     from graphile_worker_py.sql.cleanup import CleanupTask
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
         StateCounts,
     )
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
-    from graphile_worker_py.task_loader import load_tasks
-    from graphile_worker_py.tasks import Task, task
+    from graphile_worker_py.tasks.context import JobContext, SyncJobContext
+    from graphile_worker_py.tasks.task import Task, task
     from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
 
 __all__ = [
@@ -119,7 +119,7 @@ __all__ = [
 _HOMES: Final = {
     name: module
     for module, names in {
-        "context": ("JobContext", "SyncJobContext"),
+        "tasks.context": ("JobContext", "SyncJobContext"),
         "cron": (
             "CronItem",
             "CronItemOptions",
@@ -143,7 +143,7 @@ _HOMES: Final = {
         ),
         "events": ("Events",),
         "executors.child": ("ProcessJobContext",),
-        "hooks": ("FetchRequest", "Plugin", "SchemaStep"),
+        "plugins": ("FetchRequest", "Plugin", "SchemaStep"),
         "job": ("Job", "JobKeyMode", "JobSpec", "TaskName"),
         "options": ("LocalQueueOptions", "RefetchDelay", "WorkerOptions"),
         "runner": ("Runner", "RunnerOptions", "run", "run_migrations", "run_once"),
@@ -159,8 +159,8 @@ _HOMES: Final = {
             "StateCounts",
         ),
         "sync_worker_utils": ("SyncWorkerUtils",),
-        "task_loader": ("load_tasks",),
-        "tasks": ("Task", "task"),
+        "loading.directory": ("load_tasks",),
+        "tasks.task": ("Task", "task"),
         "worker_utils": ("WorkerUtils", "add_job_adhoc"),
     }.items()
     for name in names

@@ -1,5 +1,5 @@
 """`python -m graphile_worker_py`: the command line."""
 
-from graphile_worker_py.cli import main
+from graphile_worker_py.cli.main import main
 
 main()

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
 
 from psycopg_pool import AsyncConnectionPool
 
-from graphile_worker_py import aio, config, events, migrate, rights
-from graphile_worker_py.db import AsyncPool, Database, checked_conninfo, opened_pool
+from graphile_worker_py import aio, config, events
+from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.event_log import log_events
 from graphile_worker_py.events import Events
-from graphile_worker_py.health import Health
-from graphile_worker_py.hooks import Hooks, Plugins
-from graphile_worker_py.job_adder import JobAdder
+from graphile_worker_py.loading.directory import load_tasks
+from graphile_worker_py.observing.log import log_events
 from graphile_worker_py.options import (
     HEALTH_HOST,
     WORKER_OPTION_NAMES,
@@ -35,12 +33,15 @@ from graphile_worker_py.options import (
     check_path,
     check_port,
 )
-from graphile_worker_py.pool import WorkerPool, own_connections
-from graphile_worker_py.side_schema import install as install_side_schema
-from graphile_worker_py.signals import handle_signals
-from graphile_worker_py.succession import Succession
-from graphile_worker_py.task_loader import load_tasks
-from graphile_worker_py.tasks import Task, Tasks, check_tasks, task_list
+from graphile_worker_py.plugins import Hooks, Plugins
+from graphile_worker_py.postgres.database import AsyncPool, Database, checked_conninfo, opened_pool
+from graphile_worker_py.processes.signals import handle_signals
+from graphile_worker_py.schema import migrate, rights
+from graphile_worker_py.schema.own import install as install_side_schema
+from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
+from graphile_worker_py.workers.health import Health
+from graphile_worker_py.workers.pool import WorkerPool, own_connections
+from graphile_worker_py.workers.succession import Succession
 
 # Reading it takes a third as long as all the rest; most programs have no recurring jobs.
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class Runner(JobAdder):
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
 
     async def _answer_probes(self, host: str, port: int) -> None:
-        from graphile_worker_py.health_server import health_server  # noqa: PLC0415  # see above
+        from graphile_worker_py.observing.probes import health_server  # noqa: PLC0415  # see above
 
         server = health_server(
             lambda: None if self._pool is None else self._pool.pool.health(), host=host, port=port

@@ -12,9 +12,13 @@ import psycopg_pool
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import adding, config, migrate, rights
-from graphile_worker_py.adding import Addition
-from graphile_worker_py.db import (
+from graphile_worker_py import config
+from graphile_worker_py.adding import statements
+from graphile_worker_py.adding.statements import Addition
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
+from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.options import check_flag, check_whole
+from graphile_worker_py.postgres.database import (
     Database,
     Query,
     Steps,
@@ -23,16 +27,14 @@ from graphile_worker_py.db import (
     opened_pool,
     opened_sync_pool,
 )
-from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
-from graphile_worker_py.options import check_flag, check_whole
+from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.add_jobs import BEGIN
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.granted import read_rights
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
-from graphile_worker_py.sql.rights import read_rights
 
 T = TypeVar("T")
 
@@ -165,33 +167,33 @@ class SyncWorkerUtils:
             job_key_mode=job_key_mode,
             flags=flags,
         )
-        return self._drive(adding.add_one(spec), conn)
+        return self._drive(statements.add_one(spec), conn)
 
     def add_jobs(
         self, specs: Iterable[JobSpec], *, conn: Connection[Any] | None = None
     ) -> list[Job]:
         """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
-        wanted = adding.checked_specs(specs, now=self._database.now())
+        wanted = statements.checked_specs(specs, now=self._database.now())
         return self._add(Addition(wanted, own_transaction=conn is None), conn)
 
     def add_jobs_from(
         self,
         specs: Iterable[JobSpec],
         *,
-        chunk_size: int = adding.STREAM_CHUNK,
+        chunk_size: int = statements.STREAM_CHUNK,
         conn: Connection[Any] | None = None,
     ) -> int:
         """Add any number of jobs in little memory. See `WorkerUtils.add_jobs_from`."""
-        adding.check_chunk_size(chunk_size)
+        statements.check_chunk_size(chunk_size)
         added = 0
         try:
-            for chunk in adding.chunks(specs, chunk_size):
-                wanted = adding.checked_specs(chunk, now=self._database.now(), first=added)
+            for chunk in statements.chunks(specs, chunk_size):
+                wanted = statements.checked_specs(chunk, now=self._database.now(), first=added)
                 addition = Addition(wanted, own_transaction=conn is None, first=added)
                 self._add(addition, conn)
                 added += len(chunk)
         except Exception as error:
-            adding.note_added(error, added)
+            statements.note_added(error, added)
             raise
         return added
 
@@ -307,7 +309,7 @@ class SyncWorkerUtils:
         if conn is None:
             with self._database.pool.connection() as own, own.transaction():
                 return self._add_all(addition, own)
-        if adding.ends_with_first_block(conn):
+        if statements.ends_with_first_block(conn):
             conn.execute(BEGIN)
         with conn.transaction():
             return self._add_all(addition, conn)

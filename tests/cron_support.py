@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 
 from graphile_worker_py.cron import Cron, ParsedCronItem
-from graphile_worker_py.db import AsyncPool, Database, opened_pool
 from graphile_worker_py.events import Event, Events
+from graphile_worker_py.postgres.database import AsyncPool, Database, opened_pool
 from tests.support.rows import rows_of
 
 SCHEMA = "graphile_worker"

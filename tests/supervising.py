@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 
-from graphile_worker_py.supervised import VARIABLE
-from graphile_worker_py.supervisor import Patience, Supervisor
+from graphile_worker_py.processes.supervised import VARIABLE
+from graphile_worker_py.processes.supervisor import Patience, Supervisor
 
 PATIENCE = Patience(healthy=60.0, shortest=0.01, longest=0.02, deaths=3, forced=2.0)
 

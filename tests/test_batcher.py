@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from graphile_worker_py.batcher import MOST, Batcher
+from graphile_worker_py.workers.batcher import MOST, Batcher
 from tests.support.eventually import eventually
 
 

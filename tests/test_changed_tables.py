@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 from graphile_worker_py import JobContext, Runner, SyncWorkerUtils, WorkerUtils
-from graphile_worker_py.db import Database, Line, Query, opened_pool
 from graphile_worker_py.events import JobError, JobSuccess, WorkerGetJobError
+from graphile_worker_py.postgres.database import Database, Line, Query, opened_pool
 from graphile_worker_py.sql.planning import keep_to_indexes
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told

@@ -15,7 +15,7 @@ import click.testing
 import pytest
 
 from graphile_worker_py import JobSpec, Runner, SyncWorkerUtils
-from graphile_worker_py.cli import main
+from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import PoolListenSuccess
 from tests.support.processes import clean_environment
 from tests.support.running import Told

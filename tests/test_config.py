@@ -20,8 +20,8 @@ from graphile_worker_py import (
     WorkerUtils,
     task,
 )
-from graphile_worker_py.cli import main
-from graphile_worker_py.commands.config import reference_table
+from graphile_worker_py.cli.config import reference_table
+from graphile_worker_py.cli.main import main
 from graphile_worker_py.config import Origin, Setting, read_settings, runner_values, variable_of
 from graphile_worker_py.options import OPTIONS, Kind
 from tests.support.processes import Process, Processes

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from graphile_worker_py.commands.cron import cron
+from graphile_worker_py.cli.cron import cron
 from tests.cron_support import at, know
 
 CRONTAB = """\

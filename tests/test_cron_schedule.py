@@ -9,7 +9,6 @@ import psycopg_pool
 import pytest
 
 from graphile_worker_py.cron import Cron, CronItem, parse_cron_items, parse_crontab
-from graphile_worker_py.db import Database
 from graphile_worker_py.errors import CrontabError
 from graphile_worker_py.events import (
     CronBackfill,
@@ -22,6 +21,7 @@ from graphile_worker_py.events import (
     Events,
 )
 from graphile_worker_py.job import JobSpec
+from graphile_worker_py.postgres.database import Database
 from tests.cron_support import (
     SCHEMA,
     SharedClock,

@@ -7,12 +7,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from graphile_worker_py import Runner, listener
+from graphile_worker_py import Runner
 from graphile_worker_py.backoff import Backoff
-from graphile_worker_py.db import checked_conninfo
 from graphile_worker_py.events import JobSuccess, PoolListenError, PoolListenSuccess
-from graphile_worker_py.listener import NoEchoError
+from graphile_worker_py.postgres.database import checked_conninfo
 from graphile_worker_py.sql.notifications import echo_channel, listen_on
+from graphile_worker_py.workers import listener
+from graphile_worker_py.workers.listener import NoEchoError
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told

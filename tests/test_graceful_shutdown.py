@@ -8,15 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import (
-    Events,
-    JobContext,
-    LocalQueueOptions,
-    Runner,
-    SyncJobContext,
-    pool,
-    run,
-)
+from graphile_worker_py import Events, JobContext, LocalQueueOptions, Runner, SyncJobContext, run
 from graphile_worker_py.events import (
     Event,
     JobStart,
@@ -30,6 +22,7 @@ from graphile_worker_py.events import (
     PoolRelease,
     WorkerStop,
 )
+from graphile_worker_py.workers import pool
 from tests.support.eventually import eventually
 from tests.support.locking import WAITING
 from tests.support.running import Jobs, Told

@@ -13,10 +13,10 @@ import click.testing
 import pytest
 
 from graphile_worker_py import ConfigurationError, JobContext, LocalQueueOptions, Runner
-from graphile_worker_py.cli import main
+from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import JobStart, JobSuccess
-from graphile_worker_py.health import State
-from graphile_worker_py.health_server import MOST_CLIENTS, health_server
+from graphile_worker_py.observing.probes import MOST_CLIENTS, health_server
+from graphile_worker_py.workers.health import State
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told

@@ -6,8 +6,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, upkeep
+from graphile_worker_py import Runner
 from graphile_worker_py.events import JobStart, JobSuccess
+from graphile_worker_py.fleet import old_locks
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -90,7 +91,7 @@ async def test_a_lock_that_somebody_else_is_about_to_change_delays_no_other(dsn:
 async def test_with_seldom_heartbeats_locks_are_looked_after_often_enough(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "LONGEST_INTERVAL", 0.2)
+    monkeypatch.setattr(old_locks, "LONGEST_INTERVAL", 0.2)
     jobs, told = Jobs(dsn), Told()
     finish = asyncio.Event()
 

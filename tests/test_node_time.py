@@ -19,7 +19,7 @@ from graphile_worker_py import (
     clock,
     run_once,
 )
-from graphile_worker_py.cli import main
+from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import JobSuccess, ResetLockedSuccess
 from tests.support.running import Jobs, Told
 

@@ -19,7 +19,7 @@ from graphile_worker_py import (
     run_migrations,
     run_once,
 )
-from graphile_worker_py.task_loader import watch_tasks
+from graphile_worker_py.loading.directory import watch_tasks
 
 GOOD: list[dict[str, Any]] = [
     {},

@@ -15,11 +15,11 @@ from graphile_worker_py import (
     Runner,
     SyncWorkerUtils,
     WorkerUtils,
-    listener,
     run_migrations,
 )
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
+from graphile_worker_py.workers import listener
 from tests.support.eventually import eventually
 from tests.support.missing import missing
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer

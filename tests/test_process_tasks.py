@@ -21,7 +21,7 @@ from graphile_worker_py.events import JobComplete, JobError, JobReturned, JobSta
 from graphile_worker_py.executors import guard, memory, process
 from graphile_worker_py.executors.process import TaskMemoryError
 from graphile_worker_py.executors.wire import ProcessTaskError
-from graphile_worker_py.task_loader import load_tasks
+from graphile_worker_py.loading.directory import load_tasks
 from tests import process_tasks as tasks
 from tests.support.eventually import eventually
 from tests.support.processes import Processes, is_alive

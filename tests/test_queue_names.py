@@ -13,8 +13,8 @@ from graphile_worker_py import (
     run_once,
     task,
 )
-from graphile_worker_py.db import Database, Query, opened_pool
-from graphile_worker_py.queue_names import QueueNames
+from graphile_worker_py.postgres.database import Database, Query, opened_pool
+from graphile_worker_py.tasks.queue_names import QueueNames
 from tests.support.eventually import eventually
 from tests.support.running import Jobs
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from graphile_worker_py import MissingRightsError, Runner, WorkerUtils, run_once
-from graphile_worker_py.cli import main as command_line
+from graphile_worker_py.cli.main import main as command_line
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 from tests.worker_utils_support import Api

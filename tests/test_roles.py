@@ -21,11 +21,11 @@ from graphile_worker_py import (
     MissingRightsError,
     Runner,
     WorkerUtils,
-    rights,
     run_once,
 )
-from graphile_worker_py.cli import main as command_line
+from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenSuccess, PoolRecovered
+from graphile_worker_py.schema import rights
 from tests.support.eventually import eventually
 from tests.support.pages import blocks_of
 from tests.support.running import Jobs, Told

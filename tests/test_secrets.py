@@ -34,11 +34,11 @@ from graphile_worker_py import (
     run_once,
     task,
 )
-from graphile_worker_py.cli import main as command_line
-from graphile_worker_py.db import checked_conninfo
+from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.events import JobError, JobReturned, JobStart, JobSuccess
-from graphile_worker_py.health import Vitals
-from graphile_worker_py.masking import masked, masked_text
+from graphile_worker_py.postgres.database import checked_conninfo
+from graphile_worker_py.postgres.masking import masked, masked_text
+from graphile_worker_py.workers.health import Vitals
 from tests.support.eventually import eventually
 from tests.support.processes import Processes
 from tests.support.running import Jobs, Told

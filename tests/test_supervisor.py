@@ -14,11 +14,11 @@ import psycopg
 import pytest
 
 from graphile_worker_py.config import Setting, read_settings
-from graphile_worker_py.cores import cores
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.signals import handle_signals, pass_on
-from graphile_worker_py.supervised import VARIABLE
-from graphile_worker_py.supervisor import Patience
+from graphile_worker_py.processes.cores import cores
+from graphile_worker_py.processes.signals import handle_signals, pass_on
+from graphile_worker_py.processes.supervised import VARIABLE
+from graphile_worker_py.processes.supervisor import Patience
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from graphile_worker_py import ConfigurationError, Task, WorkerUtils, run_once
-from graphile_worker_py.task_loader import load_tasks, watch_tasks
+from graphile_worker_py.loading.directory import load_tasks, watch_tasks
 from tests.support.eventually import eventually
 
 DECORATED = """

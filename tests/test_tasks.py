@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from graphile_worker_py import ConfigurationError, Task, run_once, task
-from graphile_worker_py.tasks import task_list
+from graphile_worker_py.tasks.task import task_list
 from tests.support.running import Jobs
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from graphile_worker_py import Runner, watchdog
+from graphile_worker_py import Runner
 from graphile_worker_py.events import JobSuccess
+from graphile_worker_py.workers import watchdog
 from tests.support.eventually import eventually
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs, Told

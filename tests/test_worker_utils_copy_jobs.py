@@ -9,7 +9,8 @@ import orjson
 import psycopg
 import pytest
 
-from graphile_worker_py import JobSpec, SyncWorkerUtils, WorkerUtils, adding
+from graphile_worker_py import JobSpec, SyncWorkerUtils, WorkerUtils
+from graphile_worker_py.adding import statements
 from tests.worker_utils_support import Tables
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -68,7 +69,7 @@ async def test_copied_jobs_are_stored_as_the_function_stores_them(
     async with WorkerUtils(dsn) as utils:
         async with utils.pool.connection() as conn, conn.transaction():  # at the same moment
             copied = await utils.add_jobs(specs(), conn=conn)
-            monkeypatch.setattr(adding, "COPY_FROM", MANY + 1)
+            monkeypatch.setattr(statements, "COPY_FROM", MANY + 1)
             added = await utils.add_jobs(specs(), conn=conn)
         for job in (copied[0], copied[1], copied[-1], added[-1]):
             assert await utils.get_job(job.id) == job
@@ -90,7 +91,7 @@ async def test_payloads_that_are_json_text_already_may_have_line_breaks(
     utils: WorkerUtils, tables: Tables
 ) -> None:
     text = orjson.Fragment(b'{\n\t"a":\r\n "\\\\n" }')
-    await utils.add_jobs([JobSpec("t", text) for _ in range(adding.COPY_FROM)])
+    await utils.add_jobs([JobSpec("t", text) for _ in range(statements.COPY_FROM)])
     assert {orjson.dumps(row["payload"]) for row in tables.jobs()} == {b'{"a":"\\\\n"}'}
 
 

@@ -16,7 +16,6 @@ from graphile_worker_py.backoff import CONTENTION, Backoff, backoff_for
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
-from graphile_worker_py.db import Database, one_line
 from graphile_worker_py.events import (
     CronBackfill,
     CronOverdueTimer,
@@ -28,6 +27,7 @@ from graphile_worker_py.events import (
     Events,
 )
 from graphile_worker_py.job import JobSpec
+from graphile_worker_py.postgres.database import Database, one_line
 from graphile_worker_py.sql import known_crontabs
 from graphile_worker_py.sql.known_crontabs import CronJob, KnownCrontab
 

@@ -10,13 +10,13 @@ from time import perf_counter
 from typing import Any, Final
 
 from graphile_worker_py import aio
-from graphile_worker_py.db import Database, opened_pool
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import JobSpec
 from graphile_worker_py.options import LocalQueueOptions
+from graphile_worker_py.postgres.database import Database, opened_pool
 from graphile_worker_py.runner import Runner
-from graphile_worker_py.sql import bench as sql
-from graphile_worker_py.tasks import task
+from graphile_worker_py.sql import bench_jobs as sql
+from graphile_worker_py.tasks.task import task
 from graphile_worker_py.worker_utils import WorkerUtils
 
 SCHEMA: Final = "graphile_worker_bench"

@@ -12,12 +12,12 @@ import click
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
-from graphile_worker_py.context import JobContext, SyncJobContext
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events, JobError, JobStart, JobSuccess
 from graphile_worker_py.job import JobSpec
 from graphile_worker_py.runner import Runner
-from graphile_worker_py.tasks import task
+from graphile_worker_py.tasks.context import JobContext, SyncJobContext
+from graphile_worker_py.tasks.task import task
 from graphile_worker_py.worker_utils import WorkerUtils
 
 PATIENCE: Final = 25.0

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.batch_jobs import batch_of
-from graphile_worker_py.context import job_logger
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.executors import wire
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
-from graphile_worker_py.task_modules import import_file, open_package
-from graphile_worker_py.task_places import TaskPlace
-from graphile_worker_py.tasks import Task
+from graphile_worker_py.tasks.batches import batch_of
+from graphile_worker_py.tasks.context import job_logger
+from graphile_worker_py.tasks.importing import import_file, open_package
+from graphile_worker_py.tasks.locating import TaskPlace
+from graphile_worker_py.tasks.task import Task
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 _PLAIN: Final = (str, int, float, bool, type(None))

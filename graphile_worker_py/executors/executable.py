@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from graphile_worker_py import aio
-from graphile_worker_py.context import JobContext
 from graphile_worker_py.errors import CutOffError, GraphileWorkerError
 from graphile_worker_py.executors import guarding
 from graphile_worker_py.executors.groups import end_of, signal_group
 from graphile_worker_py.job import Job
-from graphile_worker_py.tasks import Task
+from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.tasks.task import Task
 
 DEFAULT_TIMEOUT: Final = 4 * 3600.0
 """Seconds; after this time the job's lock counts as stale, and others may run it."""

@@ -22,7 +22,6 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Final
 
 from graphile_worker_py import aio
-from graphile_worker_py.context import JobContext
 from graphile_worker_py.errors import ConfigurationError, TaskTimeoutError
 from graphile_worker_py.executors import memory, wire
 from graphile_worker_py.executors.groups import end_of
@@ -30,7 +29,8 @@ from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.job import Job
-from graphile_worker_py.tasks import Task
+from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.tasks.task import Task
 
 JOBS_PER_PROCESS: Final = 100
 """So many jobs a process runs, before a new one takes its place."""

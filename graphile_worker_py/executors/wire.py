@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from graphile_worker_py.errors import GraphileWorkerError, message_of
 from graphile_worker_py.job import Job, JobSpec
-from graphile_worker_py.task_places import TaskPlace
+from graphile_worker_py.tasks.locating import TaskPlace
 
 HEADER: Final = struct.Struct(">Q")
 LONGEST: Final = 2**30

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import (
     JOB_COLUMNS,
@@ -19,6 +18,7 @@ from graphile_worker_py.job import (
     check_smallint,
     check_text,
 )
+from graphile_worker_py.postgres.database import Query
 from graphile_worker_py.sql import job_columns
 
 _BIGINT_MAX: Final = 2**63 - 1

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
-from graphile_worker_py.db import Query
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.postgres.database import Query
 from graphile_worker_py.sql.admin import checked_texts
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 _RESERVE: Final = """
 with jobs as materialized (

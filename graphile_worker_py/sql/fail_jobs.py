@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from graphile_worker_py.db import Query
 from graphile_worker_py.job import Job
+from graphile_worker_py.postgres.database import Query
 from graphile_worker_py.sql.complete_jobs import ids
 
 # `attempts` was counted by the fetch. The wait grows with it: e^attempts seconds, from the tenth

@@ -6,10 +6,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JOB_COLUMNS, Job, check_text, from_timestamp
 from graphile_worker_py.options import check_whole
+from graphile_worker_py.postgres.database import Query
 from graphile_worker_py.sql import job_columns
 from graphile_worker_py.sql.admin import checked_id
 

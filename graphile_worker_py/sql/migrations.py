@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 
 @dataclass(frozen=True, slots=True)

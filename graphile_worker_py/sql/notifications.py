@@ -8,7 +8,7 @@ from typing import Final
 
 from psycopg import sql
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 JOBS_INSERT: Final = "jobs:insert"
 WORKER_MIGRATE: Final = "worker:migrate"

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from graphile_worker_py.db import Query, Session
+from graphile_worker_py.postgres.database import Query, Session
 
 # The fetch reads the first entries of an index that is in the order it wants; outcomes are written
 # by the ids of their jobs. What the planner believes of a table that was empty a moment ago, or was

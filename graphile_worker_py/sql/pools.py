@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 # Rows of pools that nobody has heard of for a week are of no use to anybody.
 _REGISTER: Final = """

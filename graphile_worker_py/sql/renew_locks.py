@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 # After four hours any worker, of Node too, would free them.
 _READ_OLD: Final = """

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 # A job that is a suspect already is blamed again only if the dead pool had started it; those that
 # it had merely fetched keep their count.

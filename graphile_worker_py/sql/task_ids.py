@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 # Looked for before they are inserted: an insert that meets a conflict still uses up a number.
 _REGISTER: Final = """

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from graphile_worker_py.db import Query
+from graphile_worker_py.postgres.database import Query
 
 # The client may be gone, or stand still, in the middle of it; or somebody may have the table locked
 # for long, and then a transaction that waits for it keeps what it has locked itself from others.

@@ -30,10 +30,10 @@ BLOCKED: Final = 2.0
 BETWEEN_CUTS: Final = 0.1
 DELAY: Final = 0.03
 IMPATIENT: Final = {
-    "graphile_worker_py.db.STATEMENT_DEADLINE": 0.4,
-    "graphile_worker_py.listener.BEGIN_PATIENCE": 0.4,
-    "graphile_worker_py.listener.ECHO_PATIENCE": 0.3,
-    "graphile_worker_py.listener.SECOND_CHANCE": 0.1,
+    "graphile_worker_py.postgres.database.STATEMENT_DEADLINE": 0.4,
+    "graphile_worker_py.workers.listener.BEGIN_PATIENCE": 0.4,
+    "graphile_worker_py.workers.listener.ECHO_PATIENCE": 0.3,
+    "graphile_worker_py.workers.listener.SECOND_CHANCE": 0.1,
 }
 """What makes a worker give up soon what is not answered, where it would wait for a minute."""
 AGAIN: Final = 0.4
@@ -443,7 +443,7 @@ OF_WORKERS: Final[Sequence[Case[Any]]] = [
         bring=swallow,
         stage=at_the_server,
         options=RECOVERS_FAST,
-        constants={"graphile_worker_py.pool.KILL_PATIENCE": 1},
+        constants={"graphile_worker_py.workers.pool.KILL_PATIENCE": 1},
     ),
     Case(
         fault="a storm of SIGTERM and other signals at all Python workers",

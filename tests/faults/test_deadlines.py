@@ -7,8 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, WorkerUtils, db, listener, migrate, run_once
-from graphile_worker_py.db import Database, Query, opened_pool
+from graphile_worker_py import Runner, WorkerUtils, run_once
 from graphile_worker_py.events import (
     JobSuccess,
     PoolListenError,
@@ -17,6 +16,10 @@ from graphile_worker_py.events import (
     ResetLockedSuccess,
     WorkerGetJobEmpty,
 )
+from graphile_worker_py.postgres import database
+from graphile_worker_py.postgres.database import Database, Query, opened_pool
+from graphile_worker_py.schema import migrate
+from graphile_worker_py.workers import listener
 from tests.support.eventually import eventually
 from tests.support.locking import WAITING, table_locked
 from tests.support.proxy import Proxy
@@ -35,7 +38,7 @@ async def test_a_job_that_cannot_be_added_in_time_is_not_added_later(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(dsn)
-    monkeypatch.setattr(db, "STATEMENT_DEADLINE", 0.3)
+    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.3)
     async with WorkerUtils(dsn) as utils:
         async with table_locked(dsn):
             with pytest.raises(psycopg.OperationalError, match=r"did not answer within 0\.3 s"):
@@ -49,7 +52,7 @@ async def test_what_a_caller_adds_on_a_connection_of_his_own_may_take_its_time(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(dsn)
-    monkeypatch.setattr(db, "STATEMENT_DEADLINE", 0.1)
+    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.1)
     async with (
         WorkerUtils(dsn) as utils,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
@@ -68,24 +71,24 @@ async def test_what_a_caller_adds_on_a_connection_of_his_own_may_take_its_time(
 async def test_on_a_way_that_leads_nowhere_a_statement_ends_soon_after_its_deadline(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "CANCEL_PATIENCE", 0.2)
+    monkeypatch.setattr(database, "CANCEL_PATIENCE", 0.2)
     async with Proxy(dsn).running() as proxy, opened_pool(proxy.dsn, max_size=4) as pool:
-        database = Database(pool, schema="graphile_worker")
+        reached = Database(pool, schema="graphile_worker")
         async with pool.connection(), pool.connection(), pool.connection():
             pass  # three that stay
         with proxy.stranded():
             began = time.monotonic()
             with pytest.raises(psycopg.OperationalError, match="did not answer"):
-                await database.run(SLEEP, within=0.2)
+                await reached.run(SLEEP, within=0.2)
             # The next one is not sent on another connection that leads nowhere.
-            assert await database.run(Query("select 1", (), list), within=1) == [(1,)]
+            assert await reached.run(Query("select 1", (), list), within=1) == [(1,)]
             assert time.monotonic() - began < 10
 
 
 async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphile_worker_py.pool.STOP_PATIENCE", 0.3)
+    monkeypatch.setattr("graphile_worker_py.workers.pool.STOP_PATIENCE", 0.3)
     told = Told()
     async with Runner(
         dsn,
@@ -106,7 +109,7 @@ async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
 async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_doubt(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphile_worker_py.pool.STOP_PATIENCE", 0.3)
+    monkeypatch.setattr("graphile_worker_py.workers.pool.STOP_PATIENCE", 0.3)
     jobs, told = Jobs(dsn), Told()
     async with Runner(dsn, tasks={"work": print}, poll_interval=0.05, events=told.events) as runner:
         await told.seen(WorkerGetJobEmpty)
@@ -121,8 +124,8 @@ async def test_a_listening_connection_is_made_anew_where_no_other_connection_ans
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
-    monkeypatch.setattr(db, "CANCEL_PATIENCE", 0.2)
-    monkeypatch.setattr(db, "STATEMENT_DEADLINE", 0.5)
+    monkeypatch.setattr(database, "CANCEL_PATIENCE", 0.2)
+    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.5)
     told = Told()
     async with (
         Proxy(dsn).running() as proxy,

@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import JobContext, Runner, recovery
+from graphile_worker_py import JobContext, Runner
 from graphile_worker_py.events import (
     JobStart,
     JobSuccess,
@@ -16,6 +16,7 @@ from graphile_worker_py.events import (
     PoolTakenForDead,
     WorkerGetJobEmpty,
 )
+from graphile_worker_py.fleet import recovery
 from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
 from tests.support.locking import POOLS, WAITING, table_locked
@@ -173,7 +174,7 @@ async def test_a_recovery_that_meets_a_locked_table_is_given_up_and_tried_again(
 async def test_a_stop_does_not_wait_for_a_recovery_that_waits_for_a_lock(
     dsn: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphile_worker_py.pool.STOP_PATIENCE", 0.3)
+    monkeypatch.setattr("graphile_worker_py.workers.pool.STOP_PATIENCE", 0.3)
     told = Told()
     async with Runner(dsn, tasks={"work": print}, events=told.events, **FAST) as runner:
         await told.seen(PoolListenSuccess)

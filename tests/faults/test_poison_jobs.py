@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from graphile_worker_py import Runner, quarantine
+from graphile_worker_py import Runner
 from graphile_worker_py.events import (
     JobError,
     JobStart,
@@ -14,6 +14,7 @@ from graphile_worker_py.events import (
     PoolGracefulShutdown,
     PoolListenSuccess,
 )
+from graphile_worker_py.fleet import suspects
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
@@ -109,7 +110,7 @@ async def test_suspects_that_one_more_crash_would_condemn_run_one_at_a_time(
 async def test_a_long_suspect_does_not_keep_the_others_waiting_for_ever(
     dsn: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quarantine, "OPENS_AFTER", 0.1)
+    monkeypatch.setattr(suspects, "OPENS_AFTER", 0.1)
     told = Told()
     together = asyncio.Barrier(2)
 

@@ -7,13 +7,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import JobContext, Runner, presence, run_once
+from graphile_worker_py import JobContext, Runner, run_once
 from graphile_worker_py.events import (
     JobSuccess,
     PoolFatalError,
     PoolListenSuccess,
     PoolTakenForDead,
 )
+from graphile_worker_py.fleet import heartbeat
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, Ledger
 from tests.faults.test_poison_jobs import heartbeat_of_all
@@ -75,7 +76,7 @@ async def test_nothing_is_fetched_before_the_pool_is_registered(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(presence, "REGISTER_PATIENCE", 0.1)
+    monkeypatch.setattr(heartbeat, "REGISTER_PATIENCE", 0.1)
     told = Told()
     seen: list[bool] = []
 

@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 
 from graphile_worker_py import JobContext, Runner, WorkerOptions, run_once
-from graphile_worker_py.db import Database, opened_pool
 from graphile_worker_py.events import (
     JobLost,
     JobReturned,
@@ -23,7 +22,8 @@ from graphile_worker_py.events import (
     PoolRecovered,
     PoolTakenForDead,
 )
-from graphile_worker_py.presence import Presence
+from graphile_worker_py.fleet.heartbeat import Presence
+from graphile_worker_py.postgres.database import Database, opened_pool
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, FASTER, Ledger
 from tests.faults.test_killed_workers import begun

@@ -23,8 +23,8 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from graphile_worker_py import Job, JobSpec, Runner, WorkerUtils, run_migrations, task
-from graphile_worker_py.db import Database
 from graphile_worker_py.events import JobSuccess, PoolFatalError
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.get_jobs import get_jobs
 from graphile_worker_py.sql.suspects import mark_started
 from graphile_worker_py.sql.task_ids import read_task_ids

@@ -55,7 +55,7 @@ from click.testing import CliRunner
 
 import graphile_worker_py
 from graphile_worker_py import Events, Task, WorkerUtils, parse_crontab, run_once
-from graphile_worker_py.cli import main as command_line
+from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.events import JobError, JobSuccess
 from tests.support.app import GRACE, make_app
 from tests.support.processes import Processes, clean_environment

@@ -1,0 +1,134 @@
+"""The `bench` command: what jobs cost on one's own database."""
+
+import asyncio
+import signal
+from typing import Any
+
+import click
+
+from graphile_worker_py import config
+from graphile_worker_py.cli.exits import told_clearly
+from graphile_worker_py.cli.show import json_option
+from graphile_worker_py.cli.tables import print_json, print_table
+from graphile_worker_py.cli.work import run_in_loop
+from graphile_worker_py.dev.bench import SCHEMA, Figure, Plan, measure
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.options import check_schema, check_seconds
+
+
+@click.command()
+@click.option("-c", "--connection", metavar="DSN", help="Connection string, as of the others.")
+@click.option("-C", "--config", "config_file", metavar="FILE", help="Configuration file.")
+@click.option(
+    "-s",
+    "--schema",
+    default=SCHEMA,
+    show_default=True,
+    metavar="NAME",
+    help="Schema to make for it, and to drop; it must not be there.",
+)
+@click.option("--force", is_flag=True, help="Drop what a `bench` that was killed has left there.")
+@click.option(
+    "--count",
+    type=click.IntRange(100),
+    default=Plan().jobs,
+    show_default=True,
+    metavar="N",
+    help="Jobs to add and to run.",
+)
+@click.option(
+    "-j",
+    "--jobs",
+    "concurrent_jobs",
+    type=click.IntRange(1),
+    default=Plan().concurrent_jobs,
+    show_default=True,
+    metavar="N",
+    help="Jobs to run at the same time.",
+)
+@click.option(
+    "--local-queue-size",
+    type=click.IntRange(2),
+    default=Plan().batch_size,
+    show_default=True,
+    metavar="N",
+    help="Jobs to fetch at a time, in batches.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=Plan().seconds,
+    show_default=True,
+    metavar="S",
+    help="Most time for each run.",
+)
+@json_option
+@told_clearly()
+def bench(
+    connection: str | None,
+    config_file: str | None,
+    schema: str,
+    force: bool,
+    count: int,
+    concurrent_jobs: int,
+    local_queue_size: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Measure how fast jobs are added and run on your database.
+
+    It works in a schema of its own, which it makes and drops. Jobs of yours are not touched, but
+    the server has work to do, and the figures are those of a server that has nothing else to do.
+    """
+    settings = config.read_settings({"connection": connection}, file=config_file)
+    if check_schema(schema) == settings["schema"].value:
+        raise ConfigurationError(f"--schema {schema}: that is the schema of your own jobs")
+    check_seconds("--seconds", seconds)
+    plan = Plan(
+        jobs=count,
+        concurrent_jobs=concurrent_jobs,
+        batch_size=local_queue_size,
+        singles=min(count, Plan().singles),
+        seconds=seconds,
+    )
+    figures: list[Figure] = []
+
+    async def work() -> None:
+        _cancel_on_sigterm()
+        figures.extend(
+            await measure(
+                config.conninfo(settings["connection"].value),
+                plan,
+                schema=schema,
+                replace=force,
+                tell=lambda title: click.echo(f"{title} …", err=True),
+            )
+        )
+
+    try:
+        run_in_loop(work())
+    except asyncio.CancelledError:
+        raise click.Abort from None
+    if as_json:
+        print_json({figure.name: _as_json(figure) for figure in figures})
+    else:
+        rows: list[dict[str, object]] = [
+            {"measured": figure.title, "figure": _rounded(figure.value), "unit": figure.unit}
+            for figure in figures
+        ]
+        print_table(rows, if_none="")
+
+
+def _cancel_on_sigterm() -> None:
+    """End in order, so that the schema is dropped, as at Ctrl-C."""
+    current = asyncio.current_task()
+    if current is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
+
+
+def _as_json(figure: Figure) -> dict[str, Any]:
+    return {"value": figure.value, "unit": figure.unit}
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -1,0 +1,258 @@
+"""The `cron` commands: look into a crontab, and at what the database knows of it."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import click
+import psycopg
+
+from graphile_worker_py import config, json_codec
+from graphile_worker_py.cli.moments import moment_callback
+from graphile_worker_py.cli.shared_options import database_options
+from graphile_worker_py.clock import utc_now
+from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
+from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
+from graphile_worker_py.cron.match import MINUTE, Timetable
+from graphile_worker_py.cron.pattern import FIELDS, Pattern
+from graphile_worker_py.cron.schedule import timestamp
+from graphile_worker_py.errors import ConfigurationError, CrontabError
+from graphile_worker_py.postgres.database import SyncDatabase, one_line, opened_sync_pool
+from graphile_worker_py.sql import known_crontabs
+
+DEFAULT_FILE: Final = "crontab"
+_EXACT: Final = 2**53
+
+file_argument = click.argument("file")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def cron() -> None:
+    """Look into a crontab, and at what the database knows of it."""
+
+
+@cron.command()
+@file_argument
+@json_option
+def check(file: str, as_json: bool) -> None:
+    """Print the items of a crontab, or all of its errors (exit code 1). FILE may be -."""
+    items = _read(file)
+    if as_json:
+        click.echo(json_codec.dumps([_as_json(item) for item in items]))
+    else:
+        for item in items:
+            click.echo(f"line {item.line}: {item.identifier}")
+            for name, value in _described(item):
+                click.echo(f"  {name:13} {value}")
+        click.echo(f"{len(items)} {'item' if len(items) == 1 else 'items'}")
+    try:
+        check_items(items)
+    except CrontabError as error:
+        # The grammar allows it, so it is no error here, nor is it to Node, at first.
+        for each in error.errors:
+            click.echo(f"warning: no worker can schedule this: {each}", err=True)
+
+
+@cron.command()
+@file_argument
+@click.option("--from", "start", callback=moment_callback, required=True, help="First minute.")
+@click.option(
+    "--to", "end", callback=moment_callback, required=True, help="End, itself not included."
+)
+@json_option
+def due(file: str, start: datetime, end: datetime, as_json: bool) -> None:
+    """List each run of a crontab in a span of time, in UTC. FILE may be -."""
+    if end < start:
+        raise click.UsageError(f"--to {end.isoformat()} is before --from {start.isoformat()}")
+    timetable = Timetable(_read(file))
+    runs = (
+        (timestamp(minute), item.identifier)
+        for minute, items in timetable.between(start, end)
+        for item in items
+    )
+    if not as_json:
+        for ts, identifier in runs:
+            click.echo(f"{ts}  {identifier}")
+        return
+    # Written as it is computed: a year of minutes may be more than memory holds.
+    click.echo("[", nl=False)
+    for number, (ts, identifier) in enumerate(runs):
+        click.echo("," if number else "", nl=False)
+        click.echo(json_codec.dumps({"ts": ts, "identifier": identifier}), nl=False)
+    click.echo("]")
+
+
+@cron.command(name="next")
+@file_argument
+@click.option("-n", "--count", default=3, show_default=True, type=click.IntRange(1, 1000))
+@click.option(
+    "--from", "start", callback=moment_callback, help="Show the runs after this time, not now."
+)
+def next_runs(file: str, count: int, start: datetime | None) -> None:
+    """Show the coming runs of each line of a crontab. FILE may be -."""
+    now = utc_now() if start is None else start
+    for item in _read(file):
+        zone = item.options.timezone
+        click.echo(f"line {item.line}: {item.identifier}")
+        coming = list(_coming(item, now, count))
+        for minute in coming:
+            local = minute if zone is None else minute.astimezone(ZoneInfo(zone))
+            click.echo(f"  {local:%a %Y-%m-%d %H:%M} {zone or 'UTC'}  {_until(minute - now)}")
+        if not coming:
+            click.echo("  never")
+
+
+@cron.command()
+@click.argument("file", required=False)
+@database_options
+@json_option
+def status(file: str | None, connection: str | None, schema: str | None, as_json: bool) -> None:
+    """Show the items that the database knows, with their last and next run.
+
+    The next run is computed from FILE, by default `crontab` in the working directory if there is
+    one: the database does not hold the patterns.
+    """
+    if file is None and Path(DEFAULT_FILE).is_file():
+        file = DEFAULT_FILE
+    items = {item.identifier: item for item in (_read(file) if file is not None else [])}
+    now = utc_now()
+    rows: list[dict[str, str | None]] = []
+    for known in _known(connection, schema):
+        item = items.pop(known.identifier, None)
+        last = known.last_execution
+        rows.append(
+            {
+                "identifier": known.identifier,
+                "known_since": known.known_since.isoformat(),
+                "last": None if last is None else last.isoformat(),
+                "next": None if item is None else _next(item, now),
+            }
+        )
+    for item in items.values():
+        coming = _next(item, now)
+        rows.append(
+            {"identifier": item.identifier, "known_since": None, "last": None, "next": coming}
+        )
+    if as_json:
+        click.echo(json_codec.dumps(rows))
+        return
+    header = {"identifier": "identifier", "known_since": "known since", "last": "last run"}
+    _table([{**header, "next": "next run"}, *rows])
+
+
+def _read(file: str) -> list[ParsedCronItem]:
+    try:
+        if file == "-":
+            return parse_crontab(sys.stdin.buffer.read().decode(errors="replace"))
+        return read_crontab(file)
+    except ConfigurationError as error:
+        raise click.ClickException(f"{file}: {error}") from error
+
+
+def _known(connection: str | None, schema: str | None) -> list[known_crontabs.KnownCrontab]:
+    try:
+        with opened_sync_pool(config.conninfo(connection), max_size=1) as pool:
+            database = SyncDatabase(pool, schema=config.schema_name(schema))
+            return database.run(known_crontabs.list_known())
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+    except psycopg.Error as error:
+        raise click.ClickException(one_line(error)) from error
+
+
+def _as_json(item: ParsedCronItem) -> dict[str, Any]:
+    """An item under the names, and in the units, of Graphile Worker's parser."""
+    assert isinstance(item.match, Pattern)  # noqa: S101  # it comes from a file
+    return {
+        "identifier": item.identifier,
+        "task": item.task,
+        "minutes": item.match.minutes,
+        "hours": item.match.hours,
+        "dates": item.match.dates,
+        "months": item.match.months,
+        "dows": item.match.dows,
+        "options": _options_as_json(item),
+        "payload": item.payload,
+    }
+
+
+def _options_as_json(item: ParsedCronItem) -> dict[str, Any]:
+    options = item.options
+    named: dict[str, Any] = {
+        "backfillPeriod": _milliseconds(options.backfill_period),
+        "maxAttempts": options.max_attempts,
+        "queueName": options.queue_name,
+        "priority": options.priority,
+        "jobKey": options.job_key,
+        "jobKeyMode": options.job_key_mode,
+        "timezone": options.timezone,
+        "jitter": _milliseconds(options.jitter) or None,
+        "overlap": None if options.overlap == Overlap.ALLOW else str(options.overlap),
+        "maxBackfill": options.max_backfill,
+    }
+    # Beyond this a number is a float to JavaScript.
+    return {
+        name: float(value) if isinstance(value, int) and abs(value) > _EXACT else value
+        for name, value in named.items()
+        if value is not None
+    }
+
+
+def _milliseconds(seconds: float) -> int | float:
+    milliseconds = seconds * 1000
+    return int(milliseconds) if milliseconds.is_integer() else milliseconds
+
+
+def _described(item: ParsedCronItem) -> Iterator[tuple[str, str]]:
+    """What is worth saying about an item, in words for people."""
+    assert isinstance(item.match, Pattern)  # noqa: S101  # it comes from a file
+    pattern = item.match
+    fields = (pattern.minutes, pattern.hours, pattern.dates, pattern.months, pattern.dows)
+    for field, values in zip(FIELDS, fields, strict=True):
+        every = len(values) == field.largest - field.smallest + 1
+        yield field.name, "every" if every else " ".join(str(value) for value in values)
+    yield "task", item.task
+    for name, value in _options_as_json(item).items():
+        if name == "backfillPeriod":
+            if value:
+                yield "fill", f"{item.options.backfill_period:g} s"
+        elif name == "jitter":
+            yield name, f"{item.options.jitter:g} s"
+        else:
+            yield name, repr(value)
+    if item.payload is not None:
+        yield "payload", json_codec.dumps(item.payload).decode()
+
+
+def _coming(item: ParsedCronItem, after: datetime, count: int) -> Iterator[datetime]:
+    timetable = Timetable([item])
+    for _ in range(count):
+        minute = timetable.next_after(after)
+        if minute is None:
+            return
+        yield minute
+        after = minute
+
+
+def _next(item: ParsedCronItem, now: datetime) -> str | None:
+    minute = Timetable([item]).next_after(now)
+    return None if minute is None else minute.isoformat()
+
+
+def _until(left: Any) -> str:
+    minutes = -(-left // MINUTE)
+    days, minutes = divmod(minutes, 24 * 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((days, "d"), (hours, "h"), (minutes, "m"))
+    return "in " + (" ".join(f"{value}{unit}" for value, unit in parts if value) or "0m")
+
+
+def _table(rows: Sequence[dict[str, str | None]]) -> None:
+    widths = {name: max(len(row[name] or "-") for row in rows) for name in rows[0]}
+    for row in rows:
+        cells = (f"{row[name] or '-':{width}}" for name, width in widths.items())
+        click.echo("  ".join(cells).rstrip())

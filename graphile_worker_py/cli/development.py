@@ -1,0 +1,32 @@
+"""Commands that need no database of one's own: `postgres` and `demo`."""
+
+import signal
+import threading
+
+import click
+
+from graphile_worker_py.cli.exits import told_clearly
+from graphile_worker_py.cli.work import run_in_loop
+from graphile_worker_py.dev.demo import demonstrate
+from graphile_worker_py.dev.postgres import EmbeddedPostgres
+
+
+@click.command()
+@click.option("--data-dir", metavar="DIR", help="Keep the data here. Default: gone at the end.")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: a free one.")
+def postgres(data_dir: str | None, port: int | None) -> None:
+    """Run a PostgreSQL server for development until Ctrl-C; prints its connection string."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with told_clearly(), EmbeddedPostgres(data_dir, port=port) as server:
+        click.echo(server.dsn)
+        click.echo("Ready. For example: export DATABASE_URL=… ; Ctrl-C stops it.", err=True)
+        ended.wait()
+
+
+@click.command()
+def demo() -> None:
+    """Show what it does, on a PostgreSQL server of its own; takes some seconds."""
+    with told_clearly(), EmbeddedPostgres() as server:
+        run_in_loop(demonstrate(server.dsn))

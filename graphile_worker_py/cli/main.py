@@ -1,0 +1,80 @@
+"""The command line: `graphile-worker-py`."""
+
+import sys
+from importlib import import_module
+from io import TextIOWrapper
+from typing import Final
+
+import click
+
+from graphile_worker_py.cli.reading import reading_modules
+
+# The module of each command; the command is the function of the same name in it. A module is read
+# when its command is called: what a command takes to start is reading modules, nearly all of it.
+_MODULES: Final = {
+    "run": "run",
+    "add-job": "add",
+    "migrate": "add",
+    "jobs": "show",
+    "job": "show",
+    "counts": "show",
+    "queues": "show",
+    "workers": "show",
+    "complete": "admin",
+    "fail": "admin",
+    "reschedule": "admin",
+    "remove": "admin",
+    "unlock": "admin",
+    "cleanup": "admin",
+    "health": "health",
+    "cron": "cron",
+    "config": "config",
+    "postgres": "development",
+    "demo": "development",
+    "bench": "bench",
+}
+
+
+class _Commands(click.Group):
+    """The commands by name, each read when it is called; `run` need not be named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "--version"}
+        if not args or (args[0].startswith("-") and args[0] not in own):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _MODULES and not ctx.resilient_parsing:
+            import difflib  # most calls make no mistake
+
+            close = difflib.get_close_matches(args[0], _MODULES)
+            if close:
+                meant = " or ".join(map(repr, close))
+                ctx.fail(f"No such command {args[0]!r}; did you mean {meant}?")
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # as click calls it
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _MODULES:
+            return None
+        with reading_modules():
+            module = import_module(f"graphile_worker_py.cli.{_MODULES[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="graphile-worker-py", prog_name="graphile-worker-py")
+def main() -> None:
+    """Jobs in PostgreSQL, side by side with Graphile Worker for Node.
+
+    Without a command: run.
+    """
+    # What the terminal's encoding lacks is written as its escape, as it is on stderr.
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,0 +1,223 @@
+"""What a process of the `run` command does: it works, until it is told to stop."""
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from graphile_worker_py import aio, config
+from graphile_worker_py.cli.exits import EXIT_FAILURE, EXIT_INCOMPATIBLE_WHILE_RUNNING, exit_with
+from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
+from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
+from graphile_worker_py.loading.directory import watch_tasks
+from graphile_worker_py.processes.supervised import Supervised
+from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations, run_once
+from graphile_worker_py.tasks.importing import import_fault
+from graphile_worker_py.tasks.task import Task, Tasks
+
+logger = logging.getLogger("graphile_worker_py")
+
+Settings: TypeAlias = Mapping[str, config.Setting]
+
+
+def install(settings: Settings) -> None:
+    """Install or upgrade the schema."""
+    run_in_loop(run_migrations(settings["connection"].value, schema=settings["schema"].value))
+
+
+def once(settings: Settings, process: Supervised | None) -> None:
+    """Run what is due."""
+    options = _telling(_runner_options(settings, process), process)
+    _run(run_once(settings["connection"].value, **options), process)
+
+
+def watching(settings: Settings, process: Supervised | None) -> None:
+    """Run until stopped, with the tasks as they are at the time."""
+    options = _runner_options(settings, process)
+    _run(_run_watching(settings["connection"].value, options, process), process)
+
+
+def until_stopped(settings: Settings, process: Supervised | None) -> None:
+    """Run until stopped."""
+    options = _runner_options(settings, process)
+    _run(_run_until_stopped(settings["connection"].value, options, process), process)
+
+
+class _Reload:
+    """Whether tasks have changed, and whether a signal has come meanwhile."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.signal: str | None = None
+
+
+def _run(work: Coroutine[Any, Any, None], process: Supervised | None) -> None:
+    run_in_loop(work if process is None else process.during(work))
+
+
+def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOptions:
+    # Names and types were checked where the values were read.
+    options = cast(RunnerOptions, config.runner_values(settings))
+    options["logger"] = logger
+    options["schema"] = settings["schema"].value
+    options["hooks"] = settings["hooks"].value
+    options["crontab_file"] = settings["crontab_file"].value
+    options["watchdog_exit"] = True
+    options["health_port"] = _own_port(settings["health_port"].value, process)
+    options["health_host"] = settings["health_host"].value
+    if settings["tasks"].value is not None:
+        options["tasks"] = import_tasks(settings["tasks"].value)
+    elif settings["task_directory"].value is not None:
+        options["task_directory"] = settings["task_directory"].value
+    else:
+        raise ConfigurationError(
+            "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
+        )
+    return options
+
+
+def _own_port(port: int | None, process: Supervised | None) -> int | None:
+    # 0 is a free one, for each of them.
+    return port + process.number - 1 if port and process is not None else port
+
+
+def _telling(options: RunnerOptions, process: Supervised | None) -> RunnerOptions:
+    """The options, with events of which a supervisor learns that the process works."""
+    if process is None:
+        return options
+    ready = process.ready
+    events = Events()
+    events.subscribe(PoolCreate, lambda _event: ready())
+    return {**options, "events": events}
+
+
+async def _run_watching(
+    connection: str | None, options: RunnerOptions, process: Supervised | None
+) -> None:
+    """Run, and begin anew with the new tasks whenever a file of the task directory changes."""
+    directory = options.pop("task_directory", None)
+    if directory is None:
+        raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
+    async with aclosing(watch_tasks(directory, logger=logger)) as versions:
+        options["tasks"] = await anext(versions)
+
+        async def watch(reload: _Reload) -> None:
+            options["tasks"] = await anext(versions)
+            reload.changed.set()
+
+        while True:
+            reload = _Reload()
+            crew = aio.Crew()
+            crew.start(watch(reload), name="watch")
+            try:
+                await _run_until_stopped(connection, options, process, reload)
+            finally:
+                await crew.cancel(patience=1)
+            if not reload.changed.is_set():
+                return
+            if reload.signal is not None:
+                # While jobs of the old tasks ended: the pool was stopping already.
+                logger.info("Not beginning anew: %s has come meanwhile", reload.signal)
+                return
+
+
+async def _run_until_stopped(
+    connection: str | None,
+    options: RunnerOptions,
+    process: Supervised | None,
+    reload: _Reload | None = None,
+) -> None:
+    """Run until a signal comes, or until tasks have changed."""
+    forced = False
+    reload = reload or _Reload()
+
+    def gracefully(event: GracefulShutdown) -> None:
+        reload.signal = event.signal
+
+    def by_force(_event: ForcefulShutdown) -> None:
+        nonlocal forced
+        forced = True
+
+    started = False
+    try:
+        async with Runner(connection, **_telling(options, process)) as runner:
+            started = True
+            runner.events.subscribe(GracefulShutdown, gracefully)
+            runner.events.subscribe(ForcefulShutdown, by_force)
+            if config.logs_success():
+                logger.info(
+                    "Working as %s on %s",
+                    runner.pool_id,
+                    runner.about,
+                    extra={"pool_id": runner.pool_id},
+                )
+            async with aio.until(reload.changed):
+                await runner.wait()
+    except IncompatibleSchemaError as error:
+        if not started:
+            raise
+        exit_with(str(error), EXIT_INCOMPATIBLE_WHILE_RUNNING)
+    finally:
+        if forced:
+            # All is recorded that can be. A task that ignores its cancellation would keep an
+            # orderly exit waiting for ever.
+            logging.shutdown()
+            os._exit(EXIT_FAILURE)
+
+
+def import_tasks(where: str) -> Tasks:
+    """Tasks of a module: those of an attribute (a list, a mapping or one task), or all it has.
+
+    Raises:
+        ConfigurationError: There is no such module or attribute, or it holds no tasks.
+    """
+    module_name, _, attribute = where.partition(":")
+    hint = "; a file or folder is given by --task-directory" if Path(where).exists() else ""
+    if not all(module_name.split(".")):
+        raise ConfigurationError(
+            f"--tasks {where}: {module_name!r} is not the name of a module; expected is "
+            f"MODULE[:ATTR], as in myapp.tasks{hint}"
+        )
+    # As `python -m` does it: what lies in the working directory can be imported.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        fault = import_fault(error)
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        ):
+            fault = f"there is no module {error.name!r}{hint}"
+        raise ConfigurationError(f"--tasks {where}: {fault}") from error
+    if not attribute:
+        found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
+        if not found:
+            raise ConfigurationError(f"--tasks {where}: the module has no @task functions")
+        return list(found.values())
+    try:
+        tasks: Any = getattr(module, attribute)
+    except AttributeError as error:
+        raise ConfigurationError(
+            f"--tasks {where}: module {module_name!r} has no attribute {attribute!r}"
+        ) from error
+    return [tasks] if isinstance(tasks, Task) else tasks
+
+
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end, on uvloop where that is installed."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as loop:
+        loop.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,1 @@
+"""Many worker pools, and what happens when one of them dies."""

@@ -1,0 +1,124 @@
+"""Answer probes over HTTP: three fixed pages, and as little HTTP as they take."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Final
+
+from graphile_worker_py import aio, json_codec
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.workers.health import Health
+
+logger = logging.getLogger(__name__)
+
+LONGEST_REQUEST: Final = 8192
+"""Bytes that a request may have."""
+PATIENCE: Final = 5.0
+"""Seconds that a client gets to send its request and to take the answer."""
+MOST_CLIENTS: Final = 32
+CLOSE_PATIENCE: Final = 1.0
+
+_Answer = tuple[HTTPStatus, str, bytes]
+
+
+@asynccontextmanager
+async def health_server(
+    health: Callable[[], Health | None], *, host: str, port: int
+) -> AsyncIterator[str]:
+    """Answer within the block; gives the URL.
+
+    `/livez` and `/readyz` answer with 200 or 503, `/healthz` with the status of `/readyz` and all
+    that there is to tell, as JSON. Whatever clients do, there is nothing that the worker waits for.
+
+    Args:
+        health: How the worker fares; None as long as it is not that far.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes one that is free.
+
+    Raises:
+        OSError: The port is taken, or the address not this machine's.
+        ConfigurationError: The host has no address.
+    """
+    clients: set[asyncio.StreamWriter] = set()
+    crew = aio.Crew()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(clients) >= MOST_CLIENTS:
+            writer.transport.abort()
+            return
+        clients.add(writer)
+        crew.start(serve(reader, writer), name="answer a probe")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                writer.write(await _response(reader, health))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except OSError as error:  # TimeoutError is one of them
+            logger.debug("A probe was not answered (%s)", error)
+        finally:
+            writer.transport.abort()
+            clients.discard(writer)
+
+    try:
+        server = await asyncio.start_server(accept, host, port, limit=LONGEST_REQUEST)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigurationError(f"health_host {host!r} is no address: {error}") from error
+    try:
+        name = f"[{host}]" if ":" in host else host
+        yield f"http://{name}:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await crew.cancel(patience=CLOSE_PATIENCE)
+
+
+async def _response(reader: asyncio.StreamReader, health: Callable[[], Health | None]) -> bytes:
+    head_only = False
+    try:
+        request = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        answer = _plain(HTTPStatus.BAD_REQUEST)
+    else:
+        method, _, rest = request.partition(b" ")
+        head_only = method == b"HEAD"
+        if head_only or method == b"GET":
+            answer = _page(rest.partition(b" ")[0].partition(b"?")[0], health())
+        else:
+            answer = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
+    status, kind, body = answer
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        f"Cache-Control: no-store\r\nAllow: GET, HEAD\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if head_only else body)
+
+
+def _page(path: bytes, health: Health | None) -> _Answer:
+    ready = health is not None and health.ready
+    match path:
+        case b"/livez":
+            return _verdict(health is None or health.live, health)
+        case b"/readyz":
+            return _verdict(ready, health)
+        case b"/healthz":
+            status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+            told = {"state": "starting"} if health is None else health.as_json()
+            return status, "application/json", json_codec.dumps(told) + b"\n"
+    return _plain(HTTPStatus.NOT_FOUND)
+
+
+def _verdict(good: bool, health: Health | None) -> _Answer:  # noqa: FBT001
+    if good:
+        return HTTPStatus.OK, "text/plain", b"ok\n"
+    why = "starting" if health is None else health.trouble
+    return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", f"{why}\n".encode()
+
+
+def _plain(status: HTTPStatus) -> _Answer:
+    return status, "text/plain", f"{status.phrase}\n".encode()

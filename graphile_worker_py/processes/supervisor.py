@@ -1,0 +1,396 @@
+"""One parent that keeps several worker processes running.
+
+Each worker is a process of its own, made by running the same command line again with a variable
+that tells it its number and its channel (`supervised` is the other end). They are not forked:
+modules with tasks may start threads or open connections when they are imported, and native
+libraries, libpq among them, do not survive a fork on every platform.
+
+The channel is a socket to each worker. The worker says that it works; the parent says when to stop.
+The end of the parent, however it comes about, closes the channel, which stops the worker, too.
+Signals are not handed on as signals: a terminal and a process manager may send theirs to the whole
+group, and a worker that was told twice of one Ctrl-C would cut its jobs off.
+
+The first worker starts alone. What it can't do, such as to read the crontab or to reach the
+database, no other one can: it is told once, and its exit code is that of the parent. Later on a
+worker that died is replaced, after a while that grows with each death in a row.
+"""
+
+import logging
+import os
+import random
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.processes.signals import ENDING, REPEAT_WINDOW
+from graphile_worker_py.processes.supervised import KILL, STOP, VARIABLE
+
+logger = logging.getLogger(__name__)
+
+
+SIGNALLED: Final = 128
+"""Added to the number of the signal that ended a process, as shells do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long is waited for what, in seconds.
+
+    Attributes:
+        healthy: A worker that has lived for so long does not count as one that dies at its start.
+        shortest: Wait before the first restart, times 0.5 to 1.5. It doubles with each death.
+        longest: No wait is longer than that, times 0.5 to 1.5.
+        deaths: Deaths in a row, of every worker, after which the parent gives up.
+        forced: Time that a forced stop takes at most; then workers are ended by SIGKILL. A worker
+            that is not blocked needs ten seconds at most.
+    """
+
+    healthy: float = 10.0
+    shortest: float = 1.0
+    longest: float = 60.0
+    deaths: int = 3
+    forced: float = 15.0
+
+    def delay(self, deaths: int) -> float:
+        """Seconds to wait before a worker is replaced that died so often in a row."""
+        raw = min(self.shortest * 2.0 ** min(deaths - 1, 30), self.longest)
+        return raw * random.uniform(0.5, 1.5)  # noqa: S311  # scatter, not a secret
+
+
+@dataclass(slots=True)
+class _Place:
+    """One of the workers: a process, or the time at which there will be one.
+
+    Attributes:
+        number: 1 and up.
+        pid: Its process; None while there is none.
+        channel: To that process.
+        started_at: When that process started.
+        ready: Whether it has said that it works.
+        excused: Whether it was ended before it worked, which is nobody's fault.
+        deaths: How many processes in a row died early.
+        due_at: When to start the next one.
+    """
+
+    number: int
+    pid: int | None = None
+    channel: socket.socket | None = None
+    started_at: float = 0.0
+    ready: bool = False
+    excused: bool = False
+    deaths: int = 0
+    due_at: float | None = None
+
+    def tell(self, word: str, reason: str) -> None:
+        """Send a line to the process, which may just have ended."""
+        if self.channel is not None:
+            with suppress(OSError):
+                self.channel.send(f"{word} {reason}\n".encode())
+
+    def has_lived_well(self, now: float, patience: Patience) -> bool:
+        """Whether the process has worked for long enough to forget those before it."""
+        return self.ready and now - self.started_at >= patience.healthy
+
+
+@dataclass(slots=True)
+class _Stop:
+    """How far a stop has come."""
+
+    signalled_at: float | None = None
+    begun: bool = False
+    forced: bool = False
+    give_up_at: float | None = None
+    verdict: int | None = None
+    codes: list[int] = field(default_factory=list)
+
+
+class Supervisor:
+    """Starts worker processes, replaces those that die, and ends with them.
+
+    Args:
+        count: How many.
+        command: What to run; None means this process's own command line.
+        once: Whether workers are to end by themselves: none is replaced.
+        final: Exit codes with which a successor would end as well: all are stopped.
+        patience: How long to wait for what.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        command: Sequence[str] | None = None,
+        once: bool = False,
+        final: Collection[int] = (),
+        patience: Patience | None = None,
+    ) -> None:
+        if not hasattr(os, "posix_spawn"):
+            raise ConfigurationError(
+                f"processes: this platform can't supervise {count} processes; only 1 is allowed"
+            )
+        self._command = own_command() if command is None else list(command)
+        self._once = once
+        self._final = final
+        self._patience = Patience() if patience is None else patience
+        self._places = [_Place(number) for number in range(1, count + 1)]
+        self._some_worked = False
+        self._stop = _Stop()
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> int:
+        """Run until all workers have ended for good.
+
+        To be called in the main thread, as the last thing that the process does: signals are
+        ignored afterwards.
+
+        Returns:
+            The exit code: that of the worker that made it end, else the highest.
+        """
+        logger.info("Supervising %d processes", len(self._places))
+        try:
+            with self._selector, _woken_by_signals() as signals:
+                self._selector.register(signals, selectors.EVENT_READ)
+                self._start(self._places[0])
+                while self._is_busy():
+                    ready = self._selector.select(self._rest())
+                    self._hear([key.data for key, _ in ready if key.data is not None])
+                    self._reap()
+                    self._take_signals(_read_all(signals))
+                    self._take_time()
+        finally:
+            # The end of the channels stops workers that are left, should this be a fault of ours.
+            for place in self._places:
+                if place.channel is not None:
+                    place.channel.close()
+        code = self._exit_code()
+        logger.info("All processes have ended; exit code %d", code)
+        return code
+
+    def _is_busy(self) -> bool:
+        return any(place.pid is not None or place.due_at is not None for place in self._places)
+
+    def _rest(self) -> float | None:
+        """Seconds until there is something to do, None if it is not known."""
+        times = [place.due_at for place in self._places if place.due_at is not None]
+        if self._stop.give_up_at is not None:
+            times.append(self._stop.give_up_at)
+        return max(min(times) - time.monotonic(), 0) if times else None
+
+    def _start(self, place: _Place) -> None:
+        place.due_at = None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            environment = {**os.environ, VARIABLE: f"{place.number}:{theirs.fileno()}"}
+            try:
+                place.pid = os.posix_spawn(
+                    self._command[0],
+                    self._command,
+                    environment,
+                    # Until it can handle one in silence: a Ctrl-C is meant for it as well.
+                    setsigmask=[signal.SIGINT],
+                )
+            except OSError as error:
+                ours.close()
+                self._has_ended(place, f"could not be started ({error})", 1)
+                return
+        ours.settimeout(0)
+        place.channel = ours
+        place.ready = place.excused = False
+        place.started_at = time.monotonic()
+        self._selector.register(ours, selectors.EVENT_READ, place)
+        logger.info("Process %d started, pid %d", place.number, place.pid)
+
+    def _hear(self, places: Sequence[_Place]) -> None:
+        for place in places:
+            if place.channel is None or not _read_all(place.channel):
+                self._close(place)
+            elif not place.ready:
+                place.ready = True
+                self._works(place)
+
+    def _works(self, place: _Place) -> None:
+        if self._stop.begun:
+            place.excused = False
+            place.tell(STOP, "SIGTERM")
+            return
+        logger.debug("Process %d works", place.number)
+        if not self._some_worked:
+            # So others can.
+            self._some_worked = True
+            for other in self._places[1:]:
+                self._start(other)
+
+    def _reap(self) -> None:
+        # Whoever is waited for: as the first process of a container it inherits orphans.
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for place in self._places:
+                if place.pid == pid:
+                    place.pid = None
+                    self._hear([place])  # it may have said that it works, and ended at once
+                    self._close(place)
+                    self._has_ended(place, *_how(os.waitstatus_to_exitcode(status)))
+
+    def _close(self, place: _Place) -> None:
+        if place.channel is not None:
+            self._selector.unregister(place.channel)
+            place.channel.close()
+            place.channel = None
+
+    def _has_ended(self, place: _Place, how: str, code: int) -> None:
+        now = time.monotonic()
+        who = f"Process {place.number}"
+        if self._stop.begun or (self._once and self._some_worked):
+            self._stop.codes.append(0 if place.excused else code)
+            log = logger.debug if code == 0 or place.excused else logger.warning
+            log("%s %s", who, how)
+        elif not self._some_worked:
+            # It has said why; the others would say the same.
+            self._end_for(code or 1, f"{who} {how} before it worked")
+        elif code in self._final:
+            self._end_for(code, f"{who} {how}, and so would others")
+        else:
+            self._replace(place, who, how, code, now)
+
+    def _replace(self, place: _Place, who: str, how: str, code: int, now: float) -> None:
+        healthy = place.has_lived_well(now, self._patience)
+        place.deaths = 0 if healthy else place.deaths
+        if healthy and code == 0:
+            place.due_at = now
+            logger.info("%s %s; another one starts", who, how)
+            return
+        place.deaths += 1
+        if all(self._is_dying(other, now) for other in self._places):
+            self._end_for(code or 1, f"{who} {how}; all die again and again at their start")
+            return
+        delay = self._patience.delay(place.deaths)
+        place.due_at = now + delay
+        logger.warning("%s %s; another one starts in %.1f s", who, how, delay)
+
+    def _is_dying(self, place: _Place, now: float) -> bool:
+        if place.pid is not None and place.has_lived_well(now, self._patience):
+            return False
+        return place.deaths >= self._patience.deaths
+
+    def _end_for(self, code: int, why: str) -> None:
+        logger.error("%s", why)
+        self._stop.verdict = code
+        self._begin_stop("SIGTERM")
+
+    def _take_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number not in ENDING:
+                continue
+            name = signal.Signals(number).name
+            now = time.monotonic()
+            if self._stop.signalled_at is None:
+                self._stop.signalled_at = now
+                logger.info("Stopping all processes due to %s", name)
+                self._begin_stop(name)
+            elif now - self._stop.signalled_at > REPEAT_WINDOW:
+                self._force(name)
+
+    def _begin_stop(self, name: str) -> None:
+        self._stop.begun = True
+        for place in self._places:
+            place.due_at = None
+            if place.pid is None:
+                continue
+            if place.ready:
+                place.tell(STOP, name)
+            else:
+                place.excused = True
+                os.kill(place.pid, signal.SIGTERM)
+
+    def _force(self, name: str) -> None:
+        if self._stop.forced:
+            return
+        self._stop.forced = True
+        logger.warning("Stopping all processes at once due to %s", name)
+        self._stop.give_up_at = time.monotonic() + self._patience.forced
+        for place in self._places:
+            if place.pid is None:
+                continue
+            if place.ready:
+                place.tell(KILL, name)
+            else:
+                os.kill(place.pid, signal.SIGKILL)
+
+    def _take_time(self) -> None:
+        now = time.monotonic()
+        for place in self._places:
+            if place.due_at is not None and place.due_at <= now:
+                self._start(place)
+        if self._stop.give_up_at is not None and self._stop.give_up_at <= now:
+            self._stop.give_up_at = None
+            lost = "Process %d does not stop: it is ended by SIGKILL, its jobs stay locked"
+            for place in self._places:
+                if place.pid is not None:
+                    logger.error(lost, place.number)
+                    os.kill(place.pid, signal.SIGKILL)
+
+    def _exit_code(self) -> int:
+        if self._stop.verdict is not None:
+            return self._stop.verdict
+        return max(self._stop.codes, default=0)
+
+
+def own_command() -> list[str]:
+    """The command line that this process was started with, interpreter and its flags included."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _how(code: int) -> tuple[str, int]:
+    """How a process ended, in words, and the exit code of who ends for it."""
+    if code >= 0:
+        return f"ended with exit code {code}", code
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # real-time signals have no names
+        name = f"signal {-code}"
+    return f"was ended by {name}", SIGNALLED - code
+
+
+def _read_all(source: socket.socket) -> bytes:
+    """What there is to be read without waiting; nothing also if it has ended."""
+    found = b""
+    with suppress(OSError):
+        while part := source.recv(4096):
+            found += part
+    return found
+
+
+@contextmanager
+def _woken_by_signals() -> Iterator[socket.socket]:
+    """A socket from which the numbers of signals can be read: those that end us, and SIGCHLD.
+
+    If so many come that it is full some are lost, but not the wake-up.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(0)
+        theirs.settimeout(0)
+        numbers = (*ENDING, signal.SIGCHLD)
+        for number in numbers:
+            signal.signal(number, lambda *_: None)
+        wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield ours
+        finally:
+            for number in ENDING:
+                # The process ends, with an exit code that tells how its workers did.
+                signal.signal(number, signal.SIG_IGN)
+            signal.set_wakeup_fd(wakeup)

@@ -1,0 +1,1 @@
+"""Whose tables there are: Graphile Worker's, and our own side schema."""

@@ -1,0 +1,71 @@
+"""Tell what a role may not do before it is found out job by job, or never.
+
+A right that is missing shows when it is needed: a worker without `delete` runs a job and can't
+record it. And what row-level security hides does not show at all: there is no error, only nothing
+to do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+from graphile_worker_py.errors import MissingRightsError
+from graphile_worker_py.postgres.database import quoted
+from graphile_worker_py.sql.granted import Rights
+
+Needs: TypeAlias = Mapping[str, Sequence[str]]
+"""What is to be done with which table."""
+
+LOOKING: Final[Needs] = {"migrations": ("select",)}
+WORKING: Final[Needs] = {
+    **LOOKING,
+    "_private_tasks": ("select", "insert"),
+    "_private_job_queues": ("select", "update"),
+    "_private_jobs": ("select", "update", "delete"),
+}
+"""For running jobs. Whoever adds some needs more."""
+SCHEDULING: Final[Needs] = {
+    **WORKING,
+    "_private_job_queues": ("select", "insert", "update"),
+    "_private_jobs": ("select", "insert", "update", "delete"),
+    "_private_known_crontabs": ("select", "insert", "update"),
+}
+"""For running jobs, and adding those of a crontab."""
+
+
+def check_rights(rights: Rights | None, schema: str) -> None:
+    """Check that a role lacks nothing, and that no rows are hidden from it.
+
+    Args:
+        rights: What was found; None if there is no schema, which is for others to tell.
+        schema: Name of the schema.
+
+    Raises:
+        MissingRightsError: The message says what is missing, and the way out.
+    """
+    check_grants(rights, schema)
+    if rights is not None and rights.hidden:
+        raise MissingRightsError(
+            f"role {rights.role!r} sees no rows in schema {schema!r}: row-level security hides "
+            f"those of {', '.join(rights.hidden)}. Connect as the owner {rights.owner!r}, or let a "
+            f"superuser say: alter role {quoted(rights.role)} bypassrls"
+        )
+
+
+def check_grants(rights: Rights | None, schema: str) -> None:
+    """Check that a role lacks nothing, without a look at what it would see. See `check_rights`."""
+    if rights is None or (rights.may_use and not rights.lacking):
+        return
+    raise MissingRightsError(
+        f"role {rights.role!r} lacks rights in schema {schema!r}. Connect as its owner "
+        f"{rights.owner!r}, or let that one say: {'; '.join(_grants(rights, schema))}"
+    )
+
+
+def _grants(rights: Rights, schema: str) -> list[str]:
+    """The statements that would give a role what it lacks."""
+    role, name = quoted(rights.role), quoted(schema)
+    usage = [] if rights.may_use else [f"grant usage on schema {name} to {role}"]
+    return usage + [
+        f"grant {', '.join(privileges)} on {name}.{quoted(table)} to {role}"
+        for table, privileges in rights.lacking.items()
+    ]

@@ -1,0 +1,1 @@
+"""What a task is, and what it is called with."""

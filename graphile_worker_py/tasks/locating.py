@@ -1,0 +1,71 @@
+"""Where another process finds the function of a task: a module, and a name in it."""
+
+import inspect
+import operator
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.tasks.importing import private_directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlace:
+    """Where another process finds the function of a task.
+
+    Attributes:
+        module: Name of its module.
+        name: Its name in there, with dots for what is in a class.
+        identifier: The identifier of the task.
+        directory: For modules of a task directory that is no package of Python's: the directory.
+        file: The file of such a module.
+    """
+
+    module: str
+    name: str
+    identifier: str
+    directory: str | None = None
+    file: str | None = None
+
+
+def check_has_place(function: Any, identifier: str) -> None:
+    """Refuse what no other process could ever find: closures, lambdas, objects.
+
+    Raises:
+        ConfigurationError: It is such a one.
+    """
+    name = getattr(function, "__qualname__", None)
+    if not inspect.isroutine(function) or not isinstance(name, str) or "<" in name:
+        raise ConfigurationError(
+            f"task {identifier!r} can't run in a process, which imports its function by name: "
+            f"{function!r} is not a function of a module"
+        )
+
+
+def place_of(function: Any, identifier: str) -> TaskPlace:
+    """Where the function of a task is found, once its module is imported.
+
+    Raises:
+        ConfigurationError: It would not be found.
+    """
+    module, name = function.__module__, function.__qualname__
+    why = f"task {identifier!r} can't run in a process, which imports {module}.{name}"
+    if module == "__main__":
+        raise ConfigurationError(
+            f"{why}: the program that runs can't be imported; put the task into a module of its own"
+        )
+    try:
+        found = operator.attrgetter(name)(sys.modules[module])
+    except (AttributeError, KeyError) as error:
+        raise ConfigurationError(f"{why}: there is no such function") from error
+    # A decorated function is found as its task.
+    if function not in (found, getattr(found, "function", None)):
+        raise ConfigurationError(f"{why}: there it would find {found!r}")
+    file = getattr(sys.modules[module], "__file__", None)
+    directory = private_directory(module)
+    if directory is None or file is None:
+        return TaskPlace(module=module, name=name, identifier=identifier)
+    return TaskPlace(
+        module=module, name=name, identifier=identifier, directory=directory, file=file
+    )

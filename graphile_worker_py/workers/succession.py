@@ -1,0 +1,57 @@
+"""Worker pools one after the other: where one was taken for dead, another one begins anew."""
+
+import logging
+from collections.abc import Callable
+
+from graphile_worker_py.errors import WorkerPoolError
+from graphile_worker_py.workers.pool import WorkerPool
+
+
+class Succession:
+    """Runs a worker pool, and for as long as it is not told to stop, those that take its place.
+
+    Args:
+        make: Makes a pool that is not running yet.
+        logger: Where to log.
+
+    Attributes:
+        pool: The pool that runs now.
+    """
+
+    def __init__(self, make: Callable[[], WorkerPool], *, logger: logging.Logger) -> None:
+        self._make = make
+        self._logger = logger
+        self._ending = False
+        self.pool = make()
+
+    @property
+    def pool_id(self) -> str:
+        """Id of the pool that runs now."""
+        return self.pool.pool_id
+
+    def stop(self, reason: str = "Worker pool is shutting down gracefully") -> None:
+        """Stop gracefully; see `WorkerPool.stop`."""
+        self._ending = True
+        self.pool.stop(reason)
+
+    def kill(self, reason: str = "Terminated through .kill() command") -> None:
+        """Stop at once; see `WorkerPool.kill`."""
+        self._ending = True
+        self.pool.kill(reason)
+
+    async def run(self) -> None:
+        """Run until told to stop, or until a pool ends of itself; raises what a pool raises."""
+        while True:
+            pool = self.pool
+            try:
+                await pool.run()
+            except WorkerPoolError:
+                if not pool.taken_for_dead:
+                    raise
+                # What could not be cut off is told; it is no reason to do nothing any more.
+            if self._ending or not pool.taken_for_dead:
+                return
+            self.pool = self._make()
+            self._logger.info(
+                "Working on as %s", self.pool.pool_id, extra={"pool_id": self.pool.pool_id}
+            )
