@@ -13,7 +13,7 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.database import one_line
 
-_PACKAGE: Final = str(Path(__file__).parent)
+_PACKAGE: Final = str(Path(__file__).parent.parent)
 
 
 def _users_frames(error: BaseException) -> TracebackType | None:

@@ -233,7 +233,7 @@ class _Migrator:
 def read_migration(revision: int) -> str:
     """The SQL that brings the schema to this revision."""
     name = f"{revision:06}.sql"
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     # The wheel carries the files; in a checkout they stand beside the package.
     for folder in (package / "migrations", package.parent / "sql"):
         if (folder / name).exists():

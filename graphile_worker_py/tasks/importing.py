@@ -22,7 +22,11 @@ from graphile_worker_py.errors import message_of
 
 _INIT = "__init__.py"
 _PRIVATE = "graphile_worker_tasks_"
-_LOADING = ("<frozen importlib", str(Path(importlib.__file__).parent), str(Path(__file__).parent))
+_LOADING = (
+    "<frozen importlib",
+    str(Path(importlib.__file__).parent),
+    str(Path(__file__).parent.parent),
+)
 """How the names of files begin that have no faults of their own, but load others."""
 
 
