@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import psycopg
-import pytest
 
 from graphile_worker_py import WorkerUtils
 from tests.support.eventually import eventually
@@ -24,9 +23,6 @@ NODE_ADDER = (HERE / "fleet_adder.mjs").read_text()
 
 Side = Literal["python", "node"]
 SIDES: tuple[Side, Side] = ("python", "node")
-
-OUR_INSTALL = pytest.mark.parametrize("installer", ["python"])
-"""For tests that need not run on Node's install, too, which equals ours."""
 
 LEDGER = """
 create schema if not exists ledger;

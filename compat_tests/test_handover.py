@@ -7,11 +7,9 @@ from decimal import Decimal
 
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, SIDES, Fleet, Side, other
+from compat_tests.fleet import SIDES, Fleet, Side, other
 from graphile_worker_py import SyncWorkerUtils
 from tests.support.eventually import eventually
-
-pytestmark = OUR_INSTALL
 
 # What each failure added to the later one of `run_at` and now, in seconds.
 NOTE_WAITS = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, SIDES, Fleet, Side
+from compat_tests.fleet import SIDES, Fleet, Side
 from graphile_worker_py import (
     ConfigurationError,
     JobSpec,
@@ -24,8 +24,6 @@ from graphile_worker_py import (
 from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
 from tests.support.processes import Processes, is_alive
-
-pytestmark = OUR_INSTALL
 
 JOBS = "select attempts, locked_by is not null, last_error from graphile_worker._private_jobs"
 

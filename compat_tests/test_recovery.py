@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from compat_tests.fleet import OUR_INSTALL, Fleet
+from compat_tests.fleet import Fleet
 from graphile_worker_py import Runner
 from graphile_worker_py.events import PoolListenSuccess, PoolRecovered
 from tests.faults.ledger import FAST
 from tests.support.eventually import eventually
 from tests.support.running import Told
-
-pytestmark = OUR_INSTALL
 
 BEATEN = """
 select heartbeat_at - started_at > interval '1.5 seconds' from graphile_worker_py.pools

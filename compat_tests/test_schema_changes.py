@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from compat_tests.fleet import LEDGER, OUR_INSTALL, SIDES, Fleet
+from compat_tests.fleet import LEDGER, SIDES, Fleet
 from graphile_worker_py import IncompatibleSchemaError, Runner, WorkerUtils, run_migrations
 from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
@@ -27,7 +27,6 @@ def newer(fleet: Fleet, *, breaking: bool) -> None:
         fleet.query("select pg_notify('worker:migrate', %s)", payload)
 
 
-@OUR_INSTALL
 async def test_a_breaking_change_stops_workers_of_both_sides_after_their_jobs(
     fleet: Fleet, tmp_path: Path, processes: Processes
 ) -> None:
@@ -58,7 +57,6 @@ def start_cli(dsn: str, processes: Processes, folder: Path) -> Process:
     return processes.start(command, cwd=folder, env={"PYTHONPATH": root})
 
 
-@OUR_INSTALL
 async def test_a_change_that_does_not_break_stops_nobody(fleet: Fleet) -> None:
     workers = [fleet.start(side) for side in SIDES]
     await fleet.listening(2)
@@ -73,7 +71,6 @@ async def test_a_change_that_does_not_break_stops_nobody(fleet: Fleet) -> None:
     assert [worker.returncode for worker in workers] == [None, None]
 
 
-@OUR_INSTALL
 async def test_a_column_that_somebody_adds_keeps_node_from_fetching_and_not_python(
     fleet: Fleet,
 ) -> None:
@@ -99,7 +96,6 @@ async def test_a_column_that_somebody_adds_keeps_node_from_fetching_and_not_pyth
 ADD_HELD = "select graphile_worker.add_job('step', json_build_object('name', %s::text, 'hold', 1))"
 
 
-@OUR_INSTALL
 async def test_a_worker_starts_on_a_newer_schema_without_breaking_changes_and_warns(
     fleet: Fleet,
 ) -> None:
@@ -113,7 +109,6 @@ async def test_a_worker_starts_on_a_newer_schema_without_breaking_changes_and_wa
     assert [run.side for run in fleet.runs()] == list(SIDES)
 
 
-@OUR_INSTALL
 async def test_nobody_starts_on_a_newer_schema_with_a_breaking_change(
     fleet: Fleet, tmp_path: Path, processes: Processes, node: Node
 ) -> None:
@@ -129,7 +124,6 @@ async def test_nobody_starts_on_a_newer_schema_with_a_breaking_change(
     assert done.returncode == 1
 
 
-@OUR_INSTALL
 async def test_installing_another_schema_with_node_stops_node_and_not_python(
     fleet: Fleet, install: Install
 ) -> None:
@@ -142,7 +136,6 @@ async def test_installing_another_schema_with_node_stops_node_and_not_python(
     assert workers["python"].returncode is None
 
 
-@OUR_INSTALL
 async def test_installing_another_schema_with_python_stops_nobody(fleet: Fleet) -> None:
     workers = {side: fleet.start(side) for side in SIDES}
     await fleet.listening(2)
@@ -157,7 +150,6 @@ async def test_installing_another_schema_with_python_stops_nobody(fleet: Fleet) 
     assert [worker.returncode for worker in workers.values()] == [None, None]
 
 
-@OUR_INSTALL
 @pytest.mark.parametrize(("version", "works"), [("0.16.6", False), ("0.17.3", True)])
 async def test_older_releases_of_node_meet_our_install_as_they_meet_that_of_node(
     fleet: Fleet, version: str, works: bool

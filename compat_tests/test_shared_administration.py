@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, SIDES, Fleet, Side, other
+from compat_tests.fleet import SIDES, Fleet, Side, other
 from graphile_worker_py import SyncWorkerUtils
-
-pytestmark = OUR_INSTALL
 
 Calls = tuple[Callable[[SyncWorkerUtils, int], object], Callable[[str], list[Any]]]
 

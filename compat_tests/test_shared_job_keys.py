@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, SIDES, Fleet, Side, other
-
-pytestmark = OUR_INSTALL
+from compat_tests.fleet import SIDES, Fleet, Side, other
 
 EARLIER = datetime(2020, 1, 1, tzinfo=UTC)
 JOBS = """

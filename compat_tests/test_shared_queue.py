@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, OVERLAPS, SIDES, Fleet, Side, other
+from compat_tests.fleet import OVERLAPS, SIDES, Fleet, Side, other
 from graphile_worker_py import Runner
 from graphile_worker_py.events import Events, WorkerGetJobEmpty
 from tests.support.eventually import eventually
@@ -59,7 +59,6 @@ async def test_jobs_of_a_queue_never_overlap_and_keep_their_order(
     await eventually(lambda: fleet.query(LOCKED_QUEUES) == [0])
 
 
-@OUR_INSTALL
 @pytest.mark.parametrize("holder", SIDES)
 @pytest.mark.parametrize("prefetch", [-1, 10])
 async def test_a_queue_is_left_alone_while_the_other_side_runs_its_job(
@@ -83,7 +82,6 @@ async def test_a_queue_is_left_alone_while_the_other_side_runs_its_job(
     assert process.returncode is None
 
 
-@OUR_INSTALL
 async def test_idle_python_workers_do_not_take_a_queue_that_node_has(fleet: Fleet) -> None:
     empty: list[WorkerGetJobEmpty] = []
     events = Events()
@@ -118,7 +116,6 @@ from generate_series(1, 12) as number
 """
 
 
-@OUR_INSTALL
 async def test_running_once_drains_a_queue_where_node_leaves_jobs_behind(fleet: Fleet) -> None:
     # Node looks for the next job before the queue of the last one is free, and gives up.
     fleet.query(SLOW_COMPLETION)
@@ -134,7 +131,6 @@ async def test_running_once_drains_a_queue_where_node_leaves_jobs_behind(fleet: 
     assert [run.side for run in fleet.runs()] == ["node"] + 11 * ["python"]
 
 
-@OUR_INSTALL
 @pytest.mark.parametrize("prefetch", [-1, 10])
 async def test_a_queue_does_not_wait_for_polls(fleet: Fleet, prefetch: int) -> None:
     # Node with prefetching needs a poll for each job of a queue.

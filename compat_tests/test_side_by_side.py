@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, SIDES, Fleet, Side, other
+from compat_tests.fleet import SIDES, Fleet, Side, other
 from graphile_worker_py import JobSpec, WorkerUtils
+from tests.support.node import BOTH_INSTALLERS
 
 FILL = """
 select graphile_worker.add_job('step', json_build_object('name', 'job ' || number))
@@ -51,6 +52,7 @@ create trigger order_placed after insert on orders
 """
 
 
+@BOTH_INSTALLERS
 @pytest.mark.parametrize("runner", SIDES)
 async def test_jobs_of_a_trigger_of_node_and_of_python_are_run_by_either(
     fleet: Fleet, runner: Side
@@ -105,7 +107,6 @@ PAYLOADS: dict[str, Any] = {
 }
 
 
-@OUR_INSTALL
 @pytest.mark.parametrize("adder", SIDES)
 @pytest.mark.parametrize("runner", SIDES)
 async def test_payloads_of_every_kind_arrive_as_they_were_given(
@@ -122,7 +123,6 @@ async def test_payloads_of_every_kind_arrive_as_they_were_given(
     assert fleet.count() == 0
 
 
-@OUR_INSTALL
 @pytest.mark.parametrize("payload", [None, "text", 12.5, True, [1, [2]]])
 @pytest.mark.parametrize("adder", SIDES)
 async def test_payloads_that_are_no_objects_are_stored_alike(
@@ -135,7 +135,6 @@ async def test_payloads_that_are_no_objects_are_stored_alike(
     assert json.loads(row["payload"]) == ({} if payload is None else payload)
 
 
-@OUR_INSTALL
 async def test_python_keeps_integers_that_node_rounds(fleet: Fleet) -> None:
     big = 12345678901234567890123
     await fleet.add("python", payload={"name": "big", "n": big})
@@ -148,7 +147,6 @@ async def test_python_keeps_integers_that_node_rounds(fleet: Fleet) -> None:
     assert seen == [str(big), "1.2345678901234568e+22"]
 
 
-@OUR_INSTALL
 @pytest.mark.parametrize("adder", SIDES)
 @pytest.mark.parametrize("runner", SIDES)
 async def test_flags_of_one_side_are_forbidden_by_the_other(

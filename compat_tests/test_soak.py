@@ -10,7 +10,7 @@ from collections import Counter
 import psycopg
 import pytest
 
-from compat_tests.fleet import OUR_INSTALL, Fleet
+from compat_tests.fleet import Fleet
 from compat_tests.soak import (
     END_KILLED,
     KILLED,
@@ -85,7 +85,6 @@ def test_names_that_are_missing_or_were_not_expected_are_told() -> None:
     ]
 
 
-@OUR_INSTALL
 async def test_probes_are_counted_and_timed_by_the_database(dsn: str, processes: Processes) -> None:
     probes = Probes(dsn, "probes", poll_interval=3600, limit=3600)
     try:
@@ -105,7 +104,6 @@ async def test_probes_are_counted_and_timed_by_the_database(dsn: str, processes:
         probes.close()
 
 
-@OUR_INSTALL
 async def test_what_a_killed_worker_was_at_is_known_and_its_run_has_an_end(fleet: Fleet) -> None:
     fleet.query(TABLES)
     with fleet.gate():
@@ -125,7 +123,6 @@ async def test_what_a_killed_worker_was_at_is_known_and_its_run_has_an_end(fleet
     assert fleet.query(ends) == [("free", None, True), ("held", "killed", True)]
 
 
-@OUR_INSTALL
 async def test_memory_that_grows_is_seen_and_so_are_dead_rows_that_a_vacuum_must_leave(
     fleet: Fleet, processes: Processes
 ) -> None:

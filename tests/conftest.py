@@ -40,13 +40,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
 
 
-@pytest.fixture
-def api(installer: str) -> Api:
-    """The form of WorkerUtils: async on a schema that Node installed, sync on one of ours.
-
-    The statements are the same, so not each form has to meet each schema.
-    """
-    return Api("async" if installer == "node" else "sync")
+@pytest.fixture(params=["async", "sync"])
+def api(request: pytest.FixtureRequest) -> Api:
+    """Each of the two forms of WorkerUtils."""
+    return Api(request.param)
 
 
 @pytest.fixture

@@ -10,12 +10,6 @@ from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to when outcomes are written."""
-    return "python"
-
-
 @pytest.mark.parametrize("outcome", ["complete", "fail"])
 async def test_outcomes_wait_for_company_and_a_stop_writes_them(dsn: str, outcome: str) -> None:
     jobs, told = Jobs(dsn), Told()

@@ -15,12 +15,6 @@ SMALL = ["--count", "100", "--json"]
 OWN_SCHEMA = "graphile_worker_bench"
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema of the user's jobs makes no difference: it is not touched."""
-    return "python"
-
-
 class Bench:
     """Runs the command on the test's database."""
 

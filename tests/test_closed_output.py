@@ -25,12 +25,6 @@ def apart(payload):
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 @contextmanager
 def worker(folder: Path, dsn: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker of the command line that writes into a pipe; killed at the end."""

@@ -32,12 +32,6 @@ OWN = "graphile_worker.toml"
 ENVIRONMENT = {"GRAPHILE_WORKER_POLL_INTERVAL": "3"}
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to options."""
-    return "python"
-
-
 def settings_of(
     folder: Path,
     text: str | None = None,

@@ -16,12 +16,6 @@ where datname = current_database() and application_name = 'graphile_worker_py'
 PREPARED = "select statement from pg_prepared_statements"
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to connections."""
-    return "python"
-
-
 @pytest.mark.parametrize("prepared", [True, False])
 async def test_statements_are_prepared_unless_told_otherwise(dsn: str, prepared: bool) -> None:
     async with WorkerUtils(dsn, max_pool_size=1, prepared_statements=prepared) as utils:

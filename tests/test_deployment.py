@@ -117,12 +117,6 @@ COMPOSE: Any = {
 }
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to how a worker is started."""
-    return "python"
-
-
 class StrictLoader(yaml.SafeLoader):
     """Reads YAML, but no mapping with a key that stands there twice."""
 

@@ -95,12 +95,6 @@ COMMAND = ["-m", "graphile_worker_py", "--once", "--tasks", "dev_tasks", "--log-
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with tasks of all kinds."""
     (tmp_path / "dev_tasks.py").write_text(TASKS, encoding="utf-8")

@@ -27,12 +27,6 @@ PAGES = sorted(DOCS.glob("*.md"))
 SITE = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here: other tests show that."""
-    return "python"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_blocks_of_a_page_do_what_it_says(
     page: Path, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes

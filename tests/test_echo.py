@@ -20,12 +20,6 @@ from tests.support.running import Jobs, Told
 
 
 @pytest.fixture
-def installer() -> str:
-    """The schema of one side is enough: nothing here depends on it."""
-    return "python"
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the listener give up soon."""
     monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)

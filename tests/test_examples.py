@@ -10,7 +10,6 @@ import urllib.request
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from tests.support.eventually import eventually
 from tests.support.missing import missing
@@ -19,12 +18,6 @@ from tests.support.own_server import quiet_port
 from tests.support.processes import Process, Processes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here: other tests show that."""
-    return "python"
 
 
 def run_example(processes: Processes, name: str, dsn: str) -> list[str]:

@@ -25,12 +25,6 @@ Row = tuple[Any, ...]
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
-@pytest.fixture
 async def utils(dsn: str) -> AsyncIterator[WorkerUtils]:
     async with WorkerUtils(dsn) as utils:
         yield utils

@@ -14,13 +14,6 @@ from graphile_worker_py.executors.thread import MOST_STUCK, THREAD_NAME, ThreadE
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 # On the loop.
 
 

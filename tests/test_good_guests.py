@@ -34,12 +34,6 @@ $$;
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 @pytest.mark.parametrize("size", [-1, 10])
 async def test_while_jobs_run_no_transaction_is_open(dsn: str, size: int) -> None:
     """One would hold rows back from others, and the database's memory of dead ones."""

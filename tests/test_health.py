@@ -22,12 +22,6 @@ from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told
 
 
-@pytest.fixture
-def installer() -> str:
-    """The schema of one side is enough: nothing here depends on it."""
-    return "python"
-
-
 async def ask(url: str | None, request: str = "GET /healthz HTTP/1.1") -> tuple[int, str]:
     """Send a request as it is written here; status and body of the answer."""
     assert url is not None

@@ -31,12 +31,6 @@ SetClock = Callable[..., None]
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to a parameter of our statements."""
-    return "python"
-
-
-@pytest.fixture
 def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
     """Let the clock of this process go wrong."""
 

@@ -29,12 +29,6 @@ print("ended", flush=True)
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 @pytest.mark.parametrize("size", [-1, 5])
 def test_some_time_into_a_stop_its_jobs_are_aborted_and_their_outcomes_recorded(
     dsn: str, processes: Processes, size: int

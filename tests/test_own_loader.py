@@ -4,16 +4,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from graphile_worker_py import JobContext, load_tasks, run_once
 from tests.support.running import Jobs
-
-
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
 
 
 def statement(file: Path) -> Callable[[Any, JobContext], Awaitable[None]]:

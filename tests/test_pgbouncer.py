@@ -38,12 +38,6 @@ PREPARED = "select name from pg_prepared_statements"
 
 
 @pytest.fixture
-def installer() -> str:
-    """The schema of one side is enough: poolers do not look at statements."""
-    return "python"
-
-
-@pytest.fixture
 def pooled(processes: Processes) -> Iterator[Callable[[str], PgBouncer]]:
     """Start a PgBouncer in transaction mode before a database."""
     program = find_pgbouncer()

@@ -56,12 +56,6 @@ class Watch(Plugin):
             raise
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 async def test_a_migration_that_failed(dsn: str) -> None:
     """Its tables are there already, but nothing says so."""
     Jobs(dsn).query("delete from graphile_worker.migrations")

@@ -31,12 +31,6 @@ ALL = [value for value in vars(tasks).values() if isinstance(value, Task)]
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file in which tasks write lines."""
     return tmp_path / "noted"

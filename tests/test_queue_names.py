@@ -21,12 +21,6 @@ from tests.support.running import Jobs
 RENAME = "update graphile_worker._private_job_queues set queue_name = queue_name || ' renamed'"
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to a look at a table."""
-    return "python"
-
-
 class Counting(Database):
     """A database that remembers what it was asked."""
 

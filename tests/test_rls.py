@@ -92,7 +92,6 @@ async def test_a_role_that_sees_no_rows_is_told_at_the_start(
     assert jobs.snapshot() == before
 
 
-@pytest.mark.parametrize("installer", ["python"])
 @pytest.mark.parametrize("opener", OPENERS)
 async def test_what_the_error_says_to_do_helps(dsn: str, bound_dsn: str, opener: str) -> None:
     jobs = Jobs(dsn)
@@ -156,7 +155,6 @@ async def test_a_policy_for_some_of_the_tables_is_not_enough(
         await enter_runner(bound_dsn)
 
 
-@pytest.mark.parametrize("installer", ["python"])
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_fail_instead_of_showing_nothing(
     dsn: str, bound_dsn: str, words: list[str]

@@ -27,6 +27,7 @@ from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenSuccess, PoolRecovered
 from graphile_worker_py.schema import rights
 from tests.support.eventually import eventually
+from tests.support.node import BOTH_INSTALLERS
 from tests.support.pages import blocks_of
 from tests.support.running import Jobs, Told
 from tests.worker_utils_support import Api
@@ -119,12 +120,6 @@ class Roles:
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to rights, but for the worker's."""
-    return "python"
-
-
-@pytest.fixture
 def roles(
     empty_dsn: str, install: Callable[..., None], installer: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Roles]:
@@ -166,7 +161,7 @@ def granted(roles: Roles, schema: str, role: str) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("installer", ["node", "python"])
+@BOTH_INSTALLERS
 async def test_a_worker_role_does_all_that_a_worker_does(
     roles: Roles, told: Told, caplog: pytest.LogCaptureFixture
 ) -> None:

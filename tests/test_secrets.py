@@ -46,12 +46,6 @@ from tests.support.running import Jobs, Told
 SECRET = "5ECRET"
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 # Connection strings.
 
 # Letters that mean something in one form or another come often.

@@ -55,12 +55,6 @@ where datname = current_database() and pid <> pg_backend_pid() and backend_type 
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to processes."""
-    return "python"
-
-
-@pytest.fixture
 def start(processes: Processes, tmp_path: Path, dsn: str) -> Callable[..., Process]:
     """Starts the command with two processes, on the test's database."""
     (tmp_path / "app_tasks.py").write_text(TASKS)

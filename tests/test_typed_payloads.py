@@ -85,12 +85,6 @@ class Closed(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to payloads."""
-    return "python"
-
-
-@pytest.fixture
 def jobs(dsn: str) -> Jobs:
     return Jobs(dsn)
 

@@ -31,12 +31,6 @@ TASKS = {"block": block, "native": native}
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """The schema of one side is enough: nothing here depends on it."""
-    return "python"
-
-
 def start_worker(dsn: str, processes: Processes, directory: Path, **env: str) -> Process:
     """A worker process that may stand still for a second."""
     (directory / "stuck.py").write_text(TASKS)

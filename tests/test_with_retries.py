@@ -22,12 +22,6 @@ where datname = current_database() and pid <> pg_backend_pid()
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to a task's own statements."""
-    return "python"
-
-
 @pytest.fixture(params=["async", "plain"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Where the task runs: on the loop, or in a thread."""

@@ -42,12 +42,6 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 async def test_a_worker_tells_when_it_is_made_asks_for_a_job_and_is_to_stop(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     jobs.add("work")

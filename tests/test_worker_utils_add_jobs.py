@@ -156,7 +156,7 @@ async def test_old_time_zones_with_odd_seconds_keep_the_instant(utils: WorkerUti
     ],
 )
 async def test_all_are_added_or_none(
-    utils: WorkerUtils, tables: Tables, specs: list[JobSpec], installer: str
+    utils: WorkerUtils, tables: Tables, specs: list[JobSpec]
 ) -> None:
     tables.query(
         "alter table graphile_worker._private_tasks"

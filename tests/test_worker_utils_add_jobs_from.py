@@ -143,7 +143,6 @@ async def test_later_chunks_replace_the_waiting_jobs_of_earlier_ones(
     assert (row["payload"], row["revision"]) == ({"n": 4}, 2)
 
 
-@pytest.mark.parametrize("installer", ["python"])
 @pytest.mark.parametrize("form", ["async", "sync"])
 def test_memory_does_not_grow_with_the_stream(dsn: str, tables: Tables, form: str) -> None:
     # Two chunks are added by the time when the child first looks at its memory. In one chunk, the

@@ -23,12 +23,6 @@ StartTrial = Callable[..., AbstractAsyncContextManager[Trial]]
 
 
 @pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
-@pytest.fixture
 def ledger(dsn: str) -> Ledger:
     """The jobs of the test's database, and a record of their runs."""
     return Ledger(dsn)

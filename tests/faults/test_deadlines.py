@@ -28,12 +28,6 @@ from tests.support.running import Jobs, Told
 SLEEP: Query[list[tuple[Any, ...]]] = Query("select pg_sleep(3600)", (), list)
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference to time."""
-    return "python"
-
-
 async def test_a_job_that_cannot_be_added_in_time_is_not_added_later(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,12 +16,6 @@ DEEP = 10_000
 MANY = {"rows": [{"id": n, "name": f"row {n}", "tags": ["a", "b"]} for n in range(60_000)]}
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 @pytest.mark.parametrize("payload", [{"text": BIG}, MANY], ids=["one text", "many values"])
 async def test_megabytes_come_and_go(dsn: str, payload: Any) -> None:
     jobs, seen = Jobs(dsn), list[Any]()

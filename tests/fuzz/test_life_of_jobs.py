@@ -64,12 +64,6 @@ delete from graphile_worker_py.suspects;
 """
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 @dataclass(kw_only=True)
 class Row:
     """A job as it should be."""

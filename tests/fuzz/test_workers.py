@@ -25,12 +25,6 @@ MOST_BYTES = 7999
 DEEP = "[" * 6000 + "]" * 6000
 
 
-@pytest.fixture
-def installer() -> str:
-    """Who installed the schema makes no difference here."""
-    return "python"
-
-
 class Bench:
     """A worker that runs for as long as there are examples, in an event loop of the test's."""
 

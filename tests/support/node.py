@@ -13,11 +13,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import Process, Processes, clean_environment
 
 LATEST = "0.18.0"
 NEEDED_NODE = (22, 18)
 INSTALL_TIMEOUT = 600.0
+
+BOTH_INSTALLERS = pytest.mark.parametrize("installer", ["node", "python"])
+"""Run the test on a schema that Node has installed and on one of ours."""
 
 
 class Node:
