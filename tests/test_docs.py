@@ -1,7 +1,5 @@
 """What the documentation shows is run, and not only read."""
 
-import ast
-import dataclasses
 import re
 import shutil
 import subprocess
@@ -14,15 +12,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import MissingRightsError, SyncWorkerUtils, events
+from graphile_worker_py import MissingRightsError, SyncWorkerUtils
 from tests.support.pages import PageRun, blocks_of, check_commands
 from tests.support.processes import Processes
-from tests.support.upstream import EVENTS, NAMES
+from tests.support.upstream import NAMES
 from tools import events_page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-TESTS = (ROOT / "tests", ROOT / "compat_tests")
 PAGES = sorted(DOCS.glob("*.md"))
 SITE = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 
@@ -152,18 +149,6 @@ def test_links_to_files_lead_to_files(page: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_tests_that_a_page_names_exist(page: Path) -> None:
-    named = re.findall(r"`(test_\w+)::(test_\w+)`", page.read_text(encoding="utf-8"))
-    files = {file.stem: file for folder in TESTS for file in folder.rglob("test_*.py")}
-    missing = [
-        f"{file}::{test}"
-        for file, test in named
-        if file not in files or f"def {test}(" not in files[file].read_text(encoding="utf-8")
-    ]
-    assert missing == []
-
-
 def test_the_table_of_events_is_what_the_code_says() -> None:
     page = DOCS / "events.md"
     assert events_page.rewritten(page.read_text(encoding="utf-8")) == page.read_text(
@@ -191,30 +176,3 @@ def test_all_that_graphile_worker_has_is_in_a_row_of_the_compatibility_page(grou
         for name in (span, span.split()[0])
     }
     assert [name for name in NAMES[group].split() if name not in named] == []
-
-
-def test_a_row_about_an_event_tells_its_fields_and_names_a_test_that_looks_at_it() -> None:
-    kinds = {
-        kind.name: kind
-        for kind in vars(events).values()
-        if isinstance(kind, type) and issubclass(kind, events.Event) and hasattr(kind, "name")
-    }
-    sources = {file.stem: file for folder in TESTS for file in folder.rglob("test_*.py")}
-    rows = {row[0].strip("`"): row for row in _rows_of(DOCS / "compatibility.md")}
-    for name in EVENTS.split():
-        kind, (_, _, ours, shown_by) = kinds[name], rows[name]
-        fields = [field.name for field in dataclasses.fields(kind)]
-        assert re.findall(r"`(\w+)`", ours) == [kind.__name__, *fields], name
-        looking = [
-            _source_of(sources[module], test)
-            for module, test in re.findall(r"`(test_\w+)::(test_\w+)`", shown_by)
-        ]
-        assert any(name in text or kind.__name__ in text for text in looking), name
-
-
-def _source_of(module: Path, test: str) -> str:
-    source = module.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == test:
-            return ast.get_source_segment(source, node) or ""
-    raise AssertionError(f"{module.name} has no {test}")

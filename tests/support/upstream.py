@@ -1,4 +1,4 @@
-"""What graphile-worker 0.18.0 has, by name: each must be found on the page of compatibility."""
+"""What graphile-worker 0.18.0 has, by name: as the page of compatibility must have it."""
 
 from typing import Final
 
@@ -71,11 +71,11 @@ NAMES: Final = {
     "errors of the database": "40001 40P01 57P03 EHOSTUNREACH ETIMEDOUT",
     "columns": "locked_by run_at last_error attempts max_attempts updated_at revision",
     "events": EVENTS,
-    "tests": """
-        batchJobs cron cron-timing cronMatcher crontab events forbiddenFlags getTasks jobsView
-        main.runTaskList main.runTaskListOnce migrate nodeTime resetLockedAt
-        runner.helpers.getTaskName runner.runOnce workerUtils.addJob workerUtils.addJobs
-        workerUtils.cleanup workerUtils.completeJobs workerUtils.forceUnlockWorkers
-        workerUtils.permanentlyFailJobs workerUtils.rescheduleJobs
-    """,
 }
+
+TEST_FILES: Final = """
+batchJobs cron cron-timing cronMatcher crontab events forbiddenFlags getTasks jobsView
+main.runTaskList main.runTaskListOnce migrate nodeTime resetLockedAt runner.helpers.getTaskName
+runner.runOnce workerUtils.addJob workerUtils.addJobs workerUtils.cleanup workerUtils.completeJobs
+workerUtils.forceUnlockWorkers workerUtils.permanentlyFailJobs workerUtils.rescheduleJobs
+"""
