@@ -55,6 +55,15 @@ SEQUENCES = """
     (select array[last_value, is_called::int] from graphile_worker.job_queues_id_seq) as queues,
     (select array[last_value, is_called::int] from graphile_worker.tasks_id_seq) as tasks
 """
+CLEAR = """
+  with jobs as (delete from graphile_worker._private_jobs),
+    queues as (delete from graphile_worker._private_job_queues),
+    tasks as (delete from graphile_worker._private_tasks)
+  select
+    setval('graphile_worker.jobs_id_seq1', 1, false),
+    setval('graphile_worker.job_queues_id_seq', 1, false),
+    setval('graphile_worker.tasks_id_seq', 1, false)
+"""
 # A parameter's type in SQL, where it is not text.
 TYPES = {
     "payload": "json",
@@ -215,16 +224,12 @@ class Side:
         return history
 
     def clear(self) -> None:
-        """Empty the tables and start the ids at 1."""
-        self.connection.execute(
-            """
-            truncate
-              graphile_worker._private_jobs,
-              graphile_worker._private_job_queues,
-              graphile_worker._private_tasks
-            restart identity
-            """
-        )
+        """Empty the tables and start the ids at 1.
+
+        To truncate them would take longer than the test: PostgreSQL makes each table and each of
+        its indexes anew.
+        """
+        self.connection.execute(CLEAR)
         self.notifications()
 
     def state(self, *, shuffled: bool = False) -> dict[str, Any]:
