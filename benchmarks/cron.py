@@ -23,7 +23,8 @@ from graphile_worker_py.cron.match import Timetable
 from graphile_worker_py.cron.schedule import cron_job
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from graphile_worker_py.events import Events
-from graphile_worker_py.postgres.database import Database, opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import known_crontabs
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -21,7 +21,7 @@ from benchmarks.lab import Lab
 from benchmarks.sides import add_backlog, environment
 from graphile_worker_py.dev.postgres import embedded_bin_dir
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import Query, Statements
+from graphile_worker_py.postgres.query import Query, Statements
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.get_jobs import get_jobs
 

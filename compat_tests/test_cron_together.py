@@ -18,7 +18,8 @@ from graphile_worker_py.aio import wait_for
 from graphile_worker_py.cron import Cron, parse_crontab
 from graphile_worker_py.cron.match import Timetable, ceil_minute
 from graphile_worker_py.events import CronScheduled, CronStarting, Events
-from graphile_worker_py.postgres.database import Database, opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
 from tests.support.eventually import eventually
 from tests.support.node import LATEST, Node
 from tests.support.processes import Process

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from graphile_worker_py.checks import check_schema
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options import (
     DEFAULT_SCHEMA,
@@ -23,7 +24,6 @@ from graphile_worker_py.options import (
     Option,
     RefetchDelay,
     WorkerOptions,
-    check_schema,
 )
 
 P = TypeVar("P")

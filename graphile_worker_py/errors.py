@@ -14,10 +14,10 @@ _SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, CancelledError)
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says; its kind, where it says nothing or can't."""
+    """An error's message; its type where it has none or fails to produce one."""
     try:
         message = str(error)
-    except Exception:  # an exception class of the user's may fail to describe itself
+    except Exception:  # a user's exception class may have a faulty __str__
         message = ""
     if isinstance(error, BaseExceptionGroup):
         parts = "\n".join(f"- {message_of(part)}" for part in error.exceptions)
@@ -27,6 +27,13 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, _SAYS_NOTHING):
         return f"{type(error).__name__}: {message}"
     return message
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line for the log: its type and the first line of its message."""
+    kind = type(error).__name__
+    said = message_of(error).strip().partition("\n")[0]
+    return said if said.startswith(kind) else f"{kind}: {said}"
 
 
 class ConfigurationError(GraphileWorkerError, ValueError):

@@ -7,17 +7,22 @@ from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.checks import (
+    check_aware,
+    check_one_of,
+    check_smallint,
+    check_text,
+    check_texts,
+)
 from graphile_worker_py.errors import ConfigurationError
 
 MAX_IDENTIFIER_LENGTH: Final = 128
 MAX_QUEUE_NAME_LENGTH: Final = 128
 MAX_JOB_KEY_LENGTH: Final = 512
-SMALLINT_MIN: Final = -32768
-SMALLINT_MAX: Final = 32767
 
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
-_LATEST: Final = datetime.max.replace(tzinfo=UTC)
-_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+LATEST: Final = datetime.max.replace(tzinfo=UTC)
+EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 _UNREAD: Final = object()
 _INFINITY: Final = 2**63 - 1
 _MINUS_INFINITY: Final = -(2**63)
@@ -208,13 +213,13 @@ def from_timestamp(value: bytes) -> datetime:
     """Decode PostgreSQL's binary timestamptz: microseconds since 2000 in eight bytes."""
     microseconds = int.from_bytes(value, "big", signed=True)
     if microseconds == _INFINITY:
-        return _LATEST
+        return LATEST
     if microseconds == _MINUS_INFINITY:
-        return _EARLIEST
+        return EARLIEST
     try:
         return _POSTGRES_EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
-        return _LATEST if microseconds > 0 else _EARLIEST
+        return LATEST if microseconds > 0 else EARLIEST
 
 
 def as_timestamp(moment: datetime) -> bytes:
@@ -302,9 +307,9 @@ class JobSpec:
             check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
             # Without a key the mode means nothing and the SQL functions take any; so do we.
             if job_key_mode is not None:
-                _check_mode(job_key_mode)
+                check_one_of("job_key_mode", job_key_mode, allowed=JobKeyMode)
         if flags is not None:
-            flags = _checked_flags(flags)
+            flags = check_texts("flags", flags)
         put = object.__setattr__
         put(self, "identifier", identifier)
         put(self, "payload", payload)
@@ -328,63 +333,3 @@ class JobSpec:
             return json_codec.dumps(self.payload).decode()
         except ValueError as error:
             raise ConfigurationError(f"payload of task {self.identifier!r} is {error}") from error
-
-
-def _check_mode(mode: object) -> None:
-    modes = [str(mode) for mode in JobKeyMode]
-    if mode not in modes:
-        raise ConfigurationError(f"job_key_mode {mode!r} is not one of {', '.join(modes)}")
-
-
-def _checked_flags(flags: Iterable[str]) -> list[str]:
-    if isinstance(flags, str | bytes) or not isinstance(flags, Iterable):
-        raise ConfigurationError(f"flags must be a list of strings, not {flags!r}")
-    return [check_text(f"flags[{at}]", flag) for at, flag in enumerate(flags)]
-
-
-def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:
-    """Check a text of a job; PostgreSQL counts characters, and can't store U+0000."""
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{name} must be a string, not {value!r}")
-    if len(value) < shortest:
-        raise ConfigurationError(f"{name} must not be empty")
-    if longest is not None and len(value) > longest:
-        raise ConfigurationError(
-            f"{name} has {len(value)} characters, at most {longest} are allowed: {value[:40]!r}…"
-        )
-    if "\0" in value:
-        raise ConfigurationError(f"{name} {value!r} contains U+0000, which can't be stored")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigurationError(
-            f"{name} {value!r} contains a lone surrogate, which can't be stored"
-        ) from error
-    return value
-
-
-def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) -> int:
-    """Check a number that the schema stores as smallint."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
-    if not smallest <= value <= SMALLINT_MAX:
-        raise ConfigurationError(
-            f"{name} {value} is out of range, allowed are {smallest} to {SMALLINT_MAX}"
-        )
-    return value
-
-
-def check_aware(name: str, value: object) -> datetime:
-    """Check a point in time: a naive one would mean another instant on each machine."""
-    if not isinstance(value, datetime):
-        raise ConfigurationError(f"{name} must be a datetime, not {value!r}")
-    if value.utcoffset() is None:
-        raise ConfigurationError(
-            f"{name} {value!r} has no time zone; use an aware datetime, "
-            f"for example datetime.now(UTC)"
-        )
-    try:
-        value.astimezone(UTC)
-    except OverflowError as error:
-        raise ConfigurationError(f"{name} {value!r} is beyond the year 1 or 9999 in UTC") from error
-    return value

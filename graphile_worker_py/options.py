@@ -3,16 +3,26 @@
 It is long because it is a list: files, variables, flags and documentation are made from it.
 """
 
-import math
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from graphile_worker_py.checks import (
+    check_delay,
+    check_filled,
+    check_flag,
+    check_is,
+    check_one_of,
+    check_port,
+    check_processes,
+    check_schema,
+    check_seconds,
+    check_texts,
+    check_whole,
+)
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import check_text
 
 ForbiddenFlags = (
     Sequence[str]
@@ -22,128 +32,9 @@ ForbiddenFlags = (
 """Flags whose jobs are left for others: fixed, or asked for before each fetch."""
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
-MAX_SCHEMA_BYTES: Final = 63
-LARGEST_WHOLE: Final = 2**31 - 1
-LONGEST: Final = 1e9
-"""Seconds, thirty years: clocks and PostgreSQL's intervals can reckon with that."""
 HEALTH_HOST: Final = "127.0.0.1"
-HIGHEST_PORT: Final = 65535
 LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-AUTO: Final = "auto"
-
-
-def check_schema(value: object) -> str:
-    """Check the name of a schema: any name that PostgreSQL can hold."""
-    if not isinstance(value, str):
-        raise ConfigurationError(f"schema must be a string, not {value!r}")
-    if not value or "\0" in value or _bytes_of(value) > MAX_SCHEMA_BYTES:
-        raise ConfigurationError(
-            f"schema {value!r} is not a name that PostgreSQL can hold: 1 to "
-            f"{MAX_SCHEMA_BYTES} bytes, no U+0000, no lone surrogates"
-        )
-    return value
-
-
-def _bytes_of(text: str) -> float:
-    """How long a text is in UTF-8; lone surrogates have no place there."""
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        return math.inf
-
-
-def check_whole(name: str, value: object, *, smallest: int, or_else: str = "") -> int:
-    """Check a whole number with a lower bound; the upper one is that of PostgreSQL's integers."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-        allowed = f"a whole number of at least {smallest} {or_else}".rstrip()
-        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
-    if value > LARGEST_WHOLE:
-        raise ConfigurationError(f"{name} must be at most {LARGEST_WHOLE}, not {value!r}")
-    return value
-
-
-def check_seconds(
-    name: str, value: object, *, above_zero: bool = False, longest: float = LONGEST
-) -> float:
-    """Check a duration in seconds: not negative, and not for ever."""
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not value >= 0  # NaN neither
-        or (above_zero and value == 0)
-    ):
-        allowed = "above 0" if above_zero else "0 or above"
-        raise ConfigurationError(f"{name} must be seconds, {allowed}, not {value!r}")
-    if value > longest:
-        raise ConfigurationError(f"{name} must be seconds, at most {longest:g}, not {value!r}")
-    return float(value)
-
-
-def check_delay(name: str, value: object) -> None:
-    """Check a batch delay: seconds, or -1 for none."""
-    if value != -1:
-        check_seconds(f"{name} (-1 for none)", value)
-
-
-def check_flag(name: str, value: object) -> None:
-    """Check a yes or no."""
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be True or False, not {value!r}")
-
-
-def check_texts(name: str, value: object) -> list[str]:
-    """Check a list of strings; a lone string would be taken letter by letter."""
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ConfigurationError(f"{name} must be a list of strings, not {value!r}")
-    for item in value:
-        if not isinstance(item, str):
-            raise ConfigurationError(f"{name} must hold strings only, not {item!r}")
-    return list(value)
-
-
-def check_flags(name: str, value: object) -> list[str]:
-    """Check flags: texts that a job could have."""
-    return [check_text(f"{name}[{at}]", flag) for at, flag in enumerate(check_texts(name, value))]
-
-
-def check_path(name: str, value: object) -> None:
-    """Check a path of a file or directory."""
-    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
-        raise ConfigurationError(f"{name} must be a path, not {value!r}")
-
-
-def check_is(name: str, value: object, kind: type | tuple[type, ...], *, how: str) -> None:
-    """Check that a value is of a class; `how` says how to make one."""
-    if not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be {how}, not {value!r}")
-
-
-def check_one_of(name: str, value: object, *, allowed: Sequence[str]) -> None:
-    """Check a choice."""
-    if value not in allowed:
-        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-
-
-def check_port(name: str, value: object) -> None:
-    """Check a TCP port; 0 leaves the choice to the system."""
-    or_else = f"and at most {HIGHEST_PORT}"
-    if check_whole(name, value, smallest=0, or_else=or_else) > HIGHEST_PORT:
-        raise ConfigurationError(f"{name} must be at most {HIGHEST_PORT}, not {value!r}")
-
-
-def check_processes(name: str, value: object) -> None:
-    """Check a number of processes."""
-    if value != AUTO:
-        check_whole(name, value, smallest=1, or_else=f"or {AUTO!r} for one per processor core")
-
-
-def check_filled(name: str, value: object) -> None:
-    """Check a text that means nothing when it is empty."""
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{name} must be a string that is not empty, not {value!r}")
-    if "\0" in value:
-        raise ConfigurationError(f"{name} must be a string without U+0000, not {value!r}")
 
 
 Check: TypeAlias = Callable[[str, object], object]
@@ -207,7 +98,8 @@ def _or_none(check: Check) -> Check:
 
 def _check_flags(name: str, value: object) -> None:
     if value is not None and not callable(value):
-        check_flags(name, value)
+        check_is(name, value, Sequence, how="a list of strings")  # read before each fetch
+        check_texts(name, value)
 
 
 def _check_local_queue_size(name: str, value: object) -> None:

@@ -16,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import aio, config, events
 from graphile_worker_py.adding.adder import JobAdder
+from graphile_worker_py.checks import check_filled, check_flag, check_is, check_path, check_port
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.loading.directory import load_tasks
@@ -27,14 +28,10 @@ from graphile_worker_py.options import (
     ForbiddenFlags,
     LocalQueueOptions,
     WorkerOptions,
-    check_filled,
-    check_flag,
-    check_is,
-    check_path,
-    check_port,
 )
 from graphile_worker_py.plugins import Hooks, Plugins
-from graphile_worker_py.postgres.database import AsyncPool, Database, checked_conninfo, opened_pool
+from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.processes.signals import handle_signals
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.schema.own import install as install_side_schema

@@ -15,18 +15,13 @@ from psycopg.conninfo import make_conninfo
 from graphile_worker_py import config
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
+from graphile_worker_py.checks import check_flag, check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
-from graphile_worker_py.options import check_flag, check_whole
-from graphile_worker_py.postgres.database import (
-    Database,
-    Query,
-    Steps,
-    SyncDatabase,
-    can_copy,
-    opened_pool,
-    opened_sync_pool,
-)
+from graphile_worker_py.postgres.blocking import SyncDatabase
+from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Query, Steps, can_copy
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning

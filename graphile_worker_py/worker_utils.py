@@ -14,9 +14,11 @@ from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import config
 from graphile_worker_py.adding.adder import JobAdder, check_async
+from graphile_worker_py.checks import check_flag, check_whole
 from graphile_worker_py.job import Job, PayloadT, TaskName
-from graphile_worker_py.options import check_flag, check_whole
-from graphile_worker_py.postgres.database import AsyncPool, Database, Query, opened_pool
+from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning

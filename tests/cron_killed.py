@@ -8,7 +8,7 @@ from typing import Any
 
 from graphile_worker_py.cron import Cron, parse_crontab
 from graphile_worker_py.events import Events
-from graphile_worker_py.postgres.database import opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
 from tests.cron_support import CountingDatabase, TestClock, at
 
 CRONTAB = "*/10 * * * * task ?fill=1h"

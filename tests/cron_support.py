@@ -11,7 +11,8 @@ import psycopg
 
 from graphile_worker_py.cron import Cron, ParsedCronItem
 from graphile_worker_py.events import Event, Events
-from graphile_worker_py.postgres.database import AsyncPool, Database, opened_pool
+from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
+from graphile_worker_py.postgres.database import Database
 from tests.support.rows import rows_of
 
 SCHEMA = "graphile_worker"

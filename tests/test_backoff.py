@@ -5,7 +5,8 @@ import psycopg_pool
 import pytest
 from psycopg import errors
 
-from graphile_worker_py.backoff import CONTENTION, UNAVAILABLE, Backoff, backoff_for
+from graphile_worker_py.backoff import CONTENTION, UNAVAILABLE, Backoff
+from graphile_worker_py.postgres.outages import backoff_for
 
 
 def test_delays_grow_up_to_the_longest() -> None:

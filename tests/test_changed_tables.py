@@ -8,7 +8,10 @@ import pytest
 
 from graphile_worker_py import JobContext, Runner, SyncWorkerUtils, WorkerUtils
 from graphile_worker_py.events import JobError, JobSuccess, WorkerGetJobError
-from graphile_worker_py.postgres.database import Database, Line, Query, opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.planning import keep_to_indexes
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -90,7 +93,7 @@ async def test_a_statement_whose_result_changed_is_sent_again_on_a_new_connectio
 async def test_a_worker_leaves_a_session_whose_prepared_statements_are_stale(
     dsn: str, database: Database
 ) -> None:
-    async with Line(database, begin=keep_to_indexes) as line:
+    async with OwnConnection(database, begin=keep_to_indexes) as line:
         assert await line.run(READ_COLOURS) == [(1,)]
         Jobs(dsn).query(MORE_COLOURS)
         assert await line.run(READ_COLOURS) == [(1, "red")]
@@ -100,7 +103,7 @@ async def test_an_error_that_may_be_of_the_session_ends_it_and_one_of_the_values
     database: Database,
 ) -> None:
     backend = Query(BACKEND, (), lambda rows: rows[0][0])
-    async with Line(database, begin=keep_to_indexes) as line:
+    async with OwnConnection(database, begin=keep_to_indexes) as line:
         first = await line.run(backend)
         with pytest.raises(psycopg.DataError):
             await line.run(Query("select 1 / $1::int4", (0,), list))

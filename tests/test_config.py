@@ -215,7 +215,7 @@ def test_defaults_are_left_to_the_runner(tmp_path: Path) -> None:
             f"{OWN}: prepared_statements must be True or False, not 'no'",
         ),
         ("forbidden_flags = 'eu'", f"{OWN}: forbidden_flags must be a list of strings, not 'eu'"),
-        ("hooks = [1]", f"{OWN}: hooks must hold strings only, not 1"),
+        ("hooks = [1]", f"{OWN}: hooks[0] must be a string, not 1"),
         ("schema = ''", f"{OWN}: schema '' is not a name that PostgreSQL can hold"),
         ("connection = 5", f"{OWN}: connection must be a string that is not empty, not 5"),
         (

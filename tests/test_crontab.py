@@ -281,7 +281,7 @@ def test_options_of_an_item_from_code_may_be_a_mapping() -> None:
         (CronItem("t", "* * * * *", options={"max_attempts": 0}), "max_attempts 0"),
         (CronItem("t", "* * * * *", options={"backfill_period": -1}), "backfill_period must be"),
         (CronItem("t", "* * * * *", options={"backfill_period": "1d"}), "backfill_period must be"),
-        (CronItem("t", "* * * * *", options={"job_key_mode": "x"}), "job_key_mode 'x' is not one"),
+        (CronItem("t", "* * * * *", options={"job_key_mode": "x"}), "job_key_mode must be one of"),
         (CronItem("t", "* * * * *", options={"timezone": "X/Y"}), "timezone 'X/Y' is not known"),
         (CronItem("t", "* * * * *", options={"overlap": "skip"}), "needs a job_key"),
         (CronItem("t", "* * * * *", payload=[1]), "payload must be a mapping"),  # type: ignore[arg-type]

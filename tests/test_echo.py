@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 from graphile_worker_py import Runner
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobSuccess, PoolListenError, PoolListenSuccess
-from graphile_worker_py.postgres.database import checked_conninfo
+from graphile_worker_py.postgres.connecting import checked_conninfo
 from graphile_worker_py.sql.notifications import echo_channel, listen_on
 from graphile_worker_py.workers import listener
 from graphile_worker_py.workers.listener import NoEchoError

@@ -8,7 +8,7 @@ import pytest
 
 from graphile_worker_py import Runner, run_once
 from graphile_worker_py.events import JobStart, JobSuccess
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
 from graphile_worker_py.workers import fetcher
 from tests.support.eventually import eventually

@@ -186,7 +186,7 @@ async def test_statements_prepared_on_demand_are_given_up_where_the_pooler_loses
             await runner.add_job("work", n)
         await eventually(lambda: jobs.all() == [], timeout=10)
     assert len(told.of(JobSuccess)) == 30
-    said = [message for message in caplog.messages if "not prepared any more" in message]
+    said = [message for message in caplog.messages if "no longer prepared" in message]
     # Releases that keep track of them leave nothing to be said.
     assert len(said) == (0 if bouncer.prepares else 1)
 
@@ -201,7 +201,7 @@ def test_without_an_event_loop_they_are_given_up_too(
             other.execute("select 1")  # in a transaction, so that the session is not to be had
             utils.add_job("work", 2)
     assert [job["payload"] for job in Jobs(dsn).all()] == [1, 2]
-    said = [message for message in caplog.messages if "not prepared any more" in message]
+    said = [message for message in caplog.messages if "no longer prepared" in message]
     assert len(said) == (0 if bouncer.prepares else 1)
 
 

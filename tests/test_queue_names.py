@@ -13,7 +13,9 @@ from graphile_worker_py import (
     run_once,
     task,
 )
-from graphile_worker_py.postgres.database import Database, Query, opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.tasks.queue_names import QueueNames
 from tests.support.eventually import eventually
 from tests.support.running import Jobs

@@ -36,7 +36,7 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.events import JobError, JobReturned, JobStart, JobSuccess
-from graphile_worker_py.postgres.database import checked_conninfo
+from graphile_worker_py.postgres.connecting import checked_conninfo
 from graphile_worker_py.postgres.masking import masked, masked_text
 from graphile_worker_py.workers.health import Vitals
 from tests.support.eventually import eventually

@@ -14,7 +14,7 @@ import pytest
 import graphile_worker_py
 from graphile_worker_py import cli
 from graphile_worker_py.cli.main import main
-from graphile_worker_py.postgres.database import opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
 from tests.support.processes import Processes
 
 PACKAGE = "graphile_worker_py"

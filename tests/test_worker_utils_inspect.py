@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 
 from graphile_worker_py import JobSpec, WorkerUtils
-from graphile_worker_py.postgres.database import Statements
+from graphile_worker_py.postgres.query import Statements
 from graphile_worker_py.sql import inspect
 from tests.worker_utils_support import Tables
 

@@ -11,7 +11,8 @@ from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
-from graphile_worker_py.postgres.database import Database, Steps, can_copy
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Steps, can_copy
 from graphile_worker_py.sql.add_jobs import BEGIN
 
 T = TypeVar("T")

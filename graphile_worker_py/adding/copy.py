@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job, JobSpec, as_timestamp, from_timestamp
-from graphile_worker_py.postgres.database import Query, Steps
+from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql.add_jobs import Names, read_names
 from graphile_worker_py.sql.copy_jobs import OPTIONAL, copy_jobs, register_queues, reserve
 from graphile_worker_py.sql.task_ids import register_tasks

@@ -17,10 +17,10 @@ from psycopg.pq import TransactionStatus
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.adding.copy import Copying
+from graphile_worker_py.checks import check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, as_timestamp
-from graphile_worker_py.options import check_whole
-from graphile_worker_py.postgres.database import Query, Steps
+from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql import add_jobs as sql
 from graphile_worker_py.sql.add_jobs import Names
 
@@ -237,7 +237,9 @@ def check_iterable(specs: object) -> None:
 
 def _noting(query: Query[T], note: Callable[[T], None]) -> Query[None]:
     """The same statement; what is read from its result is noted."""
-    return Query(query.text, query.values, lambda rows: note(query.read(rows)), seldom=query.seldom)
+    return Query(
+        query.text, query.values, lambda rows: note(query.read(rows)), prepare=query.prepare
+    )
 
 
 def _needed_names(specs: Sequence[JobSpec]) -> Query[Names] | None:

@@ -19,7 +19,8 @@ from graphile_worker_py.cli.tables import job_as_json, job_rows, print_json, pri
 from graphile_worker_py.cli.work import import_tasks
 from graphile_worker_py.job import Job
 from graphile_worker_py.loading.directory import load_tasks
-from graphile_worker_py.postgres.database import Query, SyncDatabase
+from graphile_worker_py.postgres.blocking import SyncDatabase
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import admin, inspect
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.cleanup import CleanupTask

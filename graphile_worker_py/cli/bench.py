@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from graphile_worker_py import config
+from graphile_worker_py.checks import check_schema, check_seconds
 from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.show import json_option
 from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.cli.work import run_in_loop
 from graphile_worker_py.dev.bench import SCHEMA, Figure, Plan, measure
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options import check_schema, check_seconds
 
 
 @click.command()

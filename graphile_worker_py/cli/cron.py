@@ -19,8 +19,9 @@ from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Timetable
 from graphile_worker_py.cron.pattern import FIELDS, Pattern
 from graphile_worker_py.cron.schedule import timestamp
-from graphile_worker_py.errors import ConfigurationError, CrontabError
-from graphile_worker_py.postgres.database import SyncDatabase, one_line, opened_sync_pool
+from graphile_worker_py.errors import ConfigurationError, CrontabError, one_line
+from graphile_worker_py.postgres.blocking import SyncDatabase
+from graphile_worker_py.postgres.connecting import opened_sync_pool
 from graphile_worker_py.sql import known_crontabs
 
 DEFAULT_FILE: Final = "crontab"

@@ -7,7 +7,8 @@ from psycopg import errors
 
 from graphile_worker_py import config
 from graphile_worker_py.errors import MigrationError
-from graphile_worker_py.postgres.database import SyncDatabase, opened_sync_pool
+from graphile_worker_py.postgres.blocking import SyncDatabase
+from graphile_worker_py.postgres.connecting import opened_sync_pool
 from graphile_worker_py.schema.migrate import check_supported
 from graphile_worker_py.schema.rights import LOOKING, check_grants, check_rights
 from graphile_worker_py.sql import migrations

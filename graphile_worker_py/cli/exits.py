@@ -29,7 +29,7 @@ def told_clearly() -> Iterator[None]:
     except BrokenPipeError:
         raise  # nobody reads on, as with `| head`: click ends quietly
     except _failures() as error:
-        from graphile_worker_py.postgres.database import one_line
+        from graphile_worker_py.errors import one_line
 
         exit_with(one_line(error), EXIT_FAILURE)
 

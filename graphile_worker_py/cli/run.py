@@ -8,12 +8,13 @@ from typing import Any, Final
 import click
 
 from graphile_worker_py import config
+from graphile_worker_py.checks import AUTO, HIGHEST_PORT
 from graphile_worker_py.cli.exits import EXIT_INCOMPATIBLE_WHILE_RUNNING, told_clearly
 from graphile_worker_py.cli.logs import configure_logging
 from graphile_worker_py.cli.reading import reading_modules
 from graphile_worker_py.cli.shared_options import configuration_options
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options import AUTO, HIGHEST_PORT, LOG_FORMATS, LOG_LEVELS
+from graphile_worker_py.options import LOG_FORMATS, LOG_LEVELS
 from graphile_worker_py.processes.cores import cores
 from graphile_worker_py.processes.supervised import Supervised
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote_plus
 
+from graphile_worker_py.checks import check_is, check_path
 from graphile_worker_py.cron.items import (
     CronItemOptions,
     Overlap,
@@ -30,7 +31,6 @@ from graphile_worker_py.cron.pattern import (
     words_of,
 )
 from graphile_worker_py.errors import ConfigurationError, CrontabError
-from graphile_worker_py.options import check_is, check_path
 
 PYTHON_ONLY: Final = "#py:"
 

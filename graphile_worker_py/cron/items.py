@@ -10,6 +10,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.checks import check_one_of, check_seconds, check_smallint, check_text
 from graphile_worker_py.cron.pattern import Pattern, parse_pattern
 from graphile_worker_py.errors import ConfigurationError, CrontabError
 from graphile_worker_py.job import (
@@ -17,10 +18,7 @@ from graphile_worker_py.job import (
     MAX_JOB_KEY_LENGTH,
     MAX_QUEUE_NAME_LENGTH,
     JobKeyMode,
-    check_smallint,
-    check_text,
 )
-from graphile_worker_py.options import check_seconds
 
 
 class Overlap(StrEnum):
@@ -249,7 +247,8 @@ def check_item(item: ParsedCronItem) -> None:
             check_text("queue_name", options.queue_name, longest=MAX_QUEUE_NAME_LENGTH)
         if options.job_key is not None:
             check_text("job_key", options.job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
-        _check_one_of("job_key_mode", options.job_key_mode, [*JobKeyMode, None])
+        if options.job_key_mode is not None:
+            check_one_of("job_key_mode", options.job_key_mode, allowed=JobKeyMode)
         _check_overlap(options)
         if options.max_backfill is not None:
             check_smallint("max_backfill", options.max_backfill, smallest=0)
@@ -260,14 +259,8 @@ def check_item(item: ParsedCronItem) -> None:
         raise CrontabError(f"{where(item)}: {error}", line=item.line) from error
 
 
-def _check_one_of(name: str, value: object, allowed: list[Any]) -> None:
-    if value not in allowed:
-        names = ", ".join(str(each) for each in allowed if each is not None)
-        raise ConfigurationError(f"{name} {value!r} is not one of {names}")
-
-
 def _check_overlap(options: CronItemOptions) -> None:
-    _check_one_of("overlap", options.overlap, list(Overlap))
+    check_one_of("overlap", options.overlap, allowed=Overlap)
     if options.overlap == Overlap.SKIP and options.job_key is None:
         raise ConfigurationError("overlap 'skip' needs a job_key, by which runs are recognised")
 

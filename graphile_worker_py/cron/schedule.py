@@ -12,10 +12,11 @@ import psycopg
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.aio import wait_for
-from graphile_worker_py.backoff import CONTENTION, Backoff, backoff_for
+from graphile_worker_py.backoff import CONTENTION, Backoff
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
+from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import (
     CronBackfill,
     CronOverdueTimer,
@@ -27,7 +28,8 @@ from graphile_worker_py.events import (
     Events,
 )
 from graphile_worker_py.job import JobSpec
-from graphile_worker_py.postgres.database import Database, one_line
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.sql import known_crontabs
 from graphile_worker_py.sql.known_crontabs import CronJob, KnownCrontab
 

@@ -13,7 +13,8 @@ from graphile_worker_py import aio
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import JobSpec
 from graphile_worker_py.options import LocalQueueOptions
-from graphile_worker_py.postgres.database import Database, opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.runner import Runner
 from graphile_worker_py.sql import bench_jobs as sql
 from graphile_worker_py.tasks.task import task

@@ -33,14 +33,16 @@ import psycopg
 from psycopg import AsyncConnection, errors
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.backoff import CONTENTION, backoff_for, is_outage
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.backoff import CONTENTION
+from graphile_worker_py.errors import ConfigurationError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.old_locks import Upkeep
 from graphile_worker_py.fleet.recovery import recover
 from graphile_worker_py.fleet.suspects import Quarantine
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.postgres.database import Database, ended_after, hung_up_after, one_line
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.deadlines import ended_after, hung_up_after
+from graphile_worker_py.postgres.outages import backoff_for, is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import notifications, pools
 from graphile_worker_py.sql.pools import Standing
@@ -293,7 +295,7 @@ class Presence:
             self._pool_id, worker_schema=self._database.schema, is_stopping=self._stopping
         )
         # In the transaction of the first one a pooler that loses what was prepared would undo all.
-        heard = await self._database.run(replace(beat, seldom=not self._registered), conn=conn)
+        heard = await self._database.run(replace(beat, prepare=self._registered), conn=conn)
         if heard.at - sent > self._clocks_apart + self._longest_gap:
             # The server's clock was put forward. All look late, and nobody is known to be.
             self._steady_since = sent

@@ -21,7 +21,9 @@ import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
-from graphile_worker_py.postgres.database import Database, ended_after, one_line
+from graphile_worker_py.errors import one_line
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.sql import admin, notifications, pools
 from graphile_worker_py.sql.renew_locks import read_old_locks, renew_locks
 from graphile_worker_py.sql.suspects import forget_suspects

@@ -18,9 +18,9 @@ from typing import Any, Final
 import psycopg
 from psycopg import AsyncConnection
 
-from graphile_worker_py.errors import CutOffError
+from graphile_worker_py.errors import CutOffError, one_line
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import Database, one_line
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.suspects import clear_suspects, mark_started
 
 OPENS_AFTER: Final = 30.0

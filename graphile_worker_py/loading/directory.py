@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from graphile_worker_py.checks import check_path
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.executors.executable import executable_task
-from graphile_worker_py.options import check_path
 from graphile_worker_py.tasks.importing import forget, import_file, line_of, open_package
 from graphile_worker_py.tasks.task import Task, check_tasks
 

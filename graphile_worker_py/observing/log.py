@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Final
 
 from graphile_worker_py import config, events
-from graphile_worker_py.errors import message_of
+from graphile_worker_py.errors import message_of, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import one_line
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
 from graphile_worker_py.errors import MissingRightsError
-from graphile_worker_py.postgres.database import quoted
+from graphile_worker_py.postgres.query import quoted
 from graphile_worker_py.sql.granted import Rights
 
 Needs: TypeAlias = Mapping[str, Sequence[str]]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job, JobSpec
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import job_columns
 
 _ADD_JOB: Final = (

@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import (
-    JOB_COLUMNS,
-    MAX_JOB_KEY_LENGTH,
-    Job,
+from graphile_worker_py.checks import (
+    BIGINT_MAX,
     check_aware,
     check_smallint,
     check_text,
+    check_texts,
 )
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job import JOB_COLUMNS, MAX_JOB_KEY_LENGTH, Job
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import job_columns
-
-_BIGINT_MAX: Final = 2**63 - 1
 
 # The functions return rows of the jobs table, which hold the task's id. Its identifier was there
 # before the statement began, so the same statement can look it up. A task whose row somebody
@@ -155,7 +153,7 @@ select
 
 def force_unlock_workers(pool_ids: Iterable[str]) -> Query[Unlocked]:
     """Free all jobs and queues that pools have locked."""
-    wanted = checked_texts("pool_ids", pool_ids)
+    wanted = check_texts("pool_ids", pool_ids)
 
     def read(rows: list[tuple[Any, ...]]) -> Unlocked:
         return Unlocked(jobs=rows[0][0], queues=rows[0][1])
@@ -179,18 +177,11 @@ def checked_id(name: str, value: object) -> int:
     """Check one job id."""
     number: object = value
     if isinstance(value, str) and value.isascii() and value.isdigit():
-        number = int(value) if len(value) < 20 else _BIGINT_MAX + 1
+        number = int(value) if len(value) < 20 else BIGINT_MAX + 1
     if not isinstance(number, int) or isinstance(number, bool):
         raise ConfigurationError(f"{name}: a job id is a whole number, not {value!r}")
-    if not 0 <= number <= _BIGINT_MAX:
+    if not 0 <= number <= BIGINT_MAX:
         raise ConfigurationError(
-            f"{name}: job id {value!r} is out of range, allowed are 0 to {_BIGINT_MAX}"
+            f"{name}: job id {value!r} is out of range, allowed are 0 to {BIGINT_MAX}"
         )
     return number
-
-
-def checked_texts(name: str, values: Iterable[str]) -> list[str]:
-    """Check a list of strings."""
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise ConfigurationError(f"{name} must be a list of strings, not {values!r}")
-    return [check_text(f"{name}[{at}]", value) for at, value in enumerate(values)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 
 # The four hours after which any worker frees a lock.
 _READ_BACKLOG: Final = """
@@ -63,7 +63,7 @@ def read_backlog() -> Query[Backlog]:
             stale_queues=stale_queues,
         )
 
-    return Query(_READ_BACKLOG, (), read, seldom=True)
+    return Query(_READ_BACKLOG, (), read, prepare=False)
 
 
 # A pool that others have found dead, and whose jobs they have freed, is no trouble any more.
@@ -119,4 +119,4 @@ def read_pools(schema: str) -> Query[list[RegisteredPool]]:
             for pool_id, host, pid, age, overdue, stopping in rows
         ]
 
-    return Query(_READ_POOLS, (schema,), read, seldom=True)
+    return Query(_READ_POOLS, (schema,), read, prepare=False)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 # The mark stands in both statements, because the text of a comment can't be a parameter.
 _FIND: Final = """
@@ -25,7 +25,7 @@ _CREATE: Final = "create schema :GRAPHILE_WORKER_SCHEMA"
 
 def create_schema() -> Query[None]:
     """Make the schema; fails if it is there."""
-    return Query(_CREATE, (), _nothing)
+    return Query(_CREATE, (), no_result)
 
 
 _MARK: Final = """
@@ -35,7 +35,7 @@ comment on schema :GRAPHILE_WORKER_SCHEMA is 'made and dropped by graphile-worke
 
 def mark_schema() -> Query[None]:
     """Note that it may be dropped."""
-    return Query(_MARK, (), _nothing)
+    return Query(_MARK, (), no_result)
 
 
 _DROP: Final = "drop schema :GRAPHILE_WORKER_SCHEMA cascade"
@@ -43,7 +43,7 @@ _DROP: Final = "drop schema :GRAPHILE_WORKER_SCHEMA cascade"
 
 def drop_schema() -> Query[None]:
     """Remove the schema with all that is in it."""
-    return Query(_DROP, (), _nothing)
+    return Query(_DROP, (), no_result)
 
 
 _CLEAR: Final = "truncate :GRAPHILE_WORKER_SCHEMA._private_jobs"
@@ -51,7 +51,7 @@ _CLEAR: Final = "truncate :GRAPHILE_WORKER_SCHEMA._private_jobs"
 
 def clear_jobs() -> Query[None]:
     """Remove all jobs at once, and what they left in the indexes."""
-    return Query(_CLEAR, (), _nothing)
+    return Query(_CLEAR, (), no_result)
 
 
 _PING: Final = "select 1"
@@ -59,8 +59,4 @@ _PING: Final = "select 1"
 
 def ping() -> Query[None]:
     """Do nothing."""
-    return Query(_PING, (), _nothing)
-
-
-def _nothing(_rows: list[tuple[object, ...]]) -> None:
-    return None
+    return Query(_PING, (), no_result)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
+from graphile_worker_py.checks import check_one_of, check_texts
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.postgres.database import Query
-from graphile_worker_py.sql.admin import checked_texts
+from graphile_worker_py.postgres.query import Query
 
 
 class CleanupTask(StrEnum):
@@ -71,7 +71,7 @@ def cleanup(
     keep: list[str] = []
     chosen = {CleanupTask.GC_JOB_QUEUES}
     if task_identifiers_to_keep is not None:
-        keep = checked_texts("task_identifiers_to_keep", task_identifiers_to_keep)
+        keep = check_texts("task_identifiers_to_keep", task_identifiers_to_keep)
         chosen.add(CleanupTask.GC_TASK_IDENTIFIERS)
     if tasks is not None:
         chosen = _checked_tasks(tasks)
@@ -79,13 +79,11 @@ def cleanup(
 
 
 def _checked_tasks(tasks: Iterable[str]) -> set[CleanupTask]:
-    allowed = ", ".join(CleanupTask)
     if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable):
         raise ConfigurationError(f"tasks must be a list of cleanup tasks, not {tasks!r}")
     chosen = set()
-    for task in tasks:
-        if task not in list(CleanupTask):
-            raise ConfigurationError(f"tasks: {task!r} is no cleanup task; there are {allowed}")
+    for at, task in enumerate(tasks):
+        check_one_of(f"tasks[{at}]", task, allowed=CleanupTask)
         chosen.add(CleanupTask(task))
     return chosen
 

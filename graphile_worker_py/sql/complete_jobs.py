@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 
 # Only jobs that are still ours: one that was taken from us, and is maybe running elsewhere, stays.
 _COMPLETE: Final = """

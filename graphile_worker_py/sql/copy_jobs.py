@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 _RESERVE: Final = """
 with jobs as materialized (
@@ -75,7 +75,7 @@ on conflict do nothing
 
 def register_queues(names: Collection[str]) -> Query[None]:
     """Insert the queues that are missing."""
-    return Query(_REGISTER_QUEUES, (list(names),), lambda _: None, seldom=True)
+    return Query(_REGISTER_QUEUES, (list(names),), no_result, prepare=False)
 
 
 _COPY: Final = "copy :GRAPHILE_WORKER_SCHEMA._private_jobs (id, task_id, payload"
@@ -92,4 +92,4 @@ def copy_jobs(given: Collection[str]) -> Query[None]:
     text += ", max_attempts" if "max_attempts" in given else ""
     text += ", flags" if "flags" in given else ""
     text += ") from stdin"
-    return Query(text, (), lambda _: None)
+    return Query(text, (), no_result)

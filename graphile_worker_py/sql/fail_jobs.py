@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.complete_jobs import ids
 
 # `attempts` was counted by the fetch. The wait grows with it: e^attempts seconds, from the tenth

@@ -7,7 +7,7 @@ from enum import IntFlag
 from typing import Any, Final
 
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 
 # Step by step:
 #  sight     the first jobs in order of priority and time, of free queues and without queue, as they

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def read_rights(schema: str, needed: Mapping[str, Sequence[str]]) -> Query[Right
     """
     wanted = [(table, privilege) for table, all_ in needed.items() for privilege in all_]
     values = (schema, [table for table, _ in wanted], [privilege for _, privilege in wanted])
-    return Query(_READ, values, _read, seldom=True)
+    return Query(_READ, values, _read, prepare=False)
 
 
 def _read(rows: list[tuple[Any, ...]]) -> Rights | None:

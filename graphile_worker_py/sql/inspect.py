@@ -6,16 +6,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import JOB_COLUMNS, Job, check_text, from_timestamp
-from graphile_worker_py.options import check_whole
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.checks import BIGINT_MAX, check_one_of, check_text, check_whole
+from graphile_worker_py.job import JOB_COLUMNS, Job, from_timestamp
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import job_columns
 from graphile_worker_py.sql.admin import checked_id
 
 DEFAULT_LIMIT: Final = 100
-
-_BIGINT_MAX: Final = 2**63 - 1
 
 
 class JobState(StrEnum):
@@ -132,8 +129,8 @@ def list_jobs(
     after: int | str | None,
 ) -> Query[list[ListedJob]]:
     """Read jobs, newest first."""
-    if state is not None and state not in list(JobState):
-        raise ConfigurationError(f"state {state!r} is not one of {', '.join(JobState)}")
+    if state is not None:
+        check_one_of("state", state, allowed=JobState)
     for name, value in (
         ("task", task),
         ("queue", queue),
@@ -154,7 +151,7 @@ def list_jobs(
         key,
         locked_by,
         text,
-        None if limit is None else min(limit, _BIGINT_MAX),
+        None if limit is None else min(limit, BIGINT_MAX),
     )
     return Query(_LIST, values, lambda rows: [_listed(row) for row in rows])
 

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query
-
-_LATEST: Final = datetime.max.replace(tzinfo=UTC)
-_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+from graphile_worker_py.job import EARLIEST, LATEST
+from graphile_worker_py.postgres.query import Query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,4 +246,4 @@ def _moment(epoch: float) -> datetime:
             return datetime.fromtimestamp(epoch, UTC)
         except (OverflowError, ValueError, OSError):
             pass
-    return _LATEST if epoch > 0 else _EARLIEST
+    return LATEST if epoch > 0 else EARLIEST

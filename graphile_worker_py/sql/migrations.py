@@ -1,9 +1,9 @@
 """Which revision the schema has, and the table that records it."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ select
 
 def read_revisions() -> Query[Revisions]:
     """Read server version and revisions; fails with 42P01 or 42703 before the bootstrap."""
-    return Query(_READ, (), lambda rows: Revisions(*rows[0]), seldom=True)
+    return Query(_READ, (), lambda rows: Revisions(*rows[0]), prepare=False)
 
 
 _SERVER: Final = """
@@ -42,7 +42,7 @@ select current_setting('server_version_num')::int4,
 
 def read_server(schema: str) -> Query[tuple[int, bool]]:
     """Read the server's version, and whether the schema exists."""
-    return Query(_SERVER, (schema,), lambda rows: (rows[0][0], rows[0][1]), seldom=True)
+    return Query(_SERVER, (schema,), lambda rows: (rows[0][0], rows[0][1]), prepare=False)
 
 
 CREATE_SCHEMA: Final = "create schema :GRAPHILE_WORKER_SCHEMA"
@@ -73,7 +73,7 @@ order by revision.id
 def record_revisions(revisions: dict[int, bool]) -> Query[None]:
     """Record revisions with their breaking flags; fails with 23505 if one is recorded."""
     values = (list(revisions), list(revisions.values()))
-    return Query(_RECORD, values, _nothing)
+    return Query(_RECORD, values, no_result)
 
 
 _NOTIFY: Final = "select pg_notify('worker:migrate', $1::text)"
@@ -83,8 +83,4 @@ def notify_migrated(revision: int, *, breaking: bool) -> Query[None]:
     """Tell running workers, at commit, that the schema changes."""
     flag = "true" if breaking else "false"
     payload = f'{{"migrationNumber":{revision},"breaking":{flag}}}'
-    return Query(_NOTIFY, (payload,), _nothing)
-
-
-def _nothing(_rows: list[tuple[Any, ...]]) -> None:
-    return None
+    return Query(_NOTIFY, (payload,), no_result)

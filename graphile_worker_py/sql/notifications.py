@@ -8,7 +8,7 @@ from typing import Final
 
 from psycopg import sql
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 JOBS_INSERT: Final = "jobs:insert"
 WORKER_MIGRATE: Final = "worker:migrate"
@@ -30,4 +30,4 @@ def listen_on(channel: str) -> sql.Composed:
 
 def notify(channel: str, payload: str) -> Query[None]:
     """Announce something on a channel."""
-    return Query(_NOTIFY, (channel, payload), lambda _rows: None)
+    return Query(_NOTIFY, (channel, payload), no_result)

@@ -3,9 +3,9 @@
 Its name is fixed. Each row says which schema of jobs it is about, so that several can share it.
 """
 
-from typing import Any, Final, LiteralString
+from typing import Final, LiteralString
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 NAME: Final = "graphile_worker_py"
 
@@ -62,7 +62,7 @@ _CREATE: Final = "create schema graphile_worker_py"
 
 def create_schema() -> Query[None]:
     """Make the schema. Not "if not exists", which asks for a right even if it is there."""
-    return Query(_CREATE, (), _nothing, seldom=True)
+    return Query(_CREATE, (), no_result, prepare=False)
 
 
 _EXISTS: Final = "select to_regnamespace('graphile_worker_py') is not null"
@@ -70,7 +70,7 @@ _EXISTS: Final = "select to_regnamespace('graphile_worker_py') is not null"
 
 def read_schema_exists() -> Query[bool]:
     """Whether the schema is there, whatever is in it."""
-    return Query(_EXISTS, (), lambda rows: bool(rows[0][0]), seldom=True)
+    return Query(_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
 _TABLE_EXISTS: Final = "select to_regclass('graphile_worker_py.migrations') is not null"
@@ -78,7 +78,7 @@ _TABLE_EXISTS: Final = "select to_regclass('graphile_worker_py.migrations') is n
 
 def read_table_exists() -> Query[bool]:
     """Whether there is a table that says the revision."""
-    return Query(_TABLE_EXISTS, (), lambda rows: bool(rows[0][0]), seldom=True)
+    return Query(_TABLE_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
 _REVISION: Final = "select coalesce(max(migrations.id), 0) from graphile_worker_py.migrations"
@@ -86,7 +86,7 @@ _REVISION: Final = "select coalesce(max(migrations.id), 0) from graphile_worker_
 
 def read_revision() -> Query[int]:
     """Read the latest revision; fails with 42P01 where nothing was installed."""
-    return Query(_REVISION, (), lambda rows: int(rows[0][0]), seldom=True)
+    return Query(_REVISION, (), lambda rows: int(rows[0][0]), prepare=False)
 
 
 # Any number that nobody else is likely to use.
@@ -95,7 +95,7 @@ _LOCK: Final = "select pg_advisory_xact_lock(7240312864093218563)"
 
 def lock_migrations() -> Query[None]:
     """Wait until nobody else installs, and keep others waiting until the transaction ends."""
-    return Query(_LOCK, (), _nothing, seldom=True)
+    return Query(_LOCK, (), no_result, prepare=False)
 
 
 _RECORD: Final = "insert into graphile_worker_py.migrations (id) values ($1::int4)"
@@ -103,13 +103,9 @@ _RECORD: Final = "insert into graphile_worker_py.migrations (id) values ($1::int
 
 def record_revision(revision: int) -> Query[None]:
     """Record that a revision was applied."""
-    return Query(_RECORD, (revision,), _nothing, seldom=True)
+    return Query(_RECORD, (revision,), no_result, prepare=False)
 
 
 def statement(text: LiteralString) -> Query[None]:
     """One statement of a migration."""
-    return Query(text, (), _nothing, seldom=True)
-
-
-def _nothing(_rows: list[tuple[Any, ...]]) -> None:
-    return None
+    return Query(text, (), no_result, prepare=False)

@@ -2,7 +2,8 @@
 
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query, Session
+from graphile_worker_py.postgres.own_connection import Session
+from graphile_worker_py.postgres.query import Query
 
 # The fetch reads the first entries of an index that is in the order it wants; outcomes are written
 # by the ids of their jobs. What the planner believes of a table that was empty a moment ago, or was
@@ -37,4 +38,4 @@ def keep_to_indexes(backend_pid: int) -> Query[Session | None]:
     def read(rows: list[tuple[Any, ...]]) -> Session | None:
         return (rows[0][0], rows[0][1]) if rows else None
 
-    return Query(_KEEP_TO_INDEXES, (backend_pid,), read, seldom=True)
+    return Query(_KEEP_TO_INDEXES, (backend_pid,), read, prepare=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 # Rows of pools that nobody has heard of for a week are of no use to anybody.
 _REGISTER: Final = """
@@ -24,7 +24,10 @@ def register_pool(
 ) -> Query[None]:
     """Make a pool known; `dead_after` is by how many seconds its heartbeat may be late."""
     return Query(
-        _REGISTER, (pool_id, worker_schema, host, pid, dead_after, lock_key), _nothing, seldom=True
+        _REGISTER,
+        (pool_id, worker_schema, host, pid, dead_after, lock_key),
+        no_result,
+        prepare=False,
     )
 
 
@@ -33,7 +36,7 @@ _LEAVE: Final = "delete from graphile_worker_py.pools as pools where pools.pool_
 
 def leave(pool_id: str) -> Query[None]:
     """Take a pool off the list."""
-    return Query(_LEAVE, (pool_id,), _nothing, seldom=True)
+    return Query(_LEAVE, (pool_id,), no_result, prepare=False)
 
 
 # The settings are for a host that vanishes: its session, and with it the lock, must not outlive it
@@ -53,7 +56,7 @@ def hold_lock(lock_key: int, *, dead_after: float) -> Query[bool]:
     """Take the lock that tells others, for as long as this session lasts, that the pool lives."""
     seconds = max(1, round(dead_after / 4))
     values = (lock_key, str(seconds), str(max(1000, round(dead_after * 1000))))
-    return Query(_HOLD_LOCK, values, lambda rows: bool(rows[0][-1]), seldom=True)
+    return Query(_HOLD_LOCK, values, lambda rows: bool(rows[0][-1]), prepare=False)
 
 
 class Standing(StrEnum):
@@ -190,7 +193,7 @@ def find_dead(pool_id: str, *, worker_schema: str, steady: float) -> Query[list[
     `steady` says for how many seconds the pool that looks has beaten without a gap. Only whom it
     could have heard in that time may be dead: after an outage nobody has beaten for a while.
     """
-    return Query(_FIND_DEAD, (pool_id, worker_schema, steady), _read_dead, seldom=True)
+    return Query(_FIND_DEAD, (pool_id, worker_schema, steady), _read_dead, prepare=False)
 
 
 # Only what is committed is seen here: from this moment on, whoever asks hears of the suspects.
@@ -205,7 +208,7 @@ where pools.worker_schema = $1::text
 
 def mark_recorded(worker_schema: str) -> Query[None]:
     """Note that the jobs of dead pools are known to be suspects."""
-    return Query(_MARK_RECORDED, (worker_schema,), _nothing, seldom=True)
+    return Query(_MARK_RECORDED, (worker_schema,), no_result, prepare=False)
 
 
 # What a dead pool had locked is freed when all others have heard which of these jobs are suspects.
@@ -238,7 +241,7 @@ def take_dead(pool_id: str, *, worker_schema: str, patience: float) -> Query[lis
 
     Others are waited for no longer than `patience`, in seconds.
     """
-    return Query(_TAKE_DEAD, (pool_id, worker_schema, patience), _read_dead, seldom=True)
+    return Query(_TAKE_DEAD, (pool_id, worker_schema, patience), _read_dead, prepare=False)
 
 
 _MARK_UNLOCKED: Final = """
@@ -250,7 +253,7 @@ where pools.pool_id = any($1::text[])
 
 def mark_unlocked(pool_ids: Sequence[str]) -> Query[None]:
     """Record that what dead pools had locked is free."""
-    return Query(_MARK_UNLOCKED, (list(pool_ids),), _nothing, seldom=True)
+    return Query(_MARK_UNLOCKED, (list(pool_ids),), no_result, prepare=False)
 
 
 # One of all pools has the turn.
@@ -274,13 +277,9 @@ returning pools.pool_id
 def take_unlocked(worker_schema: str, *, after: float) -> Query[list[str]]:
     """The dead pools that were unlocked that many seconds ago; they count as unlocked now."""
     return Query(
-        _TAKE_UNLOCKED, (worker_schema, after), lambda rows: [row[0] for row in rows], seldom=True
+        _TAKE_UNLOCKED, (worker_schema, after), lambda rows: [row[0] for row in rows], prepare=False
     )
 
 
 def _read_dead(rows: list[tuple[Any, ...]]) -> list[DeadPool]:
     return [DeadPool(*row) for row in rows]
-
-
-def _nothing(_rows: list[tuple[Any, ...]]) -> None:
-    return None

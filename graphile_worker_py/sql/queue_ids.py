@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 
 _READ: Final = """
 select queues.id, queues.queue_name

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 # After four hours any worker, of Node too, would free them.
 _READ_OLD: Final = """
@@ -23,7 +23,7 @@ select exists (
 
 def read_old_locks(pool_id: str, job_ids: Sequence[int]) -> Query[bool]:
     """Whether locks of a pool's jobs, or of their queues, are older than an hour."""
-    return Query(_READ_OLD, (pool_id, list(job_ids)), lambda rows: bool(rows[0][0]), seldom=True)
+    return Query(_READ_OLD, (pool_id, list(job_ids)), lambda rows: bool(rows[0][0]), prepare=False)
 
 
 # What somebody else has locked for a moment has its turn the next time.
@@ -63,4 +63,4 @@ where queues.id = any (array(select old_queues.id from old_queues))
 
 def renew_locks(pool_id: str, job_ids: Sequence[int]) -> Query[None]:
     """Renew the locks of a pool's jobs, and of their queues, that are older than an hour."""
-    return Query(_RENEW, (pool_id, list(job_ids)), lambda _rows: None, seldom=True)
+    return Query(_RENEW, (pool_id, list(job_ids)), no_result, prepare=False)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 
 _RESET: Final = """
 with jobs_reset as (

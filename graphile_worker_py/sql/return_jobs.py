@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.complete_jobs import ids
 
 _RETURN: Final = """

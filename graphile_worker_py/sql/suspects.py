@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 # A job that is a suspect already is blamed again only if the dead pool had started it; those that
 # it had merely fetched keep their count.
@@ -22,7 +22,7 @@ where suspects.started_by = any($2::text[])
 
 def record_suspects(worker_schema: str, pool_ids: Sequence[str]) -> Query[None]:
     """Suspect all jobs that dead pools have locked."""
-    return Query(_RECORD, (worker_schema, list(pool_ids)), _nothing, seldom=True)
+    return Query(_RECORD, (worker_schema, list(pool_ids)), no_result, prepare=False)
 
 
 _MARK_STARTED: Final = """
@@ -34,7 +34,7 @@ where suspects.worker_schema = $1::text and suspects.job_id = $2::int8
 
 def mark_started(worker_schema: str, job_id: int, pool_id: str) -> Query[None]:
     """Record that a pool is about to run a suspect."""
-    return Query(_MARK_STARTED, (worker_schema, job_id, pool_id), _nothing)
+    return Query(_MARK_STARTED, (worker_schema, job_id, pool_id), no_result)
 
 
 _CLEAR: Final = """
@@ -47,7 +47,7 @@ where suspects.worker_schema = $1::text
 
 def clear_suspects(worker_schema: str, pool_id: str, job_ids: Sequence[int]) -> Query[None]:
     """Forget suspects that a pool has run to an outcome."""
-    return Query(_CLEAR, (worker_schema, pool_id, list(job_ids)), _nothing, seldom=True)
+    return Query(_CLEAR, (worker_schema, pool_id, list(job_ids)), no_result, prepare=False)
 
 
 _READ: Final = """
@@ -60,7 +60,7 @@ where suspects.worker_schema = $1::text
 def read_suspects(worker_schema: str) -> Query[dict[int, int]]:
     """How often a worker died under a job, by the job's id."""
     return Query(
-        _READ, (worker_schema,), lambda rows: {row[0]: row[1] for row in rows}, seldom=True
+        _READ, (worker_schema,), lambda rows: {row[0]: row[1] for row in rows}, prepare=False
     )
 
 
@@ -80,7 +80,7 @@ where suspects.worker_schema = $1::text
 
 def forget_suspects(worker_schema: str, job_ids: Sequence[int] = ()) -> Query[None]:
     """Delete what is known of these jobs, and of those that are not there any more."""
-    return Query(_FORGET, (worker_schema, list(job_ids)), _nothing, seldom=True)
+    return Query(_FORGET, (worker_schema, list(job_ids)), no_result, prepare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,5 @@ order by jobs.id
 def read_held_jobs(pool_ids: Sequence[str]) -> Query[list[HeldJob]]:
     """Read which jobs pools have locked. It reads the whole table."""
     return Query(
-        _HELD, (list(pool_ids),), lambda rows: [HeldJob(*row) for row in rows], seldom=True
+        _HELD, (list(pool_ids),), lambda rows: [HeldJob(*row) for row in rows], prepare=False
     )
-
-
-def _nothing(_rows: list[tuple[Any, ...]]) -> None:
-    return None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from graphile_worker_py.postgres.database import Query
+from graphile_worker_py.postgres.query import Query, no_result
 
 # Looked for before they are inserted: an insert that meets a conflict still uses up a number.
 _REGISTER: Final = """
@@ -21,7 +21,7 @@ on conflict do nothing
 
 def register_tasks(identifiers: Sequence[str]) -> Query[None]:
     """Insert the identifiers that are missing."""
-    return Query(_REGISTER, (list(identifiers),), lambda _: None, seldom=True)
+    return Query(_REGISTER, (list(identifiers),), no_result, prepare=False)
 
 
 _READ: Final = """
@@ -37,4 +37,4 @@ def read_task_ids(identifiers: Sequence[str]) -> Query[dict[int, str]]:
     def read(rows: list[tuple[Any, ...]]) -> dict[int, str]:
         return {row[0]: row[1] for row in rows}
 
-    return Query(_READ, (list(identifiers),), read, seldom=True)
+    return Query(_READ, (list(identifiers),), read, prepare=False)

@@ -22,10 +22,11 @@ from psycopg import (
 
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.aio import wait_for
-from graphile_worker_py.backoff import delay_after
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
-from graphile_worker_py.postgres.database import Database, connection_target, one_line
+from graphile_worker_py.postgres.connecting import connection_target
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.outages import delay_after
 from graphile_worker_py.tasks.queue_names import QueueNames
 
 T = TypeVar("T")

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from graphile_worker_py.checks import check_whole
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.options import check_whole
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.queue_ids import read_queue_names
 

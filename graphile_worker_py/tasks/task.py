@@ -20,9 +20,9 @@ from typing import (
 
 from psycopg import AsyncConnection, Connection
 
+from graphile_worker_py.checks import check_one_of, check_seconds
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JobKeyMode, JobSpec, PayloadT, PayloadT_contra, TaskName
-from graphile_worker_py.options import check_seconds
 from graphile_worker_py.tasks.locating import TaskPlace, check_has_place, place_of
 from graphile_worker_py.tasks.typed_payloads import Decode, payload_decoder
 
@@ -327,7 +327,6 @@ def check_tasks(tasks: Iterable[Task[Any]]) -> None:
 
 
 def _executor(identifier: str, given: object, *, is_async: bool) -> Executor | None:
-    allowed = ", ".join(repr(str(each)) for each in Executor)
     if is_async:
         if given is not None:
             raise ConfigurationError(
@@ -337,10 +336,7 @@ def _executor(identifier: str, given: object, *, is_async: bool) -> Executor | N
         return None
     if given is None:
         return Executor.THREAD
-    if given not in list(Executor):
-        raise ConfigurationError(
-            f"executor of task {identifier!r} must be one of {allowed}, not {given!r}"
-        )
+    check_one_of(f"executor of task {identifier!r}", given, allowed=Executor)
     chosen = Executor(str(given))
     if chosen is Executor.PROCESS and os.name != "posix":
         raise ConfigurationError(

@@ -12,11 +12,14 @@ from typing import Any, Final
 import psycopg
 from psycopg import errors
 
-from graphile_worker_py.backoff import is_outage
+from graphile_worker_py.checks import check_texts
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.options import ForbiddenFlags, check_flags
+from graphile_worker_py.options import ForbiddenFlags
 from graphile_worker_py.plugins import FetchRequest, Hooks
-from graphile_worker_py.postgres.database import Database, Line, Query
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.outages import is_outage
+from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.get_jobs import Fetched, Place, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
@@ -58,7 +61,7 @@ class Fetcher:
         *,
         pool_id: str,
         database: Database,
-        line: Line,
+        line: OwnConnection,
         names: Iterable[str],
         forbidden_flags: ForbiddenFlags | None,
         hooks: Hooks,
@@ -126,7 +129,7 @@ class Fetcher:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_PATIENCE):
                 await self._resolve_doubt(
-                    partial(self._database.run_retrying, what="look for lost jobs", line=self._line)
+                    partial(self._line.run_retrying, what="look for lost jobs")
                 )
 
     async def _fetch(self, count: int) -> Fetched:
@@ -211,7 +214,7 @@ class Fetcher:
         asked = flags()
         if inspect.isawaitable(asked):
             asked = await asked
-        return None if asked is None else check_flags("forbidden_flags", asked)
+        return None if asked is None else check_texts("forbidden_flags", asked)
 
 
 def _is_slow(took: float, fetched: Fetched) -> bool:

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from graphile_worker_py import events
 from graphile_worker_py.clock import utc_now
+from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import Events
-from graphile_worker_py.postgres.database import one_line
 from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.workers.listener import NoEchoError

@@ -27,9 +27,9 @@ from psycopg_pool import PoolTimeout
 from graphile_worker_py import aio, events
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.events import Events
-from graphile_worker_py.postgres.database import leads_to_server, one_line
+from graphile_worker_py.postgres.connecting import leads_to_server
 from graphile_worker_py.sql import notifications
 
 logger = logging.getLogger(__name__)

@@ -29,11 +29,12 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.backoff import Backoff, backoff_for
+from graphile_worker_py.backoff import Backoff
+from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import LocalQueueOptions, RefetchDelay
-from graphile_worker_py.postgres.database import one_line
+from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.sql.get_jobs import Fetched
 
 logger = logging.getLogger(__name__)

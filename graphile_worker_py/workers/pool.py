@@ -23,7 +23,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
+from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors import guarding
 from graphile_worker_py.executors.guarding import Guard
@@ -32,13 +32,9 @@ from graphile_worker_py.fleet.heartbeat import Presence
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
 from graphile_worker_py.plugins import Hooks
-from graphile_worker_py.postgres.database import (
-    Database,
-    Line,
-    connect_directly,
-    connect_like,
-    one_line,
-)
+from graphile_worker_py.postgres.connecting import connect_directly, connect_like
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sql.notifications import notify
@@ -134,10 +130,10 @@ class WorkerPool:
         self._queue_names = QueueNames(database, delay=options.get_queue_name_batch_delay)
         self._threads = ThreadExecutor()
         self._processes = self._process_executor()
-        self._fetching = Line(database, begin=keep_to_indexes)
+        self._fetching = OwnConnection(database, begin=keep_to_indexes)
         self._settling = self._fetching
         if own_connections(options) > 1:
-            self._settling = Line(database, begin=keep_to_indexes)
+            self._settling = OwnConnection(database, begin=keep_to_indexes)
         self._settler = Settler(
             pool_id=self.pool_id,
             line=self._settling,

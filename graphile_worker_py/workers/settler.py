@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import psycopg
 
 from graphile_worker_py import events
-from graphile_worker_py.backoff import backoff_for
-from graphile_worker_py.errors import WorkerPoolError
+from graphile_worker_py.errors import WorkerPoolError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.postgres.database import Line, Query, one_line
+from graphile_worker_py.postgres.outages import backoff_for
+from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.return_jobs import return_jobs
@@ -37,7 +38,7 @@ class Settler:
         self,
         *,
         pool_id: str,
-        line: Line,
+        line: OwnConnection,
         options: WorkerOptions,
         events: Events,
         logger: logging.Logger,

@@ -30,7 +30,7 @@ BLOCKED: Final = 2.0
 BETWEEN_CUTS: Final = 0.1
 DELAY: Final = 0.03
 IMPATIENT: Final = {
-    "graphile_worker_py.postgres.database.STATEMENT_DEADLINE": 0.4,
+    "graphile_worker_py.postgres.deadlines.STATEMENT_DEADLINE": 0.4,
     "graphile_worker_py.workers.listener.BEGIN_PATIENCE": 0.4,
     "graphile_worker_py.workers.listener.ECHO_PATIENCE": 0.3,
     "graphile_worker_py.workers.listener.SECOND_CHANCE": 0.1,

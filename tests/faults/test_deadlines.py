@@ -16,8 +16,10 @@ from graphile_worker_py.events import (
     ResetLockedSuccess,
     WorkerGetJobEmpty,
 )
-from graphile_worker_py.postgres import database
-from graphile_worker_py.postgres.database import Database, Query, opened_pool
+from graphile_worker_py.postgres import deadlines
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.workers import listener
 from tests.support.eventually import eventually
@@ -32,7 +34,7 @@ async def test_a_job_that_cannot_be_added_in_time_is_not_added_later(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(dsn)
-    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.3)
+    monkeypatch.setattr(deadlines, "STATEMENT_DEADLINE", 0.3)
     async with WorkerUtils(dsn) as utils:
         async with table_locked(dsn):
             with pytest.raises(psycopg.OperationalError, match=r"did not answer within 0\.3 s"):
@@ -46,7 +48,7 @@ async def test_what_a_caller_adds_on_a_connection_of_his_own_may_take_its_time(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(dsn)
-    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.1)
+    monkeypatch.setattr(deadlines, "STATEMENT_DEADLINE", 0.1)
     async with (
         WorkerUtils(dsn) as utils,
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
@@ -65,7 +67,7 @@ async def test_what_a_caller_adds_on_a_connection_of_his_own_may_take_its_time(
 async def test_on_a_way_that_leads_nowhere_a_statement_ends_soon_after_its_deadline(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "CANCEL_PATIENCE", 0.2)
+    monkeypatch.setattr(deadlines, "CANCEL_PATIENCE", 0.2)
     async with Proxy(dsn).running() as proxy, opened_pool(proxy.dsn, max_size=4) as pool:
         reached = Database(pool, schema="graphile_worker")
         async with pool.connection(), pool.connection(), pool.connection():
@@ -118,8 +120,8 @@ async def test_a_listening_connection_is_made_anew_where_no_other_connection_ans
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
-    monkeypatch.setattr(database, "CANCEL_PATIENCE", 0.2)
-    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.5)
+    monkeypatch.setattr(deadlines, "CANCEL_PATIENCE", 0.2)
+    monkeypatch.setattr(deadlines, "STATEMENT_DEADLINE", 0.5)
     told = Told()
     async with (
         Proxy(dsn).running() as proxy,

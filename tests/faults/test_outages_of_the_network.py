@@ -9,7 +9,7 @@ import pytest
 
 from graphile_worker_py import JobContext, LocalQueueOptions, Runner
 from graphile_worker_py.events import PoolRecovered, PoolTakenForDead, WorkerGetJobError
-from graphile_worker_py.postgres import database
+from graphile_worker_py.postgres import deadlines
 from graphile_worker_py.workers import listener
 from tests.faults.conftest import StartTrial
 from tests.faults.ledger import FAST
@@ -33,7 +33,7 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a worker give up soon what is not answered, where it would wait for a minute."""
-    monkeypatch.setattr(database, "STATEMENT_DEADLINE", 0.4)
+    monkeypatch.setattr(deadlines, "STATEMENT_DEADLINE", 0.4)
     monkeypatch.setattr(listener, "BEGIN_PATIENCE", 0.4)
     monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
     monkeypatch.setattr(listener, "SECOND_CHANCE", 0.1)

@@ -23,7 +23,8 @@ from graphile_worker_py.events import (
     PoolTakenForDead,
 )
 from graphile_worker_py.fleet.heartbeat import Presence
-from graphile_worker_py.postgres.database import Database, opened_pool
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, FASTER, Ledger
 from tests.faults.test_killed_workers import begun

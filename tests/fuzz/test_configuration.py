@@ -15,7 +15,7 @@ from graphile_worker_py import ConfigurationError, Runner, WorkerOptions, Worker
 from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.config import read_settings, runner_values, variable_of
 from graphile_worker_py.options import OPTIONS, WORKER_OPTION_NAMES
-from graphile_worker_py.postgres.database import checked_conninfo
+from graphile_worker_py.postgres.connecting import checked_conninfo
 from tests.fuzz.strategies import any_text, as_toml, storable_text, toml_values
 
 names = st.sampled_from(sorted(OPTIONS)) | st.sampled_from(

@@ -1,0 +1,173 @@
+"""Check values that users give: each check names the value and what is allowed."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from graphile_worker_py.errors import ConfigurationError
+
+SMALLINT_MIN: Final = -32768
+SMALLINT_MAX: Final = 32767
+MAX_SCHEMA_BYTES: Final = 63
+BIGINT_MAX: Final = 2**63 - 1
+LARGEST_WHOLE: Final = 2**31 - 1
+LONGEST: Final = 1e9
+"""Seconds, about thirty years: within the range of clocks and of PostgreSQL's intervals."""
+HIGHEST_PORT: Final = 65535
+AUTO: Final = "auto"
+
+
+def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:
+    """Check a text that PostgreSQL is to store; lengths are in characters."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a string, not {value!r}")
+    if len(value) < shortest:
+        raise ConfigurationError(f"{name} must not be empty")
+    if longest is not None and len(value) > longest:
+        raise ConfigurationError(
+            f"{name} has {len(value)} characters, at most {longest} are allowed: {value[:40]!r}…"
+        )
+    if "\0" in value:
+        raise ConfigurationError(f"{name} {value!r} contains U+0000, which can't be stored")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"{name} {value!r} contains a lone surrogate, which can't be stored"
+        ) from error
+    return value
+
+
+def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) -> int:
+    """Check a number that the schema stores as smallint."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
+    if not smallest <= value <= SMALLINT_MAX:
+        raise ConfigurationError(
+            f"{name} {value} is out of range, allowed are {smallest} to {SMALLINT_MAX}"
+        )
+    return value
+
+
+def check_aware(name: str, value: object) -> datetime:
+    """Check a point in time; a naive one would mean another instant on each machine."""
+    if not isinstance(value, datetime):
+        raise ConfigurationError(f"{name} must be a datetime, not {value!r}")
+    if value.utcoffset() is None:
+        raise ConfigurationError(
+            f"{name} {value!r} has no time zone; use an aware datetime, "
+            f"for example datetime.now(UTC)"
+        )
+    try:
+        value.astimezone(UTC)
+    except OverflowError as error:
+        raise ConfigurationError(f"{name} {value!r} is beyond the year 1 or 9999 in UTC") from error
+    return value
+
+
+def check_schema(value: object) -> str:
+    """Check the name of a schema: any name that PostgreSQL can hold."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"schema must be a string, not {value!r}")
+    if not value or "\0" in value or _bytes_of(value) > MAX_SCHEMA_BYTES:
+        raise ConfigurationError(
+            f"schema {value!r} is not a name that PostgreSQL can hold: 1 to "
+            f"{MAX_SCHEMA_BYTES} bytes, no U+0000, no lone surrogates"
+        )
+    return value
+
+
+def _bytes_of(text: str) -> float:
+    """Length of a text in UTF-8, infinite if it has lone surrogates."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return math.inf
+
+
+def check_whole(name: str, value: object, *, smallest: int, or_else: str = "") -> int:
+    """Check a whole number; the upper bound is that of PostgreSQL's integers."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        allowed = f"a whole number of at least {smallest} {or_else}".rstrip()
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    if value > LARGEST_WHOLE:
+        raise ConfigurationError(f"{name} must be at most {LARGEST_WHOLE}, not {value!r}")
+    return value
+
+
+def check_seconds(
+    name: str, value: object, *, above_zero: bool = False, longest: float = LONGEST
+) -> float:
+    """Check a duration in seconds, 0 to `longest`."""
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not value >= 0  # false for NaN, too
+        or (above_zero and value == 0)
+    ):
+        allowed = "above 0" if above_zero else "0 or above"
+        raise ConfigurationError(f"{name} must be seconds, {allowed}, not {value!r}")
+    if value > longest:
+        raise ConfigurationError(f"{name} must be seconds, at most {longest:g}, not {value!r}")
+    return float(value)
+
+
+def check_delay(name: str, value: object) -> None:
+    """Check a batch delay: seconds, or -1 for none."""
+    if value != -1:
+        check_seconds(f"{name} (-1 for none)", value)
+
+
+def check_flag(name: str, value: object) -> None:
+    """Check a bool."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}")
+
+
+def check_texts(name: str, value: object) -> list[str]:
+    """Check a list of strings that can be stored; a lone string would be read letter by letter."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ConfigurationError(f"{name} must be a list of strings, not {value!r}")
+    return [check_text(f"{name}[{at}]", item) for at, item in enumerate(value)]
+
+
+def check_path(name: str, value: object) -> None:
+    """Check the path of a file or directory."""
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise ConfigurationError(f"{name} must be a path, not {value!r}")
+
+
+def check_is(name: str, value: object, kind: type | tuple[type, ...], *, how: str) -> None:
+    """Check that a value is of a class; `how` says how to make one."""
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be {how}, not {value!r}")
+
+
+def check_one_of(name: str, value: object, *, allowed: Iterable[object]) -> None:
+    """Check that a value is one of a closed set."""
+    choices = [str(choice) for choice in allowed]
+    if value not in choices:
+        raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def check_port(name: str, value: object) -> None:
+    """Check a TCP port; 0 lets the system choose one."""
+    or_else = f"and at most {HIGHEST_PORT}"
+    if check_whole(name, value, smallest=0, or_else=or_else) > HIGHEST_PORT:
+        raise ConfigurationError(f"{name} must be at most {HIGHEST_PORT}, not {value!r}")
+
+
+def check_processes(name: str, value: object) -> None:
+    """Check a number of processes."""
+    if value != AUTO:
+        check_whole(name, value, smallest=1, or_else=f"or {AUTO!r} for one per processor core")
+
+
+def check_filled(name: str, value: object) -> None:
+    """Check a string that must not be empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{name} must be a string that is not empty, not {value!r}")
+    if "\0" in value:
+        raise ConfigurationError(f"{name} must be a string without U+0000, not {value!r}")

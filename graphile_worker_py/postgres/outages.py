@@ -1,0 +1,90 @@
+"""Which errors of the database are worth another try, and how soon."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg_pool import PoolClosed
+
+from graphile_worker_py.backoff import CONTENTION, UNAVAILABLE, Backoff
+from graphile_worker_py.errors import one_line
+
+T = TypeVar("T")
+
+# The statement lost a race: it may succeed at once.
+_CONTENTION = (errors.SerializationFailure, errors.DeadlockDetected)
+
+# Server, network or an administrator interfered: it may succeed once that is over.
+_UNAVAILABLE_CLASSES = (
+    "08",  # connection exception
+    "53",  # insufficient resources: disk full, out of memory, too many connections
+    "57",  # operator intervention: shutdown, crash, starting up, statement cancelled
+    "58",  # system error: I/O
+)
+
+_UNAVAILABLE = (
+    errors.LockNotAvailable,
+    errors.ReadOnlySqlTransaction,  # a standby, or a primary that is being demoted
+    errors.IdleInTransactionSessionTimeout,
+)
+
+TRIES = 100
+"""How often `retrying` tries at most."""
+
+
+def backoff_for(error: BaseException) -> Backoff | None:
+    """How patiently to retry a statement that failed this way; None means a retry can't help."""
+    if isinstance(error, _CONTENTION):
+        return CONTENTION
+    if is_outage(error):
+        return UNAVAILABLE
+    return None
+
+
+def delay_after(error: BaseException, *, failures: int) -> float | None:
+    """Seconds until the next try after this many failures; None means give up."""
+    backoff = backoff_for(error)
+    return None if backoff is None or failures >= TRIES else backoff.delay(failures)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database, or the way to it, failed rather than the statement."""
+    if isinstance(error, PoolClosed):
+        return False  # its owner closed it for good
+    if isinstance(error, _UNAVAILABLE):
+        return True
+    if not isinstance(error, psycopg.Error):
+        return isinstance(error, ConnectionError | TimeoutError)
+    if error.sqlstate is None:
+        # Without a code the error is not the server's: the connection was lost or refused, or the
+        # pool had none free in time.
+        return isinstance(error, psycopg.OperationalError)
+    return error.sqlstate.startswith(_UNAVAILABLE_CLASSES)
+
+
+async def retrying(attempt: Callable[[], Awaitable[T]], *, what: str, log: logging.Logger) -> T:
+    """Await `attempt`, again after errors of the database that may pass.
+
+    Args:
+        attempt: Awaited anew for each try; must be safe to repeat.
+        what: Names the work in the log: `Could not <what> (<error>); retrying in <n> s`.
+        log: Where to log.
+
+    Raises:
+        psycopg.Error: No retry helps, or `TRIES` tries failed.
+        OSError: The same.
+    """
+    failures = 0
+    while True:
+        try:
+            return await attempt()
+        except (psycopg.Error, OSError) as error:
+            failures += 1
+            delay = delay_after(error, failures=failures)
+            if delay is None:
+                raise
+            log.warning("Could not %s (%s); retrying in %.1f s", what, one_line(error), delay)
+            await asyncio.sleep(delay)

@@ -1,0 +1,137 @@
+"""Statements as values: their text, their values, and how their rows are read."""
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor, BaseConnection, RawCursor, errors, sql
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import Format, PipelineStatus, TransactionStatus
+from psycopg.rows import tuple_row
+from psycopg.types.string import ByteaBinaryLoader
+
+from graphile_worker_py.errors import one_line
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SCHEMA_PLACEHOLDER: Final = ":GRAPHILE_WORKER_SCHEMA"
+STALE: Final = errors.FeatureNotSupported
+"""Raised for a prepared statement whose result columns have changed since it was prepared."""
+UNPREPARED: Final = (
+    errors.InvalidSqlStatementName,
+    errors.DuplicatePreparedStatement,
+    errors.ProtocolViolation,
+)
+"""Raised where a pooler handed our session to another client: our prepared statements are missing.
+
+A statement of the same name may exist with another number of values: a protocol violation.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Generic[T]):
+    """A statement with its values, and how its rows are read.
+
+    Args:
+        text: SQL with `$1` placeholders; `:GRAPHILE_WORKER_SCHEMA` stands for the schema.
+        values: One for each placeholder.
+        read: Makes the result from all rows.
+        prepare: False for a statement that is sent too rarely to be worth preparing.
+    """
+
+    text: LiteralString
+    values: Sequence[Any]
+    read: Callable[[list[tuple[Any, ...]]], T]
+    prepare: bool = True
+
+
+Steps: TypeAlias = Generator[Query[Any], Any, T]
+"""Statements to send in turn: each result is sent back in, the generator's result is returned."""
+
+
+def no_result(_rows: list[tuple[Any, ...]]) -> None:
+    """Read nothing, for statements whose rows do not matter."""
+
+
+class _RecodingLoader(Loader):
+    """Load JSON as UTF-8 from a connection with another client encoding."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        encoding = "utf-8" if self.connection is None else self.connection.info.encoding
+        return bytes(data).decode(encoding).encode()
+
+
+class _JsonbLoader(_RecodingLoader):
+    """Load the JSON text of a jsonb value, which follows one version byte (always 1)."""
+
+    def load(self, data: Buffer) -> bytes:
+        return super().load(bytes(data)[1:])
+
+
+def load_raw(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> None:
+    """Leave JSON and timestamps undecoded: `Job` decodes them when they are first read."""
+    # The loader of bytea does that without a Python call for each value.
+    utf8 = cursor.connection.info.encoding == "utf-8"
+    cursor.adapters.register_loader("json", ByteaBinaryLoader if utf8 else _RecodingLoader)
+    cursor.adapters.register_loader("jsonb", _JsonbLoader)
+    cursor.adapters.register_loader("timestamptz", ByteaBinaryLoader)
+
+
+def quoted(schema: str) -> str:
+    """The schema's name as an SQL identifier, safe for any name."""
+    return sql.Identifier(schema).as_string()
+
+
+class Statements:
+    """Statement texts with the schema's name filled in, each text once."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        self._quoted = quoted(schema)
+        self._texts: dict[str, bytes] = {}
+
+    def __getitem__(self, text: str) -> bytes:
+        try:
+            return self._texts[text]
+        except KeyError:
+            filled = text.replace(SCHEMA_PLACEHOLDER, self._quoted).encode()
+            self._texts[text] = filled
+            return filled
+
+
+def raw_cursor(conn: AsyncConnection[Any]) -> AsyncRawCursor[Any]:
+    """A cursor for `Query`: `$1` placeholders, tuples, undecoded values."""
+    cursor = AsyncRawCursor(conn, row_factory=tuple_row)
+    load_raw(cursor)
+    return cursor
+
+
+def goes_without_preparing(
+    cursor: AsyncRawCursor[Any] | RawCursor[Any], error: psycopg.Error, *, warned: bool
+) -> bool:
+    """Whether a statement can be sent again unprepared; not if its failure undid a transaction."""
+    if cursor.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        return False
+    if not warned:
+        logger.warning(
+            "Statements are no longer prepared: a pooler between worker and database does not "
+            "track them (%s). Set prepared_statements=False to start that way",
+            one_line(error),
+        )
+    return True
+
+
+def can_copy(conn: BaseConnection[Any]) -> bool:
+    """Whether a connection can run COPY now; not in pipeline mode."""
+    return conn.pgconn.pipeline_status == PipelineStatus.OFF
+
+
+def has_rows(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> bool:
+    """Whether a statement returns rows, even if none; cheaper than `cursor.description`."""
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
