@@ -117,7 +117,7 @@ def measure_matching() -> None:
         for minute in minutes:
             timetable.due(minute)
         each = (time.perf_counter() - began) / len(minutes)
-        row(f"asking what is due at a minute, {count:,} items, none due", f"{each * 1e6:.1f} µs")
+        row(f"finding the items due at a minute, {count:,} items, none due", f"{each * 1e6:.1f} µs")
 
 
 class CountingDatabase(Database):
@@ -205,7 +205,7 @@ def server() -> Iterator[str]:
 
 
 async def main() -> None:
-    print("| what | measured |\n|---|---|")
+    print("| operation | result |\n|---|---|")
     measure_matching()
     with server() as dsn:
         await run_migrations(dsn)
