@@ -1,8 +1,8 @@
-"""Write the tables of faults in `docs/reliability.md` from a long run of the tests that make them.
+"""Write the tables of faults in `docs/reliability.md` from a long run of the fault tests.
 
-Run it as `python -m tools.faults_page`. It takes half an hour, and as root it can mount the small
-disk that one of the tests needs. `python -m tools.faults_page --from REPORT...` takes the figures
-from reports of pytest (`--junitxml`) instead, and leaves a table alone for which they have none.
+`python -m tools.faults_page` runs the tests, which takes half an hour. Run it as root: one of the
+tests mounts a small disk. `python -m tools.faults_page --from REPORT...` takes the figures from
+reports of pytest (`--junitxml`) instead; a table without figures in the reports stays as it is.
 """
 
 import argparse
@@ -25,21 +25,21 @@ TESTS = [
     ROOT / "tests" / "faults" / "test_crews.py",
     ROOT / "compat_tests" / "test_faults.py",
 ]
-# One after the other: two at once would be at work again later.
+# One test at a time: two at a time would recover more slowly.
 COMMAND = [sys.executable, "-m", "pytest", "-n", "0", "--long", *map(str, TESTS)]
 NONE = "–"
 
 
 def figures(report: Path) -> Iterator[dict[str, Any]]:
-    """What the tests noted in a report of pytest."""
-    for item in ElementTree.parse(report).iter("property"):  # noqa: S314  # it is our own
+    """The figures that the tests recorded in a report of pytest."""
+    for item in ElementTree.parse(report).iter("property"):  # noqa: S314  # our own file
         if item.get("name") == "fault":
             yield json.loads(item.get("value", ""))
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Of pools in one process, in the order in which the tests ran."""
-    lines = ["| fault | jobs | at work again after | ran twice | lost |"]
+    """The table for pools in one process, in the order in which the tests ran."""
+    lines = ["| fault | jobs | recovery time | ran twice | lost |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     lines += [
         f"| {row['fault']} | {row['jobs']:,} | {row['resumed']:.1f} s "
@@ -50,11 +50,11 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def table_of_crews(rows: Sequence[dict[str, Any]]) -> str:
-    """Of workers in processes: first without a Node worker, then with one."""
+    """The table for workers in processes, first without a Node worker, then with one."""
     alone = {row["crew"]: row for row in rows if "node_jobs" not in row}
     beside = {row["crew"]: row for row in rows if "node_jobs" in row}
-    head = ["fault", "jobs", "at work again after", "ran again"]
-    head += ["beside Node: jobs", "of them in Node", "at work again after", "Node, after"]
+    head = ["fault", "jobs", "recovery time", "ran again"]
+    head += ["with Node: jobs", "run by Node", "recovery time", "Node: recovery time"]
     head += ["ran again"]
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for fault in {**alone, **beside}:
@@ -73,12 +73,12 @@ def table_of_crews(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def of_crew(row: dict[str, Any]) -> list[str]:
-    """The cells that each crew has."""
+    """The cells that both halves of the table have."""
     return [f"{row['jobs']:,}", f"{row['resumed']:.1f} s", str(row["doubled"])]
 
 
 def rewritten(page: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The page with these rows."""
+    """The page with tables of these rows."""
     pools = [row for row in rows if "fault" in row]
     crews = [row for row in rows if "crew" in row]
     if pools:
@@ -95,7 +95,7 @@ def _replaced(page: str, begin: str, text: str) -> str:
 
 
 def main() -> None:
-    """Run the tests; rewrite the page if all pass."""
+    """Run the tests, and rewrite the page if all of them pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--from", dest="reports", nargs="+", type=Path, metavar="REPORT")
     given, options = parser.parse_known_args()
