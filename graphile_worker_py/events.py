@@ -1,6 +1,6 @@
-"""What can be observed: one frozen dataclass per event, and the place to subscribe.
+"""Events: a frozen dataclass for each kind, and `Events`, where subscribers register.
 
-It is long because it is a list: all events stand in one place, in the order of a run.
+A list of all events, in the order of a run.
 """
 
 import logging
@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 class Event:
     """Base of every event; `name` is the name that Graphile Worker gives it.
 
-    A subclass is a frozen dataclass with keyword-only fields, without being decorated. Its methods
-    are the ones below, for all events the same: those that `dataclass` writes for each class anew
-    took a tenth of the time in which a worker starts.
+    Subclasses are frozen dataclasses with keyword-only fields and need no decorator. They share
+    the methods below: those that `dataclass` generates for each class took a tenth of a worker's
+    start-up time.
     """
 
     name: ClassVar[str]
@@ -68,39 +68,39 @@ class Event:
 
 
 class PoolEvent(Event):
-    """Something about a worker pool."""
+    """Base of the events about a worker pool."""
 
     pool_id: str
 
 
 class PoolCreate(PoolEvent):
-    """A worker pool begins to run."""
+    """A worker pool has started."""
 
     name: ClassVar = "pool:create"
 
 
 class PoolListenConnecting(PoolEvent):
-    """The listener is about to connect; `attempts` counts from 1 since it last listened."""
+    """The listener is about to connect. `attempts` counts from 1 since it last listened."""
 
     name: ClassVar = "pool:listen:connecting"
     attempts: int
 
 
 class PoolListenSuccess(PoolEvent):
-    """The server confirmed that the listener listens."""
+    """The listener is connected and listening, as confirmed by the server."""
 
     name: ClassVar = "pool:listen:success"
 
 
 class PoolListenError(PoolEvent):
-    """The listening connection could not be made, or was lost; it will be made again."""
+    """The listener could not connect, or lost its connection. It will reconnect."""
 
     name: ClassVar = "pool:listen:error"
     error: Exception
 
 
 class PoolListenNotification(PoolEvent):
-    """A notification came in."""
+    """The listener received a notification."""
 
     name: ClassVar = "pool:listen:notification"
     channel: str
@@ -108,13 +108,13 @@ class PoolListenNotification(PoolEvent):
 
 
 class PoolListenRelease(PoolEvent):
-    """The listening connection is closed, at shutdown."""
+    """The listening connection was closed at shutdown."""
 
     name: ClassVar = "pool:listen:release"
 
 
 class PoolFatalError(PoolEvent):
-    """The pool can't go on; `action` is what it could not do. It stops gracefully."""
+    """The pool can't continue, and stops gracefully. `action` is what failed."""
 
     name: ClassVar = "pool:fatalError"
     error: BaseException
@@ -122,14 +122,14 @@ class PoolFatalError(PoolEvent):
 
 
 class PoolGracefulShutdown(PoolEvent):
-    """The pool was told to stop: no more jobs are fetched, running ones finish."""
+    """The pool begins to stop: it fetches no more jobs, and running jobs finish."""
 
     name: ClassVar = "pool:gracefulShutdown"
     message: str
 
 
 class PoolGracefulShutdownWorkerError(PoolEvent):
-    """A worker broke down while the pool was stopping; `job` is returned, if it had one."""
+    """A worker broke down while the pool was stopping. Its `job`, if it had one, is returned."""
 
     name: ClassVar = "pool:gracefulShutdown:workerError"
     error: BaseException
@@ -137,59 +137,59 @@ class PoolGracefulShutdownWorkerError(PoolEvent):
 
 
 class PoolGracefulShutdownError(PoolEvent):
-    """The pool stopped, but not cleanly; `run` raises `error`."""
+    """The pool has stopped, but not cleanly. `run` raises `error`."""
 
     name: ClassVar = "pool:gracefulShutdown:error"
     error: BaseException
 
 
 class PoolGracefulShutdownComplete(PoolEvent):
-    """The pool stopped, and no part of it runs any more."""
+    """The pool has stopped completely."""
 
     name: ClassVar = "pool:gracefulShutdown:complete"
 
 
 class PoolForcefulShutdown(PoolEvent):
-    """The pool was told to stop at once: running jobs are cut off and returned."""
+    """The pool begins to stop by force: running jobs are cancelled and returned."""
 
     name: ClassVar = "pool:forcefulShutdown"
     message: str
 
 
 class PoolForcefulShutdownError(PoolEvent):
-    """The pool stopped by force, but not cleanly; `run` raises `error`."""
+    """The pool has stopped by force, but not cleanly. `run` raises `error`."""
 
     name: ClassVar = "pool:forcefulShutdown:error"
     error: BaseException
 
 
 class PoolForcefulShutdownComplete(PoolEvent):
-    """The pool stopped by force; `returned` are the jobs that were cut off and given back."""
+    """The pool has stopped by force. `returned` are the jobs that it cancelled and returned."""
 
     name: ClassVar = "pool:forcefulShutdown:complete"
     returned: Sequence[Job]
 
 
 class PoolRelease(PoolEvent):
-    """The pool has ended, the last event of a pool."""
+    """The pool has ended. This is its last event."""
 
     name: ClassVar = "pool:release"
 
 
 class PoolTakenForDead(PoolEvent):
-    """Others have found this pool dead, because it stood still or was cut off.
+    """Another pool declared this one dead, because it was paused or disconnected.
 
-    Its jobs are no longer its own. It stops by force, and the runner begins anew with another one.
+    Its jobs have been released. It stops by force, and the runner starts a new pool.
     """
 
     name: ClassVar = "pool:takenForDead"
 
 
 class PoolRecovered(PoolEvent):
-    """This pool has freed what dead ones had locked.
+    """This pool has released the jobs and queues of dead pools.
 
-    `jobs` and `queues` tell how many these were, `given_up` are the jobs that are not tried again
-    because worker processes died under them too often.
+    `jobs` and `queues` are their numbers. `given_up` are the ids of jobs that are not retried,
+    because their worker processes died too often.
     """
 
     name: ClassVar = "pool:recovered"
@@ -200,13 +200,13 @@ class PoolRecovered(PoolEvent):
 
 
 class LocalQueueInit(PoolEvent):
-    """The local queue begins to work."""
+    """The local queue has started."""
 
     name: ClassVar = "localQueue:init"
 
 
 class LocalQueueSetMode(PoolEvent):
-    """The local queue changes its mode."""
+    """The local queue has changed its mode."""
 
     name: ClassVar = "localQueue:setMode"
     old_mode: str
@@ -214,21 +214,21 @@ class LocalQueueSetMode(PoolEvent):
 
 
 class LocalQueueGetJobsComplete(PoolEvent):
-    """A fetch brought these jobs, maybe none."""
+    """A fetch returned these jobs, possibly none."""
 
     name: ClassVar = "localQueue:getJobs:complete"
     jobs: Sequence[Job]
 
 
 class LocalQueueReturnJobs(PoolEvent):
-    """These jobs were fetched, not started, and are given back with their attempt."""
+    """These jobs were fetched but not started, and are returned with their attempt."""
 
     name: ClassVar = "localQueue:returnJobs"
     jobs: Sequence[Job]
 
 
 class LocalQueueRefetchDelayStart(PoolEvent):
-    """A fetch brought few jobs: the local queue rests for `delay` seconds."""
+    """A fetch returned few jobs: the next one follows after a refetch delay of `delay` seconds."""
 
     name: ClassVar = "localQueue:refetchDelay:start"
     job_count: int
@@ -238,7 +238,7 @@ class LocalQueueRefetchDelayStart(PoolEvent):
 
 
 class LocalQueueRefetchDelayAbort(PoolEvent):
-    """So many jobs were announced that the rest ends early."""
+    """The refetch delay ended early: enough jobs were announced."""
 
     name: ClassVar = "localQueue:refetchDelay:abort"
     count: int
@@ -246,60 +246,60 @@ class LocalQueueRefetchDelayAbort(PoolEvent):
 
 
 class LocalQueueRefetchDelayExpired(PoolEvent):
-    """The rest ended in its time."""
+    """The refetch delay elapsed."""
 
     name: ClassVar = "localQueue:refetchDelay:expired"
 
 
 class WorkerEvent(PoolEvent):
-    """Something about one worker of a pool."""
+    """Base of the events about one worker of a pool."""
 
     worker_id: str
 
 
 class WorkerCreate(WorkerEvent):
-    """A worker was made; `tasks` are the identifiers that it runs."""
+    """A worker was created. `tasks` are the identifiers of the tasks that it runs."""
 
     name: ClassVar = "worker:create"
     tasks: Sequence[str]
 
 
 class WorkerRelease(WorkerEvent):
-    """A worker was told to stop."""
+    """A worker was asked to stop."""
 
     name: ClassVar = "worker:release"
 
 
 class WorkerStop(WorkerEvent):
-    """A worker ended; `error` is None if it ended as told."""
+    """A worker has ended. `error` is None if it was asked to."""
 
     name: ClassVar = "worker:stop"
     error: BaseException | None = None
 
 
 class WorkerGetJobStart(WorkerEvent):
-    """A worker asks for a job."""
+    """A worker asks its pool for a job."""
 
     name: ClassVar = "worker:getJob:start"
 
 
 class WorkerGetJobError(PoolEvent):
-    """A fetch, which is for all workers of the pool, failed; it will be tried again."""
+    """A fetch for the workers of the pool failed. It will be retried."""
 
     name: ClassVar = "worker:getJob:error"
     error: Exception
 
 
 class WorkerGetJobEmpty(PoolEvent):
-    """A fetch, which is for all workers of the pool, brought no job."""
+    """A fetch for the workers of the pool returned no job."""
 
     name: ClassVar = "worker:getJob:empty"
 
 
 class WorkerFatalError(WorkerEvent):
-    """A worker broke down, which is a fault of this library; the pool stops.
+    """A worker broke down because of a fault in this library. The pool stops.
 
-    `job_error` is what the task had raised before, if it was its failure that could not be told.
+    `job_error` is the error of the task, if the worker broke down while it handled that error.
     """
 
     name: ClassVar = "worker:fatalError"
@@ -308,7 +308,7 @@ class WorkerFatalError(WorkerEvent):
 
 
 class JobEvent(WorkerEvent):
-    """Something about a job that a worker has."""
+    """Base of the events about a job that a worker has."""
 
     job: Job
 
@@ -329,7 +329,7 @@ class JobSuccess(JobEvent):
 class JobError(JobEvent):
     """The task failed after `duration` seconds.
 
-    `batch_job_errors` are the errors of the failed items of a batch job, else None.
+    `batch_job_errors` are the errors of the failed items of a batch job, otherwise None.
     """
 
     name: ClassVar = "job:error"
@@ -339,16 +339,16 @@ class JobError(JobEvent):
 
 
 class JobFailed(JobError):  # noqa: N818  # an event, not an exception
-    """The task failed and has no attempts left. Follows `JobError`."""
+    """The task failed and the job has no attempts left. Emitted after `JobError`."""
 
     name: ClassVar = "job:failed"
 
 
 class ThreadStuck(JobEvent):
-    """A plain function was cut off by its timeout or a forced stop, but its thread runs on.
+    """A plain function keeps running in its thread after its timeout or a forced stop.
 
-    There are `stuck` such threads now. With `most_stuck` of them no function is begun that needs
-    a new thread, before one of them returns.
+    `stuck` is the number of such threads. When it reaches `most_stuck`, functions that need a new
+    thread wait until one of these threads returns.
     """
 
     name: ClassVar = "thread:stuck"
@@ -357,45 +357,45 @@ class ThreadStuck(JobEvent):
 
 
 class JobReturned(JobEvent):
-    """The job was cut off by a stop and is given back with its attempt."""
+    """The job was cancelled by a stop and is returned with its attempt."""
 
     name: ClassVar = "job:returned"
     reason: str
 
 
 class JobComplete(JobEvent):
-    """The outcome of a job is on its way to the database; `error` is None on success."""
+    """The outcome of a job is being recorded. `error` is None if the job succeeded."""
 
     name: ClassVar = "job:complete"
     error: BaseException | None
 
 
 class JobLost(PoolEvent):
-    """An outcome changed nothing: the jobs were no longer locked by this pool."""
+    """Outcomes were not recorded, because the jobs were no longer locked by this pool."""
 
     name: ClassVar = "job:lost"
     job_ids: Sequence[int]
 
 
 class CronStarting(Event):
-    """Cron is about to register its items and to backfill."""
+    """Cron is about to register its items and to add missed runs."""
 
     name: ClassVar = "cron:starting"
     start: datetime
 
 
 class CronStarted(Event):
-    """Cron has backfilled and now waits for the next minute."""
+    """Cron has added missed runs and now waits for the next minute."""
 
     name: ClassVar = "cron:started"
     start: datetime
 
 
 class CronBackfill(Event):
-    """Runs that were missed are about to be added.
+    """Cron is about to add missed runs.
 
-    `jobs`, `known_since` and `last_executions` tell of each item, in the order of `identifiers`,
-    what is added, since when it was known, and when its last run was before this start.
+    `jobs`, `known_since` and `last_executions` have one entry for each of `identifiers`: the job
+    to add, the time since which the item is known, and its last run before this start.
     """
 
     name: ClassVar = "cron:backfill"
@@ -407,7 +407,7 @@ class CronBackfill(Event):
 
 
 class CronPrematureTimer(Event):
-    """The clock went back, or the timer came early: nothing is due yet."""
+    """The clock went back, or the timer fired early: nothing is due yet."""
 
     name: ClassVar = "cron:prematureTimer"
     current_timestamp: datetime
@@ -415,7 +415,7 @@ class CronPrematureTimer(Event):
 
 
 class CronOverdueTimer(Event):
-    """The expected minute has gone by (sleep, load, a clock step): it is caught up."""
+    """The expected minute has passed (sleep, load, a clock step): cron catches up."""
 
     name: ClassVar = "cron:overdueTimer"
     current_timestamp: datetime
@@ -423,7 +423,7 @@ class CronOverdueTimer(Event):
 
 
 class CronSchedule(Event):
-    """These items are due and about to be added: `jobs`, in the order of `identifiers`."""
+    """Cron is about to add the due items: `jobs`, in the order of `identifiers`."""
 
     name: ClassVar = "cron:schedule"
     identifiers: Sequence[str]
@@ -432,7 +432,7 @@ class CronSchedule(Event):
 
 
 class CronScheduled(Event):
-    """These items were due and are in the database, added here or by another worker."""
+    """The due items are in the database, added by this worker or another one."""
 
     name: ClassVar = "cron:scheduled"
     identifiers: Sequence[str]
@@ -441,20 +441,20 @@ class CronScheduled(Event):
 
 
 class ResetLockedStarted(PoolEvent):
-    """The sweep for locks older than four hours begins."""
+    """The sweep for locks older than four hours has started."""
 
     name: ClassVar = "resetLocked:started"
 
 
 class ResetLockedSuccess(PoolEvent):
-    """The sweep is done; the next one comes after `delay` seconds."""
+    """The sweep is done. The next one follows after `delay` seconds."""
 
     name: ClassVar = "resetLocked:success"
     delay: float
 
 
 class ResetLockedFailure(PoolEvent):
-    """The sweep failed; it is tried again after `delay` seconds."""
+    """The sweep failed. It is retried after `delay` seconds."""
 
     name: ClassVar = "resetLocked:failure"
     error: Exception
@@ -462,14 +462,14 @@ class ResetLockedFailure(PoolEvent):
 
 
 class GracefulShutdown(Event):
-    """A first signal asks the process to stop."""
+    """The process received a first signal: it stops gracefully."""
 
     name: ClassVar = "gracefulShutdown"
     signal: str
 
 
 class ForcefulShutdown(Event):
-    """A second signal asks it to stop at once."""
+    """The process received a second signal: it stops by force."""
 
     name: ClassVar = "forcefulShutdown"
     signal: str
@@ -485,10 +485,10 @@ E = TypeVar("E", bound=Event)
 
 
 class Events:
-    """Where events are told, and where one subscribes to them.
+    """Emits events to the functions that subscribe to them.
 
-    Subscribers are called at once, one after the other, in the order of their subscription, and
-    must not block. One that raises is logged and harms nobody.
+    Subscribers are called synchronously, in the order of their subscription, and must not block.
+    If one raises, the error is logged; the others are still called.
     """
 
     def __init__(self) -> None:
@@ -501,14 +501,14 @@ class Events:
 
         Args:
             event: The class of the event, or Graphile Worker's name for it (`"job:start"`). A
-                base class (`JobEvent`, `PoolEvent`, `Event`) stands for all its kinds.
+                base class (`JobEvent`, `PoolEvent`, `Event`) stands for all events below it.
             subscriber: Called with the event; a plain function.
 
         Returns:
             A function that ends the subscription.
 
         Raises:
-            ConfigurationError: There is no such event, or the subscriber is no plain function.
+            ConfigurationError: There is no such event, or the subscriber is not a plain function.
         """
         kinds = _kinds(event)
         _check_subscriber(subscriber)
@@ -530,11 +530,11 @@ class Events:
         return unsubscribe
 
     def wants(self, event: type[Event]) -> bool:
-        """Whether anybody would be told; lets the hot path save making the event."""
+        """Whether the event has a subscriber; without one, hot paths skip creating it."""
         return event in self._subscribers
 
     def emit(self, event: Event) -> None:
-        """Tell all who subscribed to this kind of event."""
+        """Call the subscribers of this kind of event."""
         for subscriber in self._subscribers.get(type(event), ()):
             try:
                 subscriber(event)
@@ -543,7 +543,7 @@ class Events:
 
 
 def _kinds(event: type[Event] | str) -> list[type[Event]]:
-    """The concrete kinds that a class or name stands for."""
+    """The concrete events that a class or name stands for."""
     if not isinstance(event, str) and not (isinstance(event, type) and issubclass(event, Event)):
         raise ConfigurationError(
             f"event must be a class of events or a name like 'job:start', not {event!r}"

@@ -1,1 +1,1 @@
-"""Programs for those who work on this package."""
+"""Programs for the development of this package."""

@@ -1,6 +1,6 @@
 """Write the table of events in `docs/events.md` from the docstrings of the events.
 
-Run it as `python -m tools.events_page` when an event changes.
+Run it as `python -m tools.events_page` after an event has changed.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ FIELDS_OF_BASES = frozenset({"pool_id", "worker_id", "job"})
 
 
 def table() -> str:
-    """All events in the order of their module."""
-    lines = ["| event | class | when | besides |", "| --- | --- | --- | --- |"]
+    """The table of all events, in the order of their module."""
+    lines = ["| event | class | meaning | further fields |", "| --- | --- | --- | --- |"]
     lines += [
         f"| `{kind.name}` | `{kind.__name__}` | {_when(kind)} | {_fields(kind)} |"
         for kind in _kinds()
@@ -30,7 +30,7 @@ def table() -> str:
 
 
 def rewritten(page: str) -> str:
-    """The page with the table as it should be."""
+    """The page with its table replaced by the current one."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
