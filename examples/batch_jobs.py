@@ -1,6 +1,6 @@
-"""Collect items in one job, run them together, and try again only those that failed.
+"""Collect items in one job, process them together, and retry only the items that failed.
 
-Run it with a database that may be played with:
+Run it with a scratch database:
 
     DATABASE_URL=postgresql://localhost/playground python examples/batch_jobs.py
 """
@@ -22,7 +22,7 @@ async def send(name: str) -> None:
 
 @task
 async def notify(payload: list[dict[str, str]]) -> list[Awaitable[None]]:
-    """A list of awaitables, one for each item: each succeeds or fails for itself."""
+    """Return one awaitable per item; each item succeeds or fails independently."""
     print("together:", ", ".join(item["to"] for item in payload))
     return [send(item["to"]) for item in payload]
 
@@ -31,7 +31,7 @@ async def main() -> None:
     async with WorkerUtils() as utils:
         soon = datetime.now(UTC) + timedelta(hours=1)
         for name in ("ada", "grace", "edsger"):
-            # Arrays under one key are put together; the first call sets the time.
+            # Arrays under the same key are joined; the first call sets the time.
             job = await utils.add_job(
                 "notify",
                 [{"to": name}],
@@ -40,7 +40,7 @@ async def main() -> None:
                 run_at=soon,
             )
         now = job.created_at
-        await utils.reschedule_jobs([job.id], run_at=now)  # the hour has passed, let us say
+        await utils.reschedule_jobs([job.id], run_at=now)  # pretend that the hour has passed
         await run_once(tasks=[notify])
 
         left = await utils.get_job(job.id)

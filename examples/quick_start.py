@@ -1,6 +1,6 @@
-"""Two tasks, three jobs, one of them failing at first.
+"""Run three jobs of two tasks; one job fails at first and is retried.
 
-Run it with a database that may be played with:
+Run it with a scratch database:
 
     DATABASE_URL=postgresql://localhost/playground python examples/quick_start.py
 """
@@ -12,15 +12,15 @@ from graphile_worker_py import JobContext, SyncJobContext, WorkerUtils, run_once
 
 @task
 async def greet(payload: dict[str, str], ctx: JobContext) -> None:
-    """Runs on the event loop."""
+    """Run on the event loop."""
     if ctx.job.attempts == 1 and payload["name"] == "Grace":
-        raise ConnectionError("nobody at home")
+        raise ConnectionError("no answer")
     print(f"Hello {payload['name']}, attempt {ctx.job.attempts}")
 
 
 @task
 def count_words(payload: dict[str, str], ctx: SyncJobContext) -> None:
-    """Runs in a thread, so it may block."""
+    """Run in a thread, so it may block."""
     print(f"{len(payload['text'].split())} words, in queue {ctx.get_queue_name()}")
 
 
@@ -34,9 +34,10 @@ async def main() -> None:
 
         failed = await utils.get_job(grace.id)
         assert failed is not None
-        print(f"Job {failed.id} has failed: {failed.last_error}; again at {failed.run_at:%H:%M:%S}")
+        print(f"Job {failed.id} has failed: {failed.last_error}")
+        print(f"Next attempt at {failed.run_at:%H:%M:%S}; rescheduling it to run now")
 
-        await utils.reschedule_jobs([grace.id], run_at=failed.created_at)  # not so patient
+        await utils.reschedule_jobs([grace.id], run_at=failed.created_at)
         await run_once(tasks=[greet, count_words])
 
 

@@ -1,6 +1,6 @@
-"""Add jobs in a trigger: whoever inserts a row, in whatever language, the job is added with it.
+"""Add jobs in a trigger, so that every inserted row adds a job, in any language.
 
-Run it with a database that may be played with:
+Run it with a scratch database:
 
     DATABASE_URL=postgresql://localhost/playground python examples/sql_trigger.py
 """
@@ -18,7 +18,7 @@ create table if not exists customers (
   email text not null
 );
 
--- security definer: whoever may insert customers need not have rights on the job tables.
+-- security definer: roles that insert customers need no rights on the job tables.
 create or replace function customer_added() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$

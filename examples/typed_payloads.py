@@ -1,4 +1,4 @@
-"""Typed payloads: what a task takes is checked, built and known to type checkers.
+"""Typed payloads: validated, converted to dataclasses, and visible to type checkers.
 
 Run it: DATABASE_URL=postgresql://… python examples/typed_payloads.py
 (with `pip install "graphile-worker-py[typed]"`)
@@ -42,7 +42,7 @@ async def main() -> None:
     lines = [Line("book", Decimal("19.90"), 2), Line("pen", Decimal("0.80"))]
     async with WorkerUtils() as utils:
         await send_invoice.enqueue(utils, Invoice(7, date(2026, 12, 24), lines))
-        # From SQL or Node anything may come. This job fails, and its error names the place.
+        # SQL and Node can send anything. This job fails, and its error names the place.
         wrong = {"number": 8, "due": "2026-12-24", "lines": [{"article": "ink", "price": []}]}
         job = await utils.add_job("send_invoice", wrong, max_attempts=1)
         await run_once(tasks=[send_invoice, remind])

@@ -1,11 +1,11 @@
-"""A web application that adds a job with its data, and runs the jobs in the same process.
+"""A web application that adds jobs in its transactions and runs them in the same process.
 
     pip install starlette uvicorn
     DATABASE_URL=postgresql://localhost/playground python examples/web_app.py
     curl -d '{"item": "book"}' http://127.0.0.1:8000/orders
 
-In production run the worker as a process of its own (`graphile-worker-py --tasks …`): it can then
-be stopped, and given more machines, without the web server. `Runner` here becomes `WorkerUtils`.
+In production, run the worker as a separate process (`graphile-worker-py --tasks …`), so that you
+can stop and scale it independently of the web server. Then replace `Runner` with `WorkerUtils`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from graphile_worker_py import Runner, task
 
 
 class State(TypedDict):
-    """What requests find in `request.state`."""
+    """The contents of `request.state`."""
 
     pool: AsyncConnectionPool
     runner: Runner
@@ -38,20 +38,20 @@ async def ship(payload: dict[str, int]) -> None:
 
 @contextlib.asynccontextmanager
 async def lifespan(_app: Starlette) -> AsyncIterator[State]:
-    # One pool of connections for requests and jobs alike.
+    # Requests and jobs share one connection pool.
     async with AsyncConnectionPool(os.environ.get("DATABASE_URL", ""), open=False) as pool:
         async with pool.connection() as conn:
             await conn.execute(
                 "create table if not exists orders"
                 " (id int generated always as identity primary key, item text not null)"
             )
-        # The server handles signals; leaving the block stops the worker when the server ends.
+        # The server handles signals. When it stops, leaving the block stops the worker.
         async with Runner(pool, tasks=[ship], no_handle_signals=True) as runner:
             yield {"pool": pool, "runner": runner}
 
 
 async def order(request: Request) -> JSONResponse:
-    """Insert an order and add its job: both, or neither."""
+    """Insert an order and add its job in one transaction."""
     try:
         item = (await request.json())["item"]
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -61,7 +61,7 @@ async def order(request: Request) -> JSONResponse:
         (order_id,) = await row.fetchone()
         await request.state.runner.add_job("ship", {"order": order_id}, conn=conn)
         if item == "nothing":
-            raise ValueError("rolls back the order, and its job with it")
+            raise ValueError("rolls back the order and its job")
     return JSONResponse({"order": order_id}, status_code=201)
 
 

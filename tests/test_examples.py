@@ -30,8 +30,9 @@ def run_example(processes: Processes, name: str, dsn: str) -> list[str]:
 def test_quick_start_retries_the_job_that_failed(empty_dsn: str, processes: Processes) -> None:
     lines = run_example(processes, "quick_start.py", empty_dsn)
     assert lines[:2] == ["Hello Ada, attempt 1", "3 words, in queue words"]
-    assert lines[2].startswith("Job 2 has failed: nobody at home; again at ")
-    assert lines[3:] == ["Hello Grace, attempt 2"]
+    assert lines[2] == "Job 2 has failed: no answer"
+    assert lines[3].startswith("Next attempt at ")
+    assert lines[4:] == ["Hello Grace, attempt 2"]
 
 
 def test_the_trigger_adds_a_job_with_the_row_or_not_at_all(

@@ -1,4 +1,4 @@
-"""Tasks from a folder: a program in Perl, a shell script, and Python."""
+"""Load tasks from a folder: a Perl program, a shell script, and a Python file."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from graphile_worker_py.events import Events, JobError
 
 
 def show_failure(event: JobError) -> None:
-    """Print what is stored as the last error of a job."""
+    """Print the error that is stored as the last error of the job."""
     print("Failed:", event.error)
 
 
@@ -27,7 +27,7 @@ async def main() -> None:
     await run_once(task_directory=Path(__file__).parent / "tasks", events=events)
 
 
-# What the jobs log, and not what the worker says of itself: that has no job id.
+# Show only the log records of jobs. Records of the worker itself have no job id.
 handler = logging.StreamHandler(sys.stdout)
 handler.addFilter(lambda record: hasattr(record, "job_id") and record.levelname == "INFO")
 logging.basicConfig(

@@ -7,7 +7,7 @@ const runner = await run({
   taskList: {
     resize: async ({ image }, { addJob, job }) => {
       console.log(`node   resize   ${image}`);
-      // The next step is a Python task; in the same queue, so that it waits for its turn.
+      // The next step is a Python task in the same queue, so it waits for its turn.
       await addJob("caption", { image }, { queueName: "images", priority: job.priority });
     },
   },

@@ -24,7 +24,7 @@ async def caption(payload: dict[str, str], ctx: JobContext) -> None:
 async def main() -> None:
     async with Runner(tasks=[caption], concurrent_jobs=4) as runner:
         print("python ready", flush=True)
-        # `resize` is a task of the Node worker. One queue: never two at once, in both languages.
+        # `resize` is a task of the Node worker. In one queue, only one job runs at a time.
         await runner.add_jobs(
             [
                 JobSpec("resize", {"image": image}, queue_name="images", priority=number)
@@ -35,7 +35,7 @@ async def main() -> None:
             async with asyncio.timeout(60):
                 await done.wait()
         except TimeoutError:
-            sys.exit("The jobs did not come back: is the Node worker running?")
+            sys.exit("The jobs did not finish: is the Node worker running?")
 
 
 asyncio.run(main())

@@ -1,4 +1,4 @@
-"""A Python task beside them, named after its file."""
+"""A Python task, named after its file."""
 
 from graphile_worker_py import JobContext
 
