@@ -4,177 +4,100 @@ The life of a job, which is the order to read this package in:
 
 | step | module | statement (in `sql/`) |
 | --- | --- | --- |
-| ask | `worker_utils`, `context`: `add_job`, `add_jobs`, by the steps in `adding` | `add_jobs` |
-| wake | `listener`: `jobs:insert` → `pool.nudge(count)` | `notifications` |
-| fetch | `local_queue`: idle workers are served by one fetch of `fetcher` | `get_jobs` |
-| run | `worker` takes it, calls the task on the loop or through `executors` | none |
-| settle | `batcher` → `settler` | `complete_jobs`, `fail_jobs`, `return_jobs` |
-| tell | `events`: observers such as `event_log` | none |
+| add | `worker_utils`, `tasks.context`: `add_job` and `add_jobs`, from `adding` | `add_jobs` |
+| wake | `workers.listener`: `jobs:insert` → `WorkerPool.nudge(count)` | `notifications` |
+| fetch | `workers.local_queue`: a fetch by `workers.fetcher` for all idle workers | `get_jobs` |
+| run | `workers.worker` calls the task, on the event loop or through `executors` | none |
+| record | `workers.batcher` → `workers.settler` | `complete_jobs`, `fail_jobs`, `return_jobs` |
+| observe | `events`: subscribers such as `observing.log` | none |
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+import ast
+import functools
+import importlib
+from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    from graphile_worker_py.cron import (
-        CronItem,
-        CronItemOptions,
-        ParsedCronItem,
-        parse_cron_item,
-        parse_cron_items,
-        parse_crontab,
-        read_crontab,
-    )
-    from graphile_worker_py.errors import (
-        ConfigurationError,
-        CrontabError,
-        GraphileWorkerError,
-        IncompatibleSchemaError,
-        MigrationError,
-        MissingRightsError,
-        PayloadError,
-        UnknownTaskError,
-        UnsupportedPostgresError,
-        WorkerPoolError,
-    )
-    from graphile_worker_py.events import Events
-    from graphile_worker_py.executors.child import ProcessJobContext
-    from graphile_worker_py.job import Job, JobKeyMode, JobSpec, TaskName
-    from graphile_worker_py.loading.directory import load_tasks
-    from graphile_worker_py.options import LocalQueueOptions, RefetchDelay, WorkerOptions
-    from graphile_worker_py.plugins import FetchRequest, Plugin, SchemaStep
-    from graphile_worker_py.runner import Runner, RunnerOptions, run, run_migrations, run_once
-    from graphile_worker_py.sql.admin import Unlocked
-    from graphile_worker_py.sql.cleanup import CleanupTask
-    from graphile_worker_py.sql.get_jobs import Fetched
-    from graphile_worker_py.sql.inspect import (
-        JobCounts,
-        JobQueue,
-        JobState,
-        ListedJob,
-        LockHolder,
-        StateCounts,
-    )
-    from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
-    from graphile_worker_py.tasks.context import JobContext, SyncJobContext
-    from graphile_worker_py.tasks.task import Task, task
-    from graphile_worker_py.worker_utils import WorkerUtils, add_job_adhoc
+__all__: list[str]
+_SOURCE: Final[str | None] = globals()["__loader__"].get_source(__name__)
 
-__all__ = [
-    "CleanupTask",
-    "ConfigurationError",
-    "CronItem",
-    "CronItemOptions",
-    "CrontabError",
-    "Events",
-    "FetchRequest",
-    "Fetched",
-    "GraphileWorkerError",
-    "IncompatibleSchemaError",
-    "Job",
-    "JobContext",
-    "JobCounts",
-    "JobKeyMode",
-    "JobQueue",
-    "JobSpec",
-    "JobState",
-    "ListedJob",
-    "LocalQueueOptions",
-    "LockHolder",
-    "MigrationError",
-    "MissingRightsError",
-    "ParsedCronItem",
-    "PayloadError",
-    "Plugin",
-    "ProcessJobContext",
-    "RefetchDelay",
-    "Runner",
-    "RunnerOptions",
-    "SchemaStep",
-    "StateCounts",
-    "SyncJobContext",
-    "SyncWorkerUtils",
-    "Task",
-    "TaskName",
-    "UnknownTaskError",
-    "Unlocked",
-    "UnsupportedPostgresError",
-    "WorkerOptions",
-    "WorkerPoolError",
-    "WorkerUtils",
-    "add_job_adhoc",
-    "load_tasks",
-    "parse_cron_item",
-    "parse_cron_items",
-    "parse_crontab",
-    "read_crontab",
-    "run",
-    "run_migrations",
-    "run_once",
-    "task",
-]
+# The public names, listed here only. Type checkers read this list as it stands; at run time
+# `_homes` reads it from the source, and `__getattr__` imports a module when one of its names is
+# first asked for: a module of tasks needs `task`, but not what runs jobs. Where the source is
+# missing (only bytecode is installed), all names are imported at once.
+if TYPE_CHECKING or _SOURCE is None:
+    from graphile_worker_py.cron import CronItem as CronItem
+    from graphile_worker_py.cron import CronItemOptions as CronItemOptions
+    from graphile_worker_py.cron import ParsedCronItem as ParsedCronItem
+    from graphile_worker_py.cron import parse_cron_item as parse_cron_item
+    from graphile_worker_py.cron import parse_cron_items as parse_cron_items
+    from graphile_worker_py.cron import parse_crontab as parse_crontab
+    from graphile_worker_py.cron import read_crontab as read_crontab
+    from graphile_worker_py.errors import ConfigurationError as ConfigurationError
+    from graphile_worker_py.errors import CrontabError as CrontabError
+    from graphile_worker_py.errors import GraphileWorkerError as GraphileWorkerError
+    from graphile_worker_py.errors import IncompatibleSchemaError as IncompatibleSchemaError
+    from graphile_worker_py.errors import MigrationError as MigrationError
+    from graphile_worker_py.errors import MissingRightsError as MissingRightsError
+    from graphile_worker_py.errors import PayloadError as PayloadError
+    from graphile_worker_py.errors import UnknownTaskError as UnknownTaskError
+    from graphile_worker_py.errors import UnsupportedPostgresError as UnsupportedPostgresError
+    from graphile_worker_py.errors import WorkerPoolError as WorkerPoolError
+    from graphile_worker_py.events import Events as Events
+    from graphile_worker_py.executors.child import ProcessJobContext as ProcessJobContext
+    from graphile_worker_py.job import Job as Job
+    from graphile_worker_py.job import JobKeyMode as JobKeyMode
+    from graphile_worker_py.job import JobSpec as JobSpec
+    from graphile_worker_py.job import TaskName as TaskName
+    from graphile_worker_py.loading.directory import load_tasks as load_tasks
+    from graphile_worker_py.options import LocalQueueOptions as LocalQueueOptions
+    from graphile_worker_py.options import RefetchDelay as RefetchDelay
+    from graphile_worker_py.options import WorkerOptions as WorkerOptions
+    from graphile_worker_py.plugins import FetchRequest as FetchRequest
+    from graphile_worker_py.plugins import Plugin as Plugin
+    from graphile_worker_py.plugins import SchemaStep as SchemaStep
+    from graphile_worker_py.runner import Runner as Runner
+    from graphile_worker_py.runner import RunnerOptions as RunnerOptions
+    from graphile_worker_py.runner import run as run
+    from graphile_worker_py.runner import run_migrations as run_migrations
+    from graphile_worker_py.runner import run_once as run_once
+    from graphile_worker_py.sql.admin import Unlocked as Unlocked
+    from graphile_worker_py.sql.cleanup import CleanupTask as CleanupTask
+    from graphile_worker_py.sql.get_jobs import Fetched as Fetched
+    from graphile_worker_py.sql.inspect import JobCounts as JobCounts
+    from graphile_worker_py.sql.inspect import JobQueue as JobQueue
+    from graphile_worker_py.sql.inspect import JobState as JobState
+    from graphile_worker_py.sql.inspect import ListedJob as ListedJob
+    from graphile_worker_py.sql.inspect import LockHolder as LockHolder
+    from graphile_worker_py.sql.inspect import StateCounts as StateCounts
+    from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
+    from graphile_worker_py.tasks.context import JobContext as JobContext
+    from graphile_worker_py.tasks.context import SyncJobContext as SyncJobContext
+    from graphile_worker_py.tasks.task import Task as Task
+    from graphile_worker_py.tasks.task import task as task
+    from graphile_worker_py.worker_utils import WorkerUtils as WorkerUtils
+    from graphile_worker_py.worker_utils import add_job_adhoc as add_job_adhoc
 
-# The modules of the names. Each is read when one of its names is first asked for: a module of tasks
-# needs `task`, and not all the rest.
-_HOMES: Final = {
-    name: module
-    for module, names in {
-        "tasks.context": ("JobContext", "SyncJobContext"),
-        "cron": (
-            "CronItem",
-            "CronItemOptions",
-            "ParsedCronItem",
-            "parse_cron_item",
-            "parse_cron_items",
-            "parse_crontab",
-            "read_crontab",
-        ),
-        "errors": (
-            "ConfigurationError",
-            "CrontabError",
-            "GraphileWorkerError",
-            "IncompatibleSchemaError",
-            "MigrationError",
-            "MissingRightsError",
-            "PayloadError",
-            "UnknownTaskError",
-            "UnsupportedPostgresError",
-            "WorkerPoolError",
-        ),
-        "events": ("Events",),
-        "executors.child": ("ProcessJobContext",),
-        "plugins": ("FetchRequest", "Plugin", "SchemaStep"),
-        "job": ("Job", "JobKeyMode", "JobSpec", "TaskName"),
-        "options": ("LocalQueueOptions", "RefetchDelay", "WorkerOptions"),
-        "runner": ("Runner", "RunnerOptions", "run", "run_migrations", "run_once"),
-        "sql.admin": ("Unlocked",),
-        "sql.cleanup": ("CleanupTask",),
-        "sql.get_jobs": ("Fetched",),
-        "sql.inspect": (
-            "JobCounts",
-            "JobQueue",
-            "JobState",
-            "ListedJob",
-            "LockHolder",
-            "StateCounts",
-        ),
-        "sync_worker_utils": ("SyncWorkerUtils",),
-        "loading.directory": ("load_tasks",),
-        "tasks.task": ("Task", "task"),
-        "worker_utils": ("WorkerUtils", "add_job_adhoc"),
-    }.items()
-    for name in names
-}
+if not TYPE_CHECKING:  # Type checkers know the names above and no others.
 
-if not TYPE_CHECKING:  # To type checkers only the names above exist.
+    @functools.cache
+    def _homes() -> dict[str, str]:
+        """The module of each public name."""
+        return {
+            alias.name: node.module
+            for node in ast.walk(ast.parse(_SOURCE or ""))
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(f"{__name__}.")
+            for alias in node.names
+        }
 
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+    def __getattr__(name: str) -> object:
+        if name == "__all__":
+            value = sorted(_homes())
+        elif name in _homes():
+            value = getattr(importlib.import_module(_homes()[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_homes()})

@@ -1,8 +1,10 @@
 """A program reads the modules it needs, and a worker asks the database no more than it must."""
 
-import ast
+import compileall
 import importlib
+import inspect
 import pkgutil
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ import graphile_worker_py
 from graphile_worker_py import cli
 from graphile_worker_py.cli.main import main
 from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.tasks.task import task
 from tests.support.processes import Processes
 
 PACKAGE = "graphile_worker_py"
@@ -29,7 +32,8 @@ NOT_FOR_A_WORKER = [
 NOT_FOR_TASKS = [
     *(f"{PACKAGE}.{name}" for name in ("cli", "runner", "workers", "fleet", "processes", "cron")),
     *(f"{PACKAGE}.{name}" for name in ("worker_utils", "schema", "config", "events")),
-    *("click", "json5", "tomllib"),
+    *(f"{PACKAGE}.{name}" for name in ("postgres", "sql", "adding", "tasks.context")),
+    *("psycopg", "psycopg_pool", "click", "json5", "tomllib", "msgspec", "pydantic"),
 ]
 ONCE = """
 import sys
@@ -56,24 +60,35 @@ def modules_after(processes: Processes, code: str, folder: Path, dsn: str = "") 
     return set(process.stdout.split())
 
 
-def public_names() -> dict[str, str]:
-    """The module of each public name, as type checkers are told."""
-    source = Path(graphile_worker_py.__file__).read_text(encoding="utf-8")
-    return {
-        alias.name: node.module
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE)
-        for alias in node.names
-    }
+def test_each_public_name_is_the_one_in_its_module() -> None:
+    names = {name: getattr(graphile_worker_py, name) for name in graphile_worker_py.__all__}
+    assert names["task"] is task
+    for name, value in names.items():
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert getattr(sys.modules[value.__module__], name) is value
+    assert names.keys() <= set(dir(graphile_worker_py))
 
 
-def test_every_public_name_is_the_one_that_type_checkers_know() -> None:
-    names = public_names()
-    assert sorted(names) == sorted(graphile_worker_py.__all__)
-    for name, module in names.items():
-        there = getattr(importlib.import_module(module), name)
-        assert getattr(graphile_worker_py, name) is there
-    assert set(graphile_worker_py.__all__) <= set(dir(graphile_worker_py))
+def test_a_star_import_takes_the_public_names_and_nothing_else() -> None:
+    namespace: dict[str, object] = {}
+    exec(f"from {PACKAGE} import *", namespace)
+    del namespace["__builtins__"]
+    assert {"task", "run", "WorkerUtils"} < namespace.keys()
+    assert sorted(namespace) == graphile_worker_py.__all__
+
+
+def test_every_public_name_is_there_without_the_source(
+    processes: Processes, tmp_path: Path
+) -> None:
+    """As in an image that holds bytecode only."""
+    folder = tmp_path / PACKAGE
+    shutil.copytree(Path(graphile_worker_py.__file__).parent, folder)
+    compileall.compile_dir(folder, quiet=2, legacy=True)
+    for source in folder.rglob("*.py"):
+        source.unlink()
+    names = ", ".join(graphile_worker_py.__all__)
+    code = f"from {PACKAGE} import {names}; import {PACKAGE}; print({PACKAGE}.__file__)"
+    assert modules_after(processes, code, tmp_path) == {str(folder / "__init__.pyc")}
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:

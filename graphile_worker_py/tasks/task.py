@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import (
+    TYPE_CHECKING,
     Any,
     Final,
     Literal,
@@ -18,13 +19,14 @@ from typing import (
     overload,
 )
 
-from psycopg import AsyncConnection, Connection
-
 from graphile_worker_py.checks import check_one_of, check_seconds
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JobKeyMode, JobSpec, PayloadT, PayloadT_contra, TaskName
 from graphile_worker_py.tasks.locating import TaskPlace, check_has_place, place_of
 from graphile_worker_py.tasks.typed_payloads import Decode, payload_decoder
+
+if TYPE_CHECKING:  # A module of tasks needs no driver, which takes half of its time to import.
+    from psycopg import AsyncConnection, Connection
 
 R_co = TypeVar("R_co", covariant=True)
 TaskFunction: TypeAlias = Callable[..., Any]
@@ -63,7 +65,7 @@ class SpecOptions(TypedDict, total=False):
 class AddJobOptions(SpecOptions, total=False):
     """What `add_job` takes beside task and payload."""
 
-    conn: AsyncConnection[Any] | Connection[Any] | None
+    conn: "AsyncConnection[Any] | Connection[Any] | None"
     """Connection to use, as for `WorkerUtils.add_job`; contexts of tasks in threads take none."""
 
 
