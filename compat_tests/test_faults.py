@@ -1,4 +1,6 @@
-"""A Node worker works beside two Python workers, under load, while something goes wrong.
+"""A Node worker and two Python workers share a database, under load, while something goes wrong.
+
+Only the first fault is in each run of the tests; the others run with `--long`.
 
 What a Node worker had locked when it ended stays locked until somebody unlocks it. A Node worker
 ends when it can't record the outcome of a job, and is started again, as by a supervisor. It goes
@@ -18,8 +20,11 @@ from tests.support.node import Node
 from tests.support.own_server import OwnServer
 from tests.support.processes import Processes
 
+FIRST, *OTHERS = (*OF_WORKERS, *OF_THE_DATABASE)
+LONG = [pytest.param(case, marks=pytest.mark.long) for case in OTHERS]
 
-@pytest.mark.parametrize("case", [*OF_WORKERS, *OF_THE_DATABASE], ids=str)
+
+@pytest.mark.parametrize("case", [FIRST, *LONG], ids=str)
 async def test_workers_of_both_sides_get_over(
     case: Case[Any],
     own_dsn: str,

@@ -1,4 +1,8 @@
-"""Two workers in processes of their own, under load, while one or both are treated badly."""
+"""Two worker processes under load, while something goes wrong with one or both.
+
+These tests run only with `--long`: `compat_tests/test_faults.py` has the same faults with a Node
+worker at the same database, and each fault has its own shorter test elsewhere.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from tests.support.own_server import OwnServer
 from tests.support.processes import Processes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", OF_WORKERS, ids=str)
 async def test_two_workers_get_over(
     case: Case[Any],

@@ -42,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long",
         action="store_true",
-        help="Let each fault of the tests in tests/faults last, and come again",
+        help="Run the tests marked as long too, let each fault last and come again, and try many"
+        " more examples",
     )
 
 
@@ -59,10 +60,19 @@ def processes() -> Iterator[Processes]:
     processes.end_all()
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C mean something, also where a shell has begun the run in the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker, and let Ctrl-C end a run that a shell has started in the background."""
+    config.addinivalue_line("markers", "long: runs only with --long")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked as long, unless `--long` is given."""
+    if not config.getoption("--long"):
+        left_out = [item for item in items if item.get_closest_marker("long") is not None]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)
