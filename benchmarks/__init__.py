@@ -1,6 +1,6 @@
-"""Measurements against Graphile Worker for Node and others, all sides in turn in the same run.
+"""Benchmarks against Graphile Worker for Node and other queues, all sides in turn.
 
-`python -m benchmarks` installs and starts what it needs. `measures` says what is measured, `sides`
-who is, `lab` gives them databases and processes, `report` makes tables of what came out and `plots`
-pictures.
+`python -m benchmarks` installs and starts what it needs. `measures` has the measurements, `sides`
+the packages that are compared, `lab` gives them databases and processes, `report` makes tables of
+the figures, and `plots` draws them.
 """

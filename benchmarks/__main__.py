@@ -18,7 +18,12 @@ Figures = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="How often all is measured, in turn.")
+@click.option(
+    "--rounds",
+    default=5,
+    show_default=True,
+    help="Number of rounds; each measures all sides in turn.",
+)
 @click.option("--only", multiple=True, metavar="TEXT", help="Measures whose name contains TEXT.")
 @click.option("--side", "sides", multiple=True, metavar="NAME", help="Sides to measure (all).")
 @click.option(
@@ -28,11 +33,11 @@ Figures = dict[str, dict[str, list[dict[str, Any]]]]
     "--held",
     default=10.0,
     show_default=True,
-    help="Seconds to measure beside an open transaction; minutes show more.",
+    help="Seconds to measure with an open transaction; minutes show more.",
 )
-@click.option("--list", "listing", is_flag=True, help="Tell the measures and their sides, and end.")
+@click.option("--list", "listing", is_flag=True, help="List the measures and their sides.")
 @click.option("--store", type=Path, help="Write all figures to this file, as JSON.")
-@click.option("--svg", type=Path, metavar="FOLDER", help="Write pictures into this folder.")
+@click.option("--svg", type=Path, metavar="FOLDER", help="Write plots into this folder.")
 @click.option(
     "--render",
     type=Path,
@@ -52,8 +57,8 @@ def main(
 ) -> None:
     """Measure this package, graphile-worker 0.18.0 and other queues in turn.
 
-    Everything that is needed is installed and started: PostgreSQL, Node, the other packages, each
-    in an environment of its own. Prints medians and ratios.
+    Installs and starts all it needs: PostgreSQL, Node and the other packages, each in a separate
+    environment. Prints medians and ratios.
     """
     if render is not None:
         render_page(Run(json.loads(render.read_text(encoding="utf-8"))), PAGE)
@@ -76,7 +81,7 @@ def main(
 
 
 def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, ...]) -> Run:
-    """Measure all in turn. A side that can't be measured here is noted, with the reason."""
+    """Measure all sides in turn. If one can't be measured, record the reason."""
     machine = lab.machine()
     unavailable: dict[str, str] = {}
     about: dict[str, dict[str, Any]] = {}
@@ -95,7 +100,7 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
     for round_number in range(1, rounds + 1):
         for measure in measures:
             turn = list(figures[measure.name])
-            # Turn about, so that no side always has the warmer machine.
+            # In alternating order, so that no side always has the warmer machine.
             for name in turn if round_number % 2 else reversed(turn):
                 try:
                     figures[measure.name][name].append(measure.run(lab, name))
@@ -117,14 +122,14 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
 
 
 def render_page(run: Run, file: Path) -> None:
-    """Put the results into a page, and their pictures into the folder of its name beside it."""
+    """Put the results into a page, and their plots into the folder with the page's name."""
     _write_pictures(run, file.with_suffix(""))
     found = file.read_text(encoding="utf-8")
     file.write_text(inserted(found, page(run, plots_beside(file, run))), encoding="utf-8")
 
 
 def plots_beside(file: Path, run: Run) -> list[tuple[str, str]]:
-    """The pictures as a page shows them: description, and where it is from the page."""
+    """The plots of a page: description, and path relative to the page."""
     return [
         (description, f"{file.stem}/{name}") for name, (description, _) in pictures(run).items()
     ]

@@ -1,7 +1,7 @@
-"""How long cron takes: `python benchmarks/cron.py` prints a table.
+"""Measure cron: `python benchmarks/cron.py` prints a table.
 
-The database part runs on an embedded server with default durability, or on the database given as
-the only argument, which must be one to throw away: its known crontabs and jobs are deleted.
+The database part runs on an embedded server with default durability, or on the database that the
+only argument names. Its known crontabs and jobs are deleted.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ CRONITER_STEPS = 300
 
 
 def patterns(count: int) -> list[str]:
-    """Patterns as they are in use: some frequent, most hourly, daily, weekly or monthly."""
+    """Typical patterns: some frequent, most hourly, daily, weekly or monthly."""
     pick = random.Random(1)
 
     def minute() -> int:
@@ -59,7 +59,7 @@ def patterns(count: int) -> list[str]:
 
 
 def items_of(texts: Sequence[str], zones: Sequence[str | None] = (None,)) -> list[ParsedCronItem]:
-    """Items with these patterns, in turn in these zones."""
+    """Items with these patterns, in these zones in turn."""
     return parse_cron_items(
         CronItem(
             "task",
@@ -76,14 +76,14 @@ def row(what: str, figure: str) -> None:
 
 
 def year_of(items: Sequence[ParsedCronItem]) -> tuple[float, int]:
-    """Seconds for a year of minutes, and the runs that it holds."""
+    """Seconds to match a year of minutes, and the number of runs in it."""
     began = time.perf_counter()
     runs = sum(len(due) for _, due in Timetable(items).between(START, START + YEAR))
     return time.perf_counter() - began, runs
 
 
 def croniter_step(texts: Sequence[str]) -> float:
-    """Seconds that croniter takes from one run of a pattern to the next, on the average run."""
+    """Average seconds that croniter takes from one run of a pattern to the next."""
     spent = runs = 0.0
     for text in texts[:CRONITER_STEPS]:
         steps = croniter(text, START)
@@ -98,7 +98,7 @@ def croniter_step(texts: Sequence[str]) -> float:
 
 
 def measure_matching() -> None:
-    """What needs no database."""
+    """Measure matching, without a database."""
     texts = patterns(1000)
     seconds, runs = year_of(items_of(texts))
     row("a year of minutes, 1,000 items in UTC", f"{seconds:.2f} s, {runs:,} runs")
@@ -121,7 +121,7 @@ def measure_matching() -> None:
 
 
 class CountingDatabase(Database):
-    """The database, and how many statements were sent to it."""
+    """A database that counts the statements sent to it."""
 
     sent = 0
 
@@ -132,7 +132,7 @@ class CountingDatabase(Database):
 
 
 async def measure_ticks(dsn: str) -> None:
-    """What a tick costs, from "what is due?" to the answer of the database."""
+    """Measure ticks, from finding the due items to the answer of the database."""
     async with opened_pool(dsn, max_size=2) as pool:
         database = CountingDatabase(pool, schema="graphile_worker")
         for count, due_count in ((10, 3), (1000, 3), (1000, 300), (1000, 1000)):
@@ -160,7 +160,7 @@ async def measure_ticks(dsn: str) -> None:
 
 
 async def measure_backfill(dsn: str) -> None:
-    """A start after a day of absence."""
+    """Measure a start after a day without cron."""
     items = parse_cron_items(
         CronItem("task", "*/5 * * * *", identifier=f"item_{n}", options={"backfill_period": 86400})
         for n in range(100)

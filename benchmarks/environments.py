@@ -1,4 +1,4 @@
-"""Virtual environments with other packages, made once per machine, beside those of the tests."""
+"""Virtual environments with the other packages, created once per machine."""
 
 import fcntl
 import os
@@ -11,31 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INSTALL_TIMEOUT = 600.0
-# A Python that can't make virtual environments is of no use here.
+# Fails for a Python that can't create virtual environments.
 PROBE = "import ensurepip, venv, sys; print(*sys.version_info[:2])"
 
 
 class UnavailableError(Exception):
-    """Why something can't be measured here."""
+    """Something can't be measured on this machine; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A package with what it needs to be at its best.
+    """A package with all it needs to run at its best.
 
     Args:
-        requirements: What is installed; the first one with its exact version.
-        minimum: The oldest Python that will do.
+        requirements: What to install; the first is the package, with its exact version.
+        minimum: The oldest Python that it supports.
     """
 
     requirements: tuple[str, ...]
     minimum: tuple[int, int] = (3, 11)
 
     def python(self) -> str:
-        """The interpreter of the environment, which is made if it is not there.
+        """The interpreter of the environment, which is created if necessary.
 
         Raises:
-            UnavailableError: There is no Python for it, or it could not be installed.
+            UnavailableError: There is no suitable Python, or the installation failed.
         """
         base, version = interpreter(self.minimum)
         name = re.sub(r"\[.*?\]", "", self.requirements[0])
@@ -44,7 +44,7 @@ class Environment:
             cache().mkdir(parents=True, exist_ok=True)
             with (cache() / f"{directory.name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not directory.exists():  # else another run made it while this one waited
+                if not directory.exists():  # another run may have created it
                     self._make(base, directory)
         return str(directory / "bin" / "python")
 
@@ -57,22 +57,22 @@ class Environment:
                     command, capture_output=True, text=True, check=False, timeout=INSTALL_TIMEOUT
                 )
                 if done.returncode != 0:
-                    said = done.stderr.strip().splitlines() or ["nothing said"]
+                    said = done.stderr.strip().splitlines() or ["no output"]
                     raise UnavailableError(f"{self.requirements[0]} was not installed: {said[-1]}")
-            made.rename(directory)  # at once, so what exists is complete
+            made.rename(directory)  # atomically, so that an existing one is complete
 
 
 def cache() -> Path:
-    """Where installed things are kept."""
+    """The folder of the environments."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "graphile-worker-py"
 
 
 def interpreter(minimum: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """A Python that is new enough, and its version: this one, else one that is found.
+    """A Python that is new enough, and its version: this one, or one found on the machine.
 
     Raises:
-        UnavailableError: None is found.
+        UnavailableError: There is none.
     """
     for candidate in (sys.executable, *_candidates(minimum)):
         version = _version(candidate)
@@ -93,7 +93,7 @@ def _candidates(minimum: tuple[int, int]) -> Iterator[str]:
 
 
 def _version(python: str) -> tuple[int, int] | None:
-    """Which version this is; None if it does not run, as a shim without a Python behind it."""
+    """The version of an interpreter; None if it does not run, such as a shim without a Python."""
     if not Path(python).exists():
         return None
     done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=False)

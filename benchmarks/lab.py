@@ -1,4 +1,4 @@
-"""What every measurement needs: a server, databases, worker processes and their figures."""
+"""The lab: a server, databases, worker processes and their figures."""
 
 import json
 import os
@@ -40,9 +40,9 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Drained:
-    """Figures of a backlog that was worked off.
+    """The figures of a backlog after all its jobs have run.
 
-    `transactions` are those that wrote something: they have to be made durable.
+    `transactions` counts transactions that wrote something, which have to be made durable.
     """
 
     jobs: int
@@ -54,12 +54,12 @@ class Drained:
 
     @property
     def rate(self) -> float:
-        """Jobs a second."""
+        """Jobs per second."""
         return self.jobs / self.seconds
 
 
 class Worker:
-    """A worker process under measurement."""
+    """A worker process that is measured."""
 
     def __init__(self, command: Sequence[str], cwd: Path | None) -> None:
         self._process = subprocess.Popen(
@@ -70,11 +70,11 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """The process id."""
         return self._process.pid
 
     def progress(self) -> tuple[int, float]:
-        """What it says next of its progress: jobs done, and when the last one of them was."""
+        """Its next report: the number of jobs done, and the time of the last one."""
         while True:
             word, *values = self._line().split()
             if word == "count":
@@ -82,13 +82,13 @@ class Worker:
 
     @property
     def output(self) -> IO[bytes]:
-        """What it prints."""
+        """Its standard output."""
         assert self._process.stdout is not None
         return self._process.stdout
 
     @property
     def has_line(self) -> bool:
-        """Whether a line was read that nobody has looked at."""
+        """Whether a complete line is waiting to be parsed."""
         return b"\n" in self._pending
 
     def memory(self) -> int:
@@ -96,16 +96,16 @@ class Worker:
         return self._status("VmRSS")
 
     def peak_memory(self) -> int:
-        """Most resident bytes so far."""
+        """Peak of the resident bytes so far."""
         return self._status("VmHWM")
 
     def cpu_seconds(self) -> float:
-        """Processor time so far."""
+        """Processor time so far, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
     def stop(self) -> dict[str, Any]:
-        """End it; what it says of its run."""
+        """Stop it gracefully, and return its final report."""
         self._process.send_signal(signal.SIGTERM)
         while True:
             line = self._line()
@@ -116,7 +116,7 @@ class Worker:
         return found
 
     def kill(self) -> None:
-        """End it for sure."""
+        """Kill it if it still runs, and close its output."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait(30)
@@ -128,7 +128,7 @@ class Worker:
             raise RuntimeError(f"expected {word!r}, got {line!r}")
 
     def _line(self) -> str:
-        # Not readline(): what it reads ahead, a selector does not see.
+        # Not readline(): a selector does not see what it has read ahead.
         while not self.has_line:
             read = os.read(self.output.fileno(), 65536)
             if not read:
@@ -145,13 +145,13 @@ class Worker:
 
 
 class Lab:
-    """A server of its own, with a database for each measurement.
+    """A server with a database for each measurement.
 
     Args:
         server: Connection string of the server, as its superuser.
-        node: Node with graphile-worker, which makes the schema of both sides that work on it.
-        scale: What numbers of jobs are multiplied with.
-        held: Seconds that are measured beside an open transaction.
+        node: Node with graphile-worker, which installs the schema that both sides share.
+        scale: Factor for all numbers of jobs.
+        held: Seconds to measure with an open transaction.
     """
 
     def __init__(self, server: str, node: Node, *, scale: float = 1.0, held: float = 10.0) -> None:
@@ -167,11 +167,11 @@ class Lab:
         self._templates: dict[str, str] = {}
 
     def jobs(self, count: int) -> int:
-        """How many jobs to take where it should be so many."""
+        """This number of jobs, scaled."""
         return max(round(count * self.scale), WARM)
 
     def create_database(self, template: str | None = None) -> str:
-        """An empty database, or a copy of one; its connection string."""
+        """Create an empty database, or a copy of one, and return its connection string."""
         self._made += 1
         name = f"bench_{self._made}"
         source = "template1" if template is None else urlsplit(template).path[1:]
@@ -181,12 +181,12 @@ class Lab:
                     sql.Identifier(name), sql.Identifier(source)
                 )
             )
-        # A URI, because that is all that Node's driver understands.
+        # A URI, the only form that Node's driver accepts.
         return urlsplit(self._server)._replace(path=f"/{name}").geturl()
 
     @contextmanager
     def database(self, side: Side) -> Iterator[str]:
-        """A fresh database with the tables of a side, dropped afterwards."""
+        """Yield a new database with the tables of a side, and drop it afterwards."""
         if side.schema not in self._templates:
             template = self.create_database()
             side.install(template)
@@ -198,7 +198,7 @@ class Lab:
             self._drop_database(dsn)
 
     def close(self) -> None:
-        """Drop what databases are copied from."""
+        """Drop the databases that serve as templates."""
         while self._templates:
             self._drop_database(self._templates.popitem()[1])
 
@@ -206,7 +206,7 @@ class Lab:
     def workers(
         self, side: Side, dsn: str, settings: Mapping[str, Any], count: int = 1
     ) -> Iterator[list[Worker]]:
-        """Worker processes of a side."""
+        """Yield worker processes of a side, and kill them afterwards."""
         started: list[Worker] = []
         try:
             while len(started) < count:
@@ -222,7 +222,7 @@ class Lab:
             conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
     def machine(self) -> dict[str, Any]:
-        """What the figures were measured on."""
+        """The machine, the server and the load."""
         with psycopg.connect(self._server) as conn:
             postgres = conn.info.parameter_status("server_version")
         return {
@@ -239,7 +239,7 @@ class Lab:
 
 @contextmanager
 def opened_lab(*, scale: float = 1.0, held: float = 10.0) -> Iterator[Lab]:
-    """Start the server, install what is compared."""
+    """Yield a lab on a server that is started for it."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit("npm is needed, to install graphile-worker")
@@ -261,7 +261,7 @@ def drain(
     queues: int = 0,
     left_behind: int = 0,
 ) -> Drained:
-    """Let workers that wait already work off a backlog, from its commit to its last job."""
+    """Time how waiting workers run a backlog, from its commit to its last job."""
     with (
         lab.workers(side, dsn, settings, count) as workers,
         psycopg.connect(dsn, autocommit=True) as conn,
@@ -291,7 +291,7 @@ def drain(
 
 
 def wait_for_all(workers: Sequence[Worker], jobs: int) -> float:
-    """Wait until all together have done so many jobs; the time at which the last one was done."""
+    """Wait until the workers together have done these jobs; return the time of the last one."""
     done, last = watch(workers, jobs, seconds=PATIENCE)
     if done < jobs:
         raise RuntimeError(f"only {done} of {jobs} jobs were done")
@@ -299,10 +299,10 @@ def wait_for_all(workers: Sequence[Worker], jobs: int) -> float:
 
 
 def watch(workers: Sequence[Worker], jobs: int, *, seconds: float) -> tuple[int, float]:
-    """Wait until all together have done so many jobs, or the time is over.
+    """Wait until the workers together have done these jobs, or the time is over.
 
     Returns:
-        How many they have done, and the time at which the last one was done.
+        The number of jobs done, and the time of the last one.
     """
     done = dict.fromkeys(workers, 0)
     last = 0.0
@@ -321,9 +321,9 @@ def watch(workers: Sequence[Worker], jobs: int, *, seconds: float) -> tuple[int,
 
 
 def _server_figures(conn: psycopg.Connection[Any]) -> tuple[int, int]:
-    """WAL written so far, in bytes, and the transactions that wrote something.
+    """WAL written so far, in bytes, and the number of writing transactions.
 
-    Those are counted by the ids that they get, which is exact at once: the server's statistics of
+    Transactions are counted by their ids, which is exact at once; the server's statistics of
     commits are up to ten seconds late.
     """
     row = conn.execute(

@@ -1,4 +1,4 @@
-"""What is measured, one function each: a lab and a side in, figures out."""
+"""The measures: each is a function that takes a lab and a side, and returns figures."""
 
 import statistics
 import subprocess
@@ -26,9 +26,9 @@ class Figure:
     """One of the figures of a measure.
 
     Attributes:
-        title: What it is called in tables.
+        title: Its name in tables.
         unit: Its unit.
-        more_is_better: Which way is good.
+        more_is_better: Whether a higher figure is better.
     """
 
     title: str
@@ -38,13 +38,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measure:
-    """Something to be measured on several sides.
+    """A measurement of several sides.
 
     Attributes:
-        name: What it is called by `--only` and in files.
-        sides: Names of those it is measured on; `pgbench` is one, too.
-        run: Takes a lab and the name of a side; returns the figures by their names, and what
-            else is to be kept.
+        name: Its name for `--only` and in files.
+        sides: The names of its sides; `pgbench` is one of them, too.
+        run: Takes a lab and the name of a side. Returns the figures by their names, and other
+            values to store.
         figures: The figures that go into tables.
     """
 
@@ -82,7 +82,7 @@ def _default(lab: Lab, name: str) -> Outcome:
 def _batched(lab: Lab, name: str) -> Outcome:
     if name == "pgbench":
         return {"rate": pgbench.rate(lab, lab.jobs(100_000), BATCHED["local_queue_size"])}
-    # A few seconds each.
+    # So that each takes a few seconds.
     slow = {"pgqueuer": 50_000, "procrastinate": 3_000, "oban": 20_000}
     side = lab.sides[name]
     with lab.database(side) as dsn:
@@ -96,7 +96,7 @@ def _two_processes(lab: Lab, name: str) -> Outcome:
 
 
 def _small_backlogs(lab: Lab, name: str) -> Outcome:
-    """The middle one of five, because one takes a moment only."""
+    """The median of five backlogs, because a single one takes only a moment."""
     side = lab.sides[name]
     jobs = lab.jobs(10_000)
     with lab.database(side) as dsn, lab.workers(side, dsn, BATCHED) as (worker,):
@@ -107,7 +107,7 @@ def _small_backlogs(lab: Lab, name: str) -> Outcome:
 
 
 def _large_backlog(lab: Lab, name: str) -> Outcome:
-    """The first minute of it, if it takes longer."""
+    """A large backlog, or the first minute of it if it takes longer."""
     side = lab.sides[name]
     jobs = lab.jobs(1_000_000)
     with lab.database(side) as dsn, lab.workers(side, dsn, BATCHED) as (worker,):
@@ -122,15 +122,15 @@ def _large_backlog(lab: Lab, name: str) -> Outcome:
 
 
 def _refill(side: Side, dsn: str, worker: Worker, jobs: int, before: int) -> float:
-    """Jobs a second of one more backlog, for a worker that has done some before."""
+    """Jobs per second of one more backlog, for a worker that has run some before."""
     began = side.fill(dsn, jobs)
     return jobs / (wait_for_all([worker], before + jobs) - began)
 
 
 def _beside_open_transaction(lab: Lab, name: str) -> Outcome:
-    """Backlogs one after the other, while a transaction keeps what is deleted from being removed.
+    """Several backlogs while an open transaction keeps deleted rows from being removed.
 
-    The dead entries are at the front of the index, where the next jobs are looked for.
+    The dead entries are at the front of the index, where a fetch begins.
     """
     side = lab.sides[name]
     jobs = lab.jobs(10_000)
@@ -155,7 +155,7 @@ def _beside_open_transaction(lab: Lab, name: str) -> Outcome:
 
 
 def _stuck(lab: Lab, name: str) -> Outcome:
-    """Beside jobs of two locked queues, which are first in order."""
+    """A backlog behind the jobs of two locked queues, which come first in the order."""
     side = lab.sides[name]
     stuck = lab.jobs(100_000)
     with lab.database(side) as dsn:
@@ -178,9 +178,9 @@ def _queues(lab: Lab, name: str) -> Outcome:
 
 
 def _latency(lab: Lab, name: str) -> Outcome:
-    """From before a job is added, in another process, to its task; milliseconds.
+    """Milliseconds from before a job is added, in another process, to the start of its task.
 
-    The others have their best settings here, too; Graphile Worker is best without prefetching.
+    Both Graphile Workers run without prefetching, which is best here; the others as usual.
     """
     side = lab.sides[name]
     settings = DEFAULT if isinstance(side, Graphile) else side.best
@@ -203,9 +203,9 @@ def _bulk_add(lab: Lab, name: str) -> Outcome:
 
 
 def _start_and_stop(lab: Lab, name: str) -> Outcome:
-    """Wall seconds of the command line with `--once` and nothing to do; the floor is importing.
+    """Wall seconds of the command line with `--once` and no job; the floor is the imports.
 
-    The first one does not count: files are read, modules compiled.
+    The first start does not count: it reads files and compiles modules.
     """
     side = _graphile(lab, name)
     with lab.database(side) as dsn:
@@ -230,7 +230,7 @@ def _start_and_stop(lab: Lab, name: str) -> Outcome:
 def _idle_memory(lab: Lab, name: str) -> Outcome:
     side = lab.sides[name]
     with lab.database(side) as dsn, lab.workers(side, dsn, DEFAULT) as (worker,):
-        time.sleep(1)  # what starting left behind is gone by then, on either side
+        time.sleep(1)  # garbage of the start is collected by then, on either side
         return {"memory": worker.memory() / 2**20}
 
 
@@ -255,7 +255,7 @@ MEASURES: Final = (
         _batched,
         {
             **_with_costs("batched by 500"),
-            "memory": Figure("memory, most under load", "MiB", more_is_better=False),
+            "memory": Figure("memory, maximum under load", "MiB", more_is_better=False),
         },
     ),
     Measure("two processes", GRAPHILE, _two_processes, _rate("batched by 500, two processes")),
@@ -268,13 +268,13 @@ MEASURES: Final = (
         GRAPHILE,
         _beside_open_transaction,
         {
-            **_rate("batched, beside an open transaction"),
+            **_rate("batched, with an open transaction"),
             "kept": Figure(
-                "batched, beside an open transaction: last to first rate", "", more_is_better=True
+                "batched, with an open transaction: last to first rate", "", more_is_better=True
             ),
         },
     ),
-    Measure("stuck", GRAPHILE, _stuck, _rate("batched, beside 100,000 stuck jobs")),
+    Measure("stuck", GRAPHILE, _stuck, _rate("batched, with 100,000 stuck jobs")),
     Measure("queues", GRAPHILE, _queues, _rate("batched, 10,000 queues")),
     Measure("add 100,000", GRAPHILE, _bulk_add, _rate("add 100,000 jobs")),
     Measure(

@@ -1,9 +1,9 @@
-"""What the server itself allows: pgbench sends the very statements of this package, and no Python.
+"""The server's limit: pgbench sends the statements of this package, without Python.
 
 One client locks a batch of jobs, reads the rows, and deletes the jobs by their ids, as a worker
-does, in two transactions. The ids follow one another in a backlog of which nobody else takes
-jobs, so that the script can count instead of reading them from the rows, which pgbench can't; a
-job that was not locked before would not be deleted, and is looked for at the end.
+does, in two transactions. pgbench can't read ids from rows. But the ids of the backlog are
+consecutive and no other client takes its jobs, so the script counts them. A job that was not
+locked would not be deleted, and the check at the end would find it.
 """
 
 import re
@@ -27,17 +27,17 @@ from graphile_worker_py.sql.get_jobs import get_jobs
 
 POOL = "worker-pool-of-pgbench"
 PLACE = 987_654_321
-"""Id of the job whose list is replaced by the ids that the script counts."""
+"""Id of a placeholder job; the script's ids replace the list that contains it."""
 SETTINGS = (
     "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_sort=off"
     " -c enable_bitmapscan=off -c jit=off"
 )
-"""Those that our workers give their connections."""
+"""The settings of our workers' connections."""
 TOLD = re.compile(r"^tps = ([\d.]+) ", re.MULTILINE)
 
 
 def rate(lab: Lab, jobs: int, batch: int) -> float:
-    """Jobs a second that one client works off.
+    """Jobs per second of one client.
 
     Raises:
         UnavailableError: There is no pgbench.
@@ -55,7 +55,7 @@ def rate(lab: Lab, jobs: int, batch: int) -> float:
         file = Path(folder) / "worker.sql"
         file.write_text(text)
         command = [program(), "--no-vacuum", "--client=1", f"--transactions={turns}"]
-        # Prepared, with the values as parameters, as our workers send them.
+        # Prepared, with values as parameters, as our workers send them.
         command += ["--protocol=prepared", f"--file={file}", f"--define=next={row[1]}"]
         command += [f"--define={name}={value}" for name, value in variables.items()]
         done = subprocess.run(
@@ -75,20 +75,20 @@ def rate(lab: Lab, jobs: int, batch: int) -> float:
 
 
 def script(*, task_id: int, batch: int) -> tuple[str, dict[str, str]]:
-    """The script, and its variables besides `next`, the id of the first job."""
+    """The script, and its variables other than `next`, the id of the first job."""
     fetch = get_jobs(pool_id=POOL, task_ids={task_id: "noop"}, count=batch, forbidden_flags=None)
     complete = complete_jobs([Job((PLACE, None), "noop")], pool_id=POOL)
     ids = f"array(select generate_series(:next::int8, :next::int8 + {batch - 1}))"
     variables: dict[str, str] = {}
     completing = _with_variables(complete, "complete", variables, jobs=ids)
     if ids not in completing:
-        raise RuntimeError(f"nowhere to put the ids of the jobs in\n{completing}")
+        raise RuntimeError(f"no place for the ids of the jobs in\n{completing}")
     lines = [_with_variables(fetch, "fetch", variables), completing, f"\\set next :next + {batch}"]
     return "\n".join(lines) + "\n", variables
 
 
 def program() -> str:
-    """Where pgbench is: beside the embedded server, else where the system has it."""
+    """The path of pgbench: that of the embedded server, otherwise that of the system."""
     embedded = embedded_bin_dir() / "pgbench"
     found = str(embedded) if embedded.exists() else shutil.which("pgbench")
     if found is None:
@@ -99,7 +99,7 @@ def program() -> str:
 def _with_variables(
     query: Query[Any], prefix: str, variables: dict[str, str], *, jobs: str = ""
 ) -> str:
-    """A statement with pgbench's variables for its values, and `jobs` for the list of job ids."""
+    """The statement with variables of pgbench for its values, and `jobs` for the job ids."""
 
     def variable(found: re.Match[str]) -> str:
         value = query.values[int(found[1]) - 1]

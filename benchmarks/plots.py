@@ -1,7 +1,7 @@
-"""Pictures of what was measured, as SVG: few lines, no library, no font of its own.
+"""Plots of measured figures, as SVG without a library or an embedded font.
 
-They have no background. Their colours are of a middle brightness, so that they can be read on a
-light page and on a dark one.
+They have no background, and colours of medium brightness, so that they are readable on light and
+on dark pages.
 """
 
 import statistics
@@ -13,9 +13,9 @@ from benchmarks.report import Run, number
 
 WIDTH = 720
 LABEL = 190
-"""Space for the names at the left."""
+"""Space for the names on the left."""
 VALUE = 120
-"""Space for the figures at the right."""
+"""Space for the figures on the right."""
 ROW = 34
 TEXT = "#7d8590"
 ACCENT = "#2f81f7"
@@ -25,7 +25,7 @@ SECOND = "#d18616"
 
 @dataclass(frozen=True)
 class Bar:
-    """A line of a bar chart: the median, and the extremes of the rounds."""
+    """A row of a bar chart: the median, and the lowest and highest round."""
 
     label: str
     value: float
@@ -35,10 +35,10 @@ class Bar:
 
 
 def pictures(run: Run) -> dict[str, tuple[str, str]]:
-    """The pictures there are figures for: description and SVG by the name of the file."""
+    """Plots of the figures that the run has: description and SVG, by file name."""
     found = {
-        "batched": _chart(run, "Jobs a second, best settings", "batched", "rate", "jobs/s"),
-        "default": _chart(run, "Jobs a second, default options", "default", "rate", "jobs/s"),
+        "batched": _chart(run, "Jobs per second, best settings", "batched", "rate", "jobs/s"),
+        "default": _chart(run, "Jobs per second, default options", "default", "rate", "jobs/s"),
         "latency": _chart(run, "Median latency of a single job", "latency", "p50", "ms"),
         "open-transaction": _lines(run),
     }
@@ -57,7 +57,7 @@ def _chart(run: Run, title: str, measure: str, figure: str, unit: str) -> tuple[
 
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
-    """A bar a row; a thin line shows the slowest and the fastest round."""
+    """A bar chart; thin lines show the lowest and the highest round."""
     scale = (WIDTH - LABEL - VALUE) / max(row.high for row in rows)
     parts = []
     for at, row in enumerate(rows):
@@ -85,12 +85,12 @@ def _lines(run: Run) -> tuple[str, str] | None:
             series[side["title"]] = rounds[0]["series"]
     if not series:
         return None
-    title = "Jobs a second beside a transaction that stays open"
-    return title, lines(f"{title}, by its seconds", series)
+    title = "Jobs per second while a transaction stays open"
+    return title, lines(f"{title}, by its age", series)
 
 
 def lines(title: str, series: dict[str, Sequence[Sequence[float]]]) -> str:
-    """A line for each series of (seconds, value)."""
+    """A line chart with a line for each series of (seconds, value)."""
     height = 300
     left, right, top, bottom = 70, WIDTH - 30, 66, height - 30
     until = max(seconds for points in series.values() for seconds, _ in points)

@@ -1,4 +1,4 @@
-"""Tables of what was measured, made from the file in which it was stored."""
+"""Tables of measured figures, made from the file of a stored run."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ LIMITS = (
     ("latency, 99 % (ms): the statements alone", "latency", "floor", "p99"),
     ("start (s): importing asyncio and psycopg", "start", "floor", "seconds"),
 )
-"""What is compared with which limit."""
+"""The figures that are compared with a limit: title, measure, side of the limit, figure."""
 
 
 @dataclass(frozen=True)
@@ -25,46 +25,47 @@ class Run:
     """A stored run.
 
     Attributes:
-        stored: As it stands in the file.
+        stored: The contents of its file.
     """
 
     stored: dict[str, Any]
 
     def values(self, measure: str, side: str, figure: str) -> list[float]:
-        """A figure of a side, round by round; empty if it was not measured."""
+        """A figure of a side, round by round; empty if there are no measurements."""
         rounds = self.stored["figures"].get(measure, {}).get(side, [])
         return [outcome[figure] for outcome in rounds if figure in outcome]
 
     def median(self, measure: str, side: str, figure: str) -> float | None:
-        """The middle one of them; None if it was not measured."""
+        """The median of a figure of a side; None if there are no measurements."""
         values = self.values(measure, side, figure)
         return statistics.median(values) if values else None
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Why sides are missing."""
+        """The sides that could not be measured, with the reason."""
         return dict(self.stored["unavailable"])
 
     @property
     def sides(self) -> dict[str, dict[str, str]]:
-        """Title, version and settings of each side that was measured, by name."""
+        """Title, version and settings of each measured side, by name."""
         return dict(self.stored["sides"])
 
 
 def page(run: Run, plots: Sequence[tuple[str, str]]) -> str:
-    """All tables, with pictures (description, file), for a page of the documentation."""
+    """The results for a page of the documentation: a summary, plots (description, file), tables."""
     parts = [
         "## Results",
-        about(run),
-        "### Against Graphile Worker for Node",
-        against_node(run),
-        "### Against other queues for Python",
-        against_peers(run),
-        "### Against the server's limit",
-        against_pgbench(run),
+        summary(run),
         *(f"![{description}]({file})" for description, file in plots),
+        about(run),
+        "### Compared with Graphile Worker for Node",
+        against_node(run),
+        "### Compared with other queues for Python",
+        against_peers(run),
+        "### Compared with the server's limit",
+        against_pgbench(run),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def text(run: Run) -> str:
@@ -73,8 +74,32 @@ def text(run: Run) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def summary(run: Run) -> str:
+    """The main figures in a sentence each, those of Node after them."""
+    return "\n".join(f"- {words}." for words in _sentences(run))
+
+
+def _sentences(run: Run) -> Iterator[str]:
+    for measure, words in (
+        ("default", "With default options, 24 jobs at a time"),
+        ("batched", "With prefetching, in batches of 500"),
+    ):
+        ours, node = (run.values(measure, side, "rate") for side in GRAPHILE)
+        if ours and node:
+            yield (
+                f"{words}: **{number(statistics.median(ours))} jobs per second**; "
+                f"graphile-worker for Node runs {number(statistics.median(node))}"
+            )
+    ours, node = (run.values("latency", side, "p50") for side in GRAPHILE)
+    if ours and node:
+        yield (
+            f"A single job starts **{number(statistics.median(ours))} ms** after it is added, "
+            f"at the median; with Node after {number(statistics.median(node))} ms"
+        )
+
+
 def about(run: Run) -> str:
-    """The machine, and how much was measured."""
+    """The machine, and the size of the run."""
     machine = run.stored["machine"]
     rounds = run.stored["rounds"]
     scale = run.stored["scale"]
@@ -83,25 +108,25 @@ def about(run: Run) -> str:
         machine["system"],
         f"PostgreSQL {machine['postgresql']} with its default settings, on the same machine",
         f"{rounds} {'round' if rounds == 1 else 'rounds'}",
-        f"load before the first {machine['load_before']:g}",
+        f"load average before the first round {machine['load_before']:g}",
         run.stored["date"],
     ]
     if scale != 1:
-        words.append(f"**numbers of jobs multiplied by {scale:g}: a trial, no result**")
+        words.append(f"**numbers of jobs multiplied by {scale:g}: a trial, not a result**")
     return "; ".join(words) + "."
 
 
 def against_node(run: Run) -> str:
-    """Ours and Node in turn: medians, and the median and extremes of the rounds' ratios."""
+    """Ours and Node: medians, and the median, lowest and highest ratio of a round."""
     lines = [
-        "| measure | ours | Node | ours / Node | from … to |",
+        "| measure | ours | Node | ours / Node | range |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for measure, name, figure in _figures():
         ours, node = (run.values(measure, side, name) for side in GRAPHILE)
         if not ours or not node:
             continue
-        better = " (less is better)" if not figure.more_is_better else ""
+        better = " (lower is better)" if not figure.more_is_better else ""
         lines.append(
             f"| {figure.title}{_unit(figure)}{better} | {number(statistics.median(ours))} "
             f"| {number(statistics.median(node))} | {_ratios(ours, node)} |"
@@ -109,7 +134,7 @@ def against_node(run: Run) -> str:
     sizes = [_kept_by_size(run, side) for side in GRAPHILE]
     if all(sizes):
         lines.append(
-            f"| rate with 1,000,000 jobs waiting to that with 10,000 "
+            f"| rate with 1,000,000 jobs waiting, divided by that with 10,000 "
             f"| {' | '.join(number(statistics.median(kept)) for kept in sizes)} "
             f"| {_ratios(*sizes)} |"
         )
@@ -117,7 +142,7 @@ def against_node(run: Run) -> str:
 
 
 def against_peers(run: Run) -> str:
-    """A line for each side, those that are missing with the reason."""
+    """A row for each side; for sides that could not be measured, the reason."""
     lines = [
         "| | jobs/s | slowest … fastest round | latency, median | latency, 99 % | version |",
         "| --- | ---: | --- | ---: | ---: | --- |",
@@ -139,9 +164,9 @@ def against_peers(run: Run) -> str:
 
 
 def against_pgbench(run: Run) -> str:
-    """Ours beside the same statements without Python, and the least that Python has to do."""
+    """Ours, the same statements without Python, and the least that any Python program needs."""
     lines = [
-        "| | ours | limit | ours / limit | from … to |",
+        "| | ours | limit | ours / limit | range |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for title, measure, side, figure in LIMITS:
@@ -155,7 +180,7 @@ def against_pgbench(run: Run) -> str:
 
 
 def inserted(text: str, results: str) -> str:
-    """A page with the results between its marks.
+    """The page with the results between its marks.
 
     Raises:
         ValueError: The page has no marks.
@@ -169,7 +194,7 @@ def inserted(text: str, results: str) -> str:
 
 
 def number(value: float) -> str:
-    """A figure with as many digits as are worth telling."""
+    """A figure with its significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
@@ -182,7 +207,7 @@ def _figures() -> Iterator[tuple[str, str, Figure]]:
 
 
 def _kept_by_size(run: Run, side: str) -> list[float]:
-    """What is left of the rate when there are a hundred times as many jobs, round by round."""
+    """The rate with a hundred times as many jobs, as a share of that with few, by round."""
     many, few = (run.values(f"{size} waiting", side, "rate") for size in ("1,000,000", "10,000"))
     return [a / b for a, b in zip(many, few, strict=True)] if many and few else []
 
@@ -192,8 +217,8 @@ def _unit(figure: Figure) -> str:
 
 
 def _ratios(ours: Sequence[float], others: Sequence[float]) -> str:
-    """Of rounds that belong together; the last cells of a line."""
+    """The last cells of a row: median and range of the ratios of each round."""
     if min(others) < 1e-6:
-        return "– |"  # the other one got nowhere
+        return "– |"  # the other side ran no jobs
     ratios = [a / b for a, b in zip(ours, others, strict=True)]
     return f"{statistics.median(ratios):.2f} | {min(ratios):.2f} … {max(ratios):.2f}"

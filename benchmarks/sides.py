@@ -1,7 +1,7 @@
-"""Who is measured: this package, Graphile Worker for Node, and other queues for Python.
+"""The measured sides: this package, Graphile Worker for Node, and other queues for Python.
 
-The settings of each are the best that its documentation names or allows, for many small jobs in
-one process: a few were tried. docs/performance.md tells them.
+Each has the best settings that its documentation recommends or allows for many small jobs in one
+process; a few were tried. docs/performance.md lists them.
 """
 
 import json
@@ -31,13 +31,13 @@ BATCHED: Final = {"concurrent_jobs": 24, "local_queue_size": 500}
 
 
 class Side(ABC):
-    """One who is measured.
+    """A package that is measured.
 
     Attributes:
-        name: What it is called in files.
-        title: What it is called in tables.
+        name: Its name in files.
+        title: Its name in tables.
         best: Its best settings for many small jobs.
-        schema: Whose tables it works on; sides with the same ones share them.
+        schema: The name of its tables; sides with the same name share a template database.
     """
 
     name: str
@@ -47,27 +47,27 @@ class Side(ABC):
 
     @abstractmethod
     def about(self) -> str:
-        """Version, language and driver, in words."""
+        """Version, language and driver, for tables."""
 
     @abstractmethod
     def install(self, dsn: str) -> None:
-        """Make the tables in an empty database."""
+        """Create the tables in an empty database."""
 
     @abstractmethod
     def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
-        """How a worker is started, and where."""
+        """The command that starts a worker, and its working directory."""
 
     @abstractmethod
     def fill(self, dsn: str, jobs: int) -> float:
-        """Add jobs in one transaction; the time at which it was committed."""
+        """Add jobs in one transaction, and return the time of its commit."""
 
     @abstractmethod
     def feed(self, dsn: str, jobs: int) -> None:
-        """Add timed jobs one by one, each a moment after the other."""
+        """Add timed jobs one by one, with short pauses."""
 
     @abstractmethod
     def left(self, dsn: str) -> int:
-        """How many jobs are not done."""
+        """The number of jobs that are not done."""
 
 
 class Graphile(Side):
@@ -87,7 +87,7 @@ class Graphile(Side):
 
     @abstractmethod
     def script(self, name: str, *arguments: str) -> Command:
-        """How a script of this side is run, and where."""
+        """The command that runs a script of this side, and its working directory."""
 
     def fill(self, dsn: str, jobs: int) -> float:
         return add_backlog(dsn, jobs)
@@ -107,7 +107,7 @@ class Graphile(Side):
 
 
 class Ours(Graphile):
-    """This package, as it is installed here."""
+    """This package, as installed here."""
 
     name = "ours"
     title = "graphile_worker_py"
@@ -120,7 +120,7 @@ class Ours(Graphile):
 
 
 class Floor(Graphile):
-    """No worker: a loop that locks a job as soon as it hears of one, through psycopg."""
+    """Not a worker: a loop that locks a job as soon as it is notified, with psycopg."""
 
     name = "floor"
     title = "the statements alone"
@@ -147,14 +147,14 @@ class NodeWorker(Graphile):
 
     def script(self, name: str, *arguments: str) -> Command:
         folder = self.node.package(LATEST)
-        # Where it stands decides which packages a module can import.
+        # Its folder decides which packages a module can import.
         script = folder / f"benchmark-{name}.mjs"
         shutil.copyfile(WORKERS / f"{name}_node.mjs", script)
         return [self.node.binary, str(script), *arguments], folder
 
 
 class Peer(Side):
-    """Another queue for Python, in an environment of its own."""
+    """Another queue for Python, in a separate environment."""
 
     packages: tuple[str, ...]
     minimum: tuple[int, int] = (3, 11)
@@ -165,7 +165,11 @@ class Peer(Side):
 
     @cached_property
     def python(self) -> str:
-        """Its interpreter; raises UnavailableError if there can't be one."""
+        """Its interpreter.
+
+        Raises:
+            UnavailableError: Its environment can't be created.
+        """
         return Environment(requirements=self.packages, minimum=self.minimum).python()
 
     def about(self) -> str:
@@ -176,7 +180,7 @@ class Peer(Side):
     @property
     @abstractmethod
     def driver(self) -> str:
-        """What it reaches the database with."""
+        """The name of its database driver."""
 
     def install(self, dsn: str) -> None:
         self._call("install", dsn)
@@ -210,7 +214,7 @@ class Peer(Side):
 
 
 class PgQueuerSide(Peer):
-    """PgQueuer: its benchmark names asyncpg the fastest driver, its guide a larger batch.
+    """PgQueuer, with asyncpg, its fastest driver, and large batches, as its guide recommends.
 
     Its own benchmark has five consumers with batches of 10.
     """
@@ -223,9 +227,9 @@ class PgQueuerSide(Peer):
 
 
 class ProcrastinateSide(Peer):
-    """Procrastinate: it fetches and records jobs one by one, so concurrency is what it has.
+    """Procrastinate, with concurrency, because it fetches and records jobs one by one.
 
-    Jobs are deleted when done, as its guide for production tells, and as on our side.
+    Completed jobs are deleted, as its guide for production recommends, and as on our side.
     """
 
     name = "procrastinate"
@@ -240,9 +244,9 @@ class ProcrastinateSide(Peer):
 
 
 class ObanSide(Peer):
-    """Oban for Python: it fetches as many jobs as its limit has room for.
+    """Oban for Python, with a high limit, because it fetches as many jobs as its limit allows.
 
-    So a high limit makes large batches; beyond 1,000 nothing was gained.
+    Limits above 1,000 gained nothing.
     """
 
     name = "oban"
@@ -254,9 +258,9 @@ class ObanSide(Peer):
 
 
 def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> float:
-    """Add jobs in one transaction, through the SQL function; the time at which it committed.
+    """Add jobs in one transaction by the SQL function, and return the time of its commit.
 
-    Each has a time of its own, as if they had been added one after the other.
+    Their times increase, as if they had been added one after the other.
     """
     step = 100_000  # an array of a million would need a gigabyte
     with psycopg.connect(dsn) as conn:
@@ -283,9 +287,9 @@ def add_backlog(dsn: str, jobs: int, *, task: str = "noop", queues: int = 0) -> 
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, without what would lead a child astray or slow it down.
+    """This process's environment, without variables that would mislead or slow down a child.
 
-    Python is to find its modules compiled, as pip leaves them.
+    Python must be able to use compiled modules, as pip installs them.
     """
     unwanted = (
         "PYTHONDONTWRITEBYTECODE",

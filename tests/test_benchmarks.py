@@ -15,7 +15,17 @@ from benchmarks.environments import UnavailableError, interpreter
 from benchmarks.lab import Lab
 from benchmarks.measures import MEASURES
 from benchmarks.plots import pictures
-from benchmarks.report import BEGIN, END, Run, against_node, against_peers, inserted, page, text
+from benchmarks.report import (
+    BEGIN,
+    END,
+    Run,
+    against_node,
+    against_peers,
+    inserted,
+    page,
+    summary,
+    text,
+)
 from tests.support.node import Node
 from tests.support.server import Server
 
@@ -72,7 +82,7 @@ def test_workers_and_pgbench_are_measured_on_the_same_backlog(lab: Lab) -> None:
         for figure in ("rate", "wal", "transactions"):
             assert run.median(measure, "ours", figure) > 0  # type: ignore[operator]
     assert "pgbench" in text(run)
-    assert "a trial, no result" in text(run)
+    assert "a trial, not a result" in text(run)
     assert json.loads(json.dumps(run.stored)) == run.stored
 
 
@@ -88,10 +98,25 @@ def test_medians_and_the_ratios_of_the_rounds_are_told() -> None:
     assert line == "| batched by 500 (jobs/s) | 50,000 | 20,000 | 2.00 | 1.25 … 3.00 |"
 
 
+def test_a_summary_has_the_medians_of_both_graphile_workers() -> None:
+    latencies = {"ours": [{"p50": 1.5}, {"p50": 3.0}, {"p50": 2.5}], "node": [{"p50": 1.75}] * 3}
+    figures = {**run_of().stored["figures"], "latency": latencies}
+    assert summary(run_of(figures=figures)).splitlines() == [
+        (
+            "- With prefetching, in batches of 500: **50,000 jobs per second**; "
+            "graphile-worker for Node runs 20,000."
+        ),
+        (
+            "- A single job starts **2.50 ms** after it is added, at the median; "
+            "with Node after 1.75 ms."
+        ),
+    ]
+
+
 def test_what_a_hundred_times_as_many_jobs_leave_of_the_rate_is_told() -> None:
     line = against_node(run_of()).splitlines()[-1]
     assert line == (
-        "| rate with 1,000,000 jobs waiting to that with 10,000 "
+        "| rate with 1,000,000 jobs waiting, divided by that with 10,000 "
         "| 0.75 | 0.25 | 3.00 | 3.00 … 3.00 |"
     )
 
@@ -122,7 +147,9 @@ def test_results_take_the_place_of_earlier_ones_on_the_page(tmp_path: Path) -> N
     file.write_text(f"# Performance\n\n{BEGIN}\n{END}\n\nThe end.\n", encoding="utf-8")
     render_page(run_of(), file)
     first = file.read_text(encoding="utf-8")
-    assert first.startswith(f"# Performance\n\n{BEGIN}\n\n## Results\n\n2 cores (Abacus)")
+    assert first.startswith(f"# Performance\n\n{BEGIN}\n\n## Results\n\n- With prefetching, ")
+    assert "\n\n2 cores (Abacus)" in first
+    assert first.index("](performance/batched.svg)") < first.index("| measure |")
     assert first.endswith(f"{END}\n\nThe end.\n")
     assert "](performance/batched.svg)" in first
     assert (tmp_path / "performance" / "batched.svg").exists()

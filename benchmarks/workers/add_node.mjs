@@ -1,4 +1,4 @@
-// Add 100,000 jobs through addJobs, 10,000 at a time, and print how many that is a second.
+// Add 100,000 jobs through addJobs, 10,000 at a time, and print the rate per second.
 import { Logger, makeWorkerUtils } from "graphile-worker";
 
 const jobs = 100_000;

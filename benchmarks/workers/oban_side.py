@@ -1,4 +1,4 @@
-"""Oban for Python under measurement: `oban_side.py install|fill|feed|left|work DSN [VALUE]`."""
+"""The side of Oban for Python: `oban_side.py install|fill|feed|left|work DSN [VALUE]`."""
 
 import time
 from typing import Any

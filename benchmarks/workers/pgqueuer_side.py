@@ -1,4 +1,4 @@
-"""PgQueuer under measurement: `pgqueuer_side.py install|fill|feed|left|work DSN [VALUE]`."""
+"""The side of PgQueuer: `pgqueuer_side.py install|fill|feed|left|work DSN [VALUE]`."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ async def connected(dsn: str) -> tuple[asyncpg.Connection, Queries]:
 async def install(dsn: str) -> None:
     connection, queries = await connected(dsn)
     await queries.install()
-    # Its guide to performance says to run this after the installation.
+    # Its performance guide recommends this after the installation.
     await queries.optimize_autovacuum()
     await connection.close()
 

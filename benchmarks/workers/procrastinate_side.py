@@ -1,4 +1,4 @@
-"""Procrastinate under measurement.
+"""The side of Procrastinate.
 
 `procrastinate_side.py install|fill|feed|left|work DSN [VALUE]`
 """
@@ -18,7 +18,7 @@ def app_on(dsn: str, connections: int = 1) -> App:
     app = App(connector=PsycopgConnector(conninfo=dsn, min_size=1, max_size=connections))
 
     @app.task(name="noop")
-    async def noop(n: int) -> None:  # noqa: ARG001 - its jobs have it
+    async def noop(n: int) -> None:  # noqa: ARG001 - in each payload
         SEEN.job()
 
     @app.task(name="timed")
@@ -62,11 +62,11 @@ async def work(dsn: str, settings: dict[str, Any]) -> None:
         )
         print("ready", flush=True)
         await SEEN.tell_until(ended)
-        working.cancel()  # which is how it is asked to stop; running jobs finish
+        working.cancel()  # asks it to stop; running jobs finish
         await asyncio.wait([working])
     SEEN.tell_end()
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)  # a line for each job, which nobody would read
+    logging.disable(logging.WARNING)  # it logs a line for each job
     progress.main(install=install, fill=fill, feed=feed, left=left, work=work)

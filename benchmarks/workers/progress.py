@@ -1,7 +1,7 @@
-"""What a Python worker under measurement has seen, and how it tells: in the words of all sides.
+"""Progress of a measured Python worker, reported in lines that are the same for all sides.
 
-`ready` when it works, `count N TIME` while it works (the time at which the last of N jobs ran), and
-a line of JSON at its end. It imports nothing that not every environment has.
+`ready` when it works, `count N TIME` while it works (TIME is when the last of N jobs ran), and a
+line of JSON at its end. This module imports only what every environment has.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ INTERVAL = 0.02
 
 
 class Seen:
-    """What the tasks have seen."""
+    """The jobs that the tasks have run."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -25,17 +25,17 @@ class Seen:
         self.latencies: list[float] = []
 
     def job(self) -> None:
-        """Note that a job runs."""
+        """Record that a job runs."""
         self.count += 1
         self.last = time.time()
 
     def timed(self, sent: float) -> None:
-        """Note that a job runs which was sent at this time."""
+        """Record that a job runs that was sent at this time."""
         self.latencies.append(time.time() - sent)
         self.job()
 
     async def tell_until(self, ended: asyncio.Event) -> None:
-        """Tell how many jobs ran, until the worker is to end."""
+        """Report the number of jobs until the worker ends."""
         told = 0
         while not ended.is_set():
             with suppress(TimeoutError):
@@ -45,27 +45,27 @@ class Seen:
                 print("count", told, self.last, flush=True)
 
     def tell_end(self) -> None:
-        """Tell what was seen in all."""
+        """Report the totals."""
         print(json.dumps({"count": self.count, "latencies": self.latencies}), flush=True)
 
 
 def sigterm() -> asyncio.Event:
-    """What is set by SIGTERM, for sides that do not handle it themselves."""
+    """An event that SIGTERM sets, for sides that do not handle it themselves."""
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     return ended
 
 
 async def feed(add: Callable[[float], Awaitable[object]], jobs: int) -> None:
-    """Add timed jobs one by one, each a moment after the other."""
+    """Add timed jobs one by one, with short pauses."""
     for number in range(jobs):
         await add(time.time())
         await asyncio.sleep(0.002 + number % 7 / 1000)
 
 
 def main(**commands: Callable[..., Awaitable[None]]) -> None:
-    """Run `COMMAND DSN [VALUE]`, the value written as JSON, on uvloop as all sides."""
-    import uvloop  # noqa: PLC0415 - our side can do without
+    """Run `COMMAND DSN [VALUE]`, where the value is JSON, on uvloop like all sides."""
+    import uvloop  # noqa: PLC0415 - optional for our side
 
     name, dsn, *values = sys.argv[1:]
     work: Any = commands[name](dsn, *map(json.loads, values))

@@ -1,4 +1,4 @@
-"""The least that a worker has to do: hear of a job, lock it, note the time. `work_floor.py DSN`."""
+"""The least a worker needs: get notified, lock a job, record the time. `work_floor.py DSN`."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-// A Node worker under measurement; the same words as progress.py.
+// A measured Node worker; it prints the same lines as progress.py.
 import { run, Logger } from "graphile-worker";
 
 const [dsn, settingsText] = process.argv.slice(2);

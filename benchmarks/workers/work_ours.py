@@ -1,4 +1,4 @@
-"""A worker of this package under measurement: `work_ours.py DSN SETTINGS-AS-JSON`."""
+"""A measured worker of this package: `work_ours.py DSN SETTINGS-AS-JSON`."""
 
 import asyncio
 import json
