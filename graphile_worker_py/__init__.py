@@ -61,6 +61,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.runner import run_migrations as run_migrations
     from graphile_worker_py.runner import run_once as run_once
     from graphile_worker_py.sql.admin import Unlocked as Unlocked
+    from graphile_worker_py.sql.backlog import Backlog as Backlog
+    from graphile_worker_py.sql.backlog import RegisteredPool as RegisteredPool
     from graphile_worker_py.sql.cleanup import CleanupTask as CleanupTask
     from graphile_worker_py.sql.get_jobs import Fetched as Fetched
     from graphile_worker_py.sql.inspect import JobCounts as JobCounts
@@ -69,6 +71,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.inspect import ListedJob as ListedJob
     from graphile_worker_py.sql.inspect import LockHolder as LockHolder
     from graphile_worker_py.sql.inspect import StateCounts as StateCounts
+    from graphile_worker_py.sql.known_crontabs import KnownCrontab as KnownCrontab
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
     from graphile_worker_py.tasks.context import JobContext as JobContext
     from graphile_worker_py.tasks.context import SyncJobContext as SyncJobContext

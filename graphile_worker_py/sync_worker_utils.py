@@ -23,13 +23,16 @@ from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query, Steps, can_copy
 from graphile_worker_py.schema import migrate, rights
-from graphile_worker_py.sql import admin, inspect
+from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.add_jobs import BEGIN
 from graphile_worker_py.sql.admin import Unlocked
+from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.granted import read_rights
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
+from graphile_worker_py.sql.known_crontabs import KnownCrontab
+from graphile_worker_py.sql.migrations import read_revisions
 
 T = TypeVar("T")
 
@@ -54,6 +57,7 @@ class SyncWorkerUtils:
         prepared_statements: Whether statements are prepared on the server. None: unless there is
             a pooler before it.
         use_node_time: As for `WorkerUtils`.
+        migrate: As for `WorkerUtils`.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
@@ -69,16 +73,19 @@ class SyncWorkerUtils:
         max_pool_size: int = 10,
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
+        migrate: bool = True,
     ) -> None:
         self._source = config.source(source, psycopg_pool.ConnectionPool)
         check_whole("max_pool_size", max_pool_size, smallest=1)
         if prepared_statements is not None:
             check_flag("prepared_statements", prepared_statements)
         check_flag("use_node_time", use_node_time)
+        check_flag("migrate", migrate)
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements
         self._use_node_time = use_node_time
+        self._migrates = migrate
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -96,9 +103,12 @@ class SyncWorkerUtils:
             use_node_time=self._use_node_time,
         )
         try:
-            self.migrate()
-            found = self._opened.run(read_rights(self._schema, rights.LOOKING))
-            rights.check_rights(found, self._schema)
+            if self._migrates:
+                self.migrate()
+                found = self._opened.run(read_rights(self._schema, rights.LOOKING))
+                rights.check_rights(found, self._schema)
+            else:
+                self._opened.drive(migrate.check_installed(self._schema))
         except BaseException:
             self._stack.close()
             raise
@@ -289,6 +299,22 @@ class SyncWorkerUtils:
         """Read which worker pools have something locked. See `WorkerUtils.workers`."""
         return self._run(inspect.list_lock_holders(), conn)
 
+    def pools(self, *, conn: Connection[Any] | None = None) -> list[RegisteredPool] | None:
+        """Read which Python worker pools run. See `WorkerUtils.pools`."""
+        return self._drive(backlog.registered_pools(self._schema), conn)
+
+    def backlog(self, *, conn: Connection[Any] | None = None) -> Backlog:
+        """Count the jobs that are due, and old locks. See `WorkerUtils.backlog`."""
+        return self._run(backlog.read_backlog(), conn)
+
+    def known_crontabs(self, *, conn: Connection[Any] | None = None) -> list[KnownCrontab]:
+        """Read all crontab items ever registered. See `WorkerUtils.known_crontabs`."""
+        return self._run(known_crontabs.list_known(), conn)
+
+    def revision(self, *, conn: Connection[Any] | None = None) -> int:
+        """Read the number of the latest migration. See `WorkerUtils.revision`."""
+        return self._run(read_revisions(), conn).latest or 0
+
     def _run(self, query: Query[T], conn: Connection[Any] | None) -> T:
         if conn is not None:
             _check_sync(conn)
@@ -321,12 +347,7 @@ class SyncWorkerUtils:
     def _drive(self, steps: Steps[T], conn: Connection[Any] | None) -> T:
         if conn is not None:
             _check_sync(conn)
-        try:
-            query = next(steps)
-            while True:
-                query = steps.send(self._database.run(query, conn=conn))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        return self._database.drive(steps, conn=conn)
 
 
 def _check_sync(conn: object) -> None:

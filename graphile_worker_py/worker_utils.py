@@ -20,11 +20,14 @@ from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.schema import migrate, rights
-from graphile_worker_py.sql import admin, inspect
+from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
+from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
+from graphile_worker_py.sql.known_crontabs import KnownCrontab
+from graphile_worker_py.sql.migrations import read_revisions
 
 T = TypeVar("T")
 
@@ -46,6 +49,8 @@ class WorkerUtils(JobAdder):
             a pooler before it.
         use_node_time: Whether jobs that are added without a time are to run now by the clock of
             this process, instead of the database's.
+        migrate: Whether entering installs or upgrades the schema. False only checks it: a schema
+            that is missing raises `MigrationError`, and nothing in the database changes.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
@@ -59,16 +64,19 @@ class WorkerUtils(JobAdder):
         max_pool_size: int = 10,
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
+        migrate: bool = True,
     ) -> None:
         self._source = config.source(source, AsyncConnectionPool)
         check_whole("max_pool_size", max_pool_size, smallest=1)
         if prepared_statements is not None:
             check_flag("prepared_statements", prepared_statements)
         check_flag("use_node_time", use_node_time)
+        check_flag("migrate", migrate)
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements
         self._use_node_time = use_node_time
+        self._migrates = migrate
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -87,8 +95,11 @@ class WorkerUtils(JobAdder):
         )
         super().__init__(database)
         try:
-            await self.migrate()
-            await migrate.check_role(database, rights.LOOKING)
+            if self._migrates:
+                await self.migrate()
+                await migrate.check_role(database, rights.LOOKING)
+            else:
+                await database.drive(migrate.check_installed(self._schema))
         except BaseException:
             await self._stack.aclose()
             raise
@@ -294,6 +305,34 @@ class WorkerUtils(JobAdder):
         are freed: by `force_unlock_workers`, or by any worker after four hours.
         """
         return await self._run(inspect.list_lock_holders(), conn)
+
+    async def pools(
+        self, *, conn: AsyncConnection[Any] | None = None
+    ) -> list[RegisteredPool] | None:
+        """Read which Python worker pools run on this schema, and when they last proved alive.
+
+        Returns:
+            The pools, the oldest first; None if pools do not register in this database, or the
+            role may not read where they do. Pools of Node never register.
+        """
+        return await self._drive(backlog.registered_pools(self._schema), conn)
+
+    async def backlog(self, *, conn: AsyncConnection[Any] | None = None) -> Backlog:
+        """Count the jobs that are due and the locks that are older than four hours.
+
+        Reads all jobs that are due.
+        """
+        return await self._run(backlog.read_backlog(), conn)
+
+    async def known_crontabs(
+        self, *, conn: AsyncConnection[Any] | None = None
+    ) -> list[KnownCrontab]:
+        """Read all crontab items that a worker ever registered, by identifier."""
+        return await self._run(known_crontabs.list_known(), conn)
+
+    async def revision(self, *, conn: AsyncConnection[Any] | None = None) -> int:
+        """Read the number of the latest migration that was applied to the schema."""
+        return (await self._run(read_revisions(), conn)).latest or 0
 
     async def _run(self, query: Query[T], conn: AsyncConnection[Any] | None) -> T:
         if conn is not None:

@@ -171,12 +171,7 @@ class JobAdder:
     async def _drive(self, steps: Steps[T], conn: AsyncConnection[Any] | None) -> T:
         if conn is not None:
             check_async(conn)
-        try:
-            query = next(steps)
-            while True:
-                query = steps.send(await self._database.run(query, conn=conn))
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        return await self._database.drive(steps, conn=conn)
 
 
 async def _chunks(

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, TypeVar
 
+import psycopg
 import psycopg_pool
 from psycopg import Connection, Pipeline, RawCursor
 from psycopg.rows import tuple_row
@@ -15,6 +16,7 @@ from graphile_worker_py.postgres.query import (
     UNPREPARED,
     Query,
     Statements,
+    Steps,
     goes_without_preparing,
     has_rows,
     load_raw,
@@ -52,6 +54,20 @@ class SyncDatabase:
         except STALE:
             self.pool.drain()
             return self._borrow_and_send(query)
+
+    def drive(self, steps: Steps[T], *, conn: Connection[Any] | None = None) -> T:
+        """Send the statements that a generator yields. See `Database.drive`."""
+        try:
+            query = next(steps)
+            while True:
+                try:
+                    result = self.run(query, conn=conn)
+                except psycopg.Error as error:
+                    query = steps.throw(error)
+                else:
+                    query = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     def run_each(self, queries: Iterable[Query[None]], *, conn: Connection[Any]) -> None:
         """Send statements one after the other. See `Database.run_each`."""

@@ -20,6 +20,7 @@ from graphile_worker_py.postgres.query import (
     UNPREPARED,
     Query,
     Statements,
+    Steps,
     goes_without_preparing,
     has_rows,
     raw_cursor,
@@ -141,6 +142,23 @@ class Database:
         `what` names the work in the log.
         """
         return await retrying(lambda: self.run(query), what=what, log=logger)
+
+    async def drive(self, steps: Steps[T], *, conn: AsyncConnection[Any] | None = None) -> T:
+        """Send the statements that a generator yields, as `run` does, and return its result.
+
+        The generator is sent each result; it may catch what a statement raises.
+        """
+        try:
+            query = next(steps)
+            while True:
+                try:
+                    result = await self.run(query, conn=conn)
+                except psycopg.Error as error:
+                    query = steps.throw(error)
+                else:
+                    query = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     async def run_each(self, queries: Iterable[Query[None]], *, conn: AsyncConnection[Any]) -> None:
         """Send statements that return rows, one after the other, on a connection.

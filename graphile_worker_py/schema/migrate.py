@@ -17,6 +17,7 @@ from graphile_worker_py.errors import (
 )
 from graphile_worker_py.plugins import Hooks, SchemaStep
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights
 from graphile_worker_py.sql import migrations
 from graphile_worker_py.sql.granted import read_rights
@@ -101,6 +102,28 @@ async def check_role(database: Database, needed: rights.Needs) -> None:
     """
     found = await database.run(read_rights(database.schema, needed))
     rights.check_rights(found, database.schema)
+
+
+def check_installed(schema: str) -> Steps[None]:
+    """Check that a schema is installed and that the role may use it; installs nothing.
+
+    Raises:
+        MigrationError: The schema is not installed, or not at a revision that this release
+            supports.
+        MissingRightsError: The role lacks rights, or would see no rows.
+    """
+    try:
+        revisions = yield migrations.read_revisions()
+    except _NOT_INSTALLED as error:
+        raise MigrationError(
+            f"schema {schema!r} is not installed in this database; "
+            f"`graphile-worker-py migrate` installs it"
+        ) from error
+    except errors.InsufficientPrivilege:
+        rights.check_grants((yield read_rights(schema, rights.LOOKING)), schema)
+        raise
+    check_supported(revisions, schema)
+    rights.check_rights((yield read_rights(schema, rights.LOOKING)), schema)
 
 
 async def check_revision(database: Database) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.postgres.query import Query, Steps
 
 # The four hours after which any worker frees a lock.
 _READ_BACKLOG: Final = """
@@ -101,6 +101,27 @@ class RegisteredPool:
     heartbeat_age: float
     overdue: bool
     stopping: bool
+
+
+# Asked for first, of the catalogs alone: a statement that fails would end a caller's transaction.
+_POOLS_CAN_BE_READ: Final = """
+select exists (
+  select
+  from pg_catalog.pg_class as classes
+  join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+  where namespaces.nspname = 'graphile_worker_py'
+    and classes.relname = 'pools'
+    and has_schema_privilege(namespaces.oid, 'usage')
+    and has_table_privilege(classes.oid, 'select')
+)
+"""
+
+
+def registered_pools(schema: str) -> Steps[list[RegisteredPool] | None]:
+    """Read the pools that work on a schema; None where they do not register, or not readably."""
+    if not (yield Query(_POOLS_CAN_BE_READ, (), lambda rows: rows[0][0], prepare=False)):
+        return None
+    return (yield read_pools(schema))  # type: ignore[no-any-return]
 
 
 def read_pools(schema: str) -> Query[list[RegisteredPool]]:
