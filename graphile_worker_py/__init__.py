@@ -56,10 +56,10 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.plugins import Plugin as Plugin
     from graphile_worker_py.plugins import SchemaStep as SchemaStep
     from graphile_worker_py.runner import Runner as Runner
-    from graphile_worker_py.runner import RunnerOptions as RunnerOptions
     from graphile_worker_py.runner import run as run
     from graphile_worker_py.runner import run_migrations as run_migrations
     from graphile_worker_py.runner import run_once as run_once
+    from graphile_worker_py.runner_options import RunnerOptions as RunnerOptions
     from graphile_worker_py.sql.admin import Unlocked as Unlocked
     from graphile_worker_py.sql.backlog import Backlog as Backlog
     from graphile_worker_py.sql.backlog import RegisteredPool as RegisteredPool

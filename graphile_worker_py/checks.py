@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -135,7 +135,7 @@ def check_texts(name: str, value: object) -> list[str]:
 
 def check_path(name: str, value: object) -> None:
     """Check the path of a file or directory."""
-    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise ConfigurationError(f"{name} must be a path, not {value!r}")
 
 
@@ -171,3 +171,22 @@ def check_filled(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a string that is not empty, not {value!r}")
     if "\0" in value:
         raise ConfigurationError(f"{name} must be a string without U+0000, not {value!r}")
+
+
+def check_forbidden_flags(name: str, value: object) -> None:
+    """Check forbidden flags: a list of strings, a function that returns one, or None."""
+    if value is not None and not callable(value):
+        check_is(name, value, Sequence, how="a list of strings")  # it is read before each fetch
+        check_texts(name, value)
+
+
+def check_queue_size(name: str, value: object) -> None:
+    """Check the size of a local queue."""
+    if value != -1:
+        check_whole(name, value, smallest=1, or_else="or -1 for none")
+
+
+def check_max_crashes(name: str, value: object) -> None:
+    """Check a number of crashes: one crash does not show which of several jobs caused it."""
+    if value != 0 or isinstance(value, bool):
+        check_whole(name, value, smallest=2, or_else="or 0 for never")

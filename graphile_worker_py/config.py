@@ -1,9 +1,8 @@
-"""Where option values come from, and which source wins.
+"""Decide which source sets an option.
 
-Each value is looked for in code or a flag, then in the environment, then in a file; what is found
-nowhere is the default. Code (`run`, `Runner`, `WorkerUtils`) reads of the environment what Graphile
-Worker reads too (schema, connection, whether success is logged), and no file. The command line
-reads all of it.
+The order of precedence is: code or a flag, then the environment, then a file, then the default.
+The command line reads all of them. Code (`run`, `Runner`, `WorkerUtils`) reads no file, and of the
+environment only what Graphile Worker reads, too: connection, schema and whether to log successes.
 """
 
 import os
@@ -15,13 +14,12 @@ from typing import Any, Final, TypeVar, cast
 
 from graphile_worker_py.checks import check_schema
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.option_fields import VARIABLE_PREFIX, Kind, Option
 from graphile_worker_py.options import (
     DEFAULT_SCHEMA,
     OPTIONS,
     WORKER_OPTION_NAMES,
-    Kind,
     LocalQueueOptions,
-    Option,
     RefetchDelay,
     WorkerOptions,
 )
@@ -32,10 +30,9 @@ CONFIG_FILE: Final = "graphile_worker.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 PROJECT_TABLE: Final = "graphile-worker"
 """The table below `tool` in `pyproject.toml`."""
-VARIABLE_PREFIX: Final = "GRAPHILE_WORKER_"
 
 _DEBUG_VARIABLES: Final = ("GRAPHILE_LOGGER_DEBUG", "GRAPHILE_WORKER_DEBUG")
-"""Each of them makes the log tell everything, as it does with Graphile Worker."""
+"""Each of them sets the log level to debug, as in Graphile Worker."""
 _MISSPELT_TABLES: Final = (PROJECT_TABLE, PROJECT_TABLE.replace("-", ""))
 _LOCAL_QUEUE: Final = "local_queue."
 _REFETCH_DELAY: Final = "local_queue.refetch_delay."
@@ -46,7 +43,7 @@ _NO: Final = ("false", "no", "off", "0")
 
 
 def worker_options(given: Mapping[str, Any]) -> WorkerOptions:
-    """Build checked options from those that were given; None counts as not given.
+    """Build the checked options of a worker pool; None means not given.
 
     Raises:
         ConfigurationError: A value is not allowed.
@@ -64,30 +61,30 @@ def schema_name(given: str | None) -> str:
     """
     if given is None:
         # An empty variable counts as unset, as it does for libpq.
-        given = os.environ.get("GRAPHILE_WORKER_SCHEMA") or DEFAULT_SCHEMA
+        given = os.environ.get(OPTIONS["schema"].variable) or DEFAULT_SCHEMA
     return check_schema(given)
 
 
 def conninfo(given: str | None) -> str:
-    """The connection string: the given one, else `DATABASE_URL`, else libpq's own variables.
+    """The connection string: the given one, else `DATABASE_URL`, else an empty one.
 
-    An empty string leaves everything to libpq (`PGHOST`, `PGDATABASE`, `PGSERVICE`, …).
+    With an empty string libpq reads its own variables (`PGHOST`, `PGDATABASE`, `PGSERVICE`, …).
     """
     if given is not None:
         return given
-    return os.environ.get("DATABASE_URL", "")
+    return os.environ.get(OPTIONS["connection"].variable, "")
 
 
 def source(given: str | P | None, pool: type[Any]) -> str | P:
-    """Check what a database is reached by; None becomes a connection string.
+    """Check the source of connections; None becomes a connection string.
 
     Raises:
-        ConfigurationError: It is neither a string nor a pool of that kind.
+        ConfigurationError: The source is neither a string nor a pool of that kind.
     """
     if given is None or isinstance(given, str):
         return conninfo(given)
     if not isinstance(given, pool):
-        # Not its text, in which a password may be.
+        # The text of other objects may contain a password.
         shown = repr(given) if isinstance(given, int | float) else _a(type(given).__name__)
         raise ConfigurationError(
             f"source must be a connection string, {_a(pool.__name__)} or None, not {shown}"
@@ -96,17 +93,17 @@ def source(given: str | P | None, pool: type[Any]) -> str | P:
 
 
 def unknown_option(name: str, known: Iterable[str]) -> ConfigurationError:
-    """The error of an option that there is not, with the one that may be meant."""
+    """The error for an unknown option; it suggests the option that was probably meant."""
     return ConfigurationError(f"unknown option {name!r}{_suggestion(name, known, 'options')}")
 
 
 def logs_success() -> bool:
-    """Whether the log tells of what went well: not if `NO_LOG_SUCCESS` is set."""
+    """Whether to log successes: not if `NO_LOG_SUCCESS` is set."""
     return not os.environ.get("NO_LOG_SUCCESS")
 
 
 class Origin(StrEnum):
-    """Where a value comes from; later ones win."""
+    """The source of a value; later ones win."""
 
     DEFAULT = "default"
     FILE = "file"
@@ -116,11 +113,11 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """The value that an option has.
+    """The value of an option, and its source.
 
     Attributes:
         value: The value; None if the option is not set.
-        origin: Where it comes from.
+        origin: The kind of source that set it.
         place: The file or the environment variable; empty for flags and defaults.
     """
 
@@ -139,48 +136,49 @@ def read_settings(
     """The value of every option, for a command.
 
     Args:
-        flags: What was given on the command line, by the names of options; None is not given.
+        flags: Values from the command line by the names of options, as text or converted; None
+            means not given.
         file: Configuration file. None means `graphile_worker.toml`, else the table
             `[tool.graphile-worker]` of `pyproject.toml`, in the directory, if there is one.
-        directory: Where to look for files; None means the working directory.
-        environment: Variables; None means those of the process.
+        directory: The folder of these files; None means the working directory.
+        environment: The variables; None means those of the process.
 
     Raises:
-        ConfigurationError: A source has a value that is not allowed, or a file an unknown key.
+        ConfigurationError: A value is not allowed, or a key in a file is unknown.
     """
     where = Path() if directory is None else directory
     variables = os.environ if environment is None else environment
     found: dict[str, Setting] = {}
     given = {name: value for name, value in flags.items() if value is not None}
-    _add(found, given, Origin.FLAG, {})
-    names = {name: variable_of(name) for name in OPTIONS if variables.get(variable_of(name))}
-    texts = {name: _from_text(OPTIONS[name], variables[names[name]]) for name in names}
+    _add(found, {name: _typed(OPTIONS[name], given[name]) for name in given}, Origin.FLAG, {})
+    names = {name: each.variable for name, each in OPTIONS.items() if variables.get(each.variable)}
+    values = {name: _typed(OPTIONS[name], variables[names[name]]) for name in names}
     debugging = [variable for variable in _DEBUG_VARIABLES if variables.get(variable)]
     if debugging and "log_level" not in names:
-        names["log_level"], texts["log_level"] = debugging[0], "debug"
-    _add(found, texts, Origin.ENVIRONMENT, names)
+        names["log_level"], values["log_level"] = debugging[0], "debug"
+    _add(found, values, Origin.ENVIRONMENT, names)
     path = _file_in(where) if file is None else Path(file)
     if path is not None:
         in_file = dict(_read_file(path, variables, skip=found))
         _add(found, in_file, Origin.FILE, dict.fromkeys(in_file, str(path)))
-    defaults = _defaults(where, has_tasks="tasks" in found or "task_directory" in found)
+    defaults = _defaults(where, has_tasks=any(name in found for name in _EITHER_OR))
     return {name: found.get(name, Setting(value=defaults[name])) for name in OPTIONS}
 
 
 def runner_values(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """What of the settings is to be given to a runner: options of its pool that are not defaults.
+    """The settings that a runner takes, without those that are the runner's defaults.
 
     Raises:
         ConfigurationError: Values do not fit together.
     """
-    set_values = {
+    found = {
         name: setting.value
         for name, setting in settings.items()
-        if setting.origin is not Origin.DEFAULT
+        if setting.origin is not Origin.DEFAULT or setting.value != OPTIONS[name].default
     }
-    values = {name: value for name, value in set_values.items() if name in WORKER_OPTION_NAMES}
-    delay = _below(_REFETCH_DELAY, set_values)
-    queue = _below(_LOCAL_QUEUE, set_values)
+    values = {name: value for name, value in found.items() if OPTIONS[name].in_code}
+    delay = _below(_REFETCH_DELAY, found)
+    queue = _below(_LOCAL_QUEUE, found)
     if delay:
         if "duration" not in delay:
             raise ConfigurationError(
@@ -189,24 +187,17 @@ def runner_values(settings: Mapping[str, Setting]) -> dict[str, Any]:
         queue["refetch_delay"] = RefetchDelay(**delay)
     if queue:
         values["local_queue"] = LocalQueueOptions(**queue)
-    worker_options(values)
+    worker_options({name: values[name] for name in values if name in WORKER_OPTION_NAMES})
     return values
 
 
-def variable_of(name: str) -> str:
-    """The environment variable that an option is read from."""
-    if name == "connection":
-        return "DATABASE_URL"
-    return f"{VARIABLE_PREFIX}{name.replace('.', '_').upper()}"
+def misspelt_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment variables that look like an option's, with the variable probably meant.
 
-
-def passed_over_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables that are no option's but look like one's, and the one that may be meant.
-
-    Others of our prefix are nobody's mistake: executables are started with some of them.
+    Other variables with our prefix are no mistake: executables are started with some of them.
     """
     variables = os.environ if environment is None else environment
-    known = [variable_of(name) for name in OPTIONS]
+    known = [each.variable for each in OPTIONS.values()]
     unknown = [name for name in variables if name.startswith(VARIABLE_PREFIX) and name not in known]
     if not unknown:
         return {}
@@ -227,7 +218,7 @@ def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(directory: Path, *, has_tasks: bool) -> dict[str, Any]:
-    """The default of each option; of two it depends on what lies in the directory."""
+    """The default of each option; two of them depend on the files in the directory."""
     defaults = {name: option.default for name, option in OPTIONS.items()}
     if not has_tasks and (directory / "tasks").is_dir():
         defaults["task_directory"] = "tasks"
@@ -242,13 +233,13 @@ def _add(
     origin: Origin,
     places: Mapping[str, str],
 ) -> None:
-    """Check the values of a source, and take those that no stronger source has."""
+    """Check the values of a source, and add those that no stronger source has set."""
     if all(name in values for name in _EITHER_OR):
         place = places.get(_EITHER_OR[0])
         raise ConfigurationError(
             f"{f'{place}: ' if place else ''}{' and '.join(_EITHER_OR)} exclude each other"
         )
-    # Whoever names tasks in one way does not want those that a weaker source names in another.
+    # Both say where the tasks are, so the stronger source decides for both of them.
     has_tasks = any(name in found for name in _EITHER_OR)
     for name, value in values.items():
         place = places.get(name, "")
@@ -260,19 +251,21 @@ def _add(
             found[name] = Setting(value=value, origin=origin, place=place)
 
 
-def _from_text(option: Option, text: str) -> Any:
-    """The value that a variable spells; the text itself, for the check to refuse, if it is none."""
+def _typed(option: Option, value: Any) -> Any:
+    """Convert the text of a variable or a flag; text that can't be converted stays as it is."""
+    if not isinstance(value, str):
+        return value
     match option.kind:
         case Kind.WHOLE | Kind.SECONDS:
             try:
-                return int(text) if option.kind is Kind.WHOLE else float(text)
+                return int(value) if option.kind is Kind.WHOLE else float(value)
             except ValueError:
-                return text
+                return value
         case Kind.YES_NO:
-            return text.lower() in _YES if text.lower() in (*_YES, *_NO) else text
+            return value.lower() in _YES if value.lower() in (*_YES, *_NO) else value
         case Kind.TEXTS:
-            return [part.strip() for part in text.split(",") if part.strip()]
-    return text
+            return [part.strip() for part in value.split(",") if part.strip()]
+    return value
 
 
 def _file_in(directory: Path) -> Path | None:
@@ -286,10 +279,10 @@ def _file_in(directory: Path) -> Path | None:
 
 
 def _project_table(document: Mapping[str, Any], path: Path) -> Any:
-    """What `pyproject.toml` has for us; None if there is nothing.
+    """Our table in `pyproject.toml`; None if there is none.
 
     Raises:
-        ConfigurationError: There is a table whose name looks like ours.
+        ConfigurationError: The name of a table looks like a misspelling of ours.
     """
     tools = document.get("tool")
     if not isinstance(tools, dict):
@@ -304,10 +297,10 @@ def _project_table(document: Mapping[str, Any], path: Path) -> Any:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    import tomllib  # noqa: PLC0415  # many have no file
+    import tomllib  # noqa: PLC0415  # often there is no file
 
     try:
-        # Editors on Windows begin a file with a byte order mark, which tomllib takes for a key.
+        # Editors on Windows start a file with a byte order mark, which tomllib takes for a key.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"can't read {path}: {error.strerror}") from error
@@ -325,7 +318,7 @@ def _read_file(
     Args:
         path: The file.
         variables: The environment, for `connection = {env = "NAME"}`.
-        skip: Do not look for the variables of these options: another source has their values.
+        skip: Options that a stronger source sets; the variables of their connections may be unset.
     """
     document = _parsed(path)
     if path.name == PROJECT_FILE:
@@ -338,7 +331,7 @@ def _read_file(
             if name not in skip:
                 yield name, _connection_from(name, variable, variables, path)
         elif OPTIONS[name].kind is Kind.PATH and isinstance(value, str):
-            # Relative to the file, so that it means the same wherever the worker is started.
+            # Relative to the file, whatever the working directory of the worker is.
             yield name, str(path.parent / value) if value else value
         else:
             yield name, value
@@ -365,7 +358,7 @@ def _suggestion(name: str, known: Iterable[str], what: str) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     if not close:
-        # Perhaps it only stands in the wrong table.
+        # The key may be in the wrong table.
         close = [option for option in names if option.rpartition(".")[2] == name]
     return f"; did you mean {close[0]!r}?" if close else f"; {what} are {', '.join(names)}"
 
@@ -374,7 +367,7 @@ def _variable_in(name: str, value: dict[str, Any], path: Path) -> str:
     variable = value.get("env")
     if not isinstance(variable, str) or not variable or len(value) != 1:
         raise ConfigurationError(
-            # Not its values, among which a password may be.
+            # Its values may contain a password.
             f'{path}: {name} must be a string or {{env = "VARIABLE"}}, not a table with '
             f"{', '.join(value) or 'nothing in it'}"
         )

@@ -1,120 +1,49 @@
-"""Every option once: its name, type, default, unit and check.
+"""Every option once: files, variables, flags, checks and documentation are made from its entry."""
 
-It is long because it is a list: files, variables, flags and documentation are made from it.
-"""
-
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from enum import StrEnum
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from graphile_worker_py.checks import (
     check_delay,
     check_filled,
     check_flag,
-    check_is,
+    check_forbidden_flags,
+    check_max_crashes,
     check_one_of,
+    check_path,
     check_port,
     check_processes,
+    check_queue_size,
     check_schema,
     check_seconds,
     check_texts,
     check_whole,
 )
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.option_fields import (
+    Kind,
+    Option,
+    about,
+    check_fields,
+    group,
+    made,
+    option,
+    options_of,
+    or_none,
+)
 
 ForbiddenFlags = (
     Sequence[str]
     | Callable[[], Sequence[str] | None]
     | Callable[[], Awaitable[Sequence[str] | None]]
 )
-"""Flags whose jobs are left for others: fixed, or asked for before each fetch."""
+"""Flags whose jobs are left to other workers: a list, or a function called before each fetch."""
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
-HEALTH_HOST: Final = "127.0.0.1"
-LOG_FORMATS: Final = ("text", "json")
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-
-
-Check: TypeAlias = Callable[[str, object], object]
-"""Given name and value of an option, raises ConfigurationError if the value is not allowed."""
-
-
-class Kind(StrEnum):
-    """What a value is, as those who write files and environment variables say it."""
-
-    TEXT = "text"
-    PATH = "path"
-    WHOLE = "whole number"
-    SECONDS = "seconds"
-    YES_NO = "true or false"
-    TEXTS = "list of texts"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One option, for what reads or documents all of them.
-
-    Attributes:
-        name: Its name; with dots where it is part of another (`local_queue.size`).
-        kind: What its value is.
-        default: The value that it has if none is given; None if it then is not set.
-        doc: What it does.
-        check: Says whether a value is allowed.
-    """
-
-    name: str
-    kind: Kind
-    default: Any = None
-    doc: str
-    check: Check
-
-
-def _about(doc: str, kind: Kind, check: Check) -> dict[str, Any]:
-    return {"doc": doc, "kind": kind, "check": check}
-
-
-def _option(doc: str, kind: Kind, check: Check, *, default: Any, secret: bool = False) -> Any:
-    return field(default=default, metadata=_about(doc, kind, check), repr=not secret)
-
-
-def _group(of: type, check: Check, *, default: Any) -> Any:
-    return field(default=default, metadata={"group": of, "check": check})
-
-
-def _check_fields(options: Any, prefix: str = "") -> None:
-    for each in fields(options):
-        each.metadata["check"](f"{prefix}{each.name}", getattr(options, each.name))
-
-
-def _or_none(check: Check) -> Check:
-    def check_or_none(name: str, value: object) -> None:
-        if value is not None:
-            check(name, value)
-
-    return check_or_none
-
-
-def _check_flags(name: str, value: object) -> None:
-    if value is not None and not callable(value):
-        check_is(name, value, Sequence, how="a list of strings")  # read before each fetch
-        check_texts(name, value)
-
-
-def _check_local_queue_size(name: str, value: object) -> None:
-    if value != -1:
-        check_whole(name, value, smallest=1, or_else="or -1 for none")
-
-
-def _check_max_crashes(name: str, value: object) -> None:
-    # After one crash nobody knows which of several jobs it was.
-    if value != 0 or isinstance(value, bool):
-        check_whole(name, value, smallest=2, or_else="or 0 for never")
-
-
-def _check_made(name: str, value: object, *, kind: type) -> None:
-    check_is(name, value, kind, how=f"{kind.__name__}(...)")
+_LOG_FORMATS: Final = ("text", "json")
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 _at_least_0: Final = partial(check_whole, smallest=0)
@@ -129,201 +58,219 @@ _above_zero: Final = partial(check_seconds, above_zero=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefetchDelay:
-    """How long a local queue rests after a fetch that brought few jobs."""
+    """How long a local queue waits after a fetch that returned few jobs."""
 
     # By `field` itself, so that type checkers see that there is no default.
     duration: float = field(
-        metadata=_about(
-            "seconds of rest after a fetch that brought few jobs, scattered by 0.5 to 1.5; at "
-            "most the poll interval",
+        metadata=about(
             Kind.SECONDS,
             check_seconds,
+            "Pause after a fetch that returned few jobs, multiplied by a random factor from 0.5 to "
+            "1.5. At most `poll_interval`.",
         )
     )
-    threshold: int = _option(
-        "a fetch that brings more jobs than this is not followed by a rest",
+    threshold: int = option(
+        0,
         Kind.WHOLE,
         _at_least_0,
-        default=0,
+        "A fetch that returns more jobs than this is not followed by a pause.",
     )
-    max_abort_threshold: int | None = _option(
-        "a random share of this many announced jobs ends the rest early; if not set, five times "
-        "the size of the local queue",
+    max_abort_threshold: int | None = option(
+        None,
         Kind.WHOLE,
-        _or_none(_at_least_0),
-        default=None,
+        or_none(_at_least_0),
+        "A random share of this number of announced jobs ends the pause early. Default: five times "
+        "`local_queue.size`.",
     )
 
     def __post_init__(self) -> None:
-        _check_fields(self, "local_queue.refetch_delay.")
+        check_fields(self, "local_queue.refetch_delay.")
 
 
 @dataclass(frozen=True, slots=True)
 class LocalQueueOptions:
-    """Prefetching: jobs are fetched in batches ahead of the workers."""
+    """Prefetching: jobs are fetched in batches before a worker is free to run them."""
 
-    size: int = _option(
-        "most jobs to fetch ahead; -1 fetches none, so that no job is locked before a worker is "
-        "there to run it",
+    size: int = option(
+        -1,
         Kind.WHOLE,
-        _check_local_queue_size,
-        default=-1,
+        check_queue_size,
+        "Number of jobs to fetch at a time, before workers ask for them. -1 fetches a job only "
+        "when a worker is free to run it.",
+        flags=("--local-queue-size",),
     )
-    ttl: float = _option(
-        "seconds after which fetched jobs that nobody took are returned to the database",
+    ttl: float = option(
+        300.0,
         Kind.SECONDS,
         check_seconds,
-        default=300.0,
+        "Time after which prefetched jobs that did not start are returned to the database.",
     )
-    refetch_delay: RefetchDelay | None = _group(
-        RefetchDelay, _or_none(partial(_check_made, kind=RefetchDelay)), default=None
-    )
+    refetch_delay: RefetchDelay | None = group(None, RefetchDelay, or_none(made(RefetchDelay)))
 
     def __post_init__(self) -> None:
-        _check_fields(self, "local_queue.")
+        check_fields(self, "local_queue.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """The options of a worker pool, checked. Names are Graphile Worker's, durations seconds.
+    """The checked options of a worker pool. Names are Graphile Worker's, durations are seconds.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names option, value and range.
     """
 
-    schema: str = _option(
-        "PostgreSQL schema of the job tables",
+    schema: str = option(
+        DEFAULT_SCHEMA,
         Kind.TEXT,
         lambda _, value: check_schema(value),
-        default=DEFAULT_SCHEMA,
+        "PostgreSQL schema of the job tables.",
+        flags=("-s", "--schema"),
+        metavar="NAME",
     )
-    concurrent_jobs: int = _option(
-        "jobs that this process runs at the same time", Kind.WHOLE, _at_least_1, default=1
+    concurrent_jobs: int = option(
+        1,
+        Kind.WHOLE,
+        _at_least_1,
+        "Number of jobs that each process runs at the same time.",
+        flags=("-j", "--jobs"),
     )
-    poll_interval: float = _option(
-        "seconds between looks for jobs that nobody announced (retries, future jobs)",
+    poll_interval: float = option(
+        2.0,
         Kind.SECONDS,
         _above_zero,
-        default=2.0,
+        "Time between looks for jobs that become due without an announcement: retries and "
+        "scheduled jobs.",
+        flags=("--poll-interval",),
     )
-    max_pool_size: int = _option(
-        "most database connections, the listening one not counted; at least 2. Two of them, or "
-        "one of two, fetch and record, the others are for jobs",
+    max_pool_size: int = option(
+        10,
         Kind.WHOLE,
         _pool_size,
-        default=10,
+        "Maximum number of database connections, in addition to the one that listens; at least 2. "
+        "Two of them (one, if there are only two) fetch jobs and record outcomes. The others are "
+        "for tasks.",
+        flags=("-m", "--max-pool-size"),
     )
-    prepared_statements: bool | None = _option(
-        "whether statements are prepared on the server; if not set, unless there is a pooler "
-        "before it",
+    prepared_statements: bool | None = option(
+        None,
         Kind.YES_NO,
-        _or_none(check_flag),
-        default=None,
+        or_none(check_flag),
+        "Prepare statements on the server. Default: yes, unless connections go through a pooler.",
+        flags=("--prepared-statements/--no-prepared-statements",),
     )
-    forbidden_flags: ForbiddenFlags | None = _option(
-        "jobs with one of these flags are left for others", Kind.TEXTS, _check_flags, default=None
+    forbidden_flags: ForbiddenFlags | None = option(
+        None,
+        Kind.TEXTS,
+        check_forbidden_flags,
+        "Leave jobs that have one of these flags to other workers.",
+        flags=("--forbidden-flag",),
+        metavar="FLAG",
     )
-    local_queue: LocalQueueOptions = _group(
-        LocalQueueOptions, partial(_check_made, kind=LocalQueueOptions), default=LocalQueueOptions()
+    local_queue: LocalQueueOptions = group(
+        LocalQueueOptions(), LocalQueueOptions, made(LocalQueueOptions)
     )
-    complete_job_batch_delay: float = _option(
-        "seconds to gather completed jobs for one write; -1 writes at once",
+    complete_job_batch_delay: float = option(
+        -1.0,
         Kind.SECONDS,
         check_delay,
-        default=-1.0,
+        "Time to collect completed jobs before they are recorded together; -1 records them at "
+        "once.",
     )
-    fail_job_batch_delay: float = _option(
-        "seconds to gather failed jobs for one write; -1 writes at once",
+    fail_job_batch_delay: float = option(
+        -1.0,
         Kind.SECONDS,
         check_delay,
-        default=-1.0,
+        "Time to collect failed jobs before they are recorded together; -1 records them at once.",
     )
-    min_reset_locked_interval: float = _option(
-        "least seconds between two sweeps for locks older than four hours",
+    min_reset_locked_interval: float = option(
+        480.0,
         Kind.SECONDS,
         _above_zero,
-        default=480.0,
+        "Minimum time between two sweeps for locks that are older than four hours.",
     )
-    max_reset_locked_interval: float = _option(
-        "most seconds between two sweeps for locks older than four hours",
+    max_reset_locked_interval: float = option(
+        600.0,
         Kind.SECONDS,
         _above_zero,
-        default=600.0,
+        "Maximum time between two sweeps for locks that are older than four hours.",
     )
-    graceful_shutdown_abort_timeout: float = _option(
-        "seconds of a graceful stop after which running jobs see their abort event",
+    graceful_shutdown_abort_timeout: float = option(
+        5.0,
         Kind.SECONDS,
         check_seconds,
-        default=5.0,
+        "Time after the start of a graceful shutdown until the abort event of running jobs is set.",
     )
-    listen_connection_string: str | None = _option(
-        "connection string for the connection that hears of new jobs: a direct one, where the "
-        "others go through a pooler",
+    listen_connection_string: str | None = option(
+        None,
         Kind.TEXT,
-        _or_none(check_filled),
-        default=None,
+        or_none(check_filled),
+        "Connection string of a direct connection on which to listen for new jobs. Needed where "
+        "`connection` goes through a pooler.",
+        flags=("--listen-connection-string",),
+        metavar="DSN",
         secret=True,
     )
-    listen_echo_interval: float = _option(
-        "seconds of silence after which the listening connection is tested; 0 for never",
+    listen_echo_interval: float = option(
+        30.0,
         Kind.SECONDS,
         check_seconds,
-        default=30.0,
+        "Time without notifications after which the listening connection is tested; 0 never tests "
+        "it.",
     )
-    watchdog_timeout: float = _option(
-        "seconds for which the event loop, or a fetch, may stand still; then the process ends "
-        "with exit code 70; 0 for never",
+    watchdog_timeout: float = option(
+        300.0,
         Kind.SECONDS,
         check_seconds,
-        default=300.0,
+        "Time after which a blocked event loop or a stalled fetch ends the process, with exit code "
+        "70; 0 never does.",
     )
-    no_side_schema: bool = _option(
-        "whether to do without the schema `graphile_worker_py`, in which worker pools register; "
-        "what a killed one had locked then stays locked for four hours",
+    no_side_schema: bool = option(
+        False,  # noqa: FBT003  # the default
         Kind.YES_NO,
         check_flag,
-        default=False,
+        "Do without the schema `graphile_worker_py`, in which worker pools register. The jobs of a "
+        "killed worker then stay locked for four hours.",
+        flags=("--no-side-schema",),
     )
-    heartbeat_interval: float = _option(
-        "seconds between two proofs of a worker pool that it is alive",
+    heartbeat_interval: float = option(
+        2.0, Kind.SECONDS, _above_zero, "Time between two heartbeats of a worker pool."
+    )
+    dead_after: float = option(
+        8.0,
         Kind.SECONDS,
         _above_zero,
-        default=2.0,
+        "Time without a heartbeat after which other pools release the jobs of a worker pool. At "
+        "least twice `heartbeat_interval`.",
     )
-    dead_after: float = _option(
-        "seconds without such a proof after which others free what the pool had locked; at least "
-        "twice the heartbeat interval",
-        Kind.SECONDS,
-        _above_zero,
-        default=8.0,
-    )
-    max_crashes: int = _option(
-        "a job is given up when its worker process has died under it so often; 0 for never",
+    max_crashes: int = option(
+        3,
         Kind.WHOLE,
-        _check_max_crashes,
-        default=3,
+        check_max_crashes,
+        "Number of worker processes that a job may crash before it fails permanently; 0 sets no "
+        "limit.",
     )
-    use_node_time: bool = _option(
-        "whether the clock of this process tells what is due, instead of the database's",
+    use_node_time: bool = option(
+        False,  # noqa: FBT003  # the default
         Kind.YES_NO,
         check_flag,
-        default=False,
+        "Use this process's clock instead of the database's to decide which jobs are due.",
+        flags=("--use-node-time/--no-use-node-time",),
     )
-    worker_id: str | None = _option(
-        "id of the worker in logs and events; only where one job runs at a time",
+    worker_id: str | None = option(
+        None,
         Kind.TEXT,
-        _or_none(check_filled),
-        default=None,
+        or_none(check_filled),
+        "Id of the worker in logs and events. Allowed only if `concurrent_jobs` is 1.",
     )
-    get_queue_name_batch_delay: float = _option(
-        "seconds to gather the queues that tasks ask the names of, for one look",
+    get_queue_name_batch_delay: float = option(
+        0.05,
         Kind.SECONDS,
         check_seconds,
-        default=0.05,
+        "Time to collect the queues whose names tasks ask for, before they are looked up together.",
     )
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         if self.worker_id is not None and self.concurrent_jobs > 1:
             raise ConfigurationError(
                 f"worker_id {self.worker_id!r} is for one worker, but concurrent_jobs is "
@@ -348,88 +295,104 @@ class WorkerOptions:
 
 
 WORKER_OPTION_NAMES: Final = frozenset(f.name for f in fields(WorkerOptions))
-"""Names of the options that a worker pool has."""
+"""Names of the options of a worker pool."""
 
 PROCESS_OPTIONS: Final = (
     Option(
         name="connection",
         kind=Kind.TEXT,
-        doc="connection string of the database; libpq's `PG*` variables fill in what is not said",
         check=check_filled,
+        doc="Connection string of the database. libpq's `PG*` variables supply what it leaves out.",
+        flags=("-c", "--connection"),
+        metavar="DSN",
+        env="DATABASE_URL",
     ),
     Option(
         name="tasks",
         kind=Kind.TEXT,
-        doc="Python module with the tasks, as `MODULE` or `MODULE:ATTRIBUTE`",
         check=check_filled,
+        doc="Python module that contains the tasks, as `MODULE` or `MODULE:ATTRIBUTE`.",
+        flags=("--tasks",),
+        metavar="MODULE[:ATTR]",
+        in_code=True,
     ),
     Option(
         name="task_directory",
         kind=Kind.PATH,
-        doc="instead of `tasks`: folder with tasks, or Python file; `./tasks` if there is one",
-        check=check_filled,
+        check=check_path,
+        doc="Folder or Python file that contains the tasks, used instead of `tasks`. Default: "
+        "`./tasks`, if it exists.",
+        flags=("--task-directory",),
+        metavar="DIR",
+        in_code=True,
     ),
     Option(
         name="crontab_file",
         kind=Kind.PATH,
-        doc="file with recurring jobs; `./crontab` if there is one",
-        check=check_filled,
+        check=check_path,
+        doc="File with recurring jobs. Default: `./crontab`, if it exists.",
+        flags=("--crontab",),
+        metavar="FILE",
+        in_code=True,
     ),
     Option(
         name="hooks",
         kind=Kind.TEXTS,
-        doc="names of installed plugins, the outermost first",
         check=check_texts,
+        doc="Plugins, the outermost first: each the name of an installed entry point, or "
+        "`MODULE:ATTRIBUTE`.",
+        flags=("--hook",),
+        metavar="PLUGIN",
+        in_code=True,
     ),
     Option(
         name="processes",
         kind=Kind.WHOLE,
         default=1,
-        doc="processes that run jobs, each with all of these options; above 1 they are supervised, "
-        "`auto` is one per processor core",
         check=check_processes,
+        doc="Number of worker processes, each with all of these options. More than one process is "
+        "supervised; `auto` starts one for each processor core.",
+        flags=("-P", "--processes"),
     ),
     Option(
         name="health_port",
         kind=Kind.WHOLE,
-        doc="port to answer probes on over HTTP; if not set, none; with several processes each has "
-        "the next one",
         check=check_port,
+        doc="Port that answers health probes over HTTP. With several processes, each uses the next "
+        "port. Default: no probes.",
+        flags=("--health-port",),
+        in_code=True,
     ),
     Option(
         name="health_host",
         kind=Kind.TEXT,
-        default=HEALTH_HOST,
-        doc="address to answer probes on; `0.0.0.0` where they come from outside",
+        default="127.0.0.1",
         check=check_filled,
+        doc="Address that answers health probes; `0.0.0.0` accepts them from other machines.",
+        flags=("--health-host",),
+        metavar="ADDRESS",
+        in_code=True,
     ),
     Option(
         name="log_format",
         kind=Kind.TEXT,
-        default=LOG_FORMATS[0],
-        doc="`text` writes lines for people, `json` objects for machines",
-        check=partial(check_one_of, allowed=LOG_FORMATS),
+        default=_LOG_FORMATS[0],
+        check=partial(check_one_of, allowed=_LOG_FORMATS),
+        doc="`text` logs lines for people, `json` logs objects for programs.",
+        flags=("--log-format",),
+        choices=_LOG_FORMATS,
     ),
     Option(
         name="log_level",
         kind=Kind.TEXT,
         default="info",
-        doc="what is worth a line: `debug`, `info`, `warning` or `error`",
-        check=partial(check_one_of, allowed=LOG_LEVELS),
+        check=partial(check_one_of, allowed=_LOG_LEVELS),
+        doc="Lowest level that is logged: `debug`, `info`, `warning` or `error`.",
+        flags=("--log-level",),
+        choices=_LOG_LEVELS,
     ),
 )
-"""What a worker process is told besides the options of its pool."""
+"""Options of a worker process that are not options of its pool."""
 
-
-def _options_of(group: type, prefix: str = "") -> Iterator[Option]:
-    for each in fields(group):
-        name = f"{prefix}{each.name}"
-        if "group" in each.metadata:
-            yield from _options_of(each.metadata["group"], f"{name}.")
-            continue
-        default = None if each.default is MISSING else each.default
-        yield Option(name=name, default=default, **each.metadata)
-
-
-OPTIONS: Final = {option.name: option for option in (*PROCESS_OPTIONS, *_options_of(WorkerOptions))}
-"""Every option that can be written in a file, by its name."""
+OPTIONS: Final = {each.name: each for each in (*PROCESS_OPTIONS, *options_of(WorkerOptions))}
+"""Every option that a file, a variable or a flag can set, by its name."""

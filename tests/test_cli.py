@@ -294,7 +294,7 @@ def test_a_stop_while_watch_waits_for_a_job_is_not_forgotten(
         change()
     (folder / "go").touch()
     assert process.wait(timeout=15) == 0, process.stderr
-    assert "Not beginning anew: SIGTERM has come meanwhile" in process.stderr
+    assert "Not restarting after the reload: received SIGTERM" in process.stderr
     assert process.stderr.count("Working as") == 1
     assert cli.sql("select * from graphile_worker.jobs") == []
 

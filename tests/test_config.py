@@ -20,10 +20,13 @@ from graphile_worker_py import (
     WorkerUtils,
     task,
 )
-from graphile_worker_py.cli.config import reference_table
+from graphile_worker_py.cli.config import code_reference_table, reference_table
 from graphile_worker_py.cli.main import main
-from graphile_worker_py.config import Origin, Setting, read_settings, runner_values, variable_of
-from graphile_worker_py.options import OPTIONS, Kind
+from graphile_worker_py.cli.shared_options import values_of_flags
+from graphile_worker_py.config import Origin, Setting, read_settings, runner_values
+from graphile_worker_py.option_fields import Kind
+from graphile_worker_py.options import OPTIONS
+from graphile_worker_py.runner_options import CODE_OPTIONS, RunnerOptions
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
@@ -121,9 +124,11 @@ def test_every_option_can_be_set_in_a_file_and_in_the_environment(
     in_file, in_environment, value = SAMPLES.get(name, SAMPLE_OF_KIND[OPTIONS[name].kind])
     assert settings_of(tmp_path, f"{name} = {in_file}")[name].value == value
     (tmp_path / OWN).unlink()
-    environment = {variable_of(name): in_environment}
+    environment = {OPTIONS[name].variable: in_environment}
     found = settings_of(tmp_path, environment=environment)
-    assert found[name] == Setting(value=value, origin=Origin.ENVIRONMENT, place=variable_of(name))
+    assert found[name] == Setting(
+        value=value, origin=Origin.ENVIRONMENT, place=OPTIONS[name].variable
+    )
 
 
 def test_every_option_of_a_worker_pool_reaches_the_runner(tmp_path: Path) -> None:
@@ -227,10 +232,10 @@ def test_defaults_are_left_to_the_runner(tmp_path: Path) -> None:
             "connection = {env = 'A'}",
             f"{OWN}: connection is to be read from the environment variable A, which is not set",
         ),
-        ("task_directory = ''", f"{OWN}: task_directory must be a string that is not empty"),
+        ("task_directory = ''", f"{OWN}: task_directory must be a path, not ''"),
         (
             'crontab_file = "a\\u0000"',
-            f"{OWN}: crontab_file must be a string without U+0000, not 'a\\x00'",
+            f"{OWN}: crontab_file must be a path, not 'a\\x00'",
         ),
         (
             'forbidden_flags = ["eu", "\\u0000"]',
@@ -580,15 +585,44 @@ def test_a_wrong_file_ends_with_2_and_one_line(
     )
 
 
-def test_flags_of_run_are_named_after_their_options() -> None:
+def test_every_flag_of_run_sets_its_option(folder: Path) -> None:
     run = main.get_command(click.Context(main), "run")
     assert run is not None
-    not_options = {"config_file", "once", "watch", "schema_only", "local_queue_size", "help"}
+    not_options = {"config_file", "once", "watch", "schema_only", "help"}
     flags = {flag.name for flag in run.params if isinstance(flag, click.Option)} - not_options
-    assert flags <= set(OPTIONS)
+    assert flags == {name.replace(".", "_") for name in OPTIONS if OPTIONS[name].flags}
+    for name in (name for name in OPTIONS if OPTIONS[name].flags):
+        option = OPTIONS[name]
+        _, text, value = SAMPLES.get(name, SAMPLE_OF_KIND[option.kind])
+        flag = option.flags[-1].partition("/")[0]
+        words, value = ([flag], True) if option.kind is Kind.YES_NO else ([flag, text], value)
+        value = ["a, b"] if option.kind is Kind.TEXTS else value
+        with run.make_context("run", [*words]) as context:
+            given = {name: context.params[name] for name in context.params.keys() - not_options}
+        found = read_settings(values_of_flags(given), directory=folder, environment={})
+        assert found[name] == Setting(value=value, origin=Origin.FLAG)
 
 
-def test_the_documented_table_is_that_of_the_options() -> None:
+def test_the_help_of_run_states_each_default(folder: Path) -> None:
+    text = " ".join(invoke("run", "--help").stdout.split())
+    for option in OPTIONS.values():
+        if option.flags:
+            assert option.doc.replace("`", "") in text
+            if option.shown_default and option.kind is not Kind.YES_NO:
+                assert f" Default: {option.shown_default}." in text
+
+
+def test_the_options_of_the_runner_are_those_that_code_may_set() -> None:
+    entries = {name.partition(".")[0] for name, option in OPTIONS.items() if option.in_code}
+    entries |= {option.name for option in CODE_OPTIONS} | {"local_queue"}
+    assert entries == set(RunnerOptions.__annotations__)
+
+
+def test_the_documented_tables_are_those_of_the_options() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"<!-- options -->\n(.*?)\n<!-- end of options -->", page, re.DOTALL)
     assert table == reference_table(), "put in what `graphile-worker-py config reference` prints"
+    (table,) = re.findall(
+        r"<!-- code options -->\n(.*?)\n<!-- end of code options -->", page, re.DOTALL
+    )
+    assert table == code_reference_table(CODE_OPTIONS)

@@ -205,7 +205,7 @@ WRONG_KINDS: list[tuple[str, Any, str]] = [
     ("crontab", ["* * * * * work"], "crontab must be the text of a crontab, not ['* * *"),
     ("crontab_file", 3, "crontab_file must be a path, not 3"),
     ("parsed_cron_items", [1], "parsed_cron_items must be a list of what parse_cron_items"),
-    ("parsed_cron_items", [1], "; 1 is none"),
+    ("parsed_cron_items", [1], "; got 1"),
     ("parsed_cron_items", "x", "return, not 'x'"),
     ("parsed_cron_items", 7, "return, not 7"),
     ("no_handle_signals", "yes", "no_handle_signals must be True or False, not 'yes'"),

@@ -10,8 +10,7 @@ from graphile_worker_py import config, json_codec
 from graphile_worker_py.cli.database import opened_database
 from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.moments import moment_callback
-from graphile_worker_py.cli.shared_options import adding_options, database_options
-from graphile_worker_py.cli.show import json_option
+from graphile_worker_py.cli.shared_options import adding_options, database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, print_json
 from graphile_worker_py.cli.work import run_in_loop
 from graphile_worker_py.job import JobKeyMode

@@ -13,8 +13,7 @@ from psycopg import Connection
 from graphile_worker_py.cli.database import opened_database
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.moments import moment_callback
-from graphile_worker_py.cli.shared_options import database_options
-from graphile_worker_py.cli.show import json_option
+from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.cli.work import import_tasks
 from graphile_worker_py.job import Job

@@ -9,7 +9,7 @@ import click
 from graphile_worker_py import config
 from graphile_worker_py.checks import check_schema, check_seconds
 from graphile_worker_py.cli.exits import told_clearly
-from graphile_worker_py.cli.show import json_option
+from graphile_worker_py.cli.shared_options import config_option, json_option, option_flags
 from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.cli.work import run_in_loop
 from graphile_worker_py.dev.bench import SCHEMA, Figure, Plan, measure
@@ -17,8 +17,8 @@ from graphile_worker_py.errors import ConfigurationError
 
 
 @click.command()
-@click.option("-c", "--connection", metavar="DSN", help="Connection string, as of the others.")
-@click.option("-C", "--config", "config_file", metavar="FILE", help="Configuration file.")
+@option_flags(["connection"])
+@config_option
 @click.option(
     "-s",
     "--schema",

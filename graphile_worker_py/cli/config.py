@@ -1,20 +1,21 @@
-"""The commands that tell what is configured, and what could be."""
+"""The commands that show the configuration, and all options."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from graphile_worker_py.cli.exits import told_clearly
-from graphile_worker_py.cli.shared_options import configuration_options
+from graphile_worker_py.cli.shared_options import configuration_options, json_option
 from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.config import (
     Setting,
-    passed_over_variables,
+    misspelt_variables,
     read_settings,
     runner_values,
-    variable_of,
 )
-from graphile_worker_py.options import OPTIONS, Option
+from graphile_worker_py.option_fields import Option
+from graphile_worker_py.options import OPTIONS
 from graphile_worker_py.postgres.masking import masked
 
 
@@ -25,12 +26,12 @@ def config() -> None:
 
 @config.command()
 @configuration_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @told_clearly()
 def show(
     connection: str | None, schema: str | None, config_file: str | None, as_json: bool
 ) -> None:
-    """Show the value of each option here and now, and where it comes from.
+    """Show the value of each option, and its source.
 
     Passwords are masked.
     """
@@ -41,7 +42,7 @@ def show(
     else:
         rows = [_row(name, setting) for name, setting in settings.items()]
         print_table(rows, if_none="No options.")
-    for variable, meant in passed_over_variables().items():
+    for variable, meant in misspelt_variables().items():
         click.echo(f"Not read: {variable}; did you mean {meant}?", err=True)
 
 
@@ -73,21 +74,21 @@ def reference() -> None:
 
 
 def reference_table() -> str:
-    """What all options are called, are by default, and do."""
-    head = ["| Key | Value | Default | |", "| --- | --- | --- | --- |"]
-    return "\n".join([*head, *map(_reference_row, OPTIONS.values())])
+    """A Markdown table of all options that files, variables and flags can set."""
+    # The names share a column, because the table would be wider than a page.
+    rows = [([each.name, each.variable, *each.flags], each) for each in OPTIONS.values()]
+    return _table("Key, variable, flag", rows)
 
 
-def _reference_row(option: Option) -> str:
-    # A key that is also a variable stands in one column, lest the table be wider than a page.
-    name = f"`{option.name}`<br>`{variable_of(option.name)}`"
-    match option.default:
-        case None:
-            default = ""
-        case bool():
-            default = f"`{str(option.default).lower()}`"
-        case float():
-            default = f"`{option.default:g}`"
-        case _:
-            default = f"`{option.default}`"
-    return f"| {name} | {option.kind} | {default} | {option.doc} |"
+def code_reference_table(options: Iterable[Option]) -> str:
+    """A Markdown table of options that only code can set."""
+    return _table("Name", [([each.name], each) for each in options])
+
+
+def _table(names: str, rows: Iterable[tuple[Sequence[str], Option]]) -> str:
+    lines = [f"| {names} | Value | Default | Meaning |", "| --- | --- | --- | --- |"]
+    for shown, option in rows:
+        default = f"`{option.shown_default}`" if option.shown_default else ""
+        name = "<br>".join(f"`{each}`" for each in shown)
+        lines.append(f"| {name} | {option.kind} | {default} | {option.doc} |")
+    return "\n".join(lines)

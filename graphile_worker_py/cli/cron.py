@@ -12,7 +12,7 @@ import psycopg
 
 from graphile_worker_py import config, json_codec
 from graphile_worker_py.cli.moments import moment_callback
-from graphile_worker_py.cli.shared_options import database_options
+from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
@@ -28,7 +28,6 @@ DEFAULT_FILE: Final = "crontab"
 _EXACT: Final = 2**53
 
 file_argument = click.argument("file")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()

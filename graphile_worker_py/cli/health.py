@@ -13,8 +13,7 @@ import click
 from graphile_worker_py.checks import check_seconds
 from graphile_worker_py.cli.database import opened_database, registered_pools
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
-from graphile_worker_py.cli.shared_options import database_options
-from graphile_worker_py.cli.show import json_option
+from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool, read_backlog

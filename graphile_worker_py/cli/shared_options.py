@@ -1,62 +1,98 @@
-"""The options that several commands share."""
+"""Make click options from the entries of options, and share them between commands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from graphile_worker_py import config
 from graphile_worker_py.cli.exits import told_clearly
+from graphile_worker_py.option_fields import Kind, Option
+from graphile_worker_py.options import OPTIONS
+
+_METAVARS: Final = {Kind.WHOLE: "N", Kind.SECONDS: "SECONDS"}
+Command = Callable[..., Any]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def configuration_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def option_flags(names: Iterable[str]) -> Callable[[Command], Command]:
+    """Add the flags of options to a command; `values_of_flags` reads what the command is given."""
+
+    def add(command: Command) -> Command:
+        for name in reversed(list(names)):
+            command = _flag(OPTIONS[name])(command)
+        return command
+
+    return add
+
+
+def values_of_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of flags by the names of their options; None means not given."""
+    values = {_parameter(name): name for name in OPTIONS}
+    return {
+        values[parameter]: (list(value) or None) if isinstance(value, tuple) else value
+        for parameter, value in given.items()
+    }
+
+
+def _flag(option: Option) -> Callable[[Command], Command]:
+    # Without a type: `config.read_settings` converts and checks values, whatever their source.
+    shape: dict[str, Any] = {"metavar": option.metavar or _METAVARS.get(option.kind)}
+    if option.choices:
+        shape = {"type": click.Choice(option.choices)}
+    elif option.kind is Kind.YES_NO:
+        shape = {"is_flag": True}
+    elif option.kind is Kind.TEXTS:
+        shape["multiple"] = True
+    return click.option(
+        *option.flags, _parameter(option.name), default=None, help=_help(option), **shape
+    )
+
+
+def _parameter(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _help(option: Option) -> str:
+    text = option.doc.replace("`", "")
+    if option.kind is Kind.TEXTS:
+        text += " Can be repeated."
+    has_default = option.shown_default and option.kind is not Kind.YES_NO
+    return f"{text} Default: {option.shown_default}." if has_default else text
+
+
+def configuration_options(command: Command) -> Command:
     """Add `--connection`, `--schema` and `--config`, given as they were written or None.
 
-    The command is to ask `config.read_settings` for what they are in the end.
+    The command passes them to `config.read_settings`.
     """
-    connection = click.option(
-        "-c",
-        "--connection",
-        metavar="DSN",
-        help="Connection string. Default: DATABASE_URL, the file, libpq's PG* variables.",
-    )
-    schema = click.option(
-        "-s",
-        "--schema",
-        metavar="NAME",
-        help="Schema of the job tables. Default: GRAPHILE_WORKER_SCHEMA, the file, "
-        "graphile_worker.",
-    )
-    file = click.option(
-        "-C",
-        "--config",
-        "config_file",
-        metavar="FILE",
-        help=f"Default: {config.CONFIG_FILE}, or [tool.{config.PROJECT_TABLE}] in "
-        f"{config.PROJECT_FILE}, if it is here.",
-    )
-    return connection(schema(file(command)))
+    return option_flags(("connection", "schema"))(config_option(command))
 
 
-def database_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the same options; the command is given `connection` and `schema` as they are to be."""
+config_option = click.option(
+    "-C",
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help=f"Configuration file. Default: {config.CONFIG_FILE}, or [tool.{config.PROJECT_TABLE}] in "
+    f"{config.PROJECT_FILE}, in the working directory.",
+)
+
+
+def database_options(command: Command) -> Command:
+    """Add the same options; the command is given the settings `connection` and `schema`."""
     return configuration_options(_resolving(command, "connection", "schema"))
 
 
-def adding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def adding_options(command: Command) -> Command:
     """Add `database_options`, and `--use-node-time` for a command that adds jobs."""
-    option = click.option(
-        "--use-node-time/--no-use-node-time",
-        default=None,
-        help="Now is the time of this process (the database's).",
-    )
-    return configuration_options(
-        option(_resolving(command, "connection", "schema", "use_node_time"))
-    )
+    resolved = _resolving(command, "connection", "schema", "use_node_time")
+    return configuration_options(option_flags(["use_node_time"])(resolved))
 
 
-def _resolving(command: Callable[..., Any], *names: str) -> Callable[..., Any]:
+def _resolving(command: Command, *names: str) -> Command:
     @wraps(command)
     def call(*, config_file: str | None, **given: Any) -> Any:
         flags = {name: given.pop(name) for name in names}

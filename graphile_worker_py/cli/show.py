@@ -7,13 +7,11 @@ import click
 
 from graphile_worker_py.cli.database import opened_database, registered_pools
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
-from graphile_worker_py.cli.shared_options import database_options
+from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, job_rows, print_job, print_json, print_table
 from graphile_worker_py.sql import inspect
 from graphile_worker_py.sql.backlog import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, StateCounts
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()

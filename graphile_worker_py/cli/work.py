@@ -1,4 +1,4 @@
-"""What a process of the `run` command does: it works, until it is told to stop."""
+"""What a process of the `run` command does: run jobs until it has to stop."""
 
 import asyncio
 import importlib
@@ -16,7 +16,8 @@ from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaErro
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
 from graphile_worker_py.loading.directory import watch_tasks
 from graphile_worker_py.processes.supervised import Supervised
-from graphile_worker_py.runner import Runner, RunnerOptions, run_migrations, run_once
+from graphile_worker_py.runner import Runner, run_migrations, run_once
+from graphile_worker_py.runner_options import RunnerOptions
 from graphile_worker_py.tasks.importing import import_fault
 from graphile_worker_py.tasks.task import Task, Tasks
 
@@ -31,13 +32,13 @@ def install(settings: Settings) -> None:
 
 
 def once(settings: Settings, process: Supervised | None) -> None:
-    """Run what is due."""
+    """Run the jobs that are due."""
     options = _telling(_runner_options(settings, process), process)
     _run(run_once(settings["connection"].value, **options), process)
 
 
 def watching(settings: Settings, process: Supervised | None) -> None:
-    """Run until stopped, with the tasks as they are at the time."""
+    """Run until stopped, and reload tasks that change."""
     options = _runner_options(settings, process)
     _run(_run_watching(settings["connection"].value, options, process), process)
 
@@ -49,7 +50,7 @@ def until_stopped(settings: Settings, process: Supervised | None) -> None:
 
 
 class _Reload:
-    """Whether tasks have changed, and whether a signal has come meanwhile."""
+    """Whether tasks have changed, and which signal arrived meanwhile."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
@@ -64,17 +65,11 @@ def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOpt
     # Names and types were checked where the values were read.
     options = cast(RunnerOptions, config.runner_values(settings))
     options["logger"] = logger
-    options["schema"] = settings["schema"].value
-    options["hooks"] = settings["hooks"].value
-    options["crontab_file"] = settings["crontab_file"].value
     options["watchdog_exit"] = True
     options["health_port"] = _own_port(settings["health_port"].value, process)
-    options["health_host"] = settings["health_host"].value
     if settings["tasks"].value is not None:
         options["tasks"] = import_tasks(settings["tasks"].value)
-    elif settings["task_directory"].value is not None:
-        options["task_directory"] = settings["task_directory"].value
-    else:
+    elif settings["task_directory"].value is None:
         raise ConfigurationError(
             "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
         )
@@ -82,12 +77,12 @@ def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOpt
 
 
 def _own_port(port: int | None, process: Supervised | None) -> int | None:
-    # 0 is a free one, for each of them.
+    # With port 0 the system chooses a free port for each process.
     return port + process.number - 1 if port and process is not None else port
 
 
 def _telling(options: RunnerOptions, process: Supervised | None) -> RunnerOptions:
-    """The options, with events of which a supervisor learns that the process works."""
+    """The options, with events that report to the supervisor that the process works."""
     if process is None:
         return options
     ready = process.ready
@@ -99,7 +94,7 @@ def _telling(options: RunnerOptions, process: Supervised | None) -> RunnerOption
 async def _run_watching(
     connection: str | None, options: RunnerOptions, process: Supervised | None
 ) -> None:
-    """Run, and begin anew with the new tasks whenever a file of the task directory changes."""
+    """Run, and restart with new tasks whenever a file of the task directory changes."""
     directory = options.pop("task_directory", None)
     if directory is None:
         raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
@@ -121,8 +116,8 @@ async def _run_watching(
             if not reload.changed.is_set():
                 return
             if reload.signal is not None:
-                # While jobs of the old tasks ended: the pool was stopping already.
-                logger.info("Not beginning anew: %s has come meanwhile", reload.signal)
+                # It arrived while jobs of the old tasks ended and the pool was stopping already.
+                logger.info("Not restarting after the reload: received %s", reload.signal)
                 return
 
 
@@ -164,8 +159,8 @@ async def _run_until_stopped(
         exit_with(str(error), EXIT_INCOMPATIBLE_WHILE_RUNNING)
     finally:
         if forced:
-            # All is recorded that can be. A task that ignores its cancellation would keep an
-            # orderly exit waiting for ever.
+            # All outcomes that can be recorded are. An orderly exit would wait forever for a task
+            # that ignores its cancellation.
             logging.shutdown()
             os._exit(EXIT_FAILURE)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from graphile_worker_py import ConfigurationError, Runner, WorkerOptions, WorkerUtils
 from graphile_worker_py.cli.main import main as command_line
-from graphile_worker_py.config import read_settings, runner_values, variable_of
+from graphile_worker_py.config import read_settings, runner_values
 from graphile_worker_py.options import OPTIONS, WORKER_OPTION_NAMES
 from graphile_worker_py.postgres.connecting import checked_conninfo
 from tests.fuzz.strategies import any_text, as_toml, storable_text, toml_values
@@ -98,9 +98,9 @@ def test_a_file_of_garbage_is_refused(tmp_path: Path, data: bytes) -> None:
     )
 )
 def test_environment_variables_are_taken_or_refused(values: dict[str, str]) -> None:
-    environment = {variable_of(name): text for name, text in values.items()}
+    environment = {OPTIONS[name].variable: text for name, text in values.items()}
     told = refusal(read, directory=Path("/nowhere"), environment=environment)
-    named = [name for name in values if told and (variable_of(name) in told or name in told)]
+    named = [name for name in values if told and (OPTIONS[name].variable in told or name in told)]
     assert told is None or named or "must be given" in told, told
 
 

@@ -1,0 +1,256 @@
+"""The options of `run` and `Runner`: check them, and build what they describe."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from psycopg_pool import AsyncConnectionPool
+
+from graphile_worker_py import config
+from graphile_worker_py.checks import check_flag, check_is
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.events import Events
+from graphile_worker_py.loading.directory import load_tasks
+from graphile_worker_py.option_fields import Kind, Option
+from graphile_worker_py.options import (
+    OPTIONS,
+    PROCESS_OPTIONS,
+    WORKER_OPTION_NAMES,
+    ForbiddenFlags,
+    LocalQueueOptions,
+    WorkerOptions,
+)
+from graphile_worker_py.plugins import Hooks, Plugins
+from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.schema import rights
+from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
+from graphile_worker_py.workers.pool import WorkerPool, own_connections
+from graphile_worker_py.workers.succession import Succession
+
+# Importing cron takes a third of the time of all other modules; most programs have no crontab.
+if TYPE_CHECKING:
+    from graphile_worker_py.cron import ParsedCronItem
+
+MOST_NAMES: Final = 20
+"""Maximum number of task names in a log line."""
+
+
+class RunnerOptions(TypedDict, total=False):
+    """The options of `run`, `run_once` and `Runner`, for type checkers; None means not given.
+
+    Either `tasks` or `task_directory` is required. The page about configuration explains each
+    option; their entries are in `options.py` and in `CODE_OPTIONS`.
+    """
+
+    tasks: Tasks | None
+    task_directory: str | Path | None
+    crontab: str | None
+    crontab_file: str | Path | None
+    parsed_cron_items: "Sequence[ParsedCronItem] | None"
+    hooks: Plugins | None
+    events: Events | None
+    logger: logging.Logger | None
+    no_handle_signals: bool | None
+    watchdog_exit: bool | None
+    health_port: int | None
+    health_host: str | None
+    schema: str | None
+    concurrent_jobs: int | None
+    poll_interval: float | None
+    max_pool_size: int | None
+    prepared_statements: bool | None
+    forbidden_flags: ForbiddenFlags | None
+    local_queue: LocalQueueOptions | None
+    complete_job_batch_delay: float | None
+    fail_job_batch_delay: float | None
+    min_reset_locked_interval: float | None
+    max_reset_locked_interval: float | None
+    graceful_shutdown_abort_timeout: float | None
+    listen_connection_string: str | None
+    listen_echo_interval: float | None
+    watchdog_timeout: float | None
+    no_side_schema: bool | None
+    heartbeat_interval: float | None
+    dead_after: float | None
+    max_crashes: int | None
+    use_node_time: bool | None
+    worker_id: str | None
+    get_queue_name_batch_delay: float | None
+
+
+def _check_cron_items(name: str, value: object) -> None:
+    from graphile_worker_py.cron import ParsedCronItem  # noqa: PLC0415  # see above
+
+    allowed = "a list of what parse_cron_items, parse_crontab or read_crontab return"
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    for item in value:
+        if not isinstance(item, ParsedCronItem):
+            raise ConfigurationError(f"{name} must be {allowed}; got {item!r}")
+
+
+CODE_OPTIONS: Final = (
+    Option(
+        name="crontab",
+        kind=Kind.TEXT,
+        check=partial(check_is, kind=str, how="the text of a crontab"),
+        doc="Text of a crontab. At most one of `crontab`, `crontab_file` and `parsed_cron_items` "
+        "is allowed.",
+    ),
+    Option(
+        name="parsed_cron_items",
+        kind=Kind.OBJECT,
+        check=_check_cron_items,
+        doc="List of cron items, made with `parse_cron_items`.",
+    ),
+    Option(
+        name="no_handle_signals",
+        kind=Kind.YES_NO,
+        default=False,
+        check=check_flag,
+        doc="Install no signal handlers, because the program handles signals.",
+    ),
+    Option(
+        name="watchdog_exit",
+        kind=Kind.YES_NO,
+        default=False,
+        check=check_flag,
+        doc="End the process after `watchdog_timeout`, as the command line does. Otherwise an "
+        "error is logged.",
+    ),
+    Option(
+        name="events",
+        kind=Kind.OBJECT,
+        check=partial(check_is, kind=Events, how="an object made by Events()"),
+        doc="`Events` that emits the events of the runner. Default: a new one, `Runner.events`.",
+    ),
+    Option(
+        name="logger",
+        kind=Kind.OBJECT,
+        check=partial(
+            check_is, kind=(logging.Logger, logging.LoggerAdapter), how="a logging.Logger"
+        ),
+        doc="Logger for all messages. Default: `graphile_worker_py`.",
+    ),
+)
+"""Options that only code can set, because they are objects or concern the calling program."""
+
+_CHECKED_WHEN_BUILT: Final = ("tasks", "hooks")
+_CHECKS: Final = {
+    each.name: each.check
+    for each in (*PROCESS_OPTIONS, *CODE_OPTIONS)
+    if each.name not in _CHECKED_WHEN_BUILT
+}
+
+
+def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]]:
+    if "tasks" in given and "task_directory" in given:
+        raise ConfigurationError("tasks and task_directory were both given; give one of them")
+    if "task_directory" in given:
+        tasks = load_tasks(given["task_directory"], logger=logger)
+    elif "tasks" in given:
+        tasks = task_list(given["tasks"])
+    else:
+        raise ConfigurationError("neither tasks nor task_directory was given")
+    check_tasks(tasks.values())
+    return tasks
+
+
+def _cron_items(given: dict[str, Any]) -> "Sequence[ParsedCronItem]":
+    sources = [name for name in ("crontab", "crontab_file", "parsed_cron_items") if name in given]
+    if not sources:
+        return ()
+    from graphile_worker_py.cron import parse_crontab, read_crontab  # noqa: PLC0415  # see above
+
+    match sources:
+        case ["crontab"]:
+            return parse_crontab(given["crontab"])
+        case ["crontab_file"]:
+            return read_crontab(given["crontab_file"])
+        case ["parsed_cron_items"]:
+            return tuple(given["parsed_cron_items"])
+    raise ConfigurationError(f"{' and '.join(sources)} were given; give one of them")
+
+
+class Setup:
+    """The checked options of a runner, and the parts that are built from them.
+
+    Raises:
+        ConfigurationError: An option is unknown, or its value is not allowed.
+    """
+
+    def __init__(self, source: str | AsyncPool | None, options: RunnerOptions) -> None:
+        names = RunnerOptions.__annotations__
+        unknown = set(options) - set(names)
+        if unknown:
+            raise config.unknown_option(min(unknown), sorted(names))
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        self._source = config.source(source, AsyncConnectionPool)
+        for name, check in _CHECKS.items():
+            if name in given:
+                check(name, given[name])
+        self.logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
+        self.events: Events = given.get("events", Events())
+        self.hooks = Hooks(given.get("hooks", ()))
+        self.hooks.setup(self.events)
+        self.handles_signals = not given.get("no_handle_signals", False)
+        self._watchdog_exit: bool = given.get("watchdog_exit", False)
+        self.health_port: int | None = given.get("health_port")
+        self.health_host: str = given.get("health_host", OPTIONS["health_host"].default)
+        self._options: WorkerOptions = config.worker_options(
+            {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
+        )
+        if self._options.listen_connection_string is not None:
+            checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
+        self._tasks = _tasks(given, self.logger)
+        self.cron_items = _cron_items(given)
+
+    @property
+    def about(self) -> str:
+        """The tasks and the schema, for a log line."""
+        names = sorted(self._tasks)
+        shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
+        return f"{len(names)} task(s) of schema {self._options.schema!r}: {shown}"
+
+    @property
+    def needs(self) -> rights.Needs:
+        """The rights that the role needs."""
+        return rights.SCHEDULING if self.cron_items else rights.WORKING
+
+    def opened_pool(self) -> Any:
+        """The connection pool, as an async context manager."""
+        return opened_pool(
+            self._source,
+            max_size=self._options.max_pool_size - own_connections(self._options),
+            prepared_statements=self._options.prepared_statements,
+        )
+
+    def database(self, pool: AsyncPool) -> Database:
+        """The database behind a connection pool."""
+        return Database(
+            pool,
+            schema=self._options.schema,
+            prepared_statements=self._options.prepared_statements is not False,
+            use_node_time=self._options.use_node_time,
+        )
+
+    def succession(self, database: Database, *, once: bool = False) -> Succession:
+        """A worker pool that does not run yet, and its successors."""
+        return Succession(lambda: self._worker_pool(database, once=once), logger=self.logger)
+
+    def _worker_pool(self, database: Database, *, once: bool) -> WorkerPool:
+        return WorkerPool(
+            database,
+            self._tasks,
+            self._options,
+            logger=self.logger,
+            events=self.events,
+            hooks=self.hooks,
+            once=once,
+            ends_process=self._watchdog_exit,
+        )
