@@ -53,6 +53,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.options import RefetchDelay as RefetchDelay
     from graphile_worker_py.options import WorkerOptions as WorkerOptions
     from graphile_worker_py.plugins import FetchRequest as FetchRequest
+    from graphile_worker_py.plugins import Part as Part
+    from graphile_worker_py.plugins import PartEnd as PartEnd
     from graphile_worker_py.plugins import Plugin as Plugin
     from graphile_worker_py.plugins import SchemaStep as SchemaStep
     from graphile_worker_py.runner import Runner as Runner
@@ -72,6 +74,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.inspect import LockHolder as LockHolder
     from graphile_worker_py.sql.inspect import StateCounts as StateCounts
     from graphile_worker_py.sql.known_crontabs import KnownCrontab as KnownCrontab
+    from graphile_worker_py.sql.pools import DeadPool as DeadPool
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
     from graphile_worker_py.tasks.context import JobContext as JobContext
     from graphile_worker_py.tasks.context import SyncJobContext as SyncJobContext

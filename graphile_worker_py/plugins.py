@@ -1,11 +1,13 @@
-"""Extension points: plugins that take part in a step, and may change or veto it.
+"""Extension points: plugins take part in a step, and may change it or refuse it.
 
-Events observe, hooks take part. A step is wrapped by all plugins that override its method, the
-first one outermost. Steps that no plugin wraps cost nothing.
+Events observe, plugins take part. Each step is wrapped by all plugins that override its method;
+the first plugin is the outermost. A step that no plugin wraps costs nothing.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from importlib import metadata
 from inspect import iscoroutinefunction
@@ -15,9 +17,13 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
-from graphile_worker_py.job import Job
+from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.sql.pools import DeadPool
+from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.tasks.importing import import_fault
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -27,7 +33,7 @@ ENTRY_POINTS: Final = "graphile_worker_py.plugins"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaStep:
-    """What a plugin is told about the schema that is prepared or migrated.
+    """What a plugin learns about the schema that is prepared or migrated.
 
     Attributes:
         conn: The connection on which it happens, in autocommit mode.
@@ -47,69 +53,136 @@ class FetchRequest:
     Attributes:
         pool_id: Id of the pool.
         count: Most jobs to lock.
-        forbidden_flags: Jobs with one of these flags are left for others; None means none.
+        forbidden_flags: Jobs with one of these flags are not fetched; None forbids no flag.
+        tasks: Identifiers of the tasks whose jobs are fetched.
     """
 
     pool_id: str
     count: int
     forbidden_flags: Sequence[str] | None
+    tasks: frozenset[str]
+
+
+class PartEnd(StrEnum):
+    """When a pool that stops ends a part of it."""
+
+    WITH_FETCHING = "with fetching"
+    """As soon as no more jobs are fetched, while running jobs finish."""
+    AFTER_OUTCOMES = "after outcomes"
+    """Once the outcomes of all jobs are recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A coroutine that runs as long as a worker pool does.
+
+    Attributes:
+        name: Names it in logs.
+        run: Called when the pool starts. The pool cancels it at its end; if it raises, the pool
+            stops with that error.
+        ends: When a stopping pool cancels it.
+    """
+
+    name: str
+    run: Callable[[], Awaitable[None]]
+    ends: PartEnd = PartEnd.AFTER_OUTCOMES
 
 
 class Plugin:
-    """Base of plugins: override the methods you need, the others cost nothing.
+    """Base of plugins: override the methods that you need; the others cost nothing.
 
-    Each method wraps a step. It goes on with `await proceed(…)`, once, and may do something before
-    and after. What it raises is raised by the step.
+    Most methods wrap a step. They go on with `await proceed(…)`, once, and may act before and
+    after it. What they raise is raised by the step.
     """
 
     def setup(self, events: Events) -> None:
-        """Subscribe to events; called once, before a runner starts."""
+        """Subscribe to events; called once, before a runner starts or utils are opened."""
 
     async def bootstrap(
         self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
     ) -> None:
-        """Around making the schema and its migrations table; only where they are missing."""
+        """Around the creation of the schema and its migrations table, where they are missing."""
         await proceed(step)
 
     async def migrate(
         self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
     ) -> None:
-        """Around migrations; at every start, also if there are none to apply."""
+        """Around migrations; at every start, even if there are none to apply."""
         await proceed(step)
+
+    async def add_jobs(
+        self,
+        specs: Sequence[JobSpec],
+        proceed: Callable[[Sequence[JobSpec]], Awaitable[Sequence[Job]]],
+    ) -> Sequence[Job]:
+        """Around adding jobs; a single job is a list of one.
+
+        Proceed with changed specs (`dataclasses.replace`) to add other jobs, as many as were
+        given. Raise to add none. In `SyncWorkerUtils` no event loop runs: a method of a plugin
+        that awaits anything but `proceed` raises an error there.
+        """
+        return await proceed(specs)
 
     async def get_jobs(
         self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
     ) -> Fetched:
         """Around each fetch.
 
-        Proceed with a changed request (`dataclasses.replace`) to fetch fewer jobs or to leave
-        some for others; return `Fetched([], more=False)` to fetch none now. The next look is at
-        the next announcement, or after the poll interval. Jobs that `proceed` has locked, and that
-        are not in what is returned, go back with their attempt; all do where this raises.
+        Proceed with a changed request (`dataclasses.replace`) to fetch fewer jobs, or to leave
+        some to other pools; return `Fetched([], more=False)` to fetch none now. The next fetch
+        follows the next announcement, or the poll interval. Jobs that `proceed` has locked and
+        that are not in the returned `Fetched` are returned with their attempt; all of them are if
+        this raises.
         """
         return await proceed(request)
 
-    async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+    async def run_job(
+        self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+    ) -> Any:
         """Around each call of a task; returns what the task returned.
 
-        An exception fails the job, whoever raises it. Without `proceed` the task is not called,
-        and the job counts as done.
+        An exception fails the job, whether the task or the plugin raises it. Without `proceed`
+        the task is not called, and the job counts as done.
+
+        Args:
+            ctx: The job with its worker and pool, and what an async task can do with them; for
+                tasks of every kind.
+            proceed: Calls the task.
         """
-        return await proceed(job)
+        return await proceed(ctx)
+
+    def parts(self, pool: Any) -> Iterable[Part]:  # noqa: ARG002  # for those that override it
+        """Coroutines that run as long as a worker pool does; called once when the pool starts.
+
+        Args:
+            pool: The `WorkerPool`: `pool_id`, `running`, and `stop`.
+        """
+        return ()
+
+    async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> None:
+        """Release what dead pools held, in the transaction that frees their jobs.
+
+        Each call has its own savepoint. If it raises, the savepoint is rolled back, the error is
+        logged, and the jobs are freed all the same.
+
+        Args:
+            conn: The connection, within that transaction.
+            pools: The pools that died.
+        """
 
 
 Plugins: TypeAlias = Iterable[Plugin | type[Plugin] | str]
-"""Plugins as users give them: objects, classes, or names of entry points."""
+"""Plugins as users give them: objects, classes, paths `module:attribute`, or entry points."""
 
 
 class Hooks:
-    """The plugins of a runner, ready to wrap steps.
+    """Plugins, ready to wrap steps.
 
     Args:
         plugins: See `Plugins`.
 
     Raises:
-        ConfigurationError: One is not a plugin, or no installed package offers it.
+        ConfigurationError: One is not a plugin, or can't be imported.
     """
 
     def __init__(self, plugins: Plugins = ()) -> None:
@@ -126,7 +199,7 @@ class Hooks:
         for plugin in self.plugins:
             if iscoroutinefunction(plugin.setup):
                 raise ConfigurationError(
-                    f"setup of plugin {plugin!r} must be a plain function: nobody awaits it"
+                    f"setup of plugin {plugin!r} must be a plain function: it is not awaited"
                 )
             try:
                 plugin.setup(events)
@@ -153,9 +226,30 @@ class Hooks:
         """A fetch, within the plugins that wrap it."""
         return self._wrapped("get_jobs", inner)
 
-    def run_job(self, inner: Callable[[Job], Awaitable[Any]]) -> Callable[[Job], Awaitable[Any]]:
-        """The call of a task, within the plugins that wrap it."""
-        return self._wrapped("run_job", inner)
+    def run_job(
+        self, inner: Callable[[Job], Awaitable[Any]], context_of: Callable[[Job], JobContext]
+    ) -> Callable[[Job], Awaitable[Any]]:
+        """The call of a task, within the plugins that wrap it; contexts are made for them only."""
+        if not self._overriding("run_job"):
+            return inner
+        wrapped = self._wrapped("run_job", lambda ctx: inner(ctx.job))
+        return lambda job: wrapped(context_of(job))
+
+    def parts(self, pool: Any) -> list[Part]:
+        """The coroutines that plugins want to run as long as a worker pool does."""
+        return [part for plugin in self._overriding("parts") for part in plugin.parts(pool)]
+
+    async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> int:
+        """Let plugins release what dead pools held; returns how many of the plugins failed."""
+        failed = 0
+        for plugin in self._overriding("recovered"):
+            try:
+                async with conn.transaction():
+                    await plugin.recovered(conn, pools)
+            except Exception:
+                failed += 1
+                logger.exception("Plugin %r could not release what dead pools held", plugin)
+        return failed
 
     def _wrapped(
         self, step: str, inner: Callable[[Any], Awaitable[T]]
@@ -175,7 +269,7 @@ async def _call(wrapper: Callable[..., Awaitable[T]], inner: Any, subject: Any) 
 
 def _plugin(given: object) -> Plugin:
     if isinstance(given, str):
-        given = _installed(given)
+        given = _imported(given)
     if isinstance(given, type) and issubclass(given, Plugin):
         try:
             given = given()
@@ -185,24 +279,38 @@ def _plugin(given: object) -> Plugin:
             ) from error
     if not isinstance(given, Plugin):
         raise ConfigurationError(
-            f"{given!r} is not a plugin: give an object or a subclass of Plugin, or the name of "
-            f"an entry point in the group {ENTRY_POINTS}"
+            f"{given!r} is not a plugin: give an object or a subclass of Plugin, its path "
+            f"'module:attribute', or the name of an entry point in the group {ENTRY_POINTS}"
         )
     return given
 
 
-def _installed(name: str) -> object:
+def _imported(name: str) -> object:
+    """What a path `module:attribute`, or the name of an entry point, stands for."""
+    point = _path(name) if ":" in name else _installed(name)
+    try:
+        return point.load()
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"plugin {name!r} can't be loaded"
+            f"{'' if point.value == name else f' from {point.value!r}'}: {import_fault(error)}"
+        ) from error
+
+
+def _path(name: str) -> metadata.EntryPoint:
+    names = name.replace(":", ".").split(".")
+    if name.count(":") != 1 or not all(each.isidentifier() for each in names):
+        raise ConfigurationError(f"plugin {name!r} must be a path such as 'package.module:Class'")
+    return metadata.EntryPoint(name, name, ENTRY_POINTS)
+
+
+def _installed(name: str) -> metadata.EntryPoint:
     offered = metadata.entry_points(group=ENTRY_POINTS)
     found = [point for point in offered if point.name == name]
     if not found:
         names = ", ".join(sorted({point.name for point in offered})) or "none"
         raise ConfigurationError(
-            f"no installed package offers a plugin {name!r}; offered are: {names}"
+            f"no installed package offers a plugin {name!r}; offered are: {names}. "
+            f"A plugin in a module is given as 'module:attribute'"
         )
-    point = found[0]
-    try:
-        return point.load()
-    except (Exception, SystemExit) as error:
-        raise ConfigurationError(
-            f"plugin {name!r} can't be loaded from {point.value!r}: {import_fault(error)}"
-        ) from error
+    return found[0]

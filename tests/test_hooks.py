@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from graphile_worker_py import (
     Fetched,
     FetchRequest,
     GraphileWorkerError,
-    Job,
+    JobContext,
     Plugin,
     SchemaStep,
     WorkerUtils,
     run_once,
 )
 from graphile_worker_py.events import JobSuccess
+from tests.support.running import Jobs
 
 
 async def ran(dsn: str, *plugins: Any, payloads: list[Any], flags: list[str] | None = None) -> Any:
@@ -46,28 +48,61 @@ async def test_run_job_wraps_the_task_the_first_plugin_outermost(dsn: str) -> No
     order: list[str] = []
 
     class Outer(Plugin):
-        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
-            order.append(f"outer before {job.task_identifier}")
-            result = await proceed(job)
+        async def run_job(
+            self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+        ) -> Any:
+            order.append(f"outer before {ctx.job.task_identifier}")
+            result = await proceed(ctx)
             order.append(f"outer after {result}")
             return result
 
     class Inner(Plugin):
-        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+        async def run_job(
+            self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+        ) -> Any:
             order.append("inner before")
-            return await proceed(job)
+            return await proceed(ctx)
 
     seen, left = await ran(dsn, Outer(), Inner, payloads=[1])
     assert order == ["outer before note", "inner before", "outer after noted"]
     assert (seen, left) == ([1], [])
 
 
+async def test_run_job_is_given_the_context_of_tasks_of_every_kind(dsn: str) -> None:
+    seen: dict[str, JobContext] = {}
+
+    class Watch(Plugin):
+        async def run_job(
+            self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+        ) -> Any:
+            seen[ctx.job.task_identifier] = ctx
+            if ctx.job.task_identifier != "followed":
+                await ctx.add_job("followed", run_at=datetime(2100, 1, 1, tzinfo=UTC))
+            return await proceed(ctx)
+
+    async def waits(payload: Any) -> None: ...
+
+    def blocks(payload: Any) -> None: ...
+
+    jobs = Jobs(dsn)
+    jobs.add("waits")
+    jobs.add("blocks")
+    await run_once(dsn, tasks={"waits": waits, "blocks": blocks}, hooks=[Watch()])
+    assert set(seen) == {"waits", "blocks"}
+    for ctx in seen.values():
+        assert ctx.worker_id.startswith("worker-")
+        assert ctx.pool_id == ctx.job.locked_by
+    assert [job["task_identifier"] for job in jobs.all()] == ["followed", "followed"]
+
+
 async def test_an_error_in_a_plugin_fails_the_job(dsn: str) -> None:
     class Guard(Plugin):
-        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
-            if job.payload == 1:
+        async def run_job(
+            self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+        ) -> Any:
+            if ctx.job.payload == 1:
                 raise PermissionError("not this one")
-            return await proceed(job)
+            return await proceed(ctx)
 
     seen, left = await ran(dsn, Guard(), payloads=[1, 2])
     assert (seen, left) == ([2], [(1, "not this one")])
@@ -75,7 +110,9 @@ async def test_an_error_in_a_plugin_fails_the_job(dsn: str) -> None:
 
 async def test_a_plugin_may_skip_the_task_and_the_job_is_done(dsn: str) -> None:
     class Skip(Plugin):
-        async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
+        async def run_job(
+            self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+        ) -> Any:
             return None
 
     assert await ran(dsn, Skip(), payloads=[1]) == ([], [])
@@ -172,14 +209,20 @@ async def test_a_plugin_may_subscribe_to_events(dsn: str) -> None:
     assert len(successes) == 2
 
 
+RAN: list["OfAPackage"] = []
+
+
 class OfAPackage(Plugin):
     """What an installed package would offer."""
 
-    ran = False
+    async def run_job(
+        self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+    ) -> Any:
+        RAN.append(self)
+        return await proceed(ctx)
 
-    async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
-        OfAPackage.ran = True
-        return await proceed(job)
+
+PLUGIN = OfAPackage()
 
 
 def install(folder: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,9 +237,16 @@ def install(folder: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_an_installed_plugin_is_found_by_its_name(
     dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    RAN.clear()
     install(tmp_path, f"{__name__}:OfAPackage", monkeypatch)
     await ran(dsn, "watcher", payloads=[1])
-    assert OfAPackage.ran
+    assert len(RAN) == 1
+
+
+async def test_a_plugin_is_found_by_its_path(dsn: str) -> None:
+    RAN.clear()
+    await ran(dsn, f"{__name__}:PLUGIN", payloads=[1])
+    assert RAN == [PLUGIN]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +301,10 @@ async def test_a_plugin_that_can_not_be_set_up_is_named_with_the_cause() -> None
     ("hooks", "message"),
     [
         (["no-such"], "no installed package offers a plugin 'no-such'"),
+        (["no such:Plugin"], "'no such:Plugin' must be a path such as 'package.module:Class'"),
+        (["nowhere.found:Plugin"], "plugin 'nowhere.found:Plugin' can't be loaded: ModuleNotF"),
+        (["tests.test_hooks:Absent"], "can't be loaded: AttributeError: .*'Absent'"),
+        (["tests.test_hooks:install"], "<function install at .*> is not a plugin"),
         ([42], "42 is not a plugin"),
         ("watcher", "hooks must be a list of plugins, not 'watcher'"),
         (Plugin(), "hooks must be a list of plugins"),

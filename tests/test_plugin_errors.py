@@ -10,7 +10,7 @@ from graphile_worker_py import (
     Fetched,
     FetchRequest,
     GraphileWorkerError,
-    Job,
+    JobContext,
     LocalQueueOptions,
     Plugin,
     Runner,
@@ -43,8 +43,10 @@ class Watch(Plugin):
         fetched: Fetched = await self._watched("get_jobs", proceed, request)
         return fetched
 
-    async def run_job(self, job: Job, proceed: Callable[[Job], Awaitable[Any]]) -> Any:
-        return await self._watched("run_job", proceed, job)
+    async def run_job(
+        self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+    ) -> Any:
+        return await self._watched("run_job", proceed, ctx)
 
     async def _watched(
         self, name: str, proceed: Callable[[Any], Awaitable[Any]], subject: Any

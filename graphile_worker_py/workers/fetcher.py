@@ -135,7 +135,12 @@ class Fetcher:
     async def _fetch(self, count: int) -> Fetched:
         flags = await self._forbidden_flags()
         await self._resolve_doubt(self._line.run)
-        request = FetchRequest(pool_id=self._pool_id, count=count, forbidden_flags=flags)
+        request = FetchRequest(
+            pool_id=self._pool_id,
+            count=count,
+            forbidden_flags=flags,
+            tasks=frozenset(self._names),
+        )
         fetched = await self._get_jobs(request)
         if not isinstance(fetched, Fetched):
             raise GraphileWorkerError(

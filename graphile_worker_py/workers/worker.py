@@ -67,7 +67,7 @@ class Worker:
         self._around = around
         self._events = around.events
         # Without plugins the task is called directly.
-        self._run_task = around.hooks.run_job(self._call_task)
+        self._run_task = around.hooks.run_job(self._call_task, partial(self._context, JobContext))
         self._suspects = around.quarantine.suspects
         self.job_error: BaseException | None = None
         """What the task of the running job has raised; None before, and if nothing."""
