@@ -1,20 +1,13 @@
-"""Prove that a worker pool is alive, notice if others took it for dead, and recover theirs.
+"""Heartbeats: prove that this pool is alive, and detect that other pools declared it dead.
 
-A pool registers in the side schema and beats there every two seconds, by the clock of the
-database. Besides, its listening connection holds an advisory lock for as long as its session lives.
-A pool whose heartbeat is late and whose lock is free is dead; each living pool of the same schema
-looks for such, and frees what they had locked.
+A pool registers in the schema `graphile_worker_py` and updates its row there every two seconds, by
+the clock of the database. Its listening connection also holds an advisory lock for as long as its
+session lasts. A pool whose heartbeat is late and whose lock is free is dead: each living pool looks
+for dead pools of its schema and frees the jobs that they had locked (see `recovery.py`).
 
-A pool that was only stopped, or cut off, learns from its first heartbeat that it is taken for dead.
-Before it fetches anything it beats, if the last heartbeat is too long ago.
-
-A pool that could not beat for so long that others may think it dead fetches nothing until it can.
-
-A heartbeat must not wait: neither for connections that tasks have borrowed, nor on one that leads
-nowhere. So it is given up after a part of the time that there is, its connection is cut, and the
-next one is sent at once on a new connection.
-
-It is long because when a pool beats, when it is late and when it may fetch is one thing.
+A heartbeat must not wait for connections that tasks have borrowed, nor for a server that does not
+answer. So it gets a part of the available time on one connection. After that its connection is cut,
+and the next heartbeat is sent at once on a new connection.
 """
 
 import asyncio
@@ -24,55 +17,89 @@ import os
 import random
 import socket
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
+from enum import StrEnum
 from typing import Any, Final, assert_never
 
 import psycopg
 from psycopg import AsyncConnection, errors
 
-from graphile_worker_py import aio, events
+from graphile_worker_py import aio
 from graphile_worker_py.backoff import CONTENTION
 from graphile_worker_py.errors import ConfigurationError, one_line
-from graphile_worker_py.events import Events
-from graphile_worker_py.fleet.old_locks import Upkeep
-from graphile_worker_py.fleet.recovery import recover
-from graphile_worker_py.fleet.suspects import Quarantine
+from graphile_worker_py.fleet.gaps import Gaps
+from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after, hung_up_after
 from graphile_worker_py.postgres.outages import backoff_for, is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import notifications, pools
-from graphile_worker_py.sql.pools import Standing
+from graphile_worker_py.sql.pools import HeartbeatReply, Standing
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 
 REGISTER_PATIENCE: Final = 5.0
-"""Seconds to register, for which the schema may have to be made, or others make it."""
+"""Seconds to register, because the schema may have to be created first."""
 BEGIN_PATIENCE: Final = 30.0
 BEGIN_INTERVAL: Final = 0.2
 """Seconds that a pool tries to register before its first fetch, and between two tries."""
 MOST_MISSES: Final = 3
 """Heartbeats in a row for which tables of the schema may be missing."""
-RECOVERY_DEADLINE: Final = 300.0
 WITHOUT_LOCK: Final = 10
-"""How many times as late a heartbeat may be where a pool never has a lock that speaks for it."""
+"""Factor by which a heartbeat may be later where a pool never holds an advisory lock."""
 LEAVE_PATIENCE: Final = 3.0
 
 
-class Presence:
-    """One pool among others.
+class Mode(StrEnum):
+    """What a pool's heartbeat is doing; see `Heartbeat`."""
+
+    STARTING = "starting"
+    ALIVE = "alive"
+    HELD_BACK = "held back"
+    STOPPING = "stopping"
+    DEAD = "dead"
+    WITHOUT = "without"
+    GONE = "gone"
+
+
+SILENT: Final = frozenset({Mode.DEAD, Mode.WITHOUT, Mode.GONE})
+"""Modes in which no heartbeats are sent."""
+
+
+class Heartbeat:
+    """The heartbeats of one pool, and what the pool may do after them.
+
+    Its modes:
+
+    - `STARTING`: no heartbeat was answered yet. The pool waits up to `BEGIN_PATIENCE` seconds
+      before its first fetch, because no other pool would free what an unregistered pool locks.
+      The first answer leads to `ALIVE`.
+    - `ALIVE`: heartbeats are answered, and the pool may fetch. If the last answer is older than
+      `dead_after` when the pool wants to fetch, it sends a heartbeat at once. If that fails too,
+      it is `HELD_BACK`.
+    - `HELD_BACK`: the pool fetches nothing, because other pools may have declared it dead. The
+      next answer leads back to `ALIVE`.
+    - `STOPPING`: the pool was told to stop. Its heartbeats say so: if it is killed now, its jobs
+      are not suspected of having killed it.
+    - `DEAD`: an answer said that another pool had declared this one dead. Its jobs are no longer
+      its own. `taken_for_dead` was called, once.
+    - `WITHOUT`: there is no side schema: it is switched off, or the role may not use it. The pool
+      works on. If it is killed, its jobs stay locked until their locks are too old.
+    - `GONE`: closed. The row of the pool was deleted, unless the pool left locks behind.
 
     Args:
         pool_id: Id of the pool.
-        database: Where it works.
-        options: `heartbeat_interval`, `dead_after`, `max_crashes`, `no_side_schema`.
-        listens: Whether the pool has a listening connection, which can hold a lock.
-        known_ids: The jobs that the pool has locked.
-        taken_for_dead: Called once if others have found the pool dead.
-        events: Where to tell what happens.
+        database: The database that the pool works on.
+        options: `heartbeat_interval`, `dead_after`, `no_side_schema`.
+        listens: Whether the pool has a listening connection, which can hold an advisory lock.
+        suspects: Learns from each answer which jobs are suspects.
+        taken_for_dead: Called once if another pool declared this one dead.
         logger: Where to log.
+
+    Attributes:
+        dead_after: By how many seconds a heartbeat may be late before the pool counts as dead.
+        others_late: Set when there may be dead pools to recover.
     """
 
     def __init__(
@@ -82,175 +109,164 @@ class Presence:
         database: Database,
         options: WorkerOptions,
         listens: bool,
-        known_ids: Callable[[], AbstractSet[int]],
+        suspects: Suspects,
         taken_for_dead: Callable[[], None],
-        events: Events,
         logger: logging.Logger,
     ) -> None:
+        self.others_late = asyncio.Event()
         self._pool_id = pool_id
         self._database = database
         self._interval = options.heartbeat_interval
-        self._dead_after = options.dead_after * (1 if listens else WITHOUT_LOCK)
-        # Whoever had a gap of this length can't say of others that they had one.
-        self._longest_gap = max(options.dead_after / 2, 1.5 * options.heartbeat_interval)
-        self._max_crashes = options.max_crashes
-        self._known_ids = known_ids
+        self.dead_after = options.dead_after * (1 if listens else WITHOUT_LOCK)
+        self._gaps = Gaps(longest=max(options.dead_after / 2, 1.5 * options.heartbeat_interval))
+        self._suspects = suspects
         self._taken_for_dead = taken_for_dead
-        self._events = events
         self._logger = logger
         self._about = {"pool_id": pool_id}
-        # The pool's id is random enough; a key has 64 bits with a sign.
+        # The pool's id is random enough. A key is a signed 64-bit number.
         self._lock_key = int(pool_id.rpartition("-")[2][:16], 16) - 2**63
-        self.quarantine = Quarantine(
-            pool_id=pool_id, database=database, max_crashes=options.max_crashes, logger=logger
-        )
-        self._wanted = not options.no_side_schema
-        self._registered = False
-        self._has_beaten = False
-        self._held_back = False
-        self._dead = False
-        self._stopping = False
-        self._failing = False
+        self._mode = Mode.WITHOUT if options.no_side_schema else Mode.STARTING
+        # The row can vanish in every mode; the next heartbeat inserts it again.
+        self._has_row = False
+        self._late_at = math.inf
+        self._failures = 0
         self._misses = 0
-        self._late_since: float | None = None
-        self._is_urgent = False
-        self._beating = asyncio.Lock()
-        self._last_beat = 0.0
-        self._steady_since = 0.0
-        self._clocks_apart = math.inf
-        self._others_late = asyncio.Event()
-        self._recovering = False
-        self._recoveries = 0
+        self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._closed = asyncio.Event()
-        self._clean = True
-        self._upkeep = Upkeep(
-            pool_id=pool_id,
-            database=database,
-            heartbeat_interval=options.heartbeat_interval,
-            known_ids=known_ids,
-            suspects=self.quarantine.suspects,
-            registered=lambda: self._registered and not self._dead,
-            logger=logger,
-        )
+        self._left_locks = True
+
+    @property
+    def mode(self) -> Mode:
+        """What the heartbeat is doing."""
+        return self._mode
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the pool fetches nothing, because other pools may have declared it dead."""
+        return self._mode is Mode.HELD_BACK
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether other pools can see this one, and it can see them."""
+        return self._has_row and self._mode not in SILENT
+
+    @property
+    def steady(self) -> float:
+        """For how many seconds heartbeats have been sent without a gap.
+
+        A pool that paused itself cannot tell whether other pools did.
+        """
+        return self._gaps.steady
+
+    def is_late(self) -> bool:
+        """Whether other pools may have declared this one dead by now."""
+        return asyncio.get_running_loop().time() > self._late_at
 
     async def begin(self, stop: asyncio.Event) -> None:
-        """Register, before anything is fetched: nobody would free what is locked otherwise.
+        """Register before the first fetch, but give up after `BEGIN_PATIENCE` seconds.
 
-        Not for ever: work is not to wait for whoever has locked the side schema.
+        Another session may have locked the side schema, and jobs must not wait for it forever.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + BEGIN_PATIENCE
         await self.beat()
-        while self._wanted and not self._has_beaten and loop.time() < deadline:
+        while self._mode is Mode.STARTING and loop.time() < deadline:
             if await aio.wait_for(stop, BEGIN_INTERVAL):
                 return
             await self.beat()
 
     async def run(self) -> None:
-        """Beat until closed, and recover others; then leave."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._recover_others(), name="recover dead pools")
-            group.create_task(self._upkeep.run(), name="look after old locks")
-            while not self._closed.is_set():
-                self._wake.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._delay()):
-                        await self._wake.wait()
-                if not self._closed.is_set():
-                    await self.beat()
-            self._others_late.set()
+        """Send heartbeats until closed, then leave."""
+        while not self._closed.is_set():
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._delay()):
+                    await self._wake.wait()
+            if not self._closed.is_set():
+                await self.beat()
         await self._leave()
 
     def stopping(self) -> None:
-        """Say that the pool was told to stop."""
-        self._stopping = True
-        self._wake.set()
+        """Report in the next heartbeats that the pool was told to stop."""
+        if self._mode not in SILENT:
+            self._enter(Mode.STOPPING)
+            self._wake.set()
 
-    def close(self, *, clean: bool) -> None:
-        """Let `run` end; `clean` says that the pool has nothing locked any more."""
+    def close(self, *, left_locks: bool) -> None:
+        """Let `run` end; `left_locks` says whether the pool has, or may have, locks left."""
+        self._left_locks = left_locks
         self._closed.set()
-        self._upkeep.close()
-        self._clean = clean
         self._wake.set()
 
     async def hold_lock(self, conn: AsyncConnection[Any]) -> None:
-        """Let a session, for as long as it lasts, speak for the pool."""
-        if self._wanted and not self._dead:
-            hold_lock = pools.hold_lock(self._lock_key, dead_after=self._dead_after)
-            if not await self._database.run(hold_lock, conn=conn):
-                # Somebody tries whether the lock is free, and has it for that moment.
-                raise errors.LockNotAvailable("the lock that speaks for the pool is not free")
-            # Once more, so that its last statement tells administrators what the session is for.
-            await conn.execute(notifications.LISTEN)
+        """Take the advisory lock that proves, while its session lasts, that the pool lives.
+
+        Raises:
+            psycopg.errors.LockNotAvailable: Another pool is testing the lock at this moment.
+        """
+        if self._mode in SILENT:
+            return
+        hold_lock = pools.hold_lock(self._lock_key, dead_after=self.dead_after)
+        if not await self._database.run(hold_lock, conn=conn):
+            raise errors.LockNotAvailable("the advisory lock of the pool is not free")
+        # Again, so that pg_stat_activity shows administrators what the session is for.
+        await conn.execute(notifications.LISTEN)
 
     async def confirm(self) -> bool:
-        """Make sure, after a pause, that the pool is not taken for dead; whether it may fetch."""
+        """Return whether the pool may fetch; after a pause, send a heartbeat first to find out."""
         if self.is_late():
             await self.beat()
-        if self._dead:
+        if self._mode is Mode.DEAD:
             return False
-        is_late = self.is_late()
-        if is_late and not self._held_back:
+        if not self.is_late():
+            return True
+        if self._mode is Mode.ALIVE:
+            self._enter(Mode.HELD_BACK)
             self._logger.error(
-                "Fetching no jobs: this pool could not prove to be alive for %g s, so others may "
-                "think it dead",
-                self._dead_after,
+                "Fetching no jobs: this pool could not prove for %g s that it is alive, so other "
+                "pools may have declared it dead",
+                self.dead_after,
                 extra=self._about,
             )
-        self._held_back = is_late
-        return not is_late
-
-    @property
-    def held_back(self) -> bool:
-        """Whether nothing is fetched, because others may have found this pool dead."""
-        return self._held_back and self.is_late()
-
-    def is_late(self) -> bool:
-        """Whether others may have found this pool dead by now."""
-        now = asyncio.get_running_loop().time()
-        return self._wanted and self._has_beaten and now > self._last_beat + self._dead_after
+        return False
 
     async def beat(self) -> None:
-        """Prove to be alive; register before, where that was not done yet."""
-        async with self._beating:
-            if not self._wanted or self._dead:
+        """Send a heartbeat; create the schema and register first where that is needed."""
+        async with self._turn:
+            if self._mode in SILENT:
                 return
             try:
                 await self._beat_in_time()
             except own.MISSING:
-                self._registered = False
-                self._misses += 1
-                if self._misses > MOST_MISSES:
-                    # Only a part of it is: its migrations say that there is nothing to be done.
-                    self._do_without(ConfigurationError("tables are missing in it: drop it"))
-                    return
-                self._logger.warning(
-                    "The schema graphile_worker_py is gone, creating it anew", extra=self._about
-                )
+                self._schema_is_missing()
             except (psycopg.Error, OSError, ConfigurationError) as error:
                 backoff = backoff_for(error)
                 if backoff is CONTENTION:
-                    self._wake.set()  # somebody else's turn; ours is next
-                elif self._registered or backoff is not None:
+                    self._wake.set()  # lost a race: try again at once
+                elif self._has_row or backoff is not None:
                     self._failed(error)
                 else:
                     self._do_without(error)
 
-    async def _beat_in_time(self) -> None:
-        """Beat on a connection of the pool, or else, at once, on a new one.
+    def _enter(self, mode: Mode) -> None:
+        """The one place where the mode changes."""
+        self._mode = mode
 
-        The first try gets a part of the time only, so that the second one is not too late.
+    async def _beat_in_time(self) -> None:
+        """Send a heartbeat on a connection of the pool, or else at once on a new connection.
+
+        The first try gets only a part of the time, so that the second one is not too late.
         """
         borrowed = self._database.connection_in_any_case(self._interval / 2)
         try:
-            await self._beat_on(borrowed, within=self._longest_gap / 2)
+            await self._beat_on(borrowed, within=self._gaps.longest / 2)
         except (psycopg.OperationalError, OSError) as error:
             if not is_outage(error):
                 raise
             self._logger.debug("A heartbeat failed (%s)", one_line(error), extra=self._about)
-            # The connections of the pool may all lead nowhere.
-            await self._beat_on(self._database.new_connection(), within=self._longest_gap)
+            # All connections of the pool may be dead.
+            await self._beat_on(self._database.new_connection(), within=self._gaps.longest)
 
     async def _beat_on(
         self, given: AbstractAsyncContextManager[AsyncConnection[Any]], *, within: float
@@ -258,166 +274,105 @@ class Presence:
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(within + self._interval):
                 conn = await stack.enter_async_context(given)
-            if self._registered:
+            if self._has_row:
                 with hung_up_after(within, conn):
-                    await self._beat(conn)
+                    await self._send(conn)
             else:
                 with hung_up_after(max(within, REGISTER_PATIENCE), conn):
                     await self._register(conn)
 
     async def _register(self, conn: AsyncConnection[Any]) -> None:
-        """Make the pool known, with its first heartbeat.
+        """Insert the pool's row and send its first heartbeat, both or neither.
 
-        Both or neither: one that may not beat must not be known, or others find it dead.
+        Other pools would declare a registered pool dead if its role may not send heartbeats.
         """
         register = pools.register_pool(
             self._pool_id,
             worker_schema=self._database.schema,
             host=socket.gethostname(),
             pid=os.getpid(),
-            dead_after=self._dead_after,
+            dead_after=self.dead_after,
             lock_key=self._lock_key,
         )
         await own.install(self._database, conn)
         async with conn.transaction():
             await self._database.run(register, conn=conn)
-            await self._beat(conn)
-        self._registered = True
+            await self._send(conn)
 
-    async def _beat(self, conn: AsyncConnection[Any]) -> None:
-        loop = asyncio.get_running_loop()
-        sent = loop.time()
-        if self._failing or sent > self._last_beat + self._longest_gap:
-            self._steady_since = sent
-        recoveries = None if self._recovering else self._recoveries
-        await self.quarantine.clear(conn)
+    async def _send(self, conn: AsyncConnection[Any]) -> None:
+        sent = asyncio.get_running_loop().time()
+        self._gaps.sent(sent, after_failure=self._failures > 0)
+        asked_at = self._suspects.version
+        await self._suspects.forget_cleared(conn)
         beat = pools.beat(
-            self._pool_id, worker_schema=self._database.schema, is_stopping=self._stopping
+            self._pool_id,
+            worker_schema=self._database.schema,
+            is_stopping=self._mode is Mode.STOPPING,
         )
-        # In the transaction of the first one a pooler that loses what was prepared would undo all.
-        heard = await self._database.run(replace(beat, prepare=self._registered), conn=conn)
-        if heard.at - sent > self._clocks_apart + self._longest_gap:
-            # The server's clock was put forward. All look late, and nobody is known to be.
-            self._steady_since = sent
-        self._clocks_apart = heard.at - sent
-        self._last_beat = sent
-        self._has_beaten = True
-        self._failing = False
-        self._misses = 0
-        match heard.standing:
+        # If a pooler loses the prepared statement of the first heartbeat, the whole transaction
+        # that registers the pool fails.
+        reply = await self._database.run(replace(beat, prepare=self._has_row), conn=conn)
+        self._answered(reply, sent=sent, asked_at=asked_at)
+
+    def _answered(self, reply: HeartbeatReply, *, sent: float, asked_at: int | None) -> None:
+        self._gaps.answered(sent, server_time=reply.at)
+        self._late_at = sent + self.dead_after
+        self._failures = self._misses = 0
+        self._has_row = reply.standing is not Standing.UNKNOWN
+        match reply.standing:
             case Standing.ALIVE:
-                # What this pool records itself meanwhile may be missing in the answer.
-                if recoveries == self._recoveries and not self._recovering:
-                    self.quarantine.learn(heard.suspects)
-                if heard.others_late:
-                    self._others_late.set()
-                    self._late_since = self._late_since or sent
-                    # Not for ever: a session may speak for one that stands still.
-                    self._is_urgent = sent < self._late_since + 2 * self._dead_after
-                else:
-                    self._late_since, self._is_urgent = None, False
+                if self._mode in {Mode.STARTING, Mode.HELD_BACK}:
+                    self._enter(Mode.ALIVE)
+                self._suspects.learn_from_answer(reply.suspects, asked_at=asked_at)
+                if reply.others_late:
+                    self.others_late.set()
             case Standing.DEAD:
-                self._dead = True
+                self._enter(Mode.DEAD)
                 self._taken_for_dead()
             case Standing.UNKNOWN:
-                # Somebody has emptied the table, or made it anew.
-                self._registered = False
-                self._wake.set()
+                self._wake.set()  # the row was deleted: insert it again at once
             case _:
-                assert_never(heard.standing)
+                assert_never(reply.standing)
+
+    def _schema_is_missing(self) -> None:
+        self._has_row = False
+        self._misses += 1
+        if self._misses > MOST_MISSES:
+            # Only some tables are missing, and its migrations say that it is up to date.
+            self._do_without(ConfigurationError("tables are missing in it: drop it"))
+        else:
+            self._logger.warning(
+                "The schema graphile_worker_py is missing; creating it again", extra=self._about
+            )
 
     def _failed(self, error: Exception) -> None:
-        if not self._failing:
+        if self._failures == 0:
             self._logger.warning(
-                "Could not tell others that this pool is alive (%s); trying on",
-                one_line(error),
-                extra=self._about,
+                "Could not send a heartbeat (%s); retrying", one_line(error), extra=self._about
             )
-        self._failing = True
+        self._failures += 1
 
     def _do_without(self, error: Exception) -> None:
-        self._wanted = False
+        self._enter(Mode.WITHOUT)
+        self._late_at = math.inf
         self._logger.warning(
-            "Working without the schema graphile_worker_py (%s): should this process be killed, "
-            "its jobs stay locked for four hours. Let a role that may do so create the schema, or "
+            "Working without the schema graphile_worker_py (%s): if this process is killed, its "
+            "jobs stay locked for four hours. Let a role that may create the schema do so, or "
             "switch it off with no_side_schema",
             one_line(error),
             extra=self._about,
         )
 
     def _delay(self) -> float | None:
-        if not self._wanted or self._dead:
+        """Seconds until the next heartbeat; random, so that the pools of a fleet spread out."""
+        if self._mode in SILENT:
             return None
-        # Scattered, so that not all pools of a fleet come at once. When there is somebody to
-        # recover, look again soon.
-        part = random.uniform(0.8, 1)  # noqa: S311
-        return self._interval * part * (0.25 if self._is_urgent else 1)
-
-    async def _recover_others(self) -> None:
-        while True:
-            await self._others_late.wait()
-            self._others_late.clear()
-            if self._closed.is_set():
-                return
-            if not self._dead:
-                self._recovering = True
-                async with aio.until(self._closed):
-                    await self._recover()
-                self._recovering = False
-                self._recoveries += 1
-
-    async def _recover(self) -> None:
-        try:
-            async with (
-                self._database.connection_in_any_case(self._interval / 2) as conn,
-                ended_after(RECOVERY_DEADLINE, conn),
-            ):
-                recovered = await recover(
-                    self._database,
-                    conn,
-                    self._pool_id,
-                    steady=self._last_beat - self._steady_since,
-                    patience=self._dead_after,
-                    max_crashes=self._max_crashes,
-                    learn=self.quarantine.learn,
-                )
-        except (psycopg.Error, OSError) as error:
-            self._logger.warning(
-                "Could not recover the jobs of dead pools (%s); trying on",
-                one_line(error),
-                extra=self._about,
-            )
-            return
-        if not recovered.dead:
-            return
-        for pool in recovered.dead:
-            self._logger.warning(
-                "Pool %s is dead (process %d on %s): what it had locked is free again",
-                pool.pool_id,
-                pool.pid,
-                pool.host,
-                extra=self._about,
-            )
-        if recovered.given_up:
-            self._logger.error(
-                "Gave up %d job(s) under which worker processes died %d times: %s",
-                len(recovered.given_up),
-                self._max_crashes,
-                ", ".join(map(str, recovered.given_up[:10])),
-                extra=self._about,
-            )
-        self._events.emit(
-            events.PoolRecovered(
-                pool_id=self._pool_id,
-                dead_pool_ids=tuple(pool.pool_id for pool in recovered.dead),
-                jobs=recovered.jobs,
-                queues=recovered.queues,
-                given_up=recovered.given_up,
-            )
-        )
+        return self._interval * random.uniform(0.8, 1)  # noqa: S311
 
     async def _leave(self) -> None:
-        if not self._registered:
+        mode = self._mode
+        self._enter(Mode.GONE)
+        if not self._has_row:
             return
         try:
             async with (
@@ -425,12 +380,12 @@ class Presence:
                 self._database.connection_in_any_case(LEAVE_PATIENCE / 2) as conn,
                 ended_after(LEAVE_PATIENCE, conn),
             ):
-                if self._dead:
-                    # What it has fetched since others thought it dead.
+                if mode is Mode.DEAD:
+                    # What it fetched after it was declared dead.
                     unknown = return_unknown_jobs([], pool_id=self._pool_id)
                     await self._database.run(unknown, conn=conn)
-                elif self._clean:
-                    await self.quarantine.clear(conn)
+                elif not self._left_locks:
+                    await self._suspects.forget_cleared(conn)
                     await self._database.run(pools.leave(self._pool_id), conn=conn)
         except (psycopg.Error, OSError) as error:
-            self._logger.debug("Could not leave (%s)", one_line(error), extra=self._about)
+            self._logger.debug("Could not deregister (%s)", one_line(error), extra=self._about)

@@ -1,18 +1,19 @@
-"""What a pool looks after every few minutes: old locks, its own and those of the dead.
+"""Look after old locks every few minutes: those of this pool, and those of dead pools.
 
-- Locks of its jobs that are older than an hour are renewed, so that they do not count as left
-  behind, which they would after four hours.
-- Suspects whose jobs are gone are forgotten.
-- What pools that were found dead have locked since is freed. There should be nothing; but one that
-  stood still may have gone on in the middle of a fetch, and died before it heard of its death.
+- Renew locks of this pool's jobs that are older than an hour, so that no worker takes them for
+  abandoned.
+- Forget suspects whose jobs are gone.
+- Free what dead pools have locked since they were recovered. Normally there is nothing to free,
+  but a process that was paused in the middle of a fetch may lock jobs when it resumes, and die
+  before it learns that it was declared dead.
 
-It is apart from the heartbeat, because it touches the tables of jobs, which others may lock for as
-long as they like. It waits for them for some seconds, and has its turn the next time.
+This is separate from the heartbeat because it uses the tables of jobs, which other sessions may
+lock for any length of time. It waits a few seconds for them and otherwise tries again later.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -22,6 +23,8 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import one_line
+from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.sql import admin, notifications, pools
@@ -32,26 +35,26 @@ from graphile_worker_py.sql.time_limits import limit_transaction
 EVERY: Final = 30
 """Heartbeats from one turn to the next."""
 LONGEST_INTERVAL: Final = 600.0
-"""Seconds from one turn to the next, at the most, so that a lock of an hour has many turns."""
+"""Most seconds from one turn to the next, so that a lock gets several turns an hour."""
 FREE_AGAIN_AFTER: Final = 600.0
-"""Seconds after which somebody looks anew what a dead pool has locked; it reads the whole table."""
+"""Seconds after which a pool looks again for locks of a dead pool; that reads the whole table."""
 BORROW_PATIENCE: Final = 1.0
 DEADLINE: Final = 60.0
 """Seconds that a transaction may take."""
 LOCK_PATIENCE: Final = 5.0
-"""Seconds for which others may have locked what is needed."""
+"""Seconds to wait for rows and tables that other sessions have locked."""
 
 
-class Upkeep:
-    """Takes turns until closed.
+class OldLocks:
+    """Looks after old locks until closed.
 
     Args:
         pool_id: Id of the pool.
-        database: Where it works.
+        database: The database that the pool works on.
         heartbeat_interval: Seconds between two heartbeats.
-        known_ids: The jobs that the pool has locked.
-        suspects: Jobs under which workers died, as far as the pool knows.
-        registered: Whether others know the pool, and it knows of them.
+        known_ids: Returns the ids of the jobs that the pool has locked.
+        heartbeat: Tells whether the pool is registered.
+        suspects: The suspects that the pool knows.
         logger: Where to log.
     """
 
@@ -62,16 +65,16 @@ class Upkeep:
         database: Database,
         heartbeat_interval: float,
         known_ids: Callable[[], AbstractSet[int]],
-        suspects: Mapping[int, int],
-        registered: Callable[[], bool],
+        heartbeat: Heartbeat,
+        suspects: Suspects,
         logger: logging.Logger,
     ) -> None:
         self._pool_id = pool_id
         self._database = database
         self._interval = min(EVERY * heartbeat_interval, LONGEST_INTERVAL)
         self._known_ids = known_ids
+        self._heartbeat = heartbeat
         self._suspects = suspects
-        self._registered = registered
         self._logger = logger
         self._about = {"pool_id": pool_id}
         self._closed = asyncio.Event()
@@ -89,11 +92,13 @@ class Upkeep:
     async def _take_turn(self) -> None:
         try:
             await self._renew_locks()
-            if self._registered():
-                await self._look_after_the_dead()
+            if self._heartbeat.is_registered:
+                await self._free_locks_of_the_dead()
         except (psycopg.Error, OSError) as error:
             self._logger.warning(
-                "Could not look after old locks (%s); trying on", one_line(error), extra=self._about
+                "Could not look after old locks (%s); retrying later",
+                one_line(error),
+                extra=self._about,
             )
 
     async def _renew_locks(self) -> None:
@@ -104,10 +109,10 @@ class Upkeep:
             if await self._database.run(read_old_locks(self._pool_id, known), conn=conn):
                 await self._database.run(renew_locks(self._pool_id, known), conn=conn)
 
-    async def _look_after_the_dead(self) -> None:
+    async def _free_locks_of_the_dead(self) -> None:
         schema = self._database.schema
         async with self._transaction() as conn:
-            if self._suspects:
+            if self._suspects.crashes:
                 await self._database.run(forget_suspects(schema), conn=conn)
             dead = await self._database.run(
                 pools.take_unlocked(schema, after=FREE_AGAIN_AFTER), conn=conn
@@ -116,14 +121,10 @@ class Upkeep:
                 return
             freed = await self._database.run(admin.force_unlock_workers(dead), conn=conn)
             if freed.jobs:
-                text = f'{{"count":{freed.jobs}}}'
-                await self._database.run(
-                    notifications.notify(notifications.JOBS_INSERT, text), conn=conn
-                )
+                await self._database.run(notifications.announce_jobs(freed.jobs), conn=conn)
         if freed.jobs or freed.queues:
             self._logger.warning(
-                "Freed %d job(s) and %d queue(s) that dead pools had locked since they were found "
-                "dead",
+                "Freed %d job(s) and %d queue(s) that dead pools had locked after their recovery",
                 freed.jobs,
                 freed.queues,
                 extra=self._about,

@@ -1,12 +1,27 @@
-"""Free what dead worker pools had locked, and give up jobs that kill their workers."""
+"""Free what dead worker pools had locked, and give up jobs that kill their workers.
 
-from collections.abc import Callable, Mapping, Sequence
+Where there are several living pools, this takes two turns. In the first one the jobs of a dead pool
+are recorded as suspects. In the second one, when all living pools have read that, the jobs are
+freed. Pools that do this at the same time do not get in each other's way.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import psycopg
 from psycopg import AsyncConnection
 
+from graphile_worker_py import aio, events
+from graphile_worker_py.errors import one_line
+from graphile_worker_py.events import Events
+from graphile_worker_py.fleet.heartbeat import SILENT, Heartbeat
+from graphile_worker_py.fleet.suspects import Suspects
+from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.sql import admin, notifications, pools, suspects
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.sql.suspects import HeldJob
@@ -22,11 +37,13 @@ DIED_AT_LAST: Final = (
 )
 
 LOCK_PATIENCE: Final = 10.0
-"""Seconds for which others may have locked what is to be freed. The next turn comes soon."""
+"""Seconds to wait for rows and tables that other sessions have locked. The next turn comes soon."""
 STATEMENT_PATIENCE: Final = 240.0
 """Seconds that a statement may take; some read the whole table."""
 IDLE_PATIENCE: Final = 30.0
 """Seconds after which the server ends a transaction whose pool has gone silent."""
+DEADLINE: Final = 300.0
+"""Seconds that a recovery may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,100 +51,188 @@ class Recovered:
     """What was done for dead pools.
 
     Args:
-        dead: The pools whose jobs were freed; maybe none, if others have to learn of the suspects
-            first.
+        dead: The pools whose jobs were freed; at least one.
         jobs: How many jobs they had locked.
         queues: How many queues they had locked.
-        given_up: Jobs under which workers died too often.
+        given_up: Ids of the jobs under which workers died too often.
     """
 
     dead: Sequence[DeadPool]
-    jobs: int = 0
-    queues: int = 0
-    given_up: Sequence[int] = ()
+    jobs: int
+    queues: int
+    given_up: Sequence[int]
 
 
-async def recover(
-    database: Database,
-    conn: AsyncConnection[Any],
-    pool_id: str,
-    *,
-    steady: float,
-    patience: float,
-    max_crashes: int,
-    learn: Callable[[Mapping[int, int]], None],
-) -> Recovered:
-    """Look for dead pools, and free what they had locked as soon as that may be done.
-
-    It takes two turns where there are other pools: in the first one the jobs of a dead pool are
-    recorded as suspects, in the second one, when all have heard of that, they are freed. Pools
-    that do so at the same time do not get in each other's way.
+class RecoveryLoop:
+    """Recovers dead pools each time a heartbeat reports that there may be some.
 
     Args:
-        database: Where.
-        conn: A connection to it, outside a transaction.
         pool_id: Id of the pool that does it.
-        steady: For how many seconds it has beaten without a gap.
-        patience: Seconds to wait for others to hear of suspects.
-        max_crashes: With so many crashes a job is given up; 0 means never.
-        learn: Called with the suspects, before any of them can be fetched.
+        database: The database that the pool works on.
+        options: `heartbeat_interval`, `dead_after`, `max_crashes`.
+        heartbeat: Reports late pools, and for how long this pool was steady.
+        suspects: The suspects that the pool knows.
+        events: Where to emit events.
+        logger: Where to log.
     """
-    schema = database.schema
-    limits = limit_transaction(lock=LOCK_PATIENCE, statement=STATEMENT_PATIENCE, idle=IDLE_PATIENCE)
-    async with conn.transaction():
-        await database.run(limits, conn=conn)
-        dead = await database.run(
-            pools.find_dead(pool_id, worker_schema=schema, steady=steady), conn=conn
+
+    def __init__(
+        self,
+        *,
+        pool_id: str,
+        database: Database,
+        options: WorkerOptions,
+        heartbeat: Heartbeat,
+        suspects: Suspects,
+        events: Events,
+        logger: logging.Logger,
+    ) -> None:
+        self._pool_id = pool_id
+        self._database = database
+        self._borrow_patience = options.heartbeat_interval / 2
+        self._max_crashes = options.max_crashes
+        self._heartbeat = heartbeat
+        self._suspects = suspects
+        self._events = events
+        self._logger = logger
+        self._about = {"pool_id": pool_id}
+        self._closed = asyncio.Event()
+        self._limits = limit_transaction(
+            lock=LOCK_PATIENCE, statement=STATEMENT_PATIENCE, idle=IDLE_PATIENCE
         )
-        # Who is killed because it took too long to stop says nothing about its jobs.
-        crashed = [pool.pool_id for pool in dead if not pool.is_stopping]
-        if crashed and max_crashes:
-            await database.run(suspects.record_suspects(schema, crashed), conn=conn)
-    await database.run(pools.mark_recorded(schema), conn=conn)
-    async with conn.transaction():
-        await database.run(limits, conn=conn)
-        ready = await database.run(
-            pools.take_dead(pool_id, worker_schema=schema, patience=patience), conn=conn
+
+    def close(self) -> None:
+        """Let `run` end; a recovery that has begun is cut off."""
+        self._closed.set()
+        self._heartbeat.others_late.set()
+
+    async def run(self) -> None:
+        """Recover dead pools until closed."""
+        others_late = self._heartbeat.others_late
+        while True:
+            await others_late.wait()
+            others_late.clear()
+            if self._closed.is_set():
+                return
+            if self._heartbeat.mode not in SILENT:
+                async with aio.until(self._closed):
+                    await self._recover_or_log()
+
+    async def _recover_or_log(self) -> None:
+        try:
+            with self._suspects.recording():
+                recovered = await self._recover()
+        except (psycopg.Error, OSError) as error:
+            self._logger.warning(
+                "Could not recover the jobs of dead pools (%s); retrying",
+                one_line(error),
+                extra=self._about,
+            )
+        else:
+            if recovered is not None:
+                self._report(recovered)
+
+    def _report(self, recovered: Recovered) -> None:
+        for pool in recovered.dead:
+            self._logger.warning(
+                "Pool %s is dead (process %d on %s): its jobs and queues were freed",
+                pool.pool_id,
+                pool.pid,
+                pool.host,
+                extra=self._about,
+            )
+        if recovered.given_up:
+            self._logger.error(
+                "Gave up %d job(s) under which worker processes died %d times: %s",
+                len(recovered.given_up),
+                self._max_crashes,
+                ", ".join(map(str, recovered.given_up[:10])),
+                extra=self._about,
+            )
+        self._events.emit(
+            events.PoolRecovered(
+                pool_id=self._pool_id,
+                dead_pool_ids=tuple(pool.pool_id for pool in recovered.dead),
+                jobs=recovered.jobs,
+                queues=recovered.queues,
+                given_up=recovered.given_up,
+            )
         )
-        if not ready:
-            return Recovered(dead=())
-        crashes = await database.run(suspects.read_suspects(schema), conn=conn)
-        learn(crashes)
-        by_id = {pool.pool_id: pool for pool in ready}
-        held = await database.run(suspects.read_held_jobs(list(by_id)), conn=conn)
-        unlocked = await database.run(admin.force_unlock_workers(list(by_id)), conn=conn)
-        given_up = [job for job in held if 0 < max_crashes <= crashes.get(job.job_id, 0)]
+
+    async def _recover(self) -> Recovered | None:
+        """Take one turn; None if no jobs could be freed yet."""
+        async with (
+            self._database.connection_in_any_case(self._borrow_patience) as conn,
+            ended_after(DEADLINE, conn),
+        ):
+            await self._record(conn)
+            async with conn.transaction():
+                await self._database.run(self._limits, conn=conn)
+                dead = await self._database.run(
+                    pools.take_dead(
+                        self._pool_id,
+                        worker_schema=self._database.schema,
+                        patience=self._heartbeat.dead_after,
+                    ),
+                    conn=conn,
+                )
+                return await self._free(conn, dead) if dead else None
+
+    async def _record(self, conn: AsyncConnection[Any]) -> None:
+        """Find dead pools, and record their jobs as suspects."""
+        schema = self._database.schema
+        find_dead = pools.find_dead(
+            self._pool_id, worker_schema=schema, steady=self._heartbeat.steady
+        )
+        async with conn.transaction():
+            await self._database.run(self._limits, conn=conn)
+            dead = await self._database.run(find_dead, conn=conn)
+            # A process that was killed because it took too long to stop proves nothing about its
+            # jobs.
+            crashed = [pool.pool_id for pool in dead if not pool.is_stopping]
+            if crashed and self._max_crashes:
+                await self._database.run(suspects.record_suspects(schema, crashed), conn=conn)
+        await self._database.run(pools.mark_recorded(schema), conn=conn)
+
+    async def _free(self, conn: AsyncConnection[Any], dead: Sequence[DeadPool]) -> Recovered:
+        """Free the jobs of dead pools, within a transaction that has these pools locked."""
+        run, schema = self._database.run, self._database.schema
+        crashes = await run(suspects.read_suspects(schema), conn=conn)
+        # Before any of them can be fetched.
+        self._suspects.learn(crashes)
+        by_id = {pool.pool_id: pool for pool in dead}
+        held = await run(suspects.read_held_jobs(list(by_id)), conn=conn)
+        unlocked = await run(admin.force_unlock_workers(list(by_id)), conn=conn)
+        given_up = [job for job in held if 0 < self._max_crashes <= crashes.get(job.job_id, 0)]
         last = [job for job in held if job.is_last_attempt and job not in given_up]
-        await _fail(database, conn, given_up, by_id, DIED_UNDER_IT, crashes)
-        await _fail(database, conn, last, by_id, DIED_AT_LAST, crashes)
+        await self._fail(conn, given_up, DIED_UNDER_IT, by_id, crashes)
+        await self._fail(conn, last, DIED_AT_LAST, by_id, crashes)
         if given_up:
             ids = [job.job_id for job in given_up]
-            await database.run(suspects.forget_suspects(schema, ids), conn=conn)
-        await database.run(pools.mark_unlocked(list(by_id)), conn=conn)
-        # Nobody would look before the next poll. Told at commit.
+            await run(suspects.forget_suspects(schema, ids), conn=conn)
+        await run(pools.mark_unlocked(list(by_id)), conn=conn)
+        # Without an announcement, at commit, workers would find the jobs only when they next poll.
         if left := len(held) - len(given_up) - len(last):
-            text = f'{{"count":{left}}}'
-            await database.run(notifications.notify(notifications.JOBS_INSERT, text), conn=conn)
-    return Recovered(
-        dead=ready,
-        jobs=unlocked.jobs,
-        queues=unlocked.queues,
-        given_up=[job.job_id for job in given_up],
-    )
+            await run(notifications.announce_jobs(left), conn=conn)
+        return Recovered(
+            dead=dead,
+            jobs=unlocked.jobs,
+            queues=unlocked.queues,
+            given_up=[job.job_id for job in given_up],
+        )
 
-
-async def _fail(
-    database: Database,
-    conn: AsyncConnection[Any],
-    jobs: Sequence[HeldJob],
-    by_id: Mapping[str, DeadPool],
-    reason: str,
-    crashes: Mapping[int, int],
-) -> None:
-    """Give up jobs that are free by now, each with a reason that says what happened to it."""
-    reasons: dict[str, list[int]] = {}
-    for job in jobs:
-        text = reason.format(crashes=crashes.get(job.job_id, 0), pool=by_id[job.pool_id])
-        reasons.setdefault(text, []).append(job.job_id)
-    for text, ids in reasons.items():
-        await database.run(admin.permanently_fail_jobs(ids, text), conn=conn)
+    async def _fail(
+        self,
+        conn: AsyncConnection[Any],
+        jobs: Sequence[HeldJob],
+        reason: str,
+        by_id: Mapping[str, DeadPool],
+        crashes: Mapping[int, int],
+    ) -> None:
+        """Give up jobs that were freed, each with a reason that says what happened to it."""
+        reasons: dict[str, list[int]] = {}
+        for job in jobs:
+            text = reason.format(crashes=crashes.get(job.job_id, 0), pool=by_id[job.pool_id])
+            reasons.setdefault(text, []).append(job.job_id)
+        for text, ids in reasons.items():
+            await self._database.run(admin.permanently_fail_jobs(ids, text), conn=conn)

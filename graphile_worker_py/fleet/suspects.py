@@ -1,18 +1,18 @@
-"""Find the job that kills its workers, without blaming those that ran beside it.
+"""Find the job that kills its workers, without blaming the jobs that ran next to it.
 
-When a worker process dies, nobody knows which of its jobs did it, if any. All that it had locked
-become suspects, with one crash each. From then on a suspect is marked as started before it runs;
-at the next death only those that the dead pool had marked count one crash more. Suspects that one
-more crash would condemn run one at a time in each pool, so that it is clear whom to blame. A
-suspect that comes to an outcome, good or bad, is none any more.
+When a worker process dies, it is unknown which of its jobs killed it, if any did. All jobs that it
+had locked become suspects, with one crash each. From then on a suspect is marked as started before
+it runs, and at the next death only the suspects that the dead pool had marked count another crash.
+Suspects that one more crash would condemn run one at a time in each pool, so that the blame is
+clear. A suspect that completes or fails is cleared.
 
-As long as no worker died, all this costs a look into an empty dictionary.
+As long as no worker has died, all this costs a lookup in an empty dictionary.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -24,46 +24,73 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.suspects import clear_suspects, mark_started
 
 OPENS_AFTER: Final = 30.0
-"""Seconds after which a suspect that runs alone no longer keeps others waiting."""
+"""Seconds after which a suspect that runs alone no longer keeps the other suspects waiting."""
 
 
-class Quarantine:
-    """The suspects, as far as one pool knows them, and how it runs them.
+class Suspects:
+    """The suspects that one pool knows, and how it runs them.
 
     Args:
         pool_id: Id of the pool.
-        database: Where they are recorded.
-        max_crashes: With so many crashes a job is given up; 0 means never.
+        database: The database where suspects are recorded.
+        max_crashes: Number of crashes after which a job is given up; 0 means never.
         logger: Where to log.
 
     Attributes:
-        suspects: How often a worker died under a job, by the job's id. Always the same dictionary.
+        crashes: How often a worker died under a job, by the job's id. Always the same dictionary.
     """
 
     def __init__(
         self, *, pool_id: str, database: Database, max_crashes: int, logger: logging.Logger
     ) -> None:
-        self.suspects: dict[int, int] = {}
+        self.crashes: dict[int, int] = {}
         self._pool_id = pool_id
         self._database = database
         self._max_crashes = max_crashes
         self._logger = logger
         self._alone = asyncio.Lock()
         self._cleared: list[int] = []
+        self._recordings = 0
+        self._is_recording = False
 
-    def learn(self, suspects: Mapping[int, int]) -> None:
-        """Take note of the suspects there are."""
-        if suspects or self.suspects:
-            self.suspects.clear()
+    @property
+    def version(self) -> int | None:
+        """Another value after each recording; None during one."""
+        return None if self._is_recording else self._recordings
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Mark the block as one in which this pool itself records new suspects."""
+        self._is_recording = True
+        try:
+            yield
+        finally:
+            self._is_recording = False
+            self._recordings += 1
+
+    def learn(self, crashes: Mapping[int, int]) -> None:
+        """Take over the suspects that the database has."""
+        if crashes or self.crashes:
+            self.crashes.clear()
             if self._max_crashes:
-                self.suspects.update(suspects)
+                self.crashes.update(crashes)
 
-    async def clear(self, conn: AsyncConnection[Any] | None = None) -> None:
-        """Record that the suspects which came to an outcome are none any more.
+    def learn_from_answer(self, crashes: Mapping[int, int], *, asked_at: int | None) -> None:
+        """Take over the suspects of an answer, unless this pool has recorded new ones since.
+
+        Args:
+            crashes: The suspects.
+            asked_at: The `version` at the time of the question.
+        """
+        if asked_at is not None and asked_at == self.version:
+            self.learn(crashes)
+
+    async def forget_cleared(self, conn: AsyncConnection[Any] | None = None) -> None:
+        """Record that suspects which completed or failed are cleared.
 
         Raises:
-            psycopg.Error: The database did not do so. They are kept in mind.
-            OSError: It could not be reached.
+            psycopg.Error: The database refused. They are recorded the next time.
+            OSError: The database could not be reached.
         """
         if not self._cleared:
             return
@@ -76,8 +103,8 @@ class Quarantine:
             raise
 
     async def run(self, job: Job, call: Callable[[Job], Awaitable[Any]]) -> Any:
-        """Call the task of a suspect; returns and raises what it does."""
-        crashes = self.suspects.get(job.id, 0)
+        """Call the task of a suspect; returns what it returns and raises what it raises."""
+        crashes = self.crashes.get(job.id, 0)
         if crashes + 1 < self._max_crashes:
             return await self._run_marked(job, call)
         async with self._one_at_a_time():
@@ -91,11 +118,11 @@ class Quarantine:
 
     async def _run_marked(self, job: Job, call: Callable[[Job], Awaitable[Any]]) -> Any:
         try:
-            # First: should this job end the process, those that ended before it are not to blame.
-            await self.clear()
+            # First, so that suspects that ended before are not blamed if this job kills the worker.
+            await self.forget_cleared()
             await self._database.run(mark_started(self._database.schema, job.id, self._pool_id))
         except (psycopg.Error, OSError) as error:
-            # It is only harder to tell whom to blame.
+            # The job runs nevertheless. Only the blame will be less clear.
             self._logger.warning(
                 "Could not mark job %d as started (%s)",
                 job.id,
@@ -109,12 +136,12 @@ class Quarantine:
         except Exception:
             self._clear(job)
             raise
-        # Not where it was cut off: that says nothing about it.
+        # A job that was cut off stays a suspect: being cut off says nothing about it.
         self._clear(job)
         return result
 
     def _clear(self, job: Job) -> None:
-        self.suspects.pop(job.id, None)
+        self.crashes.pop(job.id, None)
         self._cleared.append(job.id)
 
     @asynccontextmanager

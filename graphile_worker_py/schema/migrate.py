@@ -19,7 +19,7 @@ from graphile_worker_py.plugins import Hooks, SchemaStep
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights
-from graphile_worker_py.sql import migrations
+from graphile_worker_py.sql import migrations, notifications
 from graphile_worker_py.sql.granted import read_rights
 from graphile_worker_py.sql.migrations import Revisions
 
@@ -222,7 +222,7 @@ class _Migrator:
                 # database, so the word "breaking" would only stop the workers of the others.
                 if not (fresh and breaking):
                     await run(
-                        migrations.notify_migrated(latest, breaking=breaking), conn=self._conn
+                        notifications.announce_migration(latest, breaking=breaking), conn=self._conn
                     )
         except errors.UniqueViolation as error:
             if error.diag.table_name != "migrations":

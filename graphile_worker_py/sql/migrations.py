@@ -74,13 +74,3 @@ def record_revisions(revisions: dict[int, bool]) -> Query[None]:
     """Record revisions with their breaking flags; fails with 23505 if one is recorded."""
     values = (list(revisions), list(revisions.values()))
     return Query(_RECORD, values, no_result)
-
-
-_NOTIFY: Final = "select pg_notify('worker:migrate', $1::text)"
-
-
-def notify_migrated(revision: int, *, breaking: bool) -> Query[None]:
-    """Tell running workers, at commit, that the schema changes."""
-    flag = "true" if breaking else "false"
-    payload = f'{{"migrationNumber":{revision},"breaking":{flag}}}'
-    return Query(_NOTIFY, (payload,), no_result)

@@ -1,9 +1,10 @@
 """The channels on which new jobs and schema changes are announced.
 
-They belong to the whole database: installations in several schemas share them. Beside them, each
-pool has a channel of its own, on which it finds out whether it can hear at all.
+They belong to the whole database: installations in several schemas share them. In addition each
+pool has its own channel, on which it tests whether its notifications arrive.
 """
 
+import random
 from typing import Final
 
 from psycopg import sql
@@ -13,21 +14,41 @@ from graphile_worker_py.postgres.query import Query, no_result
 JOBS_INSERT: Final = "jobs:insert"
 WORKER_MIGRATE: Final = "worker:migrate"
 
-LISTEN: Final = 'listen "jobs:insert"; listen "worker:migrate"'
+LISTEN: Final = 'listen "' + JOBS_INSERT + '"; listen "' + WORKER_MIGRATE + '"'
+"""Listens on both; two statements."""
 
 _NOTIFY: Final = "select pg_notify($1::text, $2::text)"
 
 
 def echo_channel(pool_id: str) -> str:
-    """The channel on which a pool, and nobody else, listens."""
+    """The channel on which only this pool listens."""
     return f"graphile_worker_py:{pool_id}"
 
 
 def listen_on(channel: str) -> sql.Composed:
-    """The statement that listens on one more channel."""
+    """The statement that listens on another channel."""
     return sql.SQL("listen {}").format(sql.Identifier(channel))
 
 
 def notify(channel: str, payload: str) -> Query[None]:
     """Announce something on a channel."""
     return Query(_NOTIFY, (channel, payload), no_result)
+
+
+def announcement(count: int) -> str:
+    """The payload that announces new jobs on `JOBS_INSERT`, as Graphile Worker writes it.
+
+    The random number keeps PostgreSQL from folding equal notifications of one transaction.
+    """
+    return f'{{"r":{random.random()},"count":{count}}}'  # noqa: S311
+
+
+def announce_jobs(count: int) -> Query[None]:
+    """Announce jobs that may run now, so that workers do not wait for the next poll."""
+    return notify(JOBS_INSERT, announcement(count))
+
+
+def announce_migration(revision: int, *, breaking: bool) -> Query[None]:
+    """Announce to running workers that the schema is at another revision."""
+    flag = "true" if breaking else "false"
+    return notify(WORKER_MIGRATE, f'{{"migrationNumber":{revision},"breaking":{flag}}}')

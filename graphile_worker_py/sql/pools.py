@@ -68,7 +68,7 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class HeartbeatReply:
     """The answer to a heartbeat.
 
     Args:
@@ -128,7 +128,7 @@ select
 """
 
 
-def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[Heard]:
+def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[HeartbeatReply]:
     """Prove to be alive, and hear what is new.
 
     Args:
@@ -138,9 +138,10 @@ def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[Heard]
             blame.
     """
 
-    def read(rows: list[tuple[Any, ...]]) -> Heard:
+    def read(rows: list[tuple[Any, ...]]) -> HeartbeatReply:
         standing, others_late, job_ids, crashes, at = rows[0]
-        return Heard(Standing(standing), others_late, dict(zip(job_ids, crashes, strict=True)), at)
+        suspects = dict(zip(job_ids, crashes, strict=True))
+        return HeartbeatReply(Standing(standing), others_late, suspects, at)
 
     return Query(_BEAT, (pool_id, worker_schema, is_stopping), read)
 

@@ -28,7 +28,10 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.executors import guarding
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.thread import ThreadExecutor
-from graphile_worker_py.fleet.heartbeat import Presence
+from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.old_locks import OldLocks
+from graphile_worker_py.fleet.recovery import RecoveryLoop
+from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
 from graphile_worker_py.plugins import Hooks
@@ -153,14 +156,34 @@ class WorkerPool:
             known_ids=lambda: self._queue.known_ids,
         )
         self.taken_for_dead = False
-        self._presence = Presence(
+        self._suspects = Suspects(
+            pool_id=self.pool_id, database=database, max_crashes=options.max_crashes, logger=logger
+        )
+        self._heartbeat = Heartbeat(
             pool_id=self.pool_id,
             database=database,
             options=options,
             listens=not once,
-            known_ids=lambda: self._queue.known_ids,
+            suspects=self._suspects,
             taken_for_dead=self._lose,
+            logger=logger,
+        )
+        self._recovery = RecoveryLoop(
+            pool_id=self.pool_id,
+            database=database,
+            options=options,
+            heartbeat=self._heartbeat,
+            suspects=self._suspects,
             events=events,
+            logger=logger,
+        )
+        self._old_locks = OldLocks(
+            pool_id=self.pool_id,
+            database=database,
+            heartbeat_interval=options.heartbeat_interval,
+            known_ids=lambda: self._queue.known_ids,
+            heartbeat=self._heartbeat,
+            suspects=self._suspects,
             logger=logger,
         )
         self._queue = LocalQueue(
@@ -186,7 +209,7 @@ class WorkerPool:
         self._stopping = reason
         self._state = State.STOPPING
         self._stop.set()
-        self._presence.stopping()
+        self._heartbeat.stopping()
         self._queue.stop()
         self._events.emit(events.PoolGracefulShutdown(pool_id=self.pool_id, message=reason))
         for worker in self._workers:
@@ -214,7 +237,7 @@ class WorkerPool:
             started_at=vitals.started_at,
             connected=vitals.connected,
             standing_still=self._watchdog is not None and self._watchdog.standing_still,
-            held_back=self._presence.held_back,
+            held_back=self._heartbeat.held_back,
             listening=listener is not None and listener.listening,
             last_fetch_at=vitals.last_fetch_at,
             last_heard_at=None if listener is None else listener.heard_at,
@@ -302,16 +325,20 @@ class WorkerPool:
     # The rings, from the outside in.
 
     async def _be_present_and_below(self) -> None:
-        await self._presence.begin(self._stop)
+        await self._heartbeat.begin(self._stop)
         async with asyncio.TaskGroup() as present:
-            self._start_part(present, self._presence.run(), "prove to be alive")
+            self._start_part(present, self._heartbeat.run(), "prove to be alive")
+            self._start_part(present, self._recovery.run(), "recover dead pools")
+            self._start_part(present, self._old_locks.run(), "look after old locks")
             try:
                 if not self._stop.is_set():
                     await self._settle_and_below()
                     await self._leave_nothing_locked()
             finally:
-                clean = not self._queue.known_ids and not self._fetcher.in_doubt
-                self._presence.close(clean=clean)
+                self._recovery.close()
+                self._old_locks.close()
+                left_locks = bool(self._queue.known_ids) or self._fetcher.in_doubt
+                self._heartbeat.close(left_locks=left_locks)
 
     async def _settle_and_below(self) -> None:
         async with asyncio.TaskGroup() as settling:
@@ -341,7 +368,7 @@ class WorkerPool:
             poll_interval=self._options.poll_interval,
             hint=self._listen_hint(),
             events=self._events,
-            on_listen=self._presence.hold_lock,
+            on_listen=self._heartbeat.hold_lock,
         )
         async with asyncio.TaskGroup() as feeding:
             self._start_part(feeding, self._fetch_jobs(feeding), "fetch jobs")
@@ -367,11 +394,11 @@ class WorkerPool:
             queue_names=self._queue_names,
             events=self._events,
             hooks=self._hooks,
-            quarantine=self._presence.quarantine,
+            suspects=self._suspects,
             logger=self._logger,
             take_job=self._queue.take,
             get_job=self._queue.get,
-            is_late=self._presence.is_late,
+            is_late=self._heartbeat.is_late,
             confirm=self._confirm,
             complete=self._settler.complete,
             fail=self._settler.fail,
@@ -450,13 +477,13 @@ class WorkerPool:
 
     async def _confirm(self) -> bool:
         """Wait until it is sure that fetched jobs are still the pool's; False if it is to stop."""
-        while not await self._presence.confirm():
+        while not await self._heartbeat.confirm():
             if await aio.wait_for(self._stop, CONFIRM_INTERVAL):
                 return False
         return True
 
     async def _fetch(self, count: int) -> Fetched:
-        if not await self._presence.confirm():
+        if not await self._heartbeat.confirm():
             return Fetched([], more=False)
         fetched = await self._fetcher.fetch(count)
         self._vitals.has_fetched()

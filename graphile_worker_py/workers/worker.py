@@ -13,7 +13,7 @@ from graphile_worker_py import aio, events
 from graphile_worker_py.errors import CutOffError, TaskTimeoutError, UnknownTaskError, message_of
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.thread import ThreadExecutor
-from graphile_worker_py.fleet.suspects import Quarantine
+from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
 from graphile_worker_py.plugins import Hooks
 from graphile_worker_py.postgres.database import Database
@@ -42,7 +42,7 @@ class Surroundings:
     queue_names: QueueNames
     events: Events
     hooks: Hooks
-    quarantine: Quarantine
+    suspects: Suspects
     logger: logging.Logger
     take_job: Callable[[], Job | None]
     get_job: Callable[[], Awaitable[Job | None]]
@@ -68,7 +68,7 @@ class Worker:
         self._events = around.events
         # Without plugins the task is called directly.
         self._run_task = around.hooks.run_job(self._call_task, partial(self._context, JobContext))
-        self._suspects = around.quarantine.suspects
+        self._suspects = around.suspects.crashes
         self.job_error: BaseException | None = None
         """What the task of the running job has raised; None before, and if nothing."""
         self._job: Job | None = None
@@ -128,7 +128,7 @@ class Worker:
         error: BaseException | None = None
         try:
             if job.id in self._suspects:
-                result = await self._around.quarantine.run(job, self._run_task)
+                result = await self._around.suspects.run(job, self._run_task)
             else:
                 result = await self._run_task(job)
             if result is not None:

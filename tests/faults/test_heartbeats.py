@@ -145,7 +145,10 @@ async def test_what_a_dead_pool_has_locked_since_it_was_found_dead_is_freed_in_t
         (row,) = ledger.query("select now() - interval '11 minutes' as ago")
         ledger.query(GHOST, row["ago"], row["ago"], row["ago"])
         await told.seen(JobSuccess)
-    assert "Freed 1 job(s) and 1 queue(s) that dead pools had locked" in caplog.text
+    assert (
+        "Freed 1 job(s) and 1 queue(s) that dead pools had locked after their recovery"
+        in caplog.text
+    )
     assert ledger.locked() == []
 
 

@@ -91,7 +91,7 @@ async def test_nothing_is_fetched_before_the_pool_is_registered(
     with psycopg.connect(dsn) as conn:
         conn.execute("lock table graphile_worker_py.pools in access exclusive mode")
         async with Runner(dsn, tasks={"work": work}, events=told.events, **FAST):
-            await eventually(lambda: "Could not tell others that this pool is alive" in caplog.text)
+            await eventually(lambda: "Could not send a heartbeat (" in caplog.text)
             assert ledger.locked() == []
             conn.commit()
             await told.seen(JobSuccess, count=2, timeout=10)
@@ -192,7 +192,7 @@ async def test_workers_go_on_when_it_is_dropped_and_make_it_anew(
         finish.set()
         await eventually(lambda: ledger.ids() == [])
     assert told.of(PoolTakenForDead) == []
-    assert "The schema graphile_worker_py is gone, creating it anew" in caplog.text
+    assert "The schema graphile_worker_py is missing; creating it again" in caplog.text
     assert ledger.pools() == {}
 
 

@@ -22,7 +22,8 @@ from graphile_worker_py.events import (
     PoolRecovered,
     PoolTakenForDead,
 )
-from graphile_worker_py.fleet.heartbeat import Presence
+from graphile_worker_py.fleet.heartbeat import Heartbeat, Mode
+from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.connecting import opened_pool
 from graphile_worker_py.postgres.database import Database
 from tests.faults.conftest import StartWorker
@@ -191,22 +192,24 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
 ) -> None:
     taken_for_dead = asyncio.Event()
     async with opened_pool(dsn, max_size=2) as pool:
-        # Nobody runs it, so it beats when it is asked only.
-        presence = Presence(
-            pool_id="pool-0123456789abcdef01",
-            database=Database(pool, schema="graphile_worker"),
+        pool_id, logger = "pool-0123456789abcdef01", logging.getLogger(__name__)
+        database = Database(pool, schema="graphile_worker")
+        # It is not run, so it sends heartbeats only when it has to confirm.
+        heartbeat = Heartbeat(
+            pool_id=pool_id,
+            database=database,
             options=WorkerOptions(heartbeat_interval=0.2, dead_after=3),
             listens=True,
-            known_ids=set,
+            suspects=Suspects(pool_id=pool_id, database=database, max_crashes=3, logger=logger),
             taken_for_dead=taken_for_dead.set,
-            events=Told().events,
-            logger=logging.getLogger(__name__),
+            logger=logger,
         )
-        await presence.beat()
+        await heartbeat.beat()
         ledger.query(FIND_DEAD)
-        assert await presence.confirm()
-        await eventually(lambda: lateness(ledger, "pool-0123456789abcdef01") > 3)
-        assert not await presence.confirm()
+        assert await heartbeat.confirm()
+        await eventually(lambda: lateness(ledger, pool_id) > 3)
+        assert not await heartbeat.confirm()
+        assert heartbeat.mode is Mode.DEAD
     assert taken_for_dead.is_set()
 
 
