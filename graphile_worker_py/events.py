@@ -21,8 +21,9 @@ class Event:
     """Base of every event; `name` is the name that Graphile Worker gives it.
 
     Subclasses are frozen dataclasses with keyword-only fields and need no decorator. They share
-    the methods below: those that `dataclass` generates for each class took a tenth of a worker's
-    start-up time.
+    the methods below, because `dataclass` generates those of each class anew: this module then
+    takes 16 ms to import instead of 3.4 ms (measured), a tenth of a worker's start-up time.
+    Creating an event takes 0.54 µs either way.
     """
 
     name: ClassVar[str]
@@ -329,17 +330,22 @@ class JobSuccess(JobEvent):
 class JobError(JobEvent):
     """The task failed after `duration` seconds.
 
-    `batch_job_errors` are the errors of the failed items of a batch job, otherwise None.
+    `batch_job_errors` are the errors of the failed items of a batch job, otherwise None. `retry_at`
+    is about when the next attempt is due, None after the last one.
     """
 
     name: ClassVar = "job:error"
     error: BaseException
     duration: float
     batch_job_errors: Sequence[BaseException] | None = None
+    retry_at: datetime | None
 
 
 class JobFailed(JobError):  # noqa: N818  # an event, not an exception
-    """The task failed and the job has no attempts left. Emitted after `JobError`."""
+    """The task failed and the job has no attempts left.
+
+    Emitted after `JobError`, whose subscribers hear it, too.
+    """
 
     name: ClassVar = "job:failed"
 
@@ -492,7 +498,9 @@ class Events:
     """
 
     def __init__(self) -> None:
-        self._subscribers: dict[type[Event], tuple[Callable[[Any], object], ...]] = {}
+        self._subscriptions: list[_Subscription] = []
+        # The subscribers of each kind of event that was emitted since the last subscription.
+        self._heard_by: dict[type[Event], tuple[Callable[[Any], object], ...]] = {}
 
     def subscribe(
         self, event: type[E] | str, subscriber: Callable[[E], object]
@@ -500,8 +508,10 @@ class Events:
         """Call `subscriber` for each event of this kind.
 
         Args:
-            event: The class of the event, or Graphile Worker's name for it (`"job:start"`). A
-                base class (`JobEvent`, `PoolEvent`, `Event`) stands for all events below it.
+            event: The class of the event, which stands for its subclasses, too: a subscriber of
+                `JobEvent` hears all events about jobs, and one of `JobError` hears `JobFailed`.
+                Or Graphile Worker's name for an event (`"job:error"`), which stands for that event
+                only.
             subscriber: Called with the event; a plain function.
 
         Returns:
@@ -510,54 +520,59 @@ class Events:
         Raises:
             ConfigurationError: There is no such event, or the subscriber is not a plain function.
         """
-        kinds = _kinds(event)
+        _check_event(event)
         _check_subscriber(subscriber)
-        for kind in kinds:
-            self._subscribers[kind] = (*self._subscribers.get(kind, ()), subscriber)
+        subscription = _Subscription(event, subscriber)
+        self._subscriptions.append(subscription)
+        self._heard_by.clear()
 
         def unsubscribe() -> None:
-            # The same subscriber may have subscribed again: a second call ends nothing.
-            while kinds:
-                kind = kinds.pop()
-                left = list(self._subscribers.get(kind, ()))
-                if subscriber in left:
-                    left.remove(subscriber)
-                if left:
-                    self._subscribers[kind] = tuple(left)
-                else:
-                    self._subscribers.pop(kind, None)
+            self._subscriptions = [each for each in self._subscriptions if each is not subscription]
+            self._heard_by.clear()
 
         return unsubscribe
 
     def wants(self, event: type[Event]) -> bool:
         """Whether the event has a subscriber; without one, hot paths skip creating it."""
-        return event in self._subscribers
+        return bool(self._subscribers(event))
 
     def emit(self, event: Event) -> None:
         """Call the subscribers of this kind of event."""
-        for subscriber in self._subscribers.get(type(event), ()):
+        for subscriber in self._subscribers(type(event)):
             try:
                 subscriber(event)
             except Exception:
                 logger.exception("Subscriber %r failed on event %s", subscriber, event.name)
 
+    def _subscribers(self, kind: type[Event]) -> tuple[Callable[[Any], object], ...]:
+        subscribers = self._heard_by.get(kind)
+        if subscribers is None:
+            subscribers = tuple(each.subscriber for each in self._subscriptions if each.hears(kind))
+            self._heard_by[kind] = subscribers
+        return subscribers
 
-def _kinds(event: type[Event] | str) -> list[type[Event]]:
-    """The concrete events that a class or name stands for."""
-    if not isinstance(event, str) and not (isinstance(event, type) and issubclass(event, Event)):
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Subscription:
+    event: type[Event] | str
+    subscriber: Callable[[Any], object]
+
+    def hears(self, kind: type[Event]) -> bool:
+        if isinstance(self.event, str):
+            return getattr(kind, "name", None) == self.event
+        return issubclass(kind, self.event)
+
+
+def _check_event(event: object) -> None:
+    if isinstance(event, str):
+        names = {kind.name for kind in _descendants(Event) if hasattr(kind, "name")}
+        if event not in names:
+            known = ", ".join(sorted(names))
+            raise ConfigurationError(f"there is no event {event!r}; events are {known}")
+    elif not isinstance(event, type) or not issubclass(event, Event):
         raise ConfigurationError(
             f"event must be a class of events or a name like 'job:start', not {event!r}"
         )
-    if not isinstance(event, str) and hasattr(event, "name"):
-        return [event]
-    concrete = [kind for kind in _descendants(Event) if hasattr(kind, "name")]
-    if isinstance(event, str):
-        found = [kind for kind in concrete if kind.name == event]
-        if not found:
-            known = ", ".join(sorted(kind.name for kind in concrete))
-            raise ConfigurationError(f"there is no event {event!r}; events are {known}")
-        return found
-    return [kind for kind in concrete if issubclass(kind, event)]
 
 
 def _check_subscriber(subscriber: object) -> None:
@@ -566,8 +581,8 @@ def _check_subscriber(subscriber: object) -> None:
     # Objects whose class has an async __call__ are no functions by themselves.
     if iscoroutinefunction(subscriber) or iscoroutinefunction(type(subscriber).__call__):
         raise ConfigurationError(
-            f"subscriber must be a plain function, not the async {subscriber!r}: nobody awaits it; "
-            f"hand the event on, to a queue for example"
+            f"subscriber must be a plain function, not the async {subscriber!r}, which would "
+            f"never be awaited; put the event into a queue, for example"
         )
 
 

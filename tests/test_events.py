@@ -5,7 +5,7 @@ import pickle
 from copy import copy
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -149,6 +149,36 @@ def test_subscribers_are_called_in_their_order() -> None:
     events.subscribe(PoolCreate, lambda event: seen.append("never"))
     events.emit(released())
     assert seen == ["first pool-1", "second", "third", "fourth"]
+
+
+async def test_a_subscriber_of_a_class_hears_its_subclasses_and_one_of_a_name_does_not(
+    dsn: str,
+) -> None:
+    jobs, events = Jobs(dsn), Events()
+    by_class, by_name = list[str](), list[str]()
+    events.subscribe(JobError, lambda event: by_class.append(event.name))
+    events.subscribe("job:error", lambda event: by_name.append(event.name))
+    jobs.add("fail", max_attempts=1)
+
+    async def fail(payload: Any) -> None:
+        raise ValueError("no")
+
+    await run_once(dsn, tasks={"fail": fail}, events=events)
+    assert by_class == ["job:error", "job:failed"]
+    assert by_name == ["job:error"]
+
+
+def test_a_subscriber_hears_kinds_of_events_that_are_defined_later() -> None:
+    events, seen = Events(), list[str]()
+    events.subscribe(PoolEvent, lambda event: seen.append(event.name))
+
+    class PoolRenamed(PoolEvent):
+        name: ClassVar = "pool:renamed"
+
+    assert events.wants(PoolRenamed)
+    events.subscribe("pool:renamed", lambda event: seen.append("by name"))
+    events.emit(PoolRenamed(pool_id="pool-1"))
+    assert seen == ["pool:renamed", "by name"]
 
 
 def test_a_subscription_can_be_ended() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,25 +27,49 @@ async def fail(payload: Any) -> None:
     raise ValueError("boom")
 
 
-async def records_of(dsn: str, caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+async def records_of(
+    dsn: str, caplog: pytest.LogCaptureFixture, *, max_attempts: int = 2
+) -> list[logging.LogRecord]:
     """Run a job that fails; what was logged."""
     async with WorkerUtils(dsn) as utils:
-        await utils.add_job("fail", {"secret": "do not show"}, max_attempts=2)
+        await utils.add_job("fail", {"secret": "do not show"}, max_attempts=max_attempts)
     with caplog.at_level(logging.INFO, logger="graphile_worker_py"):
         await run_once(dsn, tasks=[fail])
     return [record for record in caplog.records if hasattr(record, "job_id")]
 
 
-async def test_a_failure_is_an_error_with_the_fields_of_its_job(
+async def test_a_failure_that_is_retried_is_a_warning_with_the_fields_of_its_job(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (record,) = await records_of(dsn, caplog)
-    assert record.levelno == logging.ERROR
-    assert "attempt 1 of 2): boom" in record.getMessage()
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().endswith("attempt 1 of 2, retry in 2.7 s): boom")
     fields = vars(record)
+    assert fields["retry_at"] > datetime.now(UTC)
     assert (fields["task_identifier"], fields["attempt"]) == ("fail", 1)
     assert fields["worker_id"].startswith("worker-")
     assert fields["pool_id"].startswith("otpool-")
+
+
+async def test_the_last_failure_is_an_error(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    (record,) = await records_of(dsn, caplog, max_attempts=1)
+    assert record.levelno == logging.ERROR
+    assert record.getMessage().endswith("attempt 1 of 1, giving up): boom")
+    assert vars(record)["retry_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("attempts", "told"), [(3, "20 s"), (5, "2.5 min"), (7, "18 min"), (9, "2.3 h"), (20, "6.1 h")]
+)
+async def test_the_delay_of_a_retry_is_logged_in_a_fitting_unit(
+    dsn: str, caplog: pytest.LogCaptureFixture, attempts: int, told: str
+) -> None:
+    Jobs(dsn).add("fail")
+    Jobs(dsn).query(
+        f"update graphile_worker._private_jobs set attempts = {attempts - 1} returning id"
+    )
+    await run_once(dsn, tasks=[fail])
+    assert f"attempt {attempts} of 25, retry in {told}): boom" in caplog.text
 
 
 async def test_a_traceback_starts_in_the_task(dsn: str, caplog: pytest.LogCaptureFixture) -> None:

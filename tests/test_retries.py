@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -75,6 +76,25 @@ async def test_the_wait_begins_at_the_failure_if_the_job_was_overdue(dsn: str) -
     assert before["now"] < after["failed_at"] < after["now"]
 
 
+async def test_the_event_of_a_failure_has_the_time_of_the_next_attempt(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    for attempts in (0, 4, 15):
+        job_id = jobs.add("fail")
+        jobs.query(
+            f"update graphile_worker._private_jobs set attempts = {attempts}"
+            f" where id = {job_id} returning id"
+        )
+
+    async def fail(payload: Any) -> None:
+        raise ValueError("no")
+
+    await run_once(dsn, tasks={"fail": fail}, events=told.events)
+    for event in told.of(JobError):
+        assert event.retry_at is not None
+        late = jobs.one(event.job.id)["run_at"] - event.retry_at
+        assert timedelta(0) <= late < timedelta(seconds=1)
+
+
 async def test_a_failure_changes_nothing_but_error_time_and_lock(dsn: str) -> None:
     jobs = Jobs(dsn)
     job_id = jobs.add(
@@ -114,6 +134,7 @@ async def test_the_last_attempt_is_the_last(dsn: str) -> None:
     assert job["is_available"] is False
     assert job["last_error"] == "attempt 2, before: attempt 1, before: None"
     assert [type(event) for event in told.of(JobError)] == [JobError, JobError, JobFailed]
+    assert [event.retry_at is None for event in told.of(JobError)] == [False, True, True]
     assert len(told.of(JobComplete)) == 2
     assert jobs.locked() == []
 

@@ -109,7 +109,7 @@ async def _run_jobs(dsn: str, show: "_Show") -> None:
     events = Events()
     events.subscribe(JobStart, show.started)
     events.subscribe(JobSuccess, show.succeeded)
-    events.subscribe(JobError, show.failed)
+    events.subscribe(JobError.name, show.failed)
     quiet = logging.getLogger("graphile_worker_py.demo")
     quiet.setLevel(logging.CRITICAL)
     runner = Runner(

@@ -1,149 +1,47 @@
-"""The log lines of a worker pool: an observer of its events like any other."""
+"""The log lines of worker pools, written by a subscriber of their events."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
-from graphile_worker_py import config, events
+from graphile_worker_py import clock, config, events
 from graphile_worker_py.errors import message_of, one_line
-from graphile_worker_py.events import Events
+from graphile_worker_py.events import Event, Events
 from graphile_worker_py.job import Job
 
 _PACKAGE: Final = str(Path(__file__).parent.parent)
 
 
-def _users_frames(error: BaseException) -> TracebackType | None:
-    """The traceback from the first frame on that is the user's."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        frames = frames.tb_next
-    return frames
-
-
-def _described(event: events.Event) -> str:
-    return " ".join(f"{field.name}={_shown(getattr(event, field.name))}" for field in fields(event))
-
-
-def _shown(value: object) -> str:
-    """A field of an event: of a job its id, because its payload is nobody's business."""
-    match value:
-        case Job():
-            return str(value.id)
-        case BaseException():
-            return one_line(value)
-        case list() | tuple():
-            return ",".join(map(_shown, value))
-    return str(value)
-
-
 def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
-    """Write what happens to a logger; a function that ends it.
+    """Log the events of worker pools. Payloads are never logged.
 
-    Debug: every event. Info: pools and finished jobs, these unless `NO_LOG_SUCCESS` is set. Error:
-    failed jobs. Payloads are never logged. What the logger would drop is not subscribed to, so that
-    nothing is made for nobody.
+    - debug: every event
+    - info: a pool stops; a job has completed, unless `NO_LOG_SUCCESS` is set
+    - warning: a failed attempt that is retried, and what else the pool recovers from by itself
+    - error: a job that has failed for good, and what else a person must act upon
+
+    Events below the logger's level are not subscribed to, so that they need not be created.
+
+    Returns:
+        A function that ends the logging.
     """
-
-    def about(event: events.JobEvent) -> dict[str, object]:
-        return {
-            "job_id": event.job.id,
-            "task_identifier": event.job.task_identifier,
-            "attempt": event.job.attempts,
-            "worker_id": event.worker_id,
-            "pool_id": event.pool_id,
-        }
-
-    def job_success(event: events.JobSuccess) -> None:
-        job = event.job
-        attempt = f", attempt {job.attempts} of {job.max_attempts}" if job.attempts > 1 else ""
-        logger.info(
-            "Completed job %d (%s, %.2f ms%s)",
-            job.id,
-            job.task_identifier,
-            event.duration * 1000,
-            attempt,
-            extra={**about(event), "duration": event.duration},
-        )
-
-    def job_error(event: events.JobError) -> None:
-        job = event.job
-        final = job.attempts >= job.max_attempts
-        logger.error(
-            "Failed job %d (%s, %.2f ms, attempt %d of %d%s): %s",
-            job.id,
-            job.task_identifier,
-            event.duration * 1000,
-            job.attempts,
-            job.max_attempts,
-            ", giving up" if final else "",
-            message_of(event.error),
-            exc_info=(type(event.error), event.error, _users_frames(event.error)),
-            extra={**about(event), "duration": event.duration},
-        )
-
-    def job_returned(event: events.JobReturned) -> None:
-        logger.warning(
-            "Returned job %d (%s): %s",
-            event.job.id,
-            event.job.task_identifier,
-            event.reason,
-            extra=about(event),
-        )
-
-    def job_lost(event: events.JobLost) -> None:
-        logger.warning(
-            "The outcome of %d job(s) changed nothing, they were no longer locked by this pool: %s",
-            len(event.job_ids),
-            ", ".join(map(str, event.job_ids[:10])),
-            extra={"pool_id": event.pool_id},
-        )
-
-    def thread_stuck(event: events.ThreadStuck) -> None:
-        full = event.stuck >= event.most_stuck
-        logger.log(
-            logging.ERROR if full else logging.WARNING,
-            "Job %d (%s) was cut off, but its function runs on in its thread; %d thread(s) do%s",
-            event.job.id,
-            event.job.task_identifier,
-            event.stuck,
-            ": no more are made until one returns" if full else "",
-            extra=about(event),
-        )
-
-    def graceful(event: events.PoolGracefulShutdown) -> None:
-        logger.info("Stopping: %s", event.message, extra={"pool_id": event.pool_id})
-
-    def forceful(event: events.PoolForcefulShutdown) -> None:
-        logger.warning("Stopping at once: %s", event.message, extra={"pool_id": event.pool_id})
-
-    def released(event: events.PoolRelease) -> None:
-        logger.info("Stopped", extra={"pool_id": event.pool_id})
-
-    def fatal(event: events.PoolFatalError) -> None:
-        logger.error(
-            "Could not %s, stopping: %s",
-            event.action,
-            event.error,
-            extra={"pool_id": event.pool_id},
-        )
-
-    def any_event(event: events.Event) -> None:
-        logger.debug("%s %s", event.name, _described(event))
-
-    wanted: list[tuple[int, type[events.Event], Callable[..., None]]] = [
-        (logging.DEBUG, events.Event, any_event),
-        (logging.INFO, events.JobSuccess, job_success),
-        (logging.ERROR, events.JobError, job_error),
-        (logging.WARNING, events.JobReturned, job_returned),
-        (logging.WARNING, events.JobLost, job_lost),
-        (logging.WARNING, events.ThreadStuck, thread_stuck),
-        (logging.INFO, events.PoolGracefulShutdown, graceful),
-        (logging.WARNING, events.PoolForcefulShutdown, forceful),
-        (logging.INFO, events.PoolRelease, released),
-        (logging.ERROR, events.PoolFatalError, fatal),
+    log = _EventLog(logger)
+    wanted: list[tuple[int, type[Event] | str, Callable[[Any], None]]] = [
+        (logging.DEBUG, Event, log.any_event),
+        (logging.INFO, events.JobSuccess, log.job_success),
+        # By its name, because a subscriber of the class would hear a final failure twice.
+        (logging.ERROR, events.JobError.name, log.job_error),
+        (logging.WARNING, events.JobReturned, log.job_returned),
+        (logging.WARNING, events.JobLost, log.job_lost),
+        (logging.WARNING, events.ThreadStuck, log.thread_stuck),
+        (logging.INFO, events.PoolGracefulShutdown, log.graceful_shutdown),
+        (logging.WARNING, events.PoolForcefulShutdown, log.forceful_shutdown),
+        (logging.INFO, events.PoolRelease, log.released),
+        (logging.ERROR, events.PoolFatalError, log.fatal_error),
     ]
     ends = [
         observed.subscribe(kind, subscriber)
@@ -156,3 +54,138 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
             each()
 
     return end
+
+
+class _EventLog:
+    """A log line for each kind of event."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def any_event(self, event: Event) -> None:
+        self._logger.debug("%s %s", event.name, _described(event))
+
+    def job_success(self, event: events.JobSuccess) -> None:
+        job = event.job
+        attempt = f", attempt {job.attempts} of {job.max_attempts}" if job.attempts > 1 else ""
+        self._logger.info(
+            "Completed job %d (%s, %.2f ms%s)",
+            job.id,
+            job.task_identifier,
+            event.duration * 1000,
+            attempt,
+            extra={**_about(event), "duration": event.duration},
+        )
+
+    def job_error(self, event: events.JobError) -> None:
+        job, retry_at = event.job, event.retry_at
+        if retry_at is None:
+            level, then = logging.ERROR, "giving up"
+        else:
+            level, then = logging.WARNING, f"retry in {_short(retry_at - clock.utc_now())}"
+        self._logger.log(
+            level,
+            "Failed job %d (%s, %.2f ms, attempt %d of %d, %s): %s",
+            job.id,
+            job.task_identifier,
+            event.duration * 1000,
+            job.attempts,
+            job.max_attempts,
+            then,
+            message_of(event.error),
+            exc_info=(type(event.error), event.error, _users_frames(event.error)),
+            extra={**_about(event), "duration": event.duration, "retry_at": retry_at},
+        )
+
+    def job_returned(self, event: events.JobReturned) -> None:
+        self._logger.warning(
+            "Returned job %d (%s): %s",
+            event.job.id,
+            event.job.task_identifier,
+            event.reason,
+            extra=_about(event),
+        )
+
+    def job_lost(self, event: events.JobLost) -> None:
+        self._logger.warning(
+            "The outcome of %d job(s) changed nothing, they were no longer locked by this pool: %s",
+            len(event.job_ids),
+            ", ".join(map(str, event.job_ids[:10])),
+            extra={"pool_id": event.pool_id},
+        )
+
+    def thread_stuck(self, event: events.ThreadStuck) -> None:
+        full = event.stuck >= event.most_stuck
+        self._logger.log(
+            logging.ERROR if full else logging.WARNING,
+            "Job %d (%s) was cut off, but its function runs on in its thread; %d thread(s) do%s",
+            event.job.id,
+            event.job.task_identifier,
+            event.stuck,
+            ": no more are made until one returns" if full else "",
+            extra=_about(event),
+        )
+
+    def graceful_shutdown(self, event: events.PoolGracefulShutdown) -> None:
+        self._logger.info("Stopping: %s", event.message, extra={"pool_id": event.pool_id})
+
+    def forceful_shutdown(self, event: events.PoolForcefulShutdown) -> None:
+        self._logger.warning(
+            "Stopping at once: %s", event.message, extra={"pool_id": event.pool_id}
+        )
+
+    def released(self, event: events.PoolRelease) -> None:
+        self._logger.info("Stopped", extra={"pool_id": event.pool_id})
+
+    def fatal_error(self, event: events.PoolFatalError) -> None:
+        self._logger.error(
+            "Could not %s, stopping: %s",
+            event.action,
+            event.error,
+            extra={"pool_id": event.pool_id},
+        )
+
+
+def _about(event: events.JobEvent) -> dict[str, object]:
+    """The fields of a record about a job."""
+    return {
+        "job_id": event.job.id,
+        "task_identifier": event.job.task_identifier,
+        "attempt": event.job.attempts,
+        "worker_id": event.worker_id,
+        "pool_id": event.pool_id,
+    }
+
+
+def _short(time: timedelta) -> str:
+    """A length of time in its largest fitting unit: `2.7 s`, `18 min`, `6.1 h`."""
+    number, unit = time.total_seconds(), "s"
+    if number >= 6000:
+        number, unit = number / 3600, "h"
+    elif number >= 100:
+        number, unit = number / 60, "min"
+    return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback without the frames of this package at its top."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        frames = frames.tb_next
+    return frames
+
+
+def _described(event: Event) -> str:
+    return " ".join(f"{field.name}={_shown(getattr(event, field.name))}" for field in fields(event))
+
+
+def _shown(value: object) -> str:
+    """A field of an event; of a job only its id, because its payload may be confidential."""
+    match value:
+        case Job():
+            return str(value.id)
+        case BaseException():
+            return one_line(value)
+        case list() | tuple():
+            return ",".join(map(_shown, value))
+    return str(value)

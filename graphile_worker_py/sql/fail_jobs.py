@@ -1,17 +1,20 @@
 """Recording failure: the error is stored, the job waits for its next attempt."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
+from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.complete_jobs import ids
 
-# `attempts` was counted by the fetch. The wait grows with it: e^attempts seconds, from the tenth
-# attempt on six hours.
+# `attempts` was counted by the fetch. The delay grows with it: e^attempts seconds, six hours from
+# the tenth attempt on. `retry_at` computes the same.
 _FAIL: Final = """
 with failed as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
@@ -77,6 +80,16 @@ def fail_jobs(failures: Sequence[Failure], *, pool_id: str) -> Query[set[int]]:
         [failure.payload for failure in failures],
     )
     return Query(_FAIL, values, ids)
+
+
+def retry_at(job: Job) -> datetime | None:
+    """When a job is due again if it fails now, by this process's clock; None if it is not retried.
+
+    A running job was due, so that `run_at` is in the past.
+    """
+    if job.attempts >= job.max_attempts:
+        return None
+    return utc_now() + timedelta(seconds=math.exp(min(job.attempts, 10)))
 
 
 def storable(text: str) -> str:

@@ -17,7 +17,7 @@ from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
 from graphile_worker_py.plugins import Hooks
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.sql.fail_jobs import Failure
+from graphile_worker_py.sql.fail_jobs import Failure, retry_at
 from graphile_worker_py.tasks.batches import BatchJobError, batch_of
 from graphile_worker_py.tasks.context import Abort, JobContext, SyncJobContext
 from graphile_worker_py.tasks.queue_names import QueueNames
@@ -241,11 +241,12 @@ class Worker:
         if isinstance(error, BatchJobError):
             batch_errors = error.errors
             payload = error.payload
-        about = {"error": error, "duration": duration, "batch_job_errors": batch_errors}
-        if self._events.wants(events.JobError):
-            self._emit(events.JobError, job, **about)
-        if job.attempts >= job.max_attempts and self._events.wants(events.JobFailed):
-            self._emit(events.JobFailed, job, **about)
+        if self._events.wants(events.JobError) or self._events.wants(events.JobFailed):
+            next_try = retry_at(job)
+            about = {"error": error, "duration": duration, "batch_job_errors": batch_errors}
+            self._emit(events.JobError, job, retry_at=next_try, **about)
+            if next_try is None:
+                self._emit(events.JobFailed, job, retry_at=None, **about)
         self._around.fail(Failure(job, message_of(error), payload))
 
     def _give_back(self, job: Job, reason: str | None = None) -> None:
