@@ -95,8 +95,8 @@ class Crew:
         """Wait until all have ended or were given up."""
         await self._ended.wait()
 
-    async def cancel(self, *, patience: float) -> list[str]:
-        """Cancel all, once a second for `patience` seconds, then give up.
+    async def cancel(self, *, patience: float, pause: float = 1.0) -> list[str]:
+        """Cancel all, every `pause` seconds for `patience` seconds, then give up.
 
         Returns:
             The names of those who run on nevertheless.
@@ -106,7 +106,7 @@ class Crew:
         while self._tasks and loop.time() < deadline:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.wait(self._tasks, timeout=min(1.0, patience))
+            await asyncio.wait(self._tasks, timeout=min(pause, patience))
         self._ended.set()
         return [task.get_name() for task in self._tasks]
 

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, ClassVar, Self, Unpack
 
 from psycopg_pool import AsyncConnectionPool
 
@@ -21,6 +21,7 @@ from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.schema.own import install as install_side_schema
 from graphile_worker_py.workers.health import Health
 from graphile_worker_py.workers.succession import Succession
+from graphile_worker_py.workers.waits import Waits
 
 # Importing cron takes a third of the time of all other modules; most programs have no crontab.
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ class Runner(JobAdder):
         ConfigurationError: An option is unknown, or its value not allowed.
     """
 
+    _waits: ClassVar[Waits] = Waits()
+
     def __init__(
         self, source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]
     ) -> None:
-        self._setup = Setup(source, options)
+        self._setup = Setup(source, options, waits=self._waits)
         self._stack = AsyncExitStack()
         self._working: asyncio.Task[None] | None = None
         self._pool: Succession | None = None

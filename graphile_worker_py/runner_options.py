@@ -29,6 +29,7 @@ from graphile_worker_py.schema import rights
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
 from graphile_worker_py.workers.pool import WorkerPool, own_connections
 from graphile_worker_py.workers.succession import Succession
+from graphile_worker_py.workers.waits import Waits
 
 # Importing cron takes a third of the time of all other modules; most programs have no crontab.
 if TYPE_CHECKING:
@@ -182,7 +183,13 @@ class Setup:
         ConfigurationError: An option is unknown, or its value is not allowed.
     """
 
-    def __init__(self, source: str | AsyncPool | None, options: RunnerOptions) -> None:
+    def __init__(
+        self,
+        source: str | AsyncPool | None,
+        options: RunnerOptions,
+        *,
+        waits: Waits | None = None,
+    ) -> None:
         names = RunnerOptions.__annotations__
         unknown = set(options) - set(names)
         if unknown:
@@ -199,6 +206,7 @@ class Setup:
         self.hooks = Hooks(given.get("hooks", ()))
         self.hooks.setup(self.events)
         self.handles_signals = not given.get("no_handle_signals", False)
+        self._waits = waits
         self._watchdog_exit: bool = given.get("watchdog_exit", False)
         self.health_port: int | None = given.get("health_port")
         self.health_host: str = given.get("health_host", OPTIONS["health_host"].default)
@@ -253,4 +261,5 @@ class Setup:
             hooks=self.hooks,
             once=once,
             ends_process=self._watchdog_exit,
+            waits=self._waits,
         )

@@ -163,10 +163,10 @@ async def test_members_that_swallow_a_cancellation_are_cancelled_again_and_then_
     crew.start(once(), name="once")
     crew.start(always(), name="always")
     await asyncio.sleep(0)
-    assert await crew.cancel(patience=3) == ["always"]
+    assert await crew.cancel(patience=0.3, pause=0.1) == ["always"]
     await asyncio.wait_for(crew.wait(), 5)
     assert swallowed["once"] == 1
-    # Once a second; one that stood still meanwhile may have left out a time.
+    # Once in each pause; a loop that stood still meanwhile may have left out a time.
     assert 2 <= swallowed["always"] <= 3
     release.set()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.app import GRACE
 from tests.support.processes import Process, Processes
 from tests.support.rows import rows_of
 
@@ -52,9 +53,8 @@ class Cli:
         self.dsn = dsn
 
     def start(self, *arguments: str, dsn: str | None = None) -> Process:
-        return self._processes.start(
-            [*COMMAND, *arguments], cwd=self._folder, env={"DATABASE_URL": dsn or self.dsn}
-        )
+        env = {"DATABASE_URL": dsn or self.dsn, GRACE: "0.3"}
+        return self._processes.start([*COMMAND, *arguments], cwd=self._folder, env=env)
 
     def run(self, *arguments: str, dsn: str | None = None) -> Process:
         process = self.start(*arguments, dsn=dsn)

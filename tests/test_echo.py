@@ -12,27 +12,22 @@ from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobSuccess, PoolListenError, PoolListenSuccess
 from graphile_worker_py.postgres.connecting import checked_conninfo
 from graphile_worker_py.sql.notifications import echo_channel, listen_on
-from graphile_worker_py.workers import listener
 from graphile_worker_py.workers.listener import NoEchoError
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the listener give up soon."""
-    monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
-    monkeypatch.setattr(listener, "SECOND_CHANCE", 0.2)
+SOON: dict[str, float] = {"echo": 0.3, "late_echo": 0.2}
+"""Waits of a listener that gives up soon."""
 
 
 async def test_a_connection_that_died_without_a_word_is_made_anew(
-    dsn: str, impatient: None, caplog: pytest.LogCaptureFixture
+    dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     jobs, told = Jobs(dsn), Told()
     async with (
         Proxy(dsn).running() as proxy,
-        Runner(
+        impatient(**SOON)(
             dsn,
             tasks={"work": print},
             poll_interval=3600,
@@ -57,13 +52,11 @@ async def test_a_connection_that_died_without_a_word_is_made_anew(
 async def test_a_connection_to_another_database_is_told_once(
     dsn: str,
     empty_dsn: str,
-    impatient: None,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     jobs, told = Jobs(dsn), Told()
-    monkeypatch.setattr(listener, "DEAF", Backoff(shortest=0.01, longest=0.01))
-    async with Runner(
+    often = Backoff(shortest=0.01, longest=0.01)
+    async with impatient(**SOON, deaf=often)(
         dsn,
         tasks={"work": print},
         poll_interval=0.1,

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from typing import Any
 
 import psycopg
@@ -27,7 +26,7 @@ from graphile_worker_py.events import (
     PoolListenSuccess,
 )
 from tests.support.eventually import eventually
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 
 async def hang(payload: Any) -> None:
@@ -144,6 +143,19 @@ async def test_a_kill_during_a_graceful_stop_ends_it(dsn: str) -> None:
     assert jobs.locked() == []
 
 
+async def test_two_kills_at_once_are_one(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    job_id = jobs.add("hang")
+    async with Runner(dsn, tasks={"hang": hang}, events=told.events) as runner:
+        await told.seen(JobStart)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(runner.kill())
+    assert len(told.of(PoolForcefulShutdown)) == 1
+    assert jobs.one(job_id)["attempts"] == 0
+    assert jobs.locked() == []
+
+
 async def test_a_second_cancellation_of_the_block_kills_and_leaves_no_loose_end(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     job_id = jobs.add("hang")
@@ -164,7 +176,6 @@ async def test_a_second_cancellation_of_the_block_kills_and_leaves_no_loose_end(
     assert told.names()[-1] == "stop"
 
 
-@pytest.mark.timeout(40)
 async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_end(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     stubborn_id = jobs.add("stubborn", queue_name="q")
@@ -179,13 +190,13 @@ async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_end(dsn
                 pass
         raise ValueError("far too late")
 
-    started = time.monotonic()
     tasks: dict[str, Any] = {"stubborn": stubborn, "hang": hang}
-    with pytest.raises(WorkerPoolError, match=r"1 task\(s\) did not end within 5 s"):
-        async with Runner(dsn, tasks=tasks, concurrent_jobs=2, events=told.events) as runner:
+    with pytest.raises(WorkerPoolError, match=r"1 task\(s\) did not end within 0\.3 s"):
+        async with impatient(kill=0.3)(
+            dsn, tasks=tasks, concurrent_jobs=2, events=told.events
+        ) as runner:
             await told.seen(JobStart, count=2)
             await runner.kill()
-    assert time.monotonic() - started < 20
     (end,) = told.of(PoolForcefulShutdownError)
     assert "did not end" in str(end.error)
     # Its job went back, and what it makes of it in the end changes nothing.
@@ -199,7 +210,6 @@ async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_end(dsn
     assert told.of(JobError) == []
 
 
-@pytest.mark.timeout(40)
 async def test_a_thread_that_does_not_return_does_not_hold_up_the_end(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     job_id = jobs.add("block")
@@ -252,7 +262,6 @@ def waiting(jobs: Jobs) -> int:
     return int(row["count"])
 
 
-@pytest.mark.timeout(40)
 async def test_outcomes_that_cannot_be_recorded_in_time_are_told(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     job_id = jobs.add("work")
@@ -261,16 +270,14 @@ async def test_outcomes_that_cannot_be_recorded_in_time_are_told(dsn: str) -> No
     async def work(payload: Any) -> None:
         await finish.wait()
 
-    started = time.monotonic()
     with (
         psycopg.connect(dsn) as other,
         pytest.raises(WorkerPoolError, match=rf"stay locked by pool-\w+: {job_id}$"),
     ):
-        async with Runner(dsn, tasks={"work": work}, events=told.events) as runner:
+        async with impatient(kill=0.3)(dsn, tasks={"work": work}, events=told.events) as runner:
             await told.seen(JobStart)
             other.execute("lock graphile_worker._private_jobs in access exclusive mode")
             finish.set()
             await told.seen(JobSuccess)
             await runner.kill()
-    assert time.monotonic() - started < 25
     assert jobs.one(job_id)["locked_by"] == runner.pool_id

@@ -22,10 +22,9 @@ from graphile_worker_py.events import (
     PoolRelease,
     WorkerStop,
 )
-from graphile_worker_py.workers import pool
 from tests.support.eventually import eventually
 from tests.support.locking import WAITING
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 
 class Work:
@@ -291,9 +290,8 @@ async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_returned(
 
 
 async def test_the_end_of_the_last_fetch_does_not_end_an_outcome_that_is_being_written(
-    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pool, "STOP_PATIENCE", 0.1)
     jobs, told = Jobs(dsn), Told()
     quick, long = jobs.add_many(2, "work")
     ends = {quick: asyncio.Event(), long: asyncio.Event()}
@@ -305,7 +303,7 @@ async def test_the_end_of_the_last_fetch_does_not_end_an_outcome_that_is_being_w
     options: dict[str, Any] = {"concurrent_jobs": 2, "max_pool_size": 2, "events": told.events}
     async with (
         await psycopg.AsyncConnection.connect(dsn) as another,
-        Runner(dsn, tasks={"work": work}, **options) as runner,
+        impatient(stop=0.1)(dsn, tasks={"work": work}, **options) as runner,
     ):
         await told.seen(JobStart, count=2)
         await another.execute("select from graphile_worker._private_jobs for key share")

@@ -19,12 +19,11 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
-from graphile_worker_py.workers import listener
 from tests.support.eventually import eventually
 from tests.support.missing import missing
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer
 from tests.support.processes import Processes
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 LAST_ASKED = """
 select pid from pg_stat_activity
@@ -51,13 +50,6 @@ def pooled(processes: Processes) -> Iterator[Callable[[str], PgBouncer]]:
         yield start
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the listener give up soon."""
-    monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.2)
-    monkeypatch.setattr(listener, "SECOND_CHANCE", 0.1)
-
-
 class Work:
     """Tasks that use what a job can use of the database."""
 
@@ -82,15 +74,21 @@ class Work:
 
 
 async def run_all(
-    dsn: str, told: Told, *, jobs: Jobs, until: Callable[[], bool] = lambda: True, **options: Any
+    dsn: str,
+    told: Told,
+    *,
+    jobs: Jobs,
+    until: Callable[[], bool] = lambda: True,
+    runner: type[Runner] = Runner,
+    **options: Any,
 ) -> None:
     """Run thirty jobs and what they add, and a retry."""
     work = Work()
-    async with Runner(
+    async with runner(
         dsn, tasks=work.tasks, concurrent_jobs=5, poll_interval=0.2, events=told.events, **options
-    ) as runner:
+    ) as at_work:
         jobs.add("flaky")
-        await runner.add_jobs([JobSpec("parent", {"n": n}) for n in range(30)])
+        await at_work.add_jobs([JobSpec("parent", {"n": n}) for n in range(30)])
         await told.seen(JobSuccess, count=60, timeout=10)
         await told.seen(JobError)
         await eventually(lambda: jobs.all()[0]["locked_at"] is None)
@@ -104,22 +102,21 @@ async def run_all(
 async def test_without_a_connection_to_listen_on_it_polls_and_says_so_once(
     dsn: str,
     pooled: Callable[[str], PgBouncer],
-    impatient: None,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def deaf() -> list[str]:
         said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
         return [message for message in said if "LISTEN has no effect" in message]
 
     # It is tried again often enough to be said more than once.
-    monkeypatch.setattr(listener, "DEAF", Backoff(shortest=0.01, longest=0.01))
+    often = Backoff(shortest=0.01, longest=0.01)
     told = Told()
     await run_all(
         pooled(dsn).dsn,
         told,
         jobs=Jobs(dsn),
         until=lambda: len(told.of(PoolListenError)) >= 4,
+        runner=impatient(echo=0.2, late_echo=0.1, deaf=often),
     )
     assert len(deaf()) == 1
     assert "listen_connection_string" in deaf()[0]

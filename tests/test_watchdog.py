@@ -13,10 +13,11 @@ import pytest
 
 from graphile_worker_py import Runner
 from graphile_worker_py.events import JobSuccess
-from graphile_worker_py.workers import watchdog
+from graphile_worker_py.workers.waits import Waits
+from graphile_worker_py.workers.watchdog import Pace, Watchdog
 from tests.support.eventually import eventually
 from tests.support.processes import Process, Processes
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 TASKS = """
 import re, time
@@ -29,6 +30,10 @@ async def native(payload):
 
 TASKS = {"block": block, "native": native}
 """
+
+
+SOON: dict[str, Any] = {"look": 0.04, "first_warning": 0.12}
+"""Waits of a watchdog that warns soon."""
 
 
 def start_worker(dsn: str, processes: Processes, directory: Path, **env: str) -> Process:
@@ -46,35 +51,30 @@ def start_worker(dsn: str, processes: Processes, directory: Path, **env: str) ->
 async def test_it_watches_on_where_there_can_be_no_more_threads(
     dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.1)
-    monkeypatch.setattr(watchdog, "FIRST_WARNING", 0.3)
-
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     async def hog(_payload: Any) -> None:
         with monkeypatch.context() as exhausted:
             exhausted.setattr(threading.Thread, "start", refuse)
-            time.sleep(1)  # noqa: ASYNC251  # the point of it
+            time.sleep(0.4)  # noqa: ASYNC251  # the point of it
 
     Jobs(dsn).add("hog")
-    async with Runner(dsn, tasks={"hog": hog}):
+    async with impatient(**SOON)(dsn, tasks={"hog": hog}):
         await eventually(lambda: "The event loop turns again" in caplog.text)
     assert "The event loop has stood still" in caplog.text
 
 
 @pytest.mark.parametrize("limit", [0.0, 300.0])
 async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(
-    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, limit: float
+    dsn: str, caplog: pytest.LogCaptureFixture, limit: float
 ) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.1)
-    monkeypatch.setattr(watchdog, "FIRST_WARNING", 0.3)
     jobs, told = Jobs(dsn), Told()
 
     async def hog(_payload: Any) -> None:
-        time.sleep(1)  # noqa: ASYNC251  # the point of it
+        time.sleep(0.4)  # noqa: ASYNC251  # the point of it
 
-    async with Runner(
+    async with impatient(**SOON)(
         dsn, tasks={"hog": hog}, watchdog_timeout=limit, events=told.events
     ) as runner:
         job_id = jobs.add("hog", {"secret": "in the payload"})
@@ -84,7 +84,7 @@ async def test_a_task_that_blocks_the_loop_is_named_with_its_stack(
     still = [r for r in caplog.records if "The event loop has stood still" in r.message]
     assert {record.levelno for record in still} == {logging.WARNING}
     assert f"in job {job_id} of task 'hog':" in still[0].message
-    assert "time.sleep(1)" in still[0].message
+    assert "time.sleep(0.4)" in still[0].message
     assert "in the payload" not in caplog.text
 
 
@@ -94,7 +94,7 @@ async def test_a_loop_that_turns_is_never_told_of(
     jobs, told = Jobs(dsn), Told()
     async with Runner(
         dsn,
-        tasks={"work": lambda _payload: time.sleep(1.2)},
+        tasks={"work": lambda _payload: time.sleep(0.8)},
         poll_interval=3600,
         watchdog_timeout=0.5,
         events=told.events,
@@ -113,7 +113,7 @@ async def test_a_fetch_that_never_ends_is_told_and_the_worker_no_longer_counts_a
         await go_on.wait()
 
     async with Runner(
-        dsn, tasks={"work": print}, forbidden_flags=flags, watchdog_timeout=0.5
+        dsn, tasks={"work": print}, forbidden_flags=flags, watchdog_timeout=0.2
     ) as runner:
         await eventually(lambda: "No job was fetched, nor looked for, for" in caplog.text)
         assert not runner.health().live
@@ -158,25 +158,31 @@ def test_native_code_that_lets_no_other_thread_run_is_ended_too(
 
 
 async def test_the_time_for_which_a_machine_was_suspended_does_not_count(
-    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_EVERY", 0.05)
-    looks, slept, go_on = 0, 0.0, asyncio.Event()
+    looks, slept = 0, 0.0
 
-    def monotonic() -> float:
+    def clock() -> float:
         nonlocal looks
         looks += 1
         return time.monotonic() + slept
 
-    async def flags() -> None:
-        await go_on.wait()
-
-    monkeypatch.setattr(watchdog, "monotonic", monotonic)
-    async with Runner(dsn, tasks={"work": print}, forbidden_flags=flags) as runner:
+    watchdog = Watchdog(
+        limit=300,
+        exits=False,
+        at_work=str,
+        fetching=lambda: Pace(step=1, patience=0),  # a fetch that goes on and on
+        logger=logging.getLogger(__name__),
+        about={},
+        waits=Waits(**SOON),
+        clock=clock,
+    )
+    watchdog.start()
+    try:
         await eventually(lambda: looks > 5)
-        # In the middle of a fetch.
         looks, slept = 0, 1000.0
         await eventually(lambda: looks > 5)
-        assert runner.health().live
-        go_on.set()
+        assert not watchdog.standing_still
+    finally:
+        watchdog.close()
     assert caplog.records == []

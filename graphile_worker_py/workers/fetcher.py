@@ -23,9 +23,8 @@ from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.get_jobs import Fetched, Place, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
+from graphile_worker_py.workers.waits import Waits
 
-STOP_PATIENCE: Final = 3.0
-"""Seconds that a stop gives a fetch that is under way, and the question what a lost one locked."""
 SLOW: Final = (0.002, 10e-6)
 """A look at all jobs that took longer than so many seconds, and so many for each job, was slow."""
 GO_ON_FACTOR: Final = 10
@@ -54,6 +53,7 @@ class Fetcher:
         forbidden_flags: Jobs with one of these flags are left for others.
         hooks: Plugins that wrap fetches.
         known_ids: The jobs that the pool knows to have locked.
+        waits: How long it waits.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Fetcher:
         forbidden_flags: ForbiddenFlags | None,
         hooks: Hooks,
         known_ids: Callable[[], AbstractSet[int]],
+        waits: Waits,
     ) -> None:
         self._pool_id = pool_id
         self._database = database
@@ -73,6 +74,7 @@ class Fetcher:
         self._names = list(names)
         self._flags = forbidden_flags
         self._known_ids = known_ids
+        self._waits = waits
         self._get_jobs = hooks.get_jobs(self._lock_jobs)
         self._has_plugins = self._get_jobs != self._lock_jobs
         self._task_ids: dict[int, str] = {}
@@ -127,7 +129,7 @@ class Fetcher:
     async def resolve_doubt_in_time(self) -> None:
         """Return what is locked without the pool's knowing, if that can be done soon."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(STOP_PATIENCE):
+            async with asyncio.timeout(self._waits.stop):
                 await self._resolve_doubt(
                     partial(self._line.run_retrying, what="look for lost jobs")
                 )

@@ -31,18 +31,12 @@ from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.postgres.connecting import leads_to_server
 from graphile_worker_py.sql import notifications
+from graphile_worker_py.workers.waits import Waits
 
 logger = logging.getLogger(__name__)
 
 RECONNECT: Final = Backoff(shortest=0.1, longest=40.0, factor=2.7)
-DEAF: Final = Backoff(shortest=60.0, longest=600.0, factor=2.0)
-"""Between two tries to listen where that has had no effect."""
-ECHO_PATIENCE: Final = 5.0
-SECOND_CHANCE: Final = 1.0
-"""Seconds that an echo gets in addition: time may be up because the loop itself stood still."""
 CREW_PATIENCE: Final = 3.0
-BEGIN_PATIENCE: Final = 10.0
-"""Seconds that a new connection gets for each of its first statements."""
 DEAF_MESSAGE: Final = (
     "LISTEN has no effect here: what is announced does not arrive, as behind a pooler in "
     "transaction mode. Polling for new jobs every %g s. %s"
@@ -71,6 +65,7 @@ class Listener:
         on_listen: Awaited with each new connection as soon as the first echo came in, and with it
             the proof that its session is nobody else's. Without echoes, only if there is no pooler
             in between. A database error that it raises counts as a lost connection.
+        waits: How long it waits.
     """
 
     def __init__(
@@ -86,6 +81,7 @@ class Listener:
         hint: str,
         events: Events,
         on_listen: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
+        waits: Waits,
     ) -> None:
         self._pool_id = pool_id
         self._connect = connect
@@ -97,6 +93,7 @@ class Listener:
         self._hint = hint
         self._events = events
         self._on_listen = on_listen
+        self._waits = waits
         self._closed = asyncio.Event()
         self._channel = notifications.echo_channel(pool_id)
         # The payload that is waited for; None when nothing is.
@@ -146,7 +143,7 @@ class Listener:
         self._events.emit(events.PoolListenRelease(pool_id=self._pool_id))
 
     async def _begin(self, conn: AsyncConnection[Any]) -> None:
-        async with asyncio.timeout(BEGIN_PATIENCE):
+        async with asyncio.timeout(self._waits.begin_listening):
             await conn.execute(notifications.listen_on(self._channel))
             await conn.execute(notifications.LISTEN)
         self._failures = 0
@@ -184,7 +181,7 @@ class Listener:
             async for notification in conn.notifies(stop_after=1):
                 await self._hear(notification)
         if self._on_listen is not None:
-            async with asyncio.timeout(BEGIN_PATIENCE):
+            async with asyncio.timeout(self._waits.begin_listening):
                 if self._echo_interval > 0 or await leads_to_server(conn):
                     await self._on_listen(conn)
         async for notification in conn.notifies():
@@ -203,7 +200,7 @@ class Listener:
                     silent.set()
                     return
                 # The trouble is not here, or it is here as well and shows later.
-                await asyncio.sleep(max(0.0, ECHO_PATIENCE - took))
+                await asyncio.sleep(max(0.0, self._waits.echo - took))
                 continue
             if not await self._hears_echo():
                 silent.set()
@@ -216,17 +213,17 @@ class Listener:
         Not if tasks have borrowed all connections, or something was heard. And at the beginning it
         would say nothing about whether LISTEN has an effect here.
         """
-        is_late = took >= ECHO_PATIENCE and not isinstance(error, PoolTimeout)
+        is_late = took >= self._waits.echo and not isinstance(error, PoolTimeout)
         return is_late and self._listening and self._heard_at < asked_at
 
     async def _notify_self(self) -> None:
         self._echoed.clear()
         self._nonce = os.urandom(8).hex()
-        await self._notify(self._channel, self._nonce, ECHO_PATIENCE)
+        await self._notify(self._channel, self._nonce, self._waits.echo)
 
     async def _hears_echo(self) -> bool:
-        return await aio.wait_for(self._echoed, ECHO_PATIENCE) or await aio.wait_for(
-            self._echoed, SECOND_CHANCE
+        return await aio.wait_for(self._echoed, self._waits.echo) or await aio.wait_for(
+            self._echoed, self._waits.late_echo
         )
 
     async def _silence(self) -> None:
@@ -266,7 +263,7 @@ class Listener:
         if isinstance(error, NoEchoError) and self._deaf > 1:
             level = logging.WARNING if self._deaf == 2 else logging.DEBUG
             logger.log(level, DEAF_MESSAGE, self._poll_interval, self._hint, extra=about)
-            return DEAF.delay(self._deaf - 1)
+            return self._waits.deaf.delay(self._deaf - 1)
         delay = RECONNECT.delay(self._failures)
         logger.warning(
             "Not listening for new jobs (%s); polling, connecting again in %.1f s",

@@ -46,19 +46,18 @@ from graphile_worker_py.sql.reset_locked_at import reset_locked_at
 from graphile_worker_py.tasks.context import Abort, JobContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
-from graphile_worker_py.workers.fetcher import STOP_PATIENCE, Fetcher
+from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.health import Health, State, Vitals
 from graphile_worker_py.workers.listener import Listener
 from graphile_worker_py.workers.local_queue import LocalQueue
 from graphile_worker_py.workers.settler import Settler
+from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.watchdog import Pace, Watchdog
 from graphile_worker_py.workers.worker import Surroundings, Worker
 
 if TYPE_CHECKING:
     from graphile_worker_py.executors.process import ProcessExecutor
 
-KILL_PATIENCE: Final = 5.0
-"""Seconds that a forced stop gives cancelled tasks, and the last outcomes, each."""
 FIRST_SWEEP_WITHIN: Final = 60.0
 CONFIRM_INTERVAL: Final = 1.0
 """Seconds between two tries to make sure that the pool is not taken for dead."""
@@ -85,6 +84,7 @@ class WorkerPool:
         hooks: Plugins that wrap fetches and task calls.
         once: Whether to end when no job is due any more, instead of waiting for more.
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
+        waits: How long it waits; None means as long as `Waits` says.
 
     Attributes:
         pool_id: What its jobs are locked by.
@@ -103,6 +103,7 @@ class WorkerPool:
         hooks: Hooks,
         once: bool = False,
         ends_process: bool = False,
+        waits: Waits | None = None,
     ) -> None:
         self.pool_id = f"{'otpool' if once else 'pool'}-{os.urandom(9).hex()}"
         self._database = database
@@ -115,6 +116,7 @@ class WorkerPool:
         self._events = events
         self._once = once
         self._ends_process = ends_process
+        self._waits = Waits() if waits is None else waits
         self._state = State.STARTING
         self._vitals = Vitals(self.pool_id, events)
         self._listener: Listener | None = None
@@ -154,6 +156,7 @@ class WorkerPool:
             forbidden_flags=options.forbidden_flags,
             hooks=hooks,
             known_ids=lambda: self._queue.known_ids,
+            waits=self._waits,
         )
         self.taken_for_dead = False
         self._suspects = Suspects(
@@ -226,7 +229,7 @@ class WorkerPool:
         self._kill.set()
         # Cancelled tasks get their time, then the last outcomes get theirs; a database that is
         # away does not hold us any longer.
-        asyncio.get_running_loop().call_later(2 * KILL_PATIENCE, self._give_up)
+        asyncio.get_running_loop().call_later(2 * self._waits.kill, self._give_up)
 
     def health(self) -> Health:
         """How it fares."""
@@ -369,6 +372,7 @@ class WorkerPool:
             hint=self._listen_hint(),
             events=self._events,
             on_listen=self._heartbeat.hold_lock,
+            waits=self._waits,
         )
         async with asyncio.TaskGroup() as feeding:
             self._start_part(feeding, self._fetch_jobs(feeding), "fetch jobs")
@@ -460,7 +464,7 @@ class WorkerPool:
     async def _kill_crew(self, crew: aio.Crew) -> None:
         """At a forced stop cut off what runs, and give up on what does not end."""
         await self._kill.wait()
-        stubborn = await crew.cancel(patience=KILL_PATIENCE)
+        stubborn = await crew.cancel(patience=self._waits.kill)
         for worker in self._workers:
             if worker.worker_id in stubborn:
                 job = worker.abandon()
@@ -468,7 +472,7 @@ class WorkerPool:
                     self._take_back(job, worker.worker_id)
         if stubborn:
             error = WorkerPoolError(
-                f"{len(stubborn)} task(s) did not end within {KILL_PATIENCE:g} s of being "
+                f"{len(stubborn)} task(s) did not end within {self._waits.kill:g} s of being "
                 f"cancelled; their jobs were returned"
             )
             self._break(error, "cut off all tasks")
@@ -503,7 +507,7 @@ class WorkerPool:
     async def _cut_off_fetch(self) -> None:
         """After a stop wait for a fetch that is under way, but not for long: not in an outage."""
         await self._stop.wait()
-        await asyncio.sleep(STOP_PATIENCE)
+        await asyncio.sleep(self._waits.stop)
         await self._fetcher.cut_off()
 
     def _process_executor(self) -> "ProcessExecutor | None":
@@ -570,6 +574,7 @@ class WorkerPool:
             fetching=self._pace,
             logger=self._logger,
             about={"pool_id": self.pool_id},
+            waits=self._waits,
         )
 
     def _at_work(self, name: str) -> str:

@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
+from graphile_worker_py.workers.waits import Waits
+
 EXIT_STANDSTILL: Final = 70
 """Exit code of a process that was ended because nothing moved: EX_SOFTWARE of sysexits.h."""
-FIRST_WARNING: Final = 10.0
-"""Seconds of standstill until the first warning; there is another one each time they double."""
-LOOK_EVERY: Final = 1.0
 NATIVE_PATIENCE: Final = 2
 """So many times the limit is given to native code that lets no other thread run."""
 TELL_PATIENCE: Final = 5.0
@@ -58,6 +57,8 @@ class Watchdog:
         fetching: Says on the loop how far the fetching of jobs is; None if there is none to be.
         logger: Where to tell.
         about: Fields for log records.
+        waits: How often it looks, and when it first warns.
+        clock: Seconds that only ever go up.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Watchdog:
         fetching: Callable[[], Pace | None],
         logger: logging.Logger,
         about: dict[str, Any],
+        waits: Waits,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._limit = limit
         self._exits = exits and limit > 0
@@ -76,13 +79,14 @@ class Watchdog:
         self._fetching = fetching
         self._logger = logger
         self._about = about
-        self._look_every = min(LOOK_EVERY, limit / 4) if limit > 0 else LOOK_EVERY
+        self._clock = clock
+        self._look_every = min(waits.look, limit / 4) if limit > 0 else waits.look
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._turned = True
         self._pace: Pace | None = None
         self._still = 0.0
-        self._warn_at = FIRST_WARNING
+        self._first_warning = self._warn_at = waits.first_warning
         self._fetch_still = 0.0
         self._told = False
         self._armed_at = 0.0
@@ -98,7 +102,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch."""
-        self._watch_native_code(monotonic())
+        self._watch_native_code(self._clock())
         self._thread.start()
 
     def close(self) -> None:
@@ -107,9 +111,9 @@ class Watchdog:
         self._thread.join(JOIN_PATIENCE)
 
     def _watch(self) -> None:
-        looked_at = monotonic()
+        looked_at = self._clock()
         while not self._closed.wait(self._look_every):
-            now = monotonic()
+            now = self._clock()
             passed, looked_at = min(now - looked_at, 2 * self._look_every), now
             self._watch_native_code(now)
             if self._loop.is_closed():
@@ -124,10 +128,10 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _move_on(self) -> None:
-        if self._still >= FIRST_WARNING:
+        if self._still >= self._first_warning:
             self._tell(logging.WARNING, f"The event loop turns again, after {self._still:.0f} s")
         self._still = 0.0
-        self._warn_at = FIRST_WARNING
+        self._warn_at = self._first_warning
         self._turned = False
         with suppress(RuntimeError):  # the loop was closed in this very moment
             self._loop.call_soon_threadsafe(self._turn)

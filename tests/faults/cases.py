@@ -31,9 +31,6 @@ BETWEEN_CUTS: Final = 0.1
 DELAY: Final = 0.03
 IMPATIENT: Final = {
     "graphile_worker_py.postgres.deadlines.STATEMENT_DEADLINE": 0.4,
-    "graphile_worker_py.workers.listener.BEGIN_PATIENCE": 0.4,
-    "graphile_worker_py.workers.listener.ECHO_PATIENCE": 0.3,
-    "graphile_worker_py.workers.listener.SECOND_CHANCE": 0.1,
 }
 """What makes a worker give up soon what is not answered, where it would wait for a minute."""
 AGAIN: Final = 0.4
@@ -91,6 +88,7 @@ class Case(Generic[T]):
         stage: Sets the place up.
         options: Of both Python workers.
         constants: What else is different in them.
+        waits: Waits that are shorter in them; see `Waits`.
         each: Settings of one Python worker and the other.
         once: Whether it can come only once.
     """
@@ -100,6 +98,7 @@ class Case(Generic[T]):
     stage: Callable[[Place], AbstractAsyncContextManager[Stage[T]]]
     options: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
+    waits: Mapping[str, Any] = field(default_factory=dict)
     each: Sequence[Mapping[str, Any]] = FETCHING
     once: bool = False
 
@@ -443,7 +442,7 @@ OF_WORKERS: Final[Sequence[Case[Any]]] = [
         bring=swallow,
         stage=at_the_server,
         options=RECOVERS_FAST,
-        constants={"graphile_worker_py.workers.pool.KILL_PATIENCE": 1},
+        waits={"kill": 1},
     ),
     Case(
         fault="a storm of SIGTERM and other signals at all Python workers",
@@ -495,6 +494,7 @@ OF_THE_DATABASE: Final[Sequence[Case[Any]]] = [
         stage=behind_a_proxy,
         options={"listen_echo_interval": 0.2},
         constants=IMPATIENT,
+        waits={"begin_listening": 0.4, "echo": 0.3, "late_echo": 0.1},
     ),
 ]
 
@@ -514,7 +514,7 @@ async def go_through(
             at=stage.at,
             load_at=stage.load_at,
             node_at=stage.node_at,
-            settings={"options": options, "constants": case.constants},
+            settings={"options": options, "constants": case.constants, "waits": case.waits},
             each=case.each,
             node=node,
         )

@@ -23,6 +23,7 @@ from graphile_worker_py import Events, JobContext, LocalQueueOptions, Runner, cl
 from graphile_worker_py.events import Event, PoolCreate, PoolEvent, PoolRecovered, PoolTakenForDead
 from tests.faults.trial import DURATION
 from tests.faults.worker import put_clock_forward
+from tests.support.running import impatient
 
 
 class Tasks:
@@ -98,7 +99,9 @@ async def main(dsn: str, file: Path, settings: dict[str, Any]) -> None:
     named = {"work": tasks.work, "python only": tasks.work}
     try:
         async with (
-            Runner(dsn, tasks=named, events=events, **options) as runner,
+            impatient(**settings.get("waits", {}))(
+                dsn, tasks=named, events=events, **options
+            ) as runner,
             asyncio.TaskGroup() as group,
         ):
             killing = group.create_task(kill_twice(runner))

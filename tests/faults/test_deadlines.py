@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, WorkerUtils, run_once
+from graphile_worker_py import WorkerUtils, run_once
 from graphile_worker_py.events import (
     JobSuccess,
     PoolListenError,
@@ -21,11 +21,10 @@ from graphile_worker_py.postgres.connecting import opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.schema import migrate
-from graphile_worker_py.workers import listener
 from tests.support.eventually import eventually
 from tests.support.locking import WAITING, table_locked
 from tests.support.proxy import Proxy
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 SLEEP: Query[list[tuple[Any, ...]]] = Query("select pg_sleep(3600)", (), list)
 
@@ -82,11 +81,10 @@ async def test_on_a_way_that_leads_nowhere_a_statement_ends_soon_after_its_deadl
 
 
 async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
+    dsn: str,
 ) -> None:
-    monkeypatch.setattr("graphile_worker_py.workers.pool.STOP_PATIENCE", 0.3)
     told = Told()
-    async with Runner(
+    async with impatient(stop=0.3)(
         dsn,
         tasks={"work": print},
         poll_interval=3600,
@@ -103,11 +101,12 @@ async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
 
 
 async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_doubt(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
+    dsn: str,
 ) -> None:
-    monkeypatch.setattr("graphile_worker_py.workers.pool.STOP_PATIENCE", 0.3)
     jobs, told = Jobs(dsn), Told()
-    async with Runner(dsn, tasks={"work": print}, poll_interval=0.05, events=told.events) as runner:
+    async with impatient(stop=0.3)(
+        dsn, tasks={"work": print}, poll_interval=0.05, events=told.events
+    ) as runner:
         await told.seen(WorkerGetJobEmpty)
         async with table_locked(dsn):
             await eventually(lambda: jobs.query(WAITING, "%with sight%"))
@@ -119,13 +118,12 @@ async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_do
 async def test_a_listening_connection_is_made_anew_where_no_other_connection_answers(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
     monkeypatch.setattr(deadlines, "CANCEL_PATIENCE", 0.2)
     monkeypatch.setattr(deadlines, "STATEMENT_DEADLINE", 0.5)
     told = Told()
     async with (
         Proxy(dsn).running() as proxy,
-        Runner(
+        impatient(echo=0.3)(
             proxy.dsn,
             tasks={"work": print},
             listen_echo_interval=0.2,

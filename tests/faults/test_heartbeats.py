@@ -21,7 +21,7 @@ from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
 from tests.support.locking import POOLS, WAITING, table_locked
 from tests.support.proxy import Proxy
-from tests.support.running import Told
+from tests.support.running import Told, impatient
 
 NOW = "select clock_timestamp() as now"
 GHOST = """
@@ -175,11 +175,12 @@ async def test_a_recovery_that_meets_a_locked_table_is_given_up_and_tried_again(
 
 
 async def test_a_stop_does_not_wait_for_a_recovery_that_waits_for_a_lock(
-    dsn: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    dsn: str, ledger: Ledger
 ) -> None:
-    monkeypatch.setattr("graphile_worker_py.workers.pool.STOP_PATIENCE", 0.3)
     told = Told()
-    async with Runner(dsn, tasks={"work": print}, events=told.events, **FAST) as runner:
+    async with impatient(stop=0.3)(
+        dsn, tasks={"work": print}, events=told.events, **FAST
+    ) as runner:
         await told.seen(PoolListenSuccess)
         async with table_locked(dsn):
             ledger.query(GHOST, None, None, None)

@@ -10,13 +10,12 @@ import pytest
 from graphile_worker_py import JobContext, LocalQueueOptions, Runner
 from graphile_worker_py.events import PoolRecovered, PoolTakenForDead, WorkerGetJobError
 from graphile_worker_py.postgres import deadlines
-from graphile_worker_py.workers import listener
 from tests.faults.conftest import StartTrial
 from tests.faults.ledger import FAST
 from tests.faults.trial import CONCURRENT_JOBS
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 BETWEEN_CUTS = 0.1
 DELAY = 0.03
@@ -31,12 +30,10 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a worker give up soon what is not answered, where it would wait for a minute."""
+def gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> type[Runner]:
+    """A Runner that gives up soon what is not answered, instead of after a minute."""
     monkeypatch.setattr(deadlines, "STATEMENT_DEADLINE", 0.4)
-    monkeypatch.setattr(listener, "BEGIN_PATIENCE", 0.4)
-    monkeypatch.setattr(listener, "ECHO_PATIENCE", 0.3)
-    monkeypatch.setattr(listener, "SECOND_CHANCE", 0.1)
+    return impatient(begin_listening=0.4, echo=0.3, late_echo=0.1)
 
 
 async def test_connections_that_are_cut_again_and_again_cost_nothing_but_time(
@@ -79,11 +76,13 @@ async def test_a_slow_network_makes_nothing_run_twice(
 
 
 async def test_what_is_swallowed_for_longer_than_is_waited_for_is_no_loss(
-    dsn: str, proxy: Proxy, trial: StartTrial, impatient: None
+    dsn: str, proxy: Proxy, trial: StartTrial, gives_up_soon: type[Runner]
 ) -> None:
     """What was sent arrives in the end, when it was given up long ago."""
     fault = "nothing arrives, for longer than a statement may take"
-    async with trial(dsn, fault, at=[proxy.dsn] * 2, listen_echo_interval=0.2) as at_work:
+    async with trial(
+        dsn, fault, at=[proxy.dsn] * 2, listen_echo_interval=0.2, runner=gives_up_soon
+    ) as at_work:
         for _ in at_work.rounds():
             with proxy.black_hole():
                 await asyncio.sleep(at_work.scale.outage)
@@ -91,11 +90,11 @@ async def test_what_is_swallowed_for_longer_than_is_waited_for_is_no_loss(
 
 
 async def test_a_fetch_that_arrives_late_leaves_nothing_locked(
-    dsn: str, proxy: Proxy, trial: StartTrial, impatient: None
+    dsn: str, proxy: Proxy, trial: StartTrial, gives_up_soon: type[Runner]
 ) -> None:
     """The worker gave it up, and asked on a new connection what it had locked: nothing yet."""
     fault = "what was sent arrives late, after what was sent later"
-    async with trial(dsn, fault, at=[proxy.dsn, dsn]) as at_work:
+    async with trial(dsn, fault, at=[proxy.dsn, dsn], runner=gives_up_soon) as at_work:
         for _ in at_work.rounds():
             with proxy.stranded():
                 await at_work.both_work(since=time.monotonic())

@@ -139,6 +139,7 @@ class Trial:
         load_at: How jobs get there.
         once: Whether each job is to run once, and not at least once.
         may_lose: Whether the server itself loses what it has committed.
+        runner: The kind of runner.
         **options: Of both pools.
     """
 
@@ -152,6 +153,7 @@ class Trial:
         load_at: str | None = None,
         once: bool = True,
         may_lose: bool = False,
+        runner: type[Runner] = Runner,
         **options: Any,
     ) -> None:
         self.jobs = Jobs(dsn)
@@ -162,6 +164,7 @@ class Trial:
         self._fault = fault
         self._once = once
         self._may_lose = may_lose
+        self._runner = runner
         self._at = at or [dsn, dsn]
         self.told = [Told() for _ in self._at]
         self._options = {**OPTIONS, **options}
@@ -183,7 +186,9 @@ class Trial:
         """Within the block there are two pools at work; at its end all jobs are done."""
         async with AsyncExitStack() as stack:
             for dsn, told in zip(self._at, self.told, strict=True):
-                runner = Runner(dsn, tasks={"work": self.work}, events=told.events, **self._options)
+                runner = self._runner(
+                    dsn, tasks={"work": self.work}, events=told.events, **self._options
+                )
                 self.runners.append(await stack.enter_async_context(runner))
             group = await stack.enter_async_context(asyncio.TaskGroup())
             loading = group.create_task(self.load.run())

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.rows import dict_row
 
-from graphile_worker_py import Events
+from graphile_worker_py import Events, Runner
 from graphile_worker_py.events import Event
+from graphile_worker_py.workers.waits import Waits
 from tests.support.eventually import eventually
 from tests.support.rows import rows_of
 
@@ -133,3 +134,12 @@ class Told:
         """Wait for the `count`th event of a kind."""
         await eventually(lambda: len(self.of(kind)) >= count, timeout=timeout)
         return self.of(kind)[count - 1]
+
+
+def impatient(**waits: Any) -> type[Runner]:
+    """A Runner that waits less long than those of users; see `Waits` for what it waits for."""
+
+    class ImpatientRunner(Runner):
+        _waits = Waits(**waits)
+
+    return ImpatientRunner
