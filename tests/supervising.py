@@ -9,10 +9,11 @@ import signal
 import socket
 import sys
 
+from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.processes.supervised import VARIABLE
 from graphile_worker_py.processes.supervisor import Patience, Supervisor
 
-PATIENCE = Patience(healthy=60.0, shortest=0.01, longest=0.02, deaths=3, forced=2.0)
+PATIENCE = Patience(healthy=60.0, restart=Backoff(0.01, 0.02), deaths=3, forced=2.0)
 
 
 def say(text: str) -> None:

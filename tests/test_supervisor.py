@@ -390,9 +390,9 @@ def test_the_highest_exit_code_is_that_of_the_parent(pretend: Callable[[str], Pr
 
 
 def test_waits_before_a_restart_grow_and_are_scattered() -> None:
-    patience = Patience(shortest=1, longest=60)
+    restart = Patience().restart
     for deaths, expected in [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (10_000, 60)]:
-        delays = [patience.delay(deaths) for _ in range(50)]
+        delays = [restart.delay(deaths) for _ in range(50)]
         assert all(0.5 * expected <= delay <= 1.5 * expected for delay in delays)
         assert len(set(delays)) > 1
 

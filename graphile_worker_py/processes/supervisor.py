@@ -17,7 +17,6 @@ worker that died is replaced, after a while that grows with each death in a row.
 
 import logging
 import os
-import random
 import selectors
 import signal
 import socket
@@ -28,6 +27,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.processes.signals import ENDING, REPEAT_WINDOW
 from graphile_worker_py.processes.supervised import KILL, STOP, VARIABLE
@@ -45,23 +45,16 @@ class Patience:
 
     Attributes:
         healthy: A worker that has lived for so long does not count as one that dies at its start.
-        shortest: Wait before the first restart, times 0.5 to 1.5. It doubles with each death.
-        longest: No wait is longer than that, times 0.5 to 1.5.
+        restart: Delay before a worker is replaced, by its deaths in a row.
         deaths: Deaths in a row, of every worker, after which the parent gives up.
         forced: Time that a forced stop takes at most; then workers are ended by SIGKILL. A worker
             that is not blocked needs ten seconds at most.
     """
 
     healthy: float = 10.0
-    shortest: float = 1.0
-    longest: float = 60.0
+    restart: Backoff = Backoff(shortest=1.0, longest=60.0, factor=2.0)  # noqa: RUF009  # frozen
     deaths: int = 3
     forced: float = 15.0
-
-    def delay(self, deaths: int) -> float:
-        """Seconds to wait before a worker is replaced that died so often in a row."""
-        raw = min(self.shortest * 2.0 ** min(deaths - 1, 30), self.longest)
-        return raw * random.uniform(0.5, 1.5)  # noqa: S311  # scatter, not a secret
 
 
 @dataclass(slots=True)
@@ -276,7 +269,7 @@ class Supervisor:
         if all(self._is_dying(other, now) for other in self._places):
             self._end_for(code or 1, f"{who} {how}; all die again and again at their start")
             return
-        delay = self._patience.delay(place.deaths)
+        delay = self._patience.restart.delay(place.deaths)
         place.due_at = now + delay
         logger.warning("%s %s; another one starts in %.1f s", who, how, delay)
 
