@@ -1,4 +1,4 @@
-"""How many processor cores there are for this process."""
+"""The number of processor cores that this process may use."""
 
 import math
 import os
@@ -10,7 +10,7 @@ CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def cores(cgroup: Path = CGROUP) -> int:
-    """How many processor cores this process may use: those it is bound to, and its container's."""
+    """The number of cores by the affinity of this process and the quota of its container."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -19,7 +19,7 @@ def cores(cgroup: Path = CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float:
-    """The processor time of a container, in cores, as the two generations of cgroups write it."""
+    """The processor time of the container, in cores, by cgroups version 2 or 1."""
     with suppress(OSError, ValueError):
         quota, period = (cgroup / "cpu.max").read_text().split()
         return math.inf if quota == "max" else int(quota) / int(period)

@@ -1,4 +1,4 @@
-"""The worker's end of the channel to a supervisor: says that it works, stops when it is told."""
+"""The worker's end of the channel to a supervisor: reports readiness, receives stops."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from graphile_worker_py.processes.signals import pass_on
 logger = logging.getLogger(__name__)
 
 VARIABLE: Final = "GRAPHILE_WORKER_PY_SUPERVISED"
-"""Tells a worker process its number, and the file descriptor of its channel: `2:7`."""
+"""Holds the number of a worker process and the file descriptor of its channel: `2:7`."""
 READY: Final = b"ready\n"
 STOP: Final = "stop"
 KILL: Final = "kill"
@@ -24,9 +24,9 @@ class Supervised:
     """A process that a supervisor has started.
 
     Args:
-        number: Which of its processes this is, from 1.
-        channel: File descriptor of the way to the supervisor, open for as long as this process
-            runs. Its end is the end of the supervisor.
+        number: Number of this process among those of the supervisor, from 1.
+        channel: File descriptor of the socket to the supervisor, which stays open for as long as
+            this process runs. The socket closes when the supervisor ends.
     """
 
     def __init__(self, number: int, channel: int) -> None:
@@ -37,16 +37,18 @@ class Supervised:
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """What a supervisor has told this process, None if there is none. Can be asked once.
+        """This process as its supervisor started it; None without a supervisor.
+
+        A second call returns None: the first one removes the variable, so that programs that tasks
+        start are not taken for supervised ones.
 
         Raises:
-            ConfigurationError: The variable is there, but nobody meant it for this process.
+            ConfigurationError: The variable is set, but not by a supervisor of this process.
         """
-        # Programs that tasks start are not supervised.
-        told = os.environ.pop(VARIABLE, None)
-        if told is None:
+        value = os.environ.pop(VARIABLE, None)
+        if value is None:
             return None
-        number, _, descriptor = told.partition(":")
+        number, _, descriptor = value.partition(":")
         try:
             process = cls(int(number), int(descriptor))
             is_channel = stat.S_ISSOCK(os.fstat(int(descriptor)).st_mode)
@@ -54,22 +56,22 @@ class Supervised:
             is_channel = False
         if not is_channel:
             raise ConfigurationError(
-                f"{VARIABLE} is {told!r}, which no supervisor has set for this process: unset it"
+                f"{VARIABLE} is {value!r}, which no supervisor has set for this process: unset it"
             )
         process.take_over()
         return process
 
     def take_over(self) -> None:
-        """Make the channel, and the signals, this process's own."""
+        """Make the channel private to this process, and let Ctrl-C end it."""
         os.set_blocking(self._channel, False)
         os.set_inheritable(self._channel, False)  # noqa: FBT003  # takes no keywords
-        # From here on a Ctrl-C ends it without a word, as SIGTERM does; the supervisor has held it
-        # back till now. When jobs run, it is handled like other signals.
+        # The supervisor has blocked Ctrl-C up to here. From here on it ends the process silently,
+        # as SIGTERM does; the runner later handles it like other signals.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def ready(self) -> None:
-        """Say that it works; from now on it obeys."""
+        """Report that this process works, and carry out a stop that came earlier."""
         self._say(READY)
         if self._put_off is not None:
             name, force = self._put_off
@@ -77,7 +79,7 @@ class Supervised:
             self._obey(name, force=force)
 
     async def during(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work, and listen to the supervisor meanwhile."""
+        """Do the work, and receive stops from the supervisor meanwhile."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel, self._listen)
         try:
@@ -94,7 +96,7 @@ class Supervised:
             part = b""
         if not part:
             asyncio.get_running_loop().remove_reader(self._channel)
-            logger.warning("The supervisor is gone: this process ends")
+            logger.warning("The supervisor has ended; stopping this process")
             self._obey("SIGHUP", force=False)
             return
         *lines, self._heard = (self._heard + part).split(b"\n")
@@ -104,12 +106,12 @@ class Supervised:
 
     def _obey(self, name: str, *, force: bool) -> None:
         if not pass_on(name, force=force):
-            # It is about to begin, or to begin anew with changed tasks.
+            # No runner yet: it starts, or restarts with changed tasks.
             self._put_off = (name, force)
 
     def _say(self, what: bytes) -> None:
         try:
             os.write(self._channel, what)
         except (BlockingIOError, ConnectionError):
-            # A supervisor that is gone is noticed where it is listened to.
-            logger.debug("The supervisor does not listen")
+            # `_listen` detects that the supervisor has ended.
+            logger.debug("The supervisor did not receive %r", what)

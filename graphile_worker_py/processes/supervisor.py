@@ -1,18 +1,19 @@
-"""One parent that keeps several worker processes running.
+"""The parent that keeps several worker processes running.
 
-Each worker is a process of its own, made by running the same command line again with a variable
-that tells it its number and its channel (`supervised` is the other end). They are not forked:
-modules with tasks may start threads or open connections when they are imported, and native
-libraries, libpq among them, do not survive a fork on every platform.
+The parent starts each worker by running its own command line again, with a variable that holds the
+worker's number and channel (`supervised` is the worker's end). Workers are not forked: modules with
+tasks may start threads or open connections when they are imported, and some native libraries, such
+as libpq, do not survive a fork on every platform.
 
-The channel is a socket to each worker. The worker says that it works; the parent says when to stop.
-The end of the parent, however it comes about, closes the channel, which stops the worker, too.
-Signals are not handed on as signals: a terminal and a process manager may send theirs to the whole
-group, and a worker that was told twice of one Ctrl-C would cut its jobs off.
+Each worker has a socket to the parent, its channel. The worker reports when it is ready, and the
+parent tells it when to stop. When the parent ends, for whatever reason, the channel closes and the
+worker stops, too. The parent does not forward signals: a terminal or a process manager may signal
+the whole process group, and a worker that received one Ctrl-C twice would cancel its jobs.
 
-The first worker starts alone. What it can't do, such as to read the crontab or to reach the
-database, no other one can: it is told once, and its exit code is that of the parent. Later on a
-worker that died is replaced, after a while that grows with each death in a row.
+The first worker starts alone. If it fails to start, because it can't read the crontab or can't
+reach the database, the others would fail, too: it logs the reason once, and the parent exits with
+its exit code. Later, the parent replaces a worker that died, after a delay that grows with each
+death in a row.
 """
 
 import logging
@@ -41,14 +42,14 @@ SIGNALLED: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long is waited for what, in seconds.
+    """How long the parent waits, in seconds.
 
     Attributes:
-        healthy: A worker that has lived for so long does not count as one that dies at its start.
+        healthy: A worker that ran for this long did not die at its start.
         restart: Delay before a worker is replaced, by its deaths in a row.
-        deaths: Deaths in a row, of every worker, after which the parent gives up.
-        forced: Time that a forced stop takes at most; then workers are ended by SIGKILL. A worker
-            that is not blocked needs ten seconds at most.
+        deaths: The parent gives up when every worker has died this often in a row.
+        forced: Longest time for a forced stop; then the parent kills the workers with SIGKILL. A
+            worker that is not blocked needs at most ten seconds.
     """
 
     healthy: float = 10.0
@@ -59,17 +60,17 @@ class Patience:
 
 @dataclass(slots=True)
 class _Place:
-    """One of the workers: a process, or the time at which there will be one.
+    """One of the workers: its process, or the time at which to start its next process.
 
     Attributes:
-        number: 1 and up.
-        pid: Its process; None while there is none.
-        channel: To that process.
+        number: Number of the worker, from 1.
+        pid: Its process; None while it has none.
+        channel: The socket to that process.
         started_at: When that process started.
-        ready: Whether it has said that it works.
-        excused: Whether it was ended before it worked, which is nobody's fault.
-        deaths: How many processes in a row died early.
-        due_at: When to start the next one.
+        ready: Whether that process has reported that it is ready.
+        excused: Whether the parent ended it before it was ready; then its exit code does not count.
+        deaths: Number of its processes that died early, in a row.
+        due_at: When to start its next process.
     """
 
     number: int
@@ -82,13 +83,13 @@ class _Place:
     due_at: float | None = None
 
     def tell(self, word: str, reason: str) -> None:
-        """Send a line to the process, which may just have ended."""
+        """Send a line to the process, unless it has just ended."""
         if self.channel is not None:
             with suppress(OSError):
                 self.channel.send(f"{word} {reason}\n".encode())
 
     def has_lived_well(self, now: float, patience: Patience) -> bool:
-        """Whether the process has worked for long enough to forget those before it."""
+        """Whether the process ran long enough to forget the deaths before it."""
         return self.ready and now - self.started_at >= patience.healthy
 
 
@@ -108,11 +109,11 @@ class Supervisor:
     """Starts worker processes, replaces those that die, and ends with them.
 
     Args:
-        count: How many.
-        command: What to run; None means this process's own command line.
-        once: Whether workers are to end by themselves: none is replaced.
-        final: Exit codes with which a successor would end as well: all are stopped.
-        patience: How long to wait for what.
+        count: Number of workers.
+        command: Command line of a worker; None means that of this process.
+        once: Whether workers end by themselves; then none is replaced.
+        final: Exit codes with which a replacement would end, too; then all workers are stopped.
+        patience: How long to wait; None means the defaults.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Supervisor:
     ) -> None:
         if not hasattr(os, "posix_spawn"):
             raise ConfigurationError(
-                f"processes: this platform can't supervise {count} processes; only 1 is allowed"
+                f"processes: this platform supports only 1 process, not {count}"
             )
         self._command = own_command() if command is None else list(command)
         self._once = once
@@ -140,11 +141,11 @@ class Supervisor:
     def run(self) -> int:
         """Run until all workers have ended for good.
 
-        To be called in the main thread, as the last thing that the process does: signals are
-        ignored afterwards.
+        Call it in the main thread, as the last thing that the process does: it leaves signals
+        ignored.
 
         Returns:
-            The exit code: that of the worker that made it end, else the highest.
+            The exit code: that of the worker because of which all ended, otherwise the highest.
         """
         logger.info("Supervising %d processes", len(self._places))
         try:
@@ -158,7 +159,7 @@ class Supervisor:
                     self._take_signals(_read_all(signals))
                     self._take_time()
         finally:
-            # The end of the channels stops workers that are left, should this be a fault of ours.
+            # If a bug ended the loop, closing the channels stops the workers that still run.
             for place in self._places:
                 if place.channel is not None:
                     place.channel.close()
@@ -170,7 +171,7 @@ class Supervisor:
         return any(place.pid is not None or place.due_at is not None for place in self._places)
 
     def _rest(self) -> float | None:
-        """Seconds until there is something to do, None if it is not known."""
+        """Seconds until the next restart or deadline; None if there is none."""
         times = [place.due_at for place in self._places if place.due_at is not None]
         if self._stop.give_up_at is not None:
             times.append(self._stop.give_up_at)
@@ -187,7 +188,8 @@ class Supervisor:
                     self._command[0],
                     self._command,
                     environment,
-                    # Until it can handle one in silence: a Ctrl-C is meant for it as well.
+                    # A Ctrl-C reaches the worker, too; the worker unblocks it when it can exit
+                    # without a traceback.
                     setsigmask=[signal.SIGINT],
                 )
             except OSError as error:
@@ -214,15 +216,15 @@ class Supervisor:
             place.excused = False
             place.tell(STOP, "SIGTERM")
             return
-        logger.debug("Process %d works", place.number)
+        logger.debug("Process %d is ready", place.number)
         if not self._some_worked:
-            # So others can.
+            # The others will be able to run, too.
             self._some_worked = True
             for other in self._places[1:]:
                 self._start(other)
 
     def _reap(self) -> None:
-        # Whoever is waited for: as the first process of a container it inherits orphans.
+        # Any child: as the first process of a container, the parent inherits orphans.
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -233,7 +235,7 @@ class Supervisor:
             for place in self._places:
                 if place.pid == pid:
                     place.pid = None
-                    self._hear([place])  # it may have said that it works, and ended at once
+                    self._hear([place])  # it may have reported to be ready just before it ended
                     self._close(place)
                     self._has_ended(place, *_how(os.waitstatus_to_exitcode(status)))
 
@@ -245,33 +247,33 @@ class Supervisor:
 
     def _has_ended(self, place: _Place, how: str, code: int) -> None:
         now = time.monotonic()
-        who = f"Process {place.number}"
+        name = f"Process {place.number}"
         if self._stop.begun or (self._once and self._some_worked):
             self._stop.codes.append(0 if place.excused else code)
             log = logger.debug if code == 0 or place.excused else logger.warning
-            log("%s %s", who, how)
+            log("%s %s", name, how)
         elif not self._some_worked:
-            # It has said why; the others would say the same.
-            self._end_for(code or 1, f"{who} {how} before it worked")
+            # It has logged why; the others would fail in the same way.
+            self._end_for(code or 1, f"{name} {how} before it was ready")
         elif code in self._final:
-            self._end_for(code, f"{who} {how}, and so would others")
+            self._end_for(code, f"{name} {how}, and a replacement would, too")
         else:
-            self._replace(place, who, how, code, now)
+            self._replace(place, name, how, code, now)
 
-    def _replace(self, place: _Place, who: str, how: str, code: int, now: float) -> None:
+    def _replace(self, place: _Place, name: str, how: str, code: int, now: float) -> None:
         healthy = place.has_lived_well(now, self._patience)
         place.deaths = 0 if healthy else place.deaths
         if healthy and code == 0:
             place.due_at = now
-            logger.info("%s %s; another one starts", who, how)
+            logger.info("%s %s; starting another one", name, how)
             return
         place.deaths += 1
         if all(self._is_dying(other, now) for other in self._places):
-            self._end_for(code or 1, f"{who} {how}; all die again and again at their start")
+            self._end_for(code or 1, f"{name} {how}; all processes keep dying at their start")
             return
         delay = self._patience.restart.delay(place.deaths)
         place.due_at = now + delay
-        logger.warning("%s %s; another one starts in %.1f s", who, how, delay)
+        logger.warning("%s %s; starting another one in %.1f s", name, how, delay)
 
     def _is_dying(self, place: _Place, now: float) -> bool:
         if place.pid is not None and place.has_lived_well(now, self._patience):
@@ -329,7 +331,7 @@ class Supervisor:
                 self._start(place)
         if self._stop.give_up_at is not None and self._stop.give_up_at <= now:
             self._stop.give_up_at = None
-            lost = "Process %d does not stop: it is ended by SIGKILL, its jobs stay locked"
+            lost = "Process %d does not stop; killing it with SIGKILL, its jobs stay locked"
             for place in self._places:
                 if place.pid is not None:
                     logger.error(lost, place.number)
@@ -342,12 +344,12 @@ class Supervisor:
 
 
 def own_command() -> list[str]:
-    """The command line that this process was started with, interpreter and its flags included."""
+    """The command line of this process, with the interpreter and its flags."""
     return [sys.executable, *sys.orig_argv[1:]]
 
 
 def _how(code: int) -> tuple[str, int]:
-    """How a process ended, in words, and the exit code of who ends for it."""
+    """How a process ended, in words, and the exit code for a parent that ends because of it."""
     if code >= 0:
         return f"ended with exit code {code}", code
     try:
@@ -358,7 +360,7 @@ def _how(code: int) -> tuple[str, int]:
 
 
 def _read_all(source: socket.socket) -> bytes:
-    """What there is to be read without waiting; nothing also if it has ended."""
+    """What can be read without waiting; empty also if the other end is closed."""
     found = b""
     with suppress(OSError):
         while part := source.recv(4096):
@@ -368,9 +370,9 @@ def _read_all(source: socket.socket) -> bytes:
 
 @contextmanager
 def _woken_by_signals() -> Iterator[socket.socket]:
-    """A socket from which the numbers of signals can be read: those that end us, and SIGCHLD.
+    """A socket that receives the numbers of signals: those that end the process, and SIGCHLD.
 
-    If so many come that it is full some are lost, but not the wake-up.
+    When it is full, further numbers are lost, but it still wakes the reader.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -384,6 +386,6 @@ def _woken_by_signals() -> Iterator[socket.socket]:
             yield ours
         finally:
             for number in ENDING:
-                # The process ends, with an exit code that tells how its workers did.
+                # A late signal must not change the exit code, which reports how the workers ended.
                 signal.signal(number, signal.SIG_IGN)
             signal.set_wakeup_fd(wakeup)
