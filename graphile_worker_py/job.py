@@ -19,6 +19,8 @@ from graphile_worker_py.errors import ConfigurationError
 MAX_IDENTIFIER_LENGTH: Final = 128
 MAX_QUEUE_NAME_LENGTH: Final = 128
 MAX_JOB_KEY_LENGTH: Final = 512
+LOCK_LIFETIME: Final = 4 * 3600.0
+"""Seconds after which a lock counts as abandoned: any worker, Node's too, then frees the job."""
 
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime.max.replace(tzinfo=UTC)

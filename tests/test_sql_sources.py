@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "graphile_worker_py"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-SINKS = {"execute", "executemany", "copy", "stream", "Query", "SQL", "statement"}
+SINKS = {"execute", "executemany", "copy", "stream", "Query", "SQL", "run_script", "statement"}
 """What takes a statement as its first argument."""
 QUOTING = {"Identifier", "Literal", "Placeholder"}
 """What psycopg's `SQL.format` may be given."""

@@ -15,12 +15,12 @@ from graphile_worker_py import aio
 from graphile_worker_py.errors import CutOffError, GraphileWorkerError
 from graphile_worker_py.executors import guarding
 from graphile_worker_py.executors.groups import end_of, signal_group
-from graphile_worker_py.job import Job
+from graphile_worker_py.job import LOCK_LIFETIME, Job
 from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.tasks.task import Task
 
-DEFAULT_TIMEOUT: Final = 4 * 3600.0
-"""Seconds; after this time the job's lock counts as stale, and others may run it."""
+DEFAULT_TIMEOUT: Final = LOCK_LIFETIME
+"""Seconds; after this time another worker may free the job and run it."""
 TERMINATION_GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL; the worker pool itself waits five."""
 LINE_LIMIT: Final = 16_384

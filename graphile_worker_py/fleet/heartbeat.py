@@ -211,7 +211,7 @@ class Heartbeat:
         if not await self._database.run(hold_lock, conn=conn):
             raise errors.LockNotAvailable("the advisory lock of the pool is not free")
         # Again, so that pg_stat_activity shows administrators what the session is for.
-        await conn.execute(notifications.LISTEN)
+        await self._database.run_script(notifications.LISTEN, conn=conn)
 
     async def confirm(self) -> bool:
         """Return whether the pool may fetch; after a pause, send a heartbeat first to find out."""

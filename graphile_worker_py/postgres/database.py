@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -182,6 +182,10 @@ class Database:
                 sent = cursor, query
             if sent:
                 sent[1].read(await sent[0].fetchall())
+
+    async def run_script(self, text: LiteralString, *, conn: AsyncConnection[Any]) -> None:
+        """Send statements without values, separated by semicolons, in one go on a connection."""
+        await conn.execute(self.statements[text])
 
     async def copy_in(
         self, query: Query[None], blocks: Iterable[str], *, conn: AsyncConnection[Any]

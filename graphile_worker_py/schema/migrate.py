@@ -1,4 +1,4 @@
-"""Install and upgrade the schema, next to Node workers that may be doing the same."""
+"""Install and upgrade the schema, also while Node workers do the same."""
 
 import asyncio
 import logging
@@ -21,16 +21,18 @@ from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights
 from graphile_worker_py.sql import migrations, notifications
 from graphile_worker_py.sql.granted import read_rights
-from graphile_worker_py.sql.migrations import Revisions
+from graphile_worker_py.sql.migrations import (
+    BASELINE_REVISION,
+    BREAKING_REVISIONS,
+    LATEST_REVISION,
+    Revisions,
+)
 
 logger = logging.getLogger(__name__)
 
-LATEST_REVISION: Final = 20
-BASELINE_REVISION: Final = 18
-BREAKING_REVISIONS: Final = frozenset({1, 3, 11, 13, 14, 16, 19})
 OLDEST_POSTGRES: Final = 120000
 
-# What an installer meets when another one was a moment ahead of it.
+# Errors of an installer that lost a race with another one.
 _CLASHES: Final = (
     errors.UniqueViolation,
     errors.DuplicateSchema,
@@ -38,48 +40,48 @@ _CLASHES: Final = (
     errors.DuplicateObject,
     errors.DuplicateColumn,
 )
-# What reading the revisions meets where nothing was installed, or only half.
+# Errors of reading the revisions where nothing was installed, or only a part.
 _NOT_INSTALLED: Final = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
 
 _CLASH_PAUSE: Final = 0.4
 _BOOTSTRAP_TRIES: Final = 10
-# A Node worker installs revision after revision. One that is between 1 and 17 is either being
-# installed right now, or old; what did not move for so many seconds is old.
+# A Node worker installs one revision after the other. A schema at revisions 1 to 17 is either being
+# installed right now, or old. It is old if its revision did not change for this many seconds.
 _INSTALL_PATIENCE: Final = 3.0
-# Another installer may rightly take hours. But nobody should have to guess what is waited for.
-_TELL_AFTER: Final = 10.0
+# Another installer may legitimately take hours, but the log should say what the process waits for.
+_WARN_AFTER: Final = 10.0
 
 
 async def migrate(database: Database, hooks: Hooks | None = None) -> None:
-    """Bring the schema to revision 20, or do nothing if it is there.
+    """Bring the schema to the revision of this release, or do nothing if it is up to date.
 
     Safe to run from many processes at once, Python and Node alike.
 
     Args:
-        database: Where.
+        database: The database, and the schema's name in it.
         hooks: Plugins that wrap the steps; None means none.
 
     Raises:
         UnsupportedPostgresError: The server is older than PostgreSQL 12.
         IncompatibleSchemaError: The schema is newer than this release can work on, or older than
             it can upgrade.
-        MissingRightsError: The role may not even look at the schema.
+        MissingRightsError: The role may not read the schema.
         MigrationError: The role may not create the schema or its objects.
     """
     async with database.pool.connection() as conn:
         waiting = asyncio.get_running_loop().call_later(
-            _TELL_AFTER,
+            _WARN_AFTER,
             logger.warning,
-            "Schema %r is still looked at, or changed; maybe somebody else has its tables locked",
+            "Still installing or checking schema %r; another session may have its tables locked",
             database.schema,
         )
-        # Each revision is a transaction of its own, whatever the owner of the pool prefers.
+        # Each revision needs a separate transaction, whatever the caller's pool is set to.
         autocommit = conn.autocommit
         await conn.set_autocommit(True)
         try:
             await _Migrator(database, conn, hooks or Hooks()).run()
         except errors.InsufficientPrivilege as error:
-            # What is up to date needs no rights but to look at it.
+            # If the schema is up to date, the role only needs the right to read it.
             query = read_rights(database.schema, rights.LOOKING)
             rights.check_grants(await database.run(query, conn=conn), database.schema)
             raise MigrationError(
@@ -95,10 +97,10 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
 
 
 async def check_role(database: Database, needed: rights.Needs) -> None:
-    """Check that the role may do what is needed, and sees what is there.
+    """Check that the role has the rights it needs, and that no rows are hidden from it.
 
     Raises:
-        MissingRightsError: It does not.
+        MissingRightsError: A right is missing, or rows are hidden.
     """
     found = await database.run(read_rights(database.schema, needed))
     rights.check_rights(found, database.schema)
@@ -127,7 +129,7 @@ def check_installed(schema: str) -> Steps[None]:
 
 
 async def check_revision(database: Database) -> None:
-    """Check that this release can work on the schema as it is now.
+    """Check that this release can work on the current revision of the schema.
 
     Raises:
         IncompatibleSchemaError: It can't.
@@ -168,7 +170,7 @@ class _Migrator:
         return await self._database.run(migrations.read_revisions(), conn=self._conn)
 
     async def _read_or_bootstrap(self) -> Revisions:
-        """Read the revisions, with the table for them made where it is missing."""
+        """Read the revisions; create their table first where it is missing."""
         for _ in range(_BOOTSTRAP_TRIES):
             try:
                 return await self._read()
@@ -179,7 +181,8 @@ class _Migrator:
             except _CLASHES:
                 await asyncio.sleep(_CLASH_PAUSE + random.uniform(0, 0.2))  # noqa: S311
         raise MigrationError(
-            f"schema {self._database.schema!r} could not be prepared: others kept changing it"
+            f"schema {self._database.schema!r} could not be prepared: other sessions kept "
+            f"changing it"
         )
 
     def _step(self, server_version: int) -> SchemaStep:
@@ -198,9 +201,9 @@ class _Migrator:
     async def _bootstrap(self, *, schema_exists: bool) -> None:
         async with self._conn.transaction():
             if not schema_exists:
-                # Not "if not exists", which asks for a right even where there is nothing to do.
-                await self._conn.execute(self._database.statements[migrations.CREATE_SCHEMA])
-            await self._conn.execute(self._database.statements[migrations.BOOTSTRAP])
+                await self._database.run(migrations.create_schema(), conn=self._conn)
+            await self._database.run_script(migrations.BOOTSTRAP, conn=self._conn)
+            await self._database.run(migrations.mark_breaking(), conn=self._conn)
 
     async def _apply(self, revisions: Sequence[int], *, fresh: bool) -> bool:
         """Apply one file, which brings the schema to the last of these revisions.
@@ -208,22 +211,20 @@ class _Migrator:
         Returns:
             False if another installer was ahead.
         """
-        recorded = {revision: revision in BREAKING_REVISIONS for revision in revisions}
         latest = max(revisions)
-        breaking = recorded[latest]
+        breaking = latest in BREAKING_REVISIONS
         run = self._database.run
         try:
             async with self._conn.transaction():
-                # The rows come first: whoever installs at the same time, in any language, waits
-                # here on the primary key, and then clashes without having touched anything.
-                await run(migrations.record_revisions(recorded), conn=self._conn)
-                await self._conn.execute(self._database.statements[read_migration(latest)])
+                # The rows come first: another installer, in any language, waits here on the
+                # primary key, and then clashes before it has changed anything.
+                await run(migrations.record_revisions(revisions), conn=self._conn)
+                await self._database.run_script(read_migration(latest), conn=self._conn)
                 # A fresh schema has no workers yet. The channel is shared by all schemas of the
                 # database, so the word "breaking" would only stop the workers of the others.
                 if not (fresh and breaking):
-                    await run(
-                        notifications.announce_migration(latest, breaking=breaking), conn=self._conn
-                    )
+                    announcement = notifications.announce_migration(latest, breaking=breaking)
+                    await run(announcement, conn=self._conn)
         except errors.UniqueViolation as error:
             if error.diag.table_name != "migrations":
                 raise
@@ -233,7 +234,7 @@ class _Migrator:
         return True
 
     async def _wait_for_baseline(self) -> int:
-        """Wait while another installer is on its way to the baseline; the revision reached."""
+        """Wait while another installer works towards the baseline; returns the revision reached."""
         loop = asyncio.get_running_loop()
         revision: int | None = None
         deadline = 0.0
@@ -254,10 +255,10 @@ class _Migrator:
 
 
 def read_migration(revision: int) -> str:
-    """The SQL that brings the schema to this revision."""
+    """Read the script that brings the schema to this revision."""
     name = f"{revision:06}.sql"
     package = Path(__file__).parent.parent
-    # The wheel carries the files; in a checkout they stand beside the package.
+    # The wheel contains the files. In a checkout they are in the folder next to the package.
     for folder in (package / "migrations", package.parent / "sql"):
         if (folder / name).exists():
             return (folder / name).read_text(encoding="utf-8")
@@ -285,7 +286,7 @@ def check_supported(revisions: Revisions, schema: str) -> None:
         )
     if revisions.latest is not None and revisions.latest > LATEST_REVISION:
         logger.warning(
-            "Schema %r is at revision %s, newer than %s; no breaking change, going on",
+            "Schema %r is at revision %s, newer than %s, but without a breaking change; continuing",
             schema,
             revisions.latest,
             LATEST_REVISION,

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.postgres.query import Query, Steps
 
-# The four hours after which any worker frees a lock.
 _READ_BACKLOG: Final = """
 select
   (select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations),
@@ -14,12 +14,12 @@ select
   (
     select count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-    where jobs.locked_at < now() - interval '4 hours'
+    where jobs.locked_at < now() - $1::float8 * interval '1 second'
   ),
   (
     select count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_job_queues as job_queues
-    where job_queues.locked_at < now() - interval '4 hours'
+    where job_queues.locked_at < now() - $1::float8 * interval '1 second'
   )
 from (
   select
@@ -63,7 +63,7 @@ def read_backlog() -> Query[Backlog]:
             stale_queues=stale_queues,
         )
 
-    return Query(_READ_BACKLOG, (), read, prepare=False)
+    return Query(_READ_BACKLOG, (LOCK_LIFETIME,), read, prepare=False)
 
 
 # A pool that others have found dead, and whose jobs they have freed, is no trouble any more.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.sql.migrations import LATEST_REVISION
+from graphile_worker_py.sql.notifications import JOBS_INSERT, announcement
 
 _RESERVE: Final = """
 with jobs as materialized (
@@ -27,12 +29,12 @@ with jobs as materialized (
     and has_table_privilege(pg_class.oid, 'insert')
     and (
       select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations
-    ) = 20
+    ) = $3::int4
 )
 select
   array(select nextval(jobs.sequence) from generate_series(1, $2::int4)),
   now(),
-  pg_notify('jobs:insert', '{"r":' || random()::text || ',"count":' || $2::text || '}')
+  pg_notify($4::text, $5::text)
 from jobs
 where has_sequence_privilege(jobs.sequence, 'usage')
 """
@@ -57,7 +59,8 @@ def reserve(schema: str, count: int) -> Query[Reserved | None]:
     def read(rows: list[tuple[Any, ...]]) -> Reserved | None:
         return Reserved(rows[0][0], rows[0][1]) if rows else None
 
-    return Query(_RESERVE, (schema, count), read)
+    values = (schema, count, LATEST_REVISION, JOBS_INSERT, announcement(count))
+    return Query(_RESERVE, values, read)
 
 
 _REGISTER_QUEUES: Final = """

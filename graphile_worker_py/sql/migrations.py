@@ -1,19 +1,27 @@
 """Which revision the schema has, and the table that records it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
 
+LATEST_REVISION: Final = 20
+"""The revision that this release installs and works on."""
+BASELINE_REVISION: Final = 18
+"""The revision that a new schema starts at, in one step."""
+BREAKING_REVISIONS: Final = frozenset({1, 3, 11, 13, 14, 16, 19})
+"""Revisions on which workers of earlier releases can't work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Revisions:
-    """What the database says about itself.
+    """What the database says about its revisions.
 
     Args:
         server_version: PostgreSQL's version number, 180006 for 18.6.
-        latest: Greatest revision recorded; None if none is.
-        latest_breaking: Greatest revision marked as breaking; None if none is.
+        latest: Greatest recorded revision; None if there is none.
+        latest_breaking: Greatest revision marked as breaking; None if there is none.
     """
 
     server_version: int
@@ -45,10 +53,16 @@ def read_server(schema: str) -> Query[tuple[int, bool]]:
     return Query(_SERVER, (schema,), lambda rows: (rows[0][0], rows[0][1]), prepare=False)
 
 
-CREATE_SCHEMA: Final = "create schema :GRAPHILE_WORKER_SCHEMA"
+_CREATE_SCHEMA: Final = "create schema :GRAPHILE_WORKER_SCHEMA"
 
-# Upstream's first releases had no column `breaking`; a table of theirs, or one that an
-# administrator made beforehand, gets it here, with the flags its rows should have.
+
+def create_schema() -> Query[None]:
+    """Create the schema. Without `if not exists`, which needs a right even if it exists."""
+    return Query(_CREATE_SCHEMA, (), no_result, prepare=False)
+
+
+# Graphile Worker's first releases had no column `breaking`. Their table, or one that an
+# administrator prepared, gets it here.
 BOOTSTRAP: Final = """
 create table if not exists :GRAPHILE_WORKER_SCHEMA.migrations (
   id int4 primary key,
@@ -56,10 +70,19 @@ create table if not exists :GRAPHILE_WORKER_SCHEMA.migrations (
 );
 alter table :GRAPHILE_WORKER_SCHEMA.migrations
   add column if not exists breaking boolean not null default false;
-update :GRAPHILE_WORKER_SCHEMA.migrations
-  set breaking = true
-  where id in (1, 3, 11, 13, 14, 16, 19) and not breaking;
 """
+"""A script that makes the table of revisions, or brings an old one up to date."""
+
+_MARK_BREAKING: Final = """
+update :GRAPHILE_WORKER_SCHEMA.migrations as migrations
+set breaking = true
+where migrations.id = any($1::int4[]) and not migrations.breaking
+"""
+
+
+def mark_breaking() -> Query[None]:
+    """Set the flag `breaking` of recorded revisions that should have it."""
+    return Query(_MARK_BREAKING, (sorted(BREAKING_REVISIONS),), no_result, prepare=False)
 
 
 _RECORD: Final = """
@@ -70,7 +93,8 @@ order by revision.id
 """
 
 
-def record_revisions(revisions: dict[int, bool]) -> Query[None]:
+def record_revisions(revisions: Iterable[int]) -> Query[None]:
     """Record revisions with their breaking flags; fails with 23505 if one is recorded."""
-    values = (list(revisions), list(revisions.values()))
-    return Query(_RECORD, values, no_result)
+    ids = list(revisions)
+    values = (ids, [revision in BREAKING_REVISIONS for revision in ids])
+    return Query(_RECORD, values, no_result, prepare=False)

@@ -15,7 +15,7 @@ JOBS_INSERT: Final = "jobs:insert"
 WORKER_MIGRATE: Final = "worker:migrate"
 
 LISTEN: Final = 'listen "' + JOBS_INSERT + '"; listen "' + WORKER_MIGRATE + '"'
-"""Listens on both; two statements."""
+"""A script that listens on both."""
 
 _NOTIFY: Final = "select pg_notify($1::text, $2::text)"
 
@@ -25,9 +25,9 @@ def echo_channel(pool_id: str) -> str:
     return f"graphile_worker_py:{pool_id}"
 
 
-def listen_on(channel: str) -> sql.Composed:
-    """The statement that listens on another channel."""
-    return sql.SQL("listen {}").format(sql.Identifier(channel))
+def listen_on(channel: str) -> str:
+    """The script that listens on another channel."""
+    return sql.SQL("listen {}").format(sql.Identifier(channel)).as_string()
 
 
 def notify(channel: str, payload: str) -> Query[None]:

@@ -1,8 +1,9 @@
-"""The sweep: locks older than four hours are taken from whoever held them."""
+"""The sweep: free jobs and queues whose locks are so old that they count as abandoned."""
 
 from datetime import datetime
 from typing import Final
 
+from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.postgres.query import Query
 
 _RESET: Final = """
@@ -11,22 +12,28 @@ with jobs_reset as (
   set locked_by = null,
     locked_at = null,
     run_at = greatest(jobs.run_at, coalesce($1::timestamptz, now()))
-  where jobs.locked_at < coalesce($1::timestamptz, now()) - interval '4 hours'
+  where jobs.locked_at
+    < coalesce($1::timestamptz, now()) - $2::float8 * interval '1 second'
   returning jobs.id
 ),
 queues_reset as (
   update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
   set locked_by = null,
     locked_at = null
-  where queues.locked_at < coalesce($1::timestamptz, now()) - interval '4 hours'
+  where queues.locked_at
+    < coalesce($1::timestamptz, now()) - $2::float8 * interval '1 second'
 )
 select jobs_reset.id from jobs_reset
 """
 
 
 def reset_locked_at(now: datetime | None = None) -> Query[list[int]]:
-    """Free all jobs and queues that were locked more than four hours ago; the ids of the jobs.
+    """Free all jobs and queues whose locks are older than `LOCK_LIFETIME`.
 
-    `now` is the time to reckon from; None means that of the database.
+    Args:
+        now: The current time; None means that of the database.
+
+    Returns:
+        The ids of the jobs.
     """
-    return Query(_RESET, (now,), lambda rows: [row[0] for row in rows])
+    return Query(_RESET, (now, LOCK_LIFETIME), lambda rows: [row[0] for row in rows])

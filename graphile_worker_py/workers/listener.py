@@ -30,6 +30,7 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.postgres.connecting import leads_to_server
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import notifications
 from graphile_worker_py.workers.waits import Waits
 
@@ -53,7 +54,7 @@ class Listener:
     Args:
         pool_id: Id of the pool, for logs and events.
         connect: Makes a connection in autocommit mode.
-        notify: Announces a payload on a channel, on another connection, within so many seconds.
+        database: Sends the notifications that test the connection, on another one.
         nudge: Called with the number of jobs that were announced; and, each time it begins to
             listen, with 1, because nobody knows what was announced before.
         schema_changed: Awaited when a breaking change of some schema in the database is
@@ -73,7 +74,7 @@ class Listener:
         *,
         pool_id: str,
         connect: Callable[[], Awaitable[AsyncConnection[Any]]],
-        notify: Callable[[str, str, float], Awaitable[None]],
+        database: Database,
         nudge: Callable[[int], None],
         schema_changed: Callable[[], Awaitable[None]],
         echo_interval: float,
@@ -85,7 +86,7 @@ class Listener:
     ) -> None:
         self._pool_id = pool_id
         self._connect = connect
-        self._notify = notify
+        self._database = database
         self._nudge = nudge
         self._schema_changed = schema_changed
         self._echo_interval = echo_interval
@@ -144,8 +145,9 @@ class Listener:
 
     async def _begin(self, conn: AsyncConnection[Any]) -> None:
         async with asyncio.timeout(self._waits.begin_listening):
-            await conn.execute(notifications.listen_on(self._channel))
-            await conn.execute(notifications.LISTEN)
+            listen_on = notifications.listen_on(self._channel)
+            await self._database.run_script(listen_on, conn=conn)
+            await self._database.run_script(notifications.LISTEN, conn=conn)
         self._failures = 0
         self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))
         self._nudge(1)
@@ -219,7 +221,8 @@ class Listener:
     async def _notify_self(self) -> None:
         self._echoed.clear()
         self._nonce = os.urandom(8).hex()
-        await self._notify(self._channel, self._nonce, self._waits.echo)
+        notify = notifications.notify(self._channel, self._nonce)
+        await self._database.run(notify, within=self._waits.echo)
 
     async def _hears_echo(self) -> bool:
         return await aio.wait_for(self._echoed, self._waits.echo) or await aio.wait_for(

@@ -40,7 +40,6 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
-from graphile_worker_py.sql.notifications import notify
 from graphile_worker_py.sql.planning import keep_to_indexes
 from graphile_worker_py.sql.reset_locked_at import reset_locked_at
 from graphile_worker_py.tasks.context import Abort, JobContext
@@ -362,9 +361,7 @@ class WorkerPool:
         self._listener = listener = Listener(
             pool_id=self.pool_id,
             connect=self._connect_listener,
-            notify=lambda channel, payload, within: self._database.run(
-                notify(channel, payload), within=within
-            ),
+            database=self._database,
             nudge=self.nudge,
             schema_changed=self._check_schema,
             echo_interval=self._options.listen_echo_interval,

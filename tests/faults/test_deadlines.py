@@ -95,7 +95,7 @@ async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
         await told.seen(PoolListenSuccess)
         await told.seen(ResetLockedSuccess)
         async with table_locked(dsn):
-            await eventually(lambda: Jobs(dsn).query(WAITING, "%interval '4 hours'%"))
+            await eventually(lambda: Jobs(dsn).query(WAITING, "%with jobs_reset%"))
             await asyncio.wait_for(runner.stop(), 15)
     assert len(told.of(ResetLockedSuccess)) == len(told.of(ResetLockedStarted)) - 1
 
@@ -144,8 +144,8 @@ async def test_a_listening_connection_is_made_anew_where_no_other_connection_ans
 async def test_a_start_that_waits_for_the_schema_says_so(
     dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "_TELL_AFTER", 0.2)
-    said = "Schema 'graphile_worker' is still looked at, or changed"
+    monkeypatch.setattr(migrate, "_WARN_AFTER", 0.2)
+    said = "Still installing or checking schema 'graphile_worker'"
     async with asyncio.TaskGroup() as group, table_locked(dsn, "graphile_worker.migrations"):
         group.create_task(run_once(dsn, tasks={"work": print}))
         await eventually(lambda: said in caplog.text)
