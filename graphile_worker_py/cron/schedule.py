@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import psycopg
 
-from graphile_worker_py import json_codec
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import CONTENTION, Backoff
 from graphile_worker_py.clock import utc_now
@@ -29,9 +28,9 @@ from graphile_worker_py.events import (
 )
 from graphile_worker_py.job import JobSpec
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.outages import backoff_for
+from graphile_worker_py.postgres.outages import backoff_for, retrying
 from graphile_worker_py.sql import known_crontabs
-from graphile_worker_py.sql.known_crontabs import CronJob, KnownCrontab
+from graphile_worker_py.sql.known_crontabs import AddedRun, CronJob, KnownCrontab
 
 logger = logging.getLogger(__name__)
 
@@ -245,81 +244,60 @@ class Cron:
     ) -> None:
         if self._events.wants(kind):
             identifiers = [job.cron_identifier for job in jobs]
-            specs = [_spec_of(job) for job in jobs]
+            specs = [job.spec for job in jobs]
             self._events.emit(kind(identifiers=identifiers, timestamp=minute, jobs=specs, **about))
 
     async def _add(self, minute: datetime, jobs: Sequence[CronJob]) -> None:
-        """Add the runs of one minute, unless other workers did."""
+        """Add the runs of one minute that no other worker has added."""
         query = known_crontabs.add(minute, jobs)
         give_up = self._clock() + MINUTE
-        failures = 0
-        while True:
-            try:
-                added = await self._database.run(query)
-                break
-            except (psycopg.Error, OSError) as error:
-                backoff = _backoff_for(error)
-                failures += 1
-                delay = 0.0 if backoff is None else backoff.delay(failures)
-                if backoff is None or self._clock() + timedelta(seconds=delay) >= give_up:
-                    raise
-                logger.warning(
-                    "Could not add cron jobs of %s (%s); again in %.2f s",
-                    minute.isoformat(),
-                    one_line(error),
-                    delay,
-                )
-                if await self._wait(self._closed, delay):
-                    return
+
+        def delay_after(error: BaseException, *, failures: int) -> float | None:
+            backoff = CONTENTION if known_crontabs.has_lost_race(error) else backoff_for(error)
+            delay = None if backoff is None else backoff.delay(failures)
+            is_late = delay is None or self._clock() + timedelta(seconds=delay) >= give_up
+            return None if is_late else delay
+
+        async def add() -> list[AddedRun]:
+            return [] if self._closed.is_set() else await self._database.run(query)
+
+        added = await retrying(
+            add,
+            what=f"add cron jobs of {minute.isoformat()}",
+            log=logger,
+            delay_after=delay_after,
+            sleep=lambda delay: self._wait(self._closed, delay),
+        )
         self._failures = 0
         for run in added:
-            done = "skipped, the last job is there" if run.skipped else "added"
+            done = "skipped, the previous job still exists" if run.skipped else "added"
             logger.debug("Run of cron item %r at %s: %s", run.cron_identifier, minute, done)
 
 
 def cron_job(item: ParsedCronItem, minute: datetime, *, backfilled: bool) -> CronJob:
     """The job of an item that is due at a minute."""
     options = item.options
-    payload = dict(item.payload or {})
-    payload["_cron"] = {"ts": timestamp(minute), "backfilled": backfilled}
     run_at = minute
     if options.jitter > 0:
         run_at += timedelta(seconds=random.uniform(0, options.jitter))  # noqa: S311  # scatter
     mode = options.job_key_mode
-    return CronJob(
-        cron_identifier=item.identifier,
-        task=item.task,
-        payload=json_codec.dumps(payload).decode(),
-        run_at=run_at,
+    spec = JobSpec(
+        item.task,
+        {**(item.payload or {}), "_cron": {"ts": timestamp(minute), "backfilled": backfilled}},
         queue_name=options.queue_name,
+        run_at=run_at,
+        priority=options.priority,
         max_attempts=options.max_attempts,
         job_key=options.job_key,
-        priority=options.priority,
-        job_key_mode=None if mode is None else str(mode),
-        skip_if_there=options.overlap == Overlap.SKIP,
+        job_key_mode=None if mode is None or options.job_key is None else str(mode),
     )
-
-
-def _spec_of(job: CronJob) -> JobSpec:
-    """The job as events show it."""
-    return JobSpec(
-        job.task,
-        json_codec.loads(job.payload),
-        queue_name=job.queue_name,
-        run_at=job.run_at,
-        priority=job.priority,
-        max_attempts=job.max_attempts,
-        job_key=job.job_key,
-        job_key_mode=job.job_key_mode,
+    return CronJob(
+        cron_identifier=item.identifier,
+        spec=spec,
+        skip_if_there=options.overlap == Overlap.SKIP,
     )
 
 
 def timestamp(minute: datetime) -> str:
     """A full minute as `_cron.ts` holds it: ISO 8601 in UTC, with milliseconds."""
     return minute.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:00.000Z")
-
-
-def _backoff_for(error: BaseException) -> Backoff | None:
-    if isinstance(error, psycopg.Error) and error.sqlstate == known_crontabs.LOST_RACE_SQLSTATE:
-        return CONTENTION
-    return backoff_for(error)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -65,16 +65,31 @@ def is_outage(error: BaseException) -> bool:
     return error.sqlstate.startswith(_UNAVAILABLE_CLASSES)
 
 
-async def retrying(attempt: Callable[[], Awaitable[T]], *, what: str, log: logging.Logger) -> T:
+class DelayAfter(Protocol):
+    """Decides about the next try, as `delay_after` does."""
+
+    def __call__(self, error: BaseException, *, failures: int) -> float | None: ...
+
+
+async def retrying(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    what: str,
+    log: logging.Logger,
+    delay_after: DelayAfter = delay_after,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> T:
     """Await `attempt`, again after errors of the database that may pass.
 
     Args:
         attempt: Awaited anew for each try; must be safe to repeat.
         what: Names the work in the log: `Could not <what> (<error>); retrying in <n> s`.
         log: Where to log.
+        delay_after: Decides about the next try.
+        sleep: Waits this many seconds for the next try; may return early.
 
     Raises:
-        psycopg.Error: No retry helps, or `TRIES` tries failed.
+        psycopg.Error: No retry helps, or too many tries failed.
         OSError: The same.
     """
     failures = 0
@@ -87,4 +102,4 @@ async def retrying(attempt: Callable[[], Awaitable[T]], *, what: str, log: loggi
             if delay is None:
                 raise
             log.warning("Could not %s (%s); retrying in %.1f s", what, one_line(error), delay)
-            await asyncio.sleep(delay)
+            await sleep(delay)

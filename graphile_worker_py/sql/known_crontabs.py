@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from graphile_worker_py.job import EARLIEST, LATEST
+from psycopg.errors import DivisionByZero
+
+from graphile_worker_py.job import EARLIEST, LATEST, JobSpec
 from graphile_worker_py.postgres.query import Query
 
 
@@ -25,21 +27,12 @@ class CronJob:
 
     Args:
         cron_identifier: Identifier of the item.
-        task: Task identifier of the job.
-        payload: JSON text.
-        run_at: The minute at which the item is due, and its jitter.
-        skip_if_there: Whether to leave an unfinished job with the same key alone.
+        spec: The job; its `run_at` is the minute at which the item is due, plus its jitter.
+        skip_if_there: Whether to add nothing while an unfinished job with the same key exists.
     """
 
     cron_identifier: str
-    task: str
-    payload: str
-    run_at: datetime
-    queue_name: str | None
-    max_attempts: int | None
-    job_key: str | None
-    priority: int | None
-    job_key_mode: str | None
+    spec: JobSpec
     skip_if_there: bool
 
 
@@ -202,8 +195,10 @@ cross join lateral :GRAPHILE_WORKER_SCHEMA.add_job(
 where ours.job_key is not null
 """
 
-LOST_RACE_SQLSTATE: Final = "22012"
-"""SQLSTATE with which `add` fails if a job with one of its keys was being fetched just then."""
+
+def has_lost_race(error: BaseException) -> bool:
+    """Whether `add` failed because a job with one of its keys was being fetched just then."""
+    return isinstance(error, DivisionByZero)
 
 
 def add(minute: datetime, jobs: Sequence[CronJob]) -> Query[list[AddedRun]]:
@@ -218,14 +213,14 @@ def add(minute: datetime, jobs: Sequence[CronJob]) -> Query[list[AddedRun]]:
     values = (
         minute,
         [job.cron_identifier for job in jobs],
-        [job.task for job in jobs],
-        [job.payload for job in jobs],
-        [job.queue_name for job in jobs],
-        [job.run_at for job in jobs],
-        [job.max_attempts for job in jobs],
-        [job.job_key for job in jobs],
-        [job.priority for job in jobs],
-        [job.job_key_mode for job in jobs],
+        [job.spec.identifier for job in jobs],
+        [job.spec.payload_json() for job in jobs],
+        [job.spec.queue_name for job in jobs],
+        [job.spec.run_at for job in jobs],
+        [job.spec.max_attempts for job in jobs],
+        [job.spec.job_key for job in jobs],
+        [job.spec.priority for job in jobs],
+        [job.spec.job_key_mode for job in jobs],
         [job.skip_if_there for job in jobs],
     )
     return Query(_ADD, values, read)
