@@ -190,3 +190,24 @@ def check_max_crashes(name: str, value: object) -> None:
     """Check a number of crashes: one crash does not show which of several jobs caused it."""
     if value != 0 or isinstance(value, bool):
         check_whole(name, value, smallest=2, or_else="or 0 for never")
+
+
+def check_job_ids(name: str, value: object) -> list[int]:
+    """Check job ids: whole numbers, or their text, which is what Node returns."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ConfigurationError(f"{name} must be a list of job ids, not {value!r}")
+    return [check_job_id(name, each) for each in value]
+
+
+def check_job_id(name: str, value: object) -> int:
+    """Check one job id."""
+    number: object = value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        number = int(value) if len(value) < 20 else BIGINT_MAX + 1
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ConfigurationError(f"{name}: a job id is a whole number, not {value!r}")
+    if not 0 <= number <= BIGINT_MAX:
+        raise ConfigurationError(
+            f"{name}: job id {value!r} is out of range, allowed are 0 to {BIGINT_MAX}"
+        )
+    return number

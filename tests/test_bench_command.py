@@ -99,7 +99,7 @@ def test_a_time_that_is_none_is_refused(bench: Bench) -> None:
 def test_the_schema_of_the_users_jobs_is_refused_before_it_exists(bench: Bench) -> None:
     process = bench.run(*SMALL, "--schema", "mine", GRAPHILE_WORKER_SCHEMA="mine")
     assert process.returncode == 2
-    assert "that is the schema of your own jobs" in process.stderr
+    assert "this is the schema of your jobs" in process.stderr
 
 
 def test_what_a_killed_one_left_is_replaced_with_force_only(bench: Bench) -> None:

@@ -246,7 +246,7 @@ def test_the_command_takes_no_other_servers_word(call: Call) -> None:
     call("--url", "http://127.0.0.1:1", "--port", "1", code=2)
     call("--port", "1", code=1)
     for url in ("http://[::1", "http://127.0.0.1:abc", "http://a\x01b"):
-        assert f"--url {url!r} is no address" in call("--url", url, code=2).output
+        assert f"--url {url!r} is not an address" in call("--url", url, code=2).output
     for wrong in (("--port", "65536"), ("--port", "0"), ("--max-age", "nan"), ("--max-age", "-1")):
         assert wrong[0] in call(*wrong, code=2).output
 
@@ -257,7 +257,7 @@ def test_the_command_takes_no_other_servers_word(call: Call) -> None:
         (b"", "RemoteDisconnected: "),
         (b"garbage\r\n\r\n", "BadStatusLine: garbage"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "IncompleteRead: "),
-        (b"HTTP/1.1 200 OK\r\n\r\n\xff", "is not a page of a worker"),
+        (b"HTTP/1.1 200 OK\r\n\r\n\xff", "is not the page of a worker"),
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "404 Not Found"),
     ],
 )

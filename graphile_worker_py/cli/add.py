@@ -1,4 +1,4 @@
-"""The commands that add a job, and install what it is added to."""
+"""The commands that add a job, and install the schema."""
 
 import sys
 from datetime import datetime
@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from graphile_worker_py import config, json_codec
-from graphile_worker_py.cli.database import opened_database
+from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import adding_options, database_options, json_option
@@ -15,7 +15,6 @@ from graphile_worker_py.cli.tables import job_as_json, print_json
 from graphile_worker_py.cli.work import run_in_loop
 from graphile_worker_py.job import JobKeyMode
 from graphile_worker_py.runner import run_migrations
-from graphile_worker_py.sql.migrations import read_revisions
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
 
@@ -23,22 +22,27 @@ from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 @click.argument("identifier")
 @click.argument("payload", required=False)
 @adding_options
-@click.option("--queue", metavar="NAME", help="Serial queue.")
-@click.option("--key", metavar="KEY", help="Job key: at most one waiting job has it.")
+@click.option("--queue", metavar="NAME", help="Serial queue: its jobs run one at a time.")
+@click.option("--key", metavar="KEY", help="Job key: replaces the waiting job that has it.")
 @click.option(
     "--key-mode",
     type=click.Choice(list(map(str, JobKeyMode))),
-    help="What to do if a job has the key. Default: replace.",
+    help="What happens if a job has the key already. Default: replace.",
 )
 @click.option(
     "--run-at",
     metavar="TIME",
     callback=moment_callback,
-    help="Not before; ISO 8601, or from now as +10m. Default: now.",
+    help="Earliest time: ISO 8601, or from now as +10m. Default: now.",
 )
-@click.option("--priority", type=int, metavar="N", help="Smaller runs first. Default: 0.")
-@click.option("--max-attempts", type=int, metavar="N", help="Default: 25.")
-@click.option("--flag", multiple=True, metavar="F", help="By which workers may refuse the job.")
+@click.option("--priority", type=int, metavar="N", help="Lower values run first. Default: 0.")
+@click.option("--max-attempts", type=int, metavar="N", help="Number of attempts. Default: 25.")
+@click.option(
+    "--flag",
+    multiple=True,
+    metavar="F",
+    help="Flag of the job. Can be repeated.",
+)
 @json_option
 @told_clearly()
 def add_job(
@@ -87,7 +91,7 @@ def _payload(text: str) -> Any:
     try:
         return json_codec.loads(sys.stdin.buffer.read() if text == "-" else text)
     except ValueError as error:
-        raise click.BadParameter(f"it is not JSON: {error}", param_hint="PAYLOAD") from error
+        raise click.BadParameter(f"not JSON: {error}", param_hint="PAYLOAD") from error
 
 
 @click.command()
@@ -95,12 +99,12 @@ def _payload(text: str) -> Any:
 @click.option(
     "--side-schema",
     is_flag=True,
-    help="The schema graphile_worker_py too, for workers whose role may not create it.",
+    help="Also install the schema graphile_worker_py, for workers whose role may not.",
 )
 @told_clearly()
 def migrate(connection: str | None, schema: str | None, side_schema: bool) -> None:
-    """Install the schema, or upgrade it where that is needed."""
+    """Install or upgrade the schema."""
     run_in_loop(run_migrations(connection, schema=schema, side_schema=side_schema))
-    with opened_database(connection, schema) as database:
-        revision = database.run(read_revisions()).latest
+    with opened_utils(connection, schema) as utils:
+        revision = utils.revision()
     click.echo(f"Schema {config.schema_name(schema)!r} is at revision {revision}.")

@@ -1,4 +1,4 @@
-"""The `bench` command: what jobs cost on one's own database."""
+"""The `bench` command: measure jobs on your own database."""
 
 import asyncio
 import signal
@@ -25,16 +25,16 @@ from graphile_worker_py.errors import ConfigurationError
     default=SCHEMA,
     show_default=True,
     metavar="NAME",
-    help="Schema to make for it, and to drop; it must not be there.",
+    help="Schema that is created for the run, and dropped; it must not exist.",
 )
-@click.option("--force", is_flag=True, help="Drop what a `bench` that was killed has left there.")
+@click.option("--force", is_flag=True, help="Drop the schema that a killed `bench` left.")
 @click.option(
     "--count",
     type=click.IntRange(100),
     default=Plan().jobs,
     show_default=True,
     metavar="N",
-    help="Jobs to add and to run.",
+    help="Number of jobs to add and to run.",
 )
 @click.option(
     "-j",
@@ -44,7 +44,7 @@ from graphile_worker_py.errors import ConfigurationError
     default=Plan().concurrent_jobs,
     show_default=True,
     metavar="N",
-    help="Jobs to run at the same time.",
+    help="Number of jobs to run at the same time.",
 )
 @click.option(
     "--local-queue-size",
@@ -52,7 +52,7 @@ from graphile_worker_py.errors import ConfigurationError
     default=Plan().batch_size,
     show_default=True,
     metavar="N",
-    help="Jobs to fetch at a time, in batches.",
+    help="Number of jobs to fetch at a time.",
 )
 @click.option(
     "--seconds",
@@ -60,7 +60,7 @@ from graphile_worker_py.errors import ConfigurationError
     default=Plan().seconds,
     show_default=True,
     metavar="S",
-    help="Most time for each run.",
+    help="Time limit of each run, in seconds.",
 )
 @json_option
 @told_clearly()
@@ -77,12 +77,12 @@ def bench(
 ) -> None:
     """Measure how fast jobs are added and run on your database.
 
-    It works in a schema of its own, which it makes and drops. Jobs of yours are not touched, but
-    the server has work to do, and the figures are those of a server that has nothing else to do.
+    It creates a separate schema and drops it at the end. Your jobs are not touched, but the server
+    is loaded, and the figures are only valid for a server that is otherwise idle.
     """
     settings = config.read_settings({"connection": connection}, file=config_file)
     if check_schema(schema) == settings["schema"].value:
-        raise ConfigurationError(f"--schema {schema}: that is the schema of your own jobs")
+        raise ConfigurationError(f"--schema {schema}: this is the schema of your jobs")
     check_seconds("--seconds", seconds)
     plan = Plan(
         jobs=count,
@@ -120,7 +120,7 @@ def bench(
 
 
 def _cancel_on_sigterm() -> None:
-    """End in order, so that the schema is dropped, as at Ctrl-C."""
+    """End as at Ctrl-C, so that the schema is dropped."""
     current = asyncio.current_task()
     if current is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)

@@ -1,28 +1,27 @@
-"""The `cron` commands: look into a crontab, and at what the database knows of it."""
+"""The `cron` commands: check a crontab, and show what the database knows of its items."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import click
-import psycopg
 
-from graphile_worker_py import config, json_codec
+from graphile_worker_py import json_codec
+from graphile_worker_py.cli.database import opened_utils
+from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
+from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Timetable
 from graphile_worker_py.cron.pattern import FIELDS, Pattern
 from graphile_worker_py.cron.schedule import timestamp
-from graphile_worker_py.errors import ConfigurationError, CrontabError, one_line
-from graphile_worker_py.postgres.blocking import SyncDatabase
-from graphile_worker_py.postgres.connecting import opened_sync_pool
-from graphile_worker_py.sql import known_crontabs
+from graphile_worker_py.errors import ConfigurationError, CrontabError
 
 DEFAULT_FILE: Final = "crontab"
 _EXACT: Final = 2**53
@@ -32,7 +31,7 @@ file_argument = click.argument("file")
 
 @click.group()
 def cron() -> None:
-    """Look into a crontab, and at what the database knows of it."""
+    """Check a crontab, and show what the database knows of its items."""
 
 
 @cron.command()
@@ -42,7 +41,7 @@ def check(file: str, as_json: bool) -> None:
     """Print the items of a crontab, or all of its errors (exit code 1). FILE may be -."""
     items = _read(file)
     if as_json:
-        click.echo(json_codec.dumps([_as_json(item) for item in items]))
+        print_json([_as_json(item) for item in items])
     else:
         for item in items:
             click.echo(f"line {item.line}: {item.identifier}")
@@ -52,7 +51,7 @@ def check(file: str, as_json: bool) -> None:
     try:
         check_items(items)
     except CrontabError as error:
-        # The grammar allows it, so it is no error here, nor is it to Node, at first.
+        # The grammar allows it, and so does Node until it schedules the item.
         for each in error.errors:
             click.echo(f"warning: no worker can schedule this: {each}", err=True)
 
@@ -78,7 +77,7 @@ def due(file: str, start: datetime, end: datetime, as_json: bool) -> None:
         for ts, identifier in runs:
             click.echo(f"{ts}  {identifier}")
         return
-    # Written as it is computed: a year of minutes may be more than memory holds.
+    # Written while it is computed, because a year of minutes may exceed the memory.
     click.echo("[", nl=False)
     for number, (ts, identifier) in enumerate(runs):
         click.echo("," if number else "", nl=False)
@@ -90,7 +89,7 @@ def due(file: str, start: datetime, end: datetime, as_json: bool) -> None:
 @file_argument
 @click.option("-n", "--count", default=3, show_default=True, type=click.IntRange(1, 1000))
 @click.option(
-    "--from", "start", callback=moment_callback, help="Show the runs after this time, not now."
+    "--from", "start", callback=moment_callback, help="Show the runs after this time. Default: now."
 )
 def next_runs(file: str, count: int, start: datetime | None) -> None:
     """Show the coming runs of each line of a crontab. FILE may be -."""
@@ -110,8 +109,9 @@ def next_runs(file: str, count: int, start: datetime | None) -> None:
 @click.argument("file", required=False)
 @database_options
 @json_option
+@told_clearly()
 def status(file: str | None, connection: str | None, schema: str | None, as_json: bool) -> None:
-    """Show the items that the database knows, with their last and next run.
+    """Show the registered items, with their last and next run.
 
     The next run is computed from FILE, by default `crontab` in the working directory if there is
     one: the database does not hold the patterns.
@@ -120,28 +120,27 @@ def status(file: str | None, connection: str | None, schema: str | None, as_json
         file = DEFAULT_FILE
     items = {item.identifier: item for item in (_read(file) if file is not None else [])}
     now = utc_now()
-    rows: list[dict[str, str | None]] = []
-    for known in _known(connection, schema):
-        item = items.pop(known.identifier, None)
-        last = known.last_execution
+    with opened_utils(connection, schema) as utils:
+        known = {each.identifier: each for each in utils.known_crontabs()}
+    rows: list[dict[str, object]] = []
+    for identifier in {**known, **items}:
+        there = known.get(identifier)
         rows.append(
             {
-                "identifier": known.identifier,
-                "known_since": known.known_since.isoformat(),
-                "last": None if last is None else last.isoformat(),
-                "next": None if item is None else _next(item, now),
+                "identifier": identifier,
+                "known_since": None if there is None else there.known_since,
+                "last": None if there is None else there.last_execution,
+                "next": _next(items[identifier], now) if identifier in items else None,
             }
         )
-    for item in items.values():
-        coming = _next(item, now)
-        rows.append(
-            {"identifier": item.identifier, "known_since": None, "last": None, "next": coming}
-        )
     if as_json:
-        click.echo(json_codec.dumps(rows))
+        print_json(rows)
         return
-    header = {"identifier": "identifier", "known_since": "known since", "last": "last run"}
-    _table([{**header, "next": "next run"}, *rows])
+    names = {"known_since": "known since", "last": "last run", "next": "next run"}
+    print_table(
+        [{names.get(name, name): value for name, value in row.items()} for row in rows],
+        if_none="No items.",
+    )
 
 
 def _read(file: str) -> list[ParsedCronItem]:
@@ -151,17 +150,6 @@ def _read(file: str) -> list[ParsedCronItem]:
         return read_crontab(file)
     except ConfigurationError as error:
         raise click.ClickException(f"{file}: {error}") from error
-
-
-def _known(connection: str | None, schema: str | None) -> list[known_crontabs.KnownCrontab]:
-    try:
-        with opened_sync_pool(config.conninfo(connection), max_size=1) as pool:
-            database = SyncDatabase(pool, schema=config.schema_name(schema))
-            return database.run(known_crontabs.list_known())
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from error
-    except psycopg.Error as error:
-        raise click.ClickException(one_line(error)) from error
 
 
 def _as_json(item: ParsedCronItem) -> dict[str, Any]:
@@ -208,7 +196,7 @@ def _milliseconds(seconds: float) -> int | float:
 
 
 def _described(item: ParsedCronItem) -> Iterator[tuple[str, str]]:
-    """What is worth saying about an item, in words for people."""
+    """The fields of an item, in words."""
     assert isinstance(item.match, Pattern)  # noqa: S101  # it comes from a file
     pattern = item.match
     fields = (pattern.minutes, pattern.hours, pattern.dates, pattern.months, pattern.dows)
@@ -238,9 +226,8 @@ def _coming(item: ParsedCronItem, after: datetime, count: int) -> Iterator[datet
         after = minute
 
 
-def _next(item: ParsedCronItem, now: datetime) -> str | None:
-    minute = Timetable([item]).next_after(now)
-    return None if minute is None else minute.isoformat()
+def _next(item: ParsedCronItem, now: datetime) -> datetime | None:
+    return Timetable([item]).next_after(now)
 
 
 def _until(left: Any) -> str:
@@ -249,10 +236,3 @@ def _until(left: Any) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = ((days, "d"), (hours, "h"), (minutes, "m"))
     return "in " + (" ".join(f"{value}{unit}" for value, unit in parts if value) or "0m")
-
-
-def _table(rows: Sequence[dict[str, str | None]]) -> None:
-    widths = {name: max(len(row[name] or "-") for row in rows) for name in rows[0]}
-    for row in rows:
-        cells = (f"{row[name] or '-':{width}}" for name, width in widths.items())
-        click.echo("  ".join(cells).rstrip())

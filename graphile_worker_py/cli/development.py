@@ -1,4 +1,4 @@
-"""Commands that need no database of one's own: `postgres` and `demo`."""
+"""Commands that bring their own database: `postgres` and `demo`."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ from graphile_worker_py.dev.postgres import EmbeddedPostgres
 
 
 @click.command()
-@click.option("--data-dir", metavar="DIR", help="Keep the data here. Default: gone at the end.")
+@click.option("--data-dir", metavar="DIR", help="Keep the data here. Default: delete it.")
 @click.option("--port", type=click.IntRange(1, 65535), metavar="N", help="Default: a free one.")
 def postgres(data_dir: str | None, port: int | None) -> None:
     """Run a PostgreSQL server for development until Ctrl-C; prints its connection string."""
@@ -27,6 +27,6 @@ def postgres(data_dir: str | None, port: int | None) -> None:
 
 @click.command()
 def demo() -> None:
-    """Show what it does, on a PostgreSQL server of its own; takes some seconds."""
+    """Show what the package does, on a temporary PostgreSQL server. Takes some seconds."""
     with told_clearly(), EmbeddedPostgres() as server:
         run_in_loop(demonstrate(server.dsn))

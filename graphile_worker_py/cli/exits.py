@@ -1,4 +1,4 @@
-"""What a command does when something goes wrong: one clear line, and an exit code."""
+"""How a command fails: one clear line on stderr, and an exit code."""
 
 import sys
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def told_clearly() -> Iterator[None]:
     except GraphileWorkerError as error:
         exit_with(str(error), EXIT_FAILURE)
     except BrokenPipeError:
-        raise  # nobody reads on, as with `| head`: click ends quietly
+        raise  # the reader ended, as with `| head`: click ends quietly
     except _failures() as error:
         from graphile_worker_py.errors import one_line
 
@@ -43,7 +43,7 @@ def exit_with(message: str, code: int) -> NoReturn:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    # Asked when something was raised. psycopg is large, and the parent of several processes has no
-    # use for it; who has not read it can't meet its errors.
+    # psycopg is large, and the supervisor of several processes does not need it. A process that has
+    # not imported it can't receive its errors.
     driver = sys.modules.get("psycopg")
     return (OSError,) if driver is None else (OSError, driver.Error)

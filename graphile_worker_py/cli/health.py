@@ -1,4 +1,4 @@
-"""The command that tells whether all is well, of a worker or of the database."""
+"""The `health` command: check a worker or the database."""
 
 import http.client
 import json
@@ -11,28 +11,31 @@ from typing import Any, Final
 import click
 
 from graphile_worker_py.checks import check_seconds
-from graphile_worker_py.cli.database import opened_database, registered_pools
+from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import print_json, print_table
-from graphile_worker_py.postgres.blocking import SyncDatabase
-from graphile_worker_py.sql.backlog import Backlog, RegisteredPool, read_backlog
+from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
+from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
 PATIENCE: Final = 5.0
-"""Seconds that a worker gets to answer."""
+"""Seconds to wait for a worker's answer."""
 
 
 @click.command()
 @database_options
-@click.option("--url", metavar="URL", help="Ask the worker that answers probes there.")
+@click.option("--url", metavar="URL", help="Check the worker that answers probes at this address.")
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
     metavar="N",
-    help="Ask the one on this port of this machine.",
+    help="Check the worker that answers probes on this port of this machine.",
 )
 @click.option(
-    "--max-age", type=float, metavar="S", help="Fail if a job has been due for so many seconds."
+    "--max-age",
+    type=float,
+    metavar="S",
+    help="Fail if a job has been due for more than this number of seconds.",
 )
 @json_option
 @told_clearly()
@@ -44,11 +47,11 @@ def health(
     max_age: float | None,
     as_json: bool,
 ) -> None:
-    """Tell whether all is well; the exit code is 1 if not.
+    """Check a worker or the database; the exit code is 1 if there is a problem.
 
-    With --url or --port a running worker is asked, one that was started with --health-port.
-    Without, the database: whether the schema is there, what is due, and what has been locked for
-    so long that no worker seems to look after it.
+    --url or --port check a running worker that was started with --health-port. Otherwise the
+    database is checked: whether the schema is installed, which jobs are due, and which locks are so
+    old that no worker seems to release them.
     """
     if url is not None and port is not None:
         raise click.UsageError("--url and --port exclude each other")
@@ -59,8 +62,8 @@ def health(
     if url is not None:
         told, troubles = _ask_worker(url)
     else:
-        with opened_database(connection, schema) as database:
-            told, troubles = _ask_database(database, max_age)
+        with opened_utils(connection, schema) as utils:
+            told, troubles = _ask_database(utils, max_age)
     if as_json:
         print_json({**told, "troubles": troubles})
     else:
@@ -80,15 +83,15 @@ def _ask_worker(url: str) -> tuple[dict[str, Any], list[str]]:
     except urllib.error.URLError as error:
         exit_with(f"{page}: {error.reason}", EXIT_FAILURE)
     except (http.client.InvalidURL, ValueError) as error:
-        raise click.UsageError(f"--url {url!r} is no address: {error}") from error
-    except (OSError, http.client.HTTPException) as error:  # whoever it is that answers there
+        raise click.UsageError(f"--url {url!r} is not an address: {error}") from error
+    except (OSError, http.client.HTTPException) as error:  # from any program that answers there
         exit_with(f"{page}: {type(error).__name__}: {str(error).strip()}", EXIT_FAILURE)
     try:
         said = json.loads(told)
     except ValueError:
         said = None
     if not isinstance(said, dict) or "state" not in said:
-        exit_with(f"{page} is not a page of a worker", EXIT_FAILURE)
+        exit_with(f"{page} is not the page of a worker", EXIT_FAILURE)
     if said.get("ready"):
         return said, []
     error_told = said.get("last_error")
@@ -96,7 +99,7 @@ def _ask_worker(url: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read(page: str) -> bytes:
-    # Whatever proxy there is for the world outside, it is not meant for this.
+    # Proxies of the environment are not meant for this.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         answer = opener.open(page, timeout=PATIENCE)
@@ -111,10 +114,10 @@ def _read(page: str) -> bytes:
 
 
 def _ask_database(
-    database: SyncDatabase, max_age: float | None
+    utils: SyncWorkerUtils, max_age: float | None
 ) -> tuple[dict[str, Any], list[str]]:
-    backlog = database.run(read_backlog())
-    pools = registered_pools(database)
+    backlog = utils.backlog()
+    pools = utils.pools()
     told = {**asdict(backlog), "pools": None if pools is None else list(map(asdict, pools))}
     return told, [*_troubles(backlog, max_age), *_absent(pools or ())]
 

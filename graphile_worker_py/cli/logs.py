@@ -1,4 +1,4 @@
-"""How the command line writes its log: lines for people, or JSON for machines."""
+"""The log of the command line: lines for people, or JSON for programs."""
 
 import logging
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 
 PROCESS: Final = "process_number"
-"""Field of a record that tells which of several supervised processes speaks."""
+"""Field of a record with the number of the supervised process that logs it."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS: Final = {"ERROR": "31", "CRITICAL": "31", "WARNING": "33", "DEBUG": "2"}
 
@@ -69,6 +69,6 @@ def configure_logging(*, json: bool, level: str, process: int | None = None) -> 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The pool of connections logs each one that it opens; that is detail, also at info.
+    # The connection pool logs each connection that it opens at info; that is too much detail.
     logging.getLogger("psycopg.pool").setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)

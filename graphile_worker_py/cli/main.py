@@ -9,8 +9,8 @@ import click
 
 from graphile_worker_py.cli.reading import reading_modules
 
-# The module of each command; the command is the function of the same name in it. A module is read
-# when its command is called: what a command takes to start is reading modules, nearly all of it.
+# The module of each command; the command is the function with the same name. A module is imported
+# when its command is called, because imports are nearly all of a command's start-up time.
 _MODULES: Final = {
     "run": "run",
     "add-job": "add",
@@ -36,7 +36,7 @@ _MODULES: Final = {
 
 
 class _Commands(click.Group):
-    """The commands by name, each read when it is called; `run` need not be named."""
+    """The commands by name, each imported when it is called. `run` is the default command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "--version"}
@@ -71,10 +71,10 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="graphile-worker-py", prog_name="graphile-worker-py")
 def main() -> None:
-    """Jobs in PostgreSQL, side by side with Graphile Worker for Node.
+    """Run jobs from PostgreSQL, side by side with Graphile Worker for Node.
 
     Without a command: run.
     """
-    # What the terminal's encoding lacks is written as its escape, as it is on stderr.
+    # Characters that the terminal's encoding lacks are printed as escapes, as on stderr.
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")

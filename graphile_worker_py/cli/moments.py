@@ -1,4 +1,4 @@
-"""Points in time as they are typed: ISO 8601, or so long from now."""
+"""Points in time on the command line: ISO 8601, or a time from now."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ def parse_moment(text: str) -> datetime:
     """Read a point in time; without an offset it is UTC.
 
     Raises:
-        ValueError: It is none; the message says what is allowed.
+        ValueError: The text is not a point in time; the message says what is allowed.
     """
     if text == "now":
         return datetime.now(UTC)
@@ -37,7 +37,7 @@ def parse_moment(text: str) -> datetime:
 def moment_callback(
     _ctx: click.Context, _param: click.Parameter, value: str | None
 ) -> datetime | None:
-    """Let an option take a point in time."""
+    """Convert the value of a click option to a point in time."""
     if value is None:
         return None
     try:

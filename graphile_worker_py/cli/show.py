@@ -1,35 +1,43 @@
-"""The commands that look at jobs, queues and locks, and change nothing."""
+"""The commands that show jobs, queues and locks, and change nothing."""
 
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from graphile_worker_py.cli.database import opened_database, registered_pools
+from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, job_rows, print_job, print_json, print_table
-from graphile_worker_py.sql import inspect
 from graphile_worker_py.sql.backlog import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, StateCounts
 
 
 @click.command()
 @database_options
-@click.option("--state", type=click.Choice(list(map(str, JobState))), help="Where they stand.")
-@click.option("--task", metavar="IDENTIFIER", help="Of this task.")
-@click.option("--queue", metavar="NAME", help="Of this queue.")
-@click.option("--key", metavar="KEY", help="With this job key.")
-@click.option("--text", metavar="TEXT", help="With this in payload, key or last error.")
-@click.option("--locked-by", metavar="POOL", help="Running in this worker pool.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N")
-@click.option("--after", metavar="ID", help="Go on after this job, the last one of a page.")
+@click.option("--state", type=click.Choice(list(map(str, JobState))), help="Jobs in this state.")
+@click.option("--task", metavar="IDENTIFIER", help="Jobs of this task.")
+@click.option("--queue", metavar="NAME", help="Jobs of this queue.")
+@click.option("--key", metavar="KEY", help="The job with this key.")
+@click.option("--text", metavar="TEXT", help="Jobs with this text in payload, key or last error.")
+@click.option("--locked-by", metavar="POOL", help="Jobs that this worker pool runs.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Maximum number of jobs.",
+)
+@click.option(
+    "--after", metavar="ID", help="List the jobs after this one, the last of the previous page."
+)
 @json_option
 @told_clearly()
 def jobs(connection: str | None, schema: str | None, as_json: bool, **filters: Any) -> None:
     """List jobs, the newest first."""
-    with opened_database(connection, schema) as database:
-        found = database.run(inspect.list_jobs(**filters))
+    with opened_utils(connection, schema) as utils:
+        found = utils.list_jobs(**filters)
     if as_json:
         print_json([job_as_json(job) for job in found])
         return
@@ -44,10 +52,9 @@ def jobs(connection: str | None, schema: str | None, as_json: bool, **filters: A
 @json_option
 @told_clearly()
 def job(job_id: str, connection: str | None, schema: str | None, as_json: bool) -> None:
-    """Show all of one job: its payload and its whole last error, too."""
-    query = inspect.get_job(job_id)
-    with opened_database(connection, schema) as database:
-        found = database.run(query)
+    """Show one job with its payload and its full last error."""
+    with opened_utils(connection, schema) as utils:
+        found = utils.get_job(job_id)
     if found is None:
         exit_with(f"there is no job {job_id}", EXIT_FAILURE)
     if as_json:
@@ -62,8 +69,8 @@ def job(job_id: str, connection: str | None, schema: str | None, as_json: bool) 
 @told_clearly()
 def counts(connection: str | None, schema: str | None, as_json: bool) -> None:
     """Count the jobs of each task by state."""
-    with opened_database(connection, schema) as database:
-        counted = database.run(inspect.count_jobs())
+    with opened_utils(connection, schema) as utils:
+        counted = utils.counts()
     if as_json:
         tasks = {identifier: _counts(each) for identifier, each in counted.tasks.items()}
         print_json({**_counts(counted), "tasks": tasks})
@@ -83,9 +90,9 @@ def _counts(counted: StateCounts) -> dict[str, int]:
 @json_option
 @told_clearly()
 def queues(connection: str | None, schema: str | None, as_json: bool) -> None:
-    """List the serial queues, with their jobs and who has them locked."""
-    with opened_database(connection, schema) as database:
-        found = [asdict(queue) for queue in database.run(inspect.list_queues())]
+    """List the serial queues, with their jobs and the pools that have them locked."""
+    with opened_utils(connection, schema) as utils:
+        found = [asdict(queue) for queue in utils.queues()]
     if as_json:
         print_json(found)
         return
@@ -97,13 +104,13 @@ def queues(connection: str | None, schema: str | None, as_json: bool) -> None:
 @json_option
 @told_clearly()
 def workers(connection: str | None, schema: str | None, as_json: bool) -> None:
-    """List the worker pools that have something locked, the oldest lock first, and all others.
+    """List the worker pools: first those with locks, the oldest lock first, then the others.
 
-    Pools of Node do not register, so nobody knows more of them than what they have locked.
+    Pools of Node do not register, so they are listed only while they have locks.
     """
-    with opened_database(connection, schema) as database:
-        holders = database.run(inspect.list_lock_holders())
-        registered = {pool.pool_id: pool for pool in registered_pools(database) or ()}
+    with opened_utils(connection, schema) as utils:
+        holders = utils.workers()
+        registered = {pool.pool_id: pool for pool in utils.pools() or ()}
     found = [
         {**asdict(holder), **_about_pool(registered.pop(holder.pool_id, None))}
         for holder in holders

@@ -1,4 +1,4 @@
-"""Output: rows as a table for people, or as JSON for programs."""
+"""Output: a table for people, or JSON for programs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -20,7 +20,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Mapping[str, object]], *, if_none: str) -> None:
-    """Print rows that have the same columns, or what to say if there are none."""
+    """Print rows that have the same columns; without rows, print `if_none`."""
     if not rows:
         click.echo(if_none)
         return
@@ -32,7 +32,7 @@ def print_table(rows: Sequence[Mapping[str, object]], *, if_none: str) -> None:
 
 
 def print_job(job: ListedJob) -> None:
-    """Print all of a job, one thing below the other; nothing is shortened."""
+    """Print a job, a line for each field; nothing is shortened."""
     fields: dict[str, object] = {
         "id": job.id,
         "state": job.state,
@@ -48,7 +48,7 @@ def print_job(job: ListedJob) -> None:
         "updated at": job.updated_at,
         "locked at": job.locked_at,
         "locked by": job.locked_by,
-        # As it is stored, so that it keeps its digits.
+        # The stored text, which keeps the digits of numbers.
         "payload": job.payload_json.decode(),
         "last error": job.last_error,
     }
@@ -61,7 +61,7 @@ def print_job(job: ListedJob) -> None:
 
 
 def job_rows(jobs: Iterable[Job]) -> list[dict[str, object]]:
-    """Jobs as rows of a table: what tells them apart and how they do; no payloads."""
+    """Jobs as rows of a table, without payloads."""
     return [_job_row(job) for job in jobs]
 
 
@@ -86,8 +86,8 @@ def _job_row(job: Job) -> dict[str, object]:
 def job_as_json(job: Job) -> dict[str, Any]:
     """A job's columns by name, for `print_json`.
 
-    The payload is passed on as it is stored, so that it keeps its digits, and is shown even if
-    Python can't decode it.
+    The payload is the stored text, which keeps the digits of numbers and may be JSON that Python
+    can't decode.
     """
     names = [*JOB_COLUMNS, "task_identifier"]
     if isinstance(job, ListedJob):
@@ -112,6 +112,6 @@ def _text(value: object) -> str:
 
 
 def _harmless(text: str) -> str:
-    # Keys and messages come from anywhere: what would move the cursor or break the line is shown
-    # as its escape.
+    # Keys and messages are foreign text: characters that would move the cursor or break the line
+    # are printed as escapes.
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

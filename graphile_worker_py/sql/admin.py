@@ -4,19 +4,18 @@ They leave alone what a worker has locked within the last four hours, and skip i
 nobody has.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import (
-    BIGINT_MAX,
     check_aware,
+    check_job_ids,
     check_smallint,
     check_text,
     check_texts,
 )
-from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JOB_COLUMNS, MAX_JOB_KEY_LENGTH, Job
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import job_columns
@@ -38,7 +37,7 @@ order by job.id
 
 def complete_jobs(ids: Iterable[int | str]) -> Query[list[Job]]:
     """Delete jobs; they are returned as they were."""
-    return Query(_COMPLETE, (checked_ids(ids),), read_jobs)
+    return Query(_COMPLETE, (check_job_ids("ids", ids),), read_jobs)
 
 
 _FAIL: Final = (
@@ -57,7 +56,7 @@ def permanently_fail_jobs(ids: Iterable[int | str], reason: str | None) -> Query
     """Use up all attempts of jobs."""
     if reason is not None:
         check_text("reason", reason)
-    return Query(_FAIL, (checked_ids(ids), reason), read_jobs)
+    return Query(_FAIL, (check_job_ids("ids", ids), reason), read_jobs)
 
 
 _RESCHEDULE: Final = (
@@ -95,7 +94,7 @@ def reschedule_jobs(
         check_smallint("attempts", attempts, smallest=0)
     if max_attempts is not None:
         check_smallint("max_attempts", max_attempts, smallest=1)
-    values = (checked_ids(ids), run_at, priority, attempts, max_attempts)
+    values = (check_job_ids("ids", ids), run_at, priority, attempts, max_attempts)
     return Query(_RESCHEDULE, values, read_jobs)
 
 
@@ -164,24 +163,3 @@ def force_unlock_workers(pool_ids: Iterable[str]) -> Query[Unlocked]:
 def read_jobs(rows: list[tuple[Any, ...]]) -> list[Job]:
     """Jobs from rows of the jobs table that are followed by the task's identifier."""
     return [Job(row[: len(JOB_COLUMNS)], row[-1]) for row in rows]
-
-
-def checked_ids(ids: Iterable[int | str]) -> list[int]:
-    """Check job ids: whole numbers, or the same as text, as Node writes them."""
-    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
-        raise ConfigurationError(f"ids must be a list of job ids, not {ids!r}")
-    return [checked_id("ids", each) for each in ids]
-
-
-def checked_id(name: str, value: object) -> int:
-    """Check one job id."""
-    number: object = value
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        number = int(value) if len(value) < 20 else BIGINT_MAX + 1
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise ConfigurationError(f"{name}: a job id is a whole number, not {value!r}")
-    if not 0 <= number <= BIGINT_MAX:
-        raise ConfigurationError(
-            f"{name}: job id {value!r} is out of range, allowed are 0 to {BIGINT_MAX}"
-        )
-    return number

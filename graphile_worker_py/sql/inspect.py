@@ -6,11 +6,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from graphile_worker_py.checks import BIGINT_MAX, check_one_of, check_text, check_whole
+from graphile_worker_py.checks import (
+    BIGINT_MAX,
+    check_job_id,
+    check_one_of,
+    check_text,
+    check_whole,
+)
 from graphile_worker_py.job import JOB_COLUMNS, Job, from_timestamp
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import job_columns
-from graphile_worker_py.sql.admin import checked_id
 
 DEFAULT_LIMIT: Final = 100
 
@@ -113,7 +118,7 @@ limit $9::int8
 
 def get_job(job_id: int | str) -> Query[ListedJob | None]:
     """Read one job."""
-    values = (checked_id("id", job_id), None, None, None, None, None, None, None, 1)
+    values = (check_job_id("id", job_id), None, None, None, None, None, None, None, 1)
     return Query(_LIST, values, lambda rows: _listed(rows[0]) if rows else None)
 
 
@@ -144,7 +149,7 @@ def list_jobs(
         check_whole("limit", limit, smallest=1, or_else="(None for all)")
     values = (
         None,
-        None if after is None else checked_id("after", after),
+        None if after is None else check_job_id("after", after),
         None if state is None else str(state),
         task,
         queue,
