@@ -85,6 +85,21 @@ class CutOffError(GraphileWorkerError):
     """A stop of the worker ended what ran for a job; the job is returned with its attempt."""
 
 
+class BatchJobError(GraphileWorkerError):
+    """Items of a batch job failed; they alone are tried again.
+
+    Attributes:
+        errors: What the failed items raised, in the order of the payload.
+        payload: The failed items, as JSON text.
+    """
+
+    def __init__(self, errors: Sequence[BaseException], payload: str) -> None:
+        self.errors = errors
+        self.payload = payload
+        messages = "\n".join(message_of(error) for error in errors)
+        super().__init__(f"Batch failures:\n{messages}")
+
+
 class PayloadError(GraphileWorkerError, ValueError):
     """A job's payload does not fit what its task is annotated with; the job fails.
 

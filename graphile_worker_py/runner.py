@@ -221,7 +221,7 @@ async def run_once(source: str | AsyncPool | None = None, **options: Unpack[Runn
     Raises:
         As `run`.
     """
-    setup = Setup(source, options)
+    setup = Setup(source, options, waits=Runner._waits)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(setup.opened_pool())
         database = setup.database(pool)

@@ -27,9 +27,10 @@ from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, 
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
-from graphile_worker_py.workers.pool import WorkerPool, own_connections
+from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.succession import Succession
 from graphile_worker_py.workers.waits import Waits
+from graphile_worker_py.workers.wiring import build_pool, own_connections
 
 # Importing cron takes a third of the time of all other modules; most programs have no crontab.
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Setup:
         return Succession(lambda: self._worker_pool(database, once=once), logger=self.logger)
 
     def _worker_pool(self, database: Database, *, once: bool) -> WorkerPool:
-        return WorkerPool(
+        return build_pool(
             database,
             self._tasks,
             self._options,

@@ -11,6 +11,7 @@ from graphile_worker_py.events import JobStart, JobSuccess
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
 from graphile_worker_py.workers import fetcher
+from graphile_worker_py.workers.waits import Waits
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -19,6 +20,9 @@ OF_WORKERS = """
 select pid from pg_stat_activity
 where datname = current_database() and application_name = 'graphile_worker_py'
 """
+
+
+ALWAYS_RESUME = Waits(slow_scan=(0, 0), resume_factor=1e9, resume_longest=3600)
 
 
 class Looks:
@@ -38,9 +42,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     """Note the looks, and take each for a slow one, after which others go on for an hour."""
     looks = Looks()
     monkeypatch.setattr(fetcher, "get_jobs", looks.get_jobs)
-    monkeypatch.setattr(fetcher, "SLOW", (0, 0))
-    monkeypatch.setattr(fetcher, "GO_ON_FACTOR", 1e9)
-    monkeypatch.setattr(fetcher, "GO_ON_LONGEST", 3600)
+    monkeypatch.setattr(Runner, "_waits", ALWAYS_RESUME)
     return looks
 
 
@@ -61,7 +63,7 @@ async def test_a_backlog_is_run_in_order_and_at_its_end_all_is_looked_at(
 async def test_a_quick_look_at_all_jobs_is_made_each_time(
     dsn: str, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetcher, "SLOW", (60, 0))
+    monkeypatch.setattr(Runner, "_waits", Waits(slow_scan=(60, 0)))
     Jobs(dsn).add_many(3, "work")
     await run_once(dsn, tasks={"work": print})
     assert set(looks.kinds) == {"all"}
@@ -74,12 +76,17 @@ async def test_what_is_more_urgent_is_found_as_soon_as_all_is_looked_at_again(
     jobs.add_many(3, "work")
     go_on = asyncio.Event()
 
+    class Resuming(Waits):
+        def resume_for(self, took: float, *, jobs: int) -> float:
+            return 0 if go_on.is_set() else 3600
+
+    monkeypatch.setattr(Runner, "_waits", Resuming())
+
     async def work(_payload: Any) -> None:
         await go_on.wait()
 
     async with Runner(dsn, tasks={"work": work, "urgent": print}, events=told.events):
         await told.seen(JobStart)
-        monkeypatch.setattr(fetcher, "GO_ON_LONGEST", 0)  # from the next look at all on
         jobs.add("urgent", priority=-1)
         go_on.set()
         await told.seen(JobSuccess, count=4)

@@ -137,7 +137,7 @@ async def test_user_code_that_cancels_the_fetch_is_told_and_stops_the_pool(dsn: 
         current.cancel()
         return []
 
-    with pytest.raises(WorkerPoolError, match="what is to fetch jobs was cancelled"):
+    with pytest.raises(WorkerPoolError, match="the task that should fetch jobs was cancelled"):
         await asyncio.wait_for(run(dsn, tasks={"work": print}, forbidden_flags=cancel), 15)
 
 

@@ -12,7 +12,7 @@ from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.errors import GraphileWorkerError, message_of
+from graphile_worker_py.errors import BatchJobError, GraphileWorkerError
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple})
 """Looked at first, as it takes a tenth of the time: a task may return a million of them."""
@@ -20,24 +20,6 @@ _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple}
 
 class BatchAnswerError(GraphileWorkerError):
     """A task returned awaitables, and nobody can tell which items of the payload they are for."""
-
-
-class BatchJobError(GraphileWorkerError):
-    """Items of a batch job failed; they alone are tried again.
-
-    Attributes:
-        errors: What the failed items raised, in the order of the payload.
-        payload: The failed items, as JSON text.
-
-    Raises:
-        ValueError: The items can't be written as JSON (nested too deeply).
-    """
-
-    def __init__(self, errors: Sequence[BaseException], items: Sequence[Any]) -> None:
-        self.errors = errors
-        self.payload = json_codec.dumps(items).decode()
-        messages = "\n".join(message_of(error) for error in errors)
-        super().__init__(f"Batch failures:\n{messages}")
 
 
 class Batch:
@@ -74,13 +56,13 @@ class Batch:
         """Look for items that have failed.
 
         Raises:
-            BatchJobError: There are some.
+            BatchJobError: Some have failed.
+            ValueError: The failed items can't be written as JSON (nested too deeply).
         """
         if self.failures:
             failed = sorted(self.failures)
-            raise BatchJobError(
-                [self.failures[at] for at in failed], [self._items[at] for at in failed]
-            )
+            payload = json_codec.dumps([self._items[at] for at in failed]).decode()
+            raise BatchJobError([self.failures[at] for at in failed], payload)
 
     async def _settle(self, at: int, result: Awaitable[Any]) -> None:
         try:

@@ -1,8 +1,10 @@
-"""Record the outcomes of a pool's jobs: completed, failed, returned."""
+"""Record the outcomes of a pool's jobs, in batches."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
 import psycopg
 
@@ -11,6 +13,7 @@ from graphile_worker_py.errors import WorkerPoolError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
+from graphile_worker_py.outcomes import Completed, Failed, Outcome, Returned
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.postgres.query import Query
@@ -18,51 +21,110 @@ from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.workers.batcher import Batcher
+from graphile_worker_py.workers.holdings import Holdings
+
+Settled: TypeAlias = tuple[Job, Outcome]
+"""A job with its outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """How one kind of outcome is recorded.
+
+    Args:
+        verb: Names it in messages: `Could not <verb> job 7`.
+        query: Makes the statement for a batch; it returns the ids of the rows that it changed.
+        simplify: Makes an outcome storable in a database whose encoding lacks characters; None if
+            it already is, or can't be made so.
+    """
+
+    verb: str
+    query: Callable[[Sequence[Settled], str], Query[set[int]]]
+    simplify: Callable[[Settled], Settled | None] = lambda _settled: None
+
+
+def _complete(batch: Sequence[Settled], pool_id: str) -> Query[set[int]]:
+    return complete_jobs([job for job, _ in batch], pool_id=pool_id)
+
+
+def _return(batch: Sequence[Settled], pool_id: str) -> Query[set[int]]:
+    return return_jobs([job for job, _ in batch], pool_id=pool_id)
+
+
+def _fail(batch: Sequence[Settled], pool_id: str) -> Query[set[int]]:
+    return fail_jobs([_failure(settled) for settled in batch], pool_id=pool_id)
+
+
+def _failure(settled: Settled) -> Failure:
+    job, outcome = settled
+    assert isinstance(outcome, Failed)  # noqa: S101  # only these are put into its batcher
+    return Failure(job, outcome.message, outcome.payload)
+
+
+def _in_ascii(settled: Settled) -> Settled | None:
+    job, outcome = settled
+    failure = _failure(settled)
+    plain = failure.in_ascii()
+    if plain == failure or not isinstance(outcome, Failed):
+        return None
+    return job, replace(outcome, message=plain.message, payload=plain.payload)
+
+
+COMPLETE: Final = _Statement("complete", _complete)
+FAIL: Final = _Statement("fail", _fail, _in_ascii)
+RETURN: Final = _Statement("return", _return)
 
 
 class Settler:
-    """Writes outcomes in batches, and tries until they are written.
+    """Records outcomes in batches, and retries until they are recorded.
 
     Args:
-        pool_id: Id of the pool; only what it has locked is changed.
-        line: The connection for outcomes.
+        pool_id: Id of the pool; only jobs that it has locked are changed.
+        connection: The connection for outcomes.
         options: The delays for gathering outcomes.
-        events: Where to tell of outcomes that changed nothing.
-        logger: Where to log writes that failed.
-        settled: Called with jobs whose outcome is recorded.
-        broken: Called with an error, and what could not be done, if an outcome can't be written
-            for a reason that will not pass; its job stays locked.
+        holdings: The jobs that are locked for the pool.
+        events: Where to emit events.
+        logger: Where to log.
+        broken: Called with an error, and what failed, if an outcome can't be recorded for a
+            reason that will not pass; its job stays locked.
     """
 
     def __init__(
         self,
         *,
         pool_id: str,
-        line: OwnConnection,
+        connection: OwnConnection,
         options: WorkerOptions,
+        holdings: Holdings,
         events: Events,
         logger: logging.Logger,
-        settled: Callable[[Sequence[Job]], None],
         broken: Callable[[BaseException, str], None],
     ) -> None:
         self._pool_id = pool_id
-        self._line = line
+        self._connection = connection
+        self._holdings = holdings
         self._events = events
         self._logger = logger
-        self._settled = settled
         self._broken = broken
-        self._completed = Batcher(self._complete, delay=options.complete_job_batch_delay)
-        self._failed = Batcher(self._fail, delay=options.fail_job_batch_delay)
-        self._returned = Batcher(self.give_back_now, delay=0)
-        self.complete = self._completed.put
-        """Record, soon, that a job has succeeded."""
-        self.fail = self._failed.put
-        """Record, soon, that a job has failed."""
-        self.give_back = self._returned.put
-        """Return a job, soon, with its attempt."""
+        self._completed = self._batcher(COMPLETE, options.complete_job_batch_delay)
+        self._failed = self._batcher(FAIL, options.fail_job_batch_delay)
+        self._returned = self._batcher(RETURN, 0.0)
+        self.returned: list[Job] = []
+        """Jobs that were cut off, or must not begin, and were returned."""
+        self._put: dict[type[Outcome], Callable[[Settled], None]] = {
+            Completed: self._completed.put,
+            Failed: self._failed.put,
+            Returned: self._put_returned,
+        }
+
+    def _batcher(self, statement: _Statement, delay: float) -> Batcher[Settled]:
+        async def write(batch: Sequence[Settled]) -> None:
+            await self._write(statement, batch)
+
+        return Batcher(write, delay=delay)
 
     def parts(self) -> list[tuple[Awaitable[None], str]]:
-        """What has to run for outcomes to be written, and what each part does."""
+        """The coroutines that must run for outcomes to be recorded, and what each does."""
         return [
             (self._completed.run(), "complete jobs"),
             (self._failed.run(), "fail jobs"),
@@ -70,88 +132,65 @@ class Settler:
         ]
 
     def close(self) -> None:
-        """Let the parts end once every outcome is written."""
+        """Let the parts end once every outcome is recorded."""
         for batcher in (self._completed, self._failed, self._returned):
             batcher.close()
 
-    async def give_back_now(self, jobs: Sequence[Job]) -> None:
-        """Return jobs with their attempts."""
-        await self._settle(jobs, lambda some: return_jobs(some, pool_id=self._pool_id), "return")
+    def record(self, job: Job, outcome: Outcome) -> None:
+        """Record an outcome with the next batch of its kind."""
+        self._put[type(outcome)]((job, outcome))
 
-    async def _complete(self, jobs: Sequence[Job]) -> None:
-        await self._settle(
-            jobs, lambda some: complete_jobs(some, pool_id=self._pool_id), "complete"
-        )
+    def _put_returned(self, settled: Settled) -> None:
+        self.returned.append(settled[0])
+        self._returned.put(settled)
 
-    async def _fail(self, failures: Sequence[Failure]) -> None:
-        by_id = {failure.job.id: failure for failure in failures}
+    async def return_now(self, jobs: Sequence[Job]) -> None:
+        """Return jobs with their attempts; they were not started."""
+        await self._write(RETURN, [(job, Returned()) for job in jobs])
 
-        def simplify(job: Job) -> bool:
-            plain = by_id[job.id].in_ascii()
-            if plain == by_id[job.id]:
-                return False
-            by_id[job.id] = plain
-            return True
-
-        await self._settle(
-            [failure.job for failure in failures],
-            lambda some: fail_jobs([by_id[job.id] for job in some], pool_id=self._pool_id),
-            "fail",
-            simplify,
-        )
-
-    async def _settle(
-        self,
-        jobs: Sequence[Job],
-        query: Callable[[Sequence[Job]], Query[set[int]]],
-        action: str,
-        simplify: Callable[[Job], bool] = lambda _: False,
-    ) -> None:
-        """Record an outcome, however long it takes: until then the jobs stay locked."""
+    async def _write(self, statement: _Statement, batch: Sequence[Settled]) -> None:
+        """Record a batch, however long it takes: until then its jobs stay locked."""
         failures = 0
         while True:
             try:
-                written = await self._line.run(query(jobs))
+                written = await self._connection.run(statement.query(batch, self._pool_id))
                 break
             except (psycopg.Error, OSError, UnicodeEncodeError) as error:
                 failures += 1
                 backoff = backoff_for(error)
                 if backoff is None:
-                    await self._settle_singly(jobs, query, action, simplify, error)
+                    await self._write_singly(statement, batch, error)
                     return
                 delay = backoff.delay(failures)
                 self._logger.warning(
-                    "Could not %s %d job(s) (%s); again in %.1f s",
-                    action,
-                    len(jobs),
+                    "Could not %s %d job(s) (%s); retrying in %.1f s",
+                    statement.verb,
+                    len(batch),
                     one_line(error),
                     delay,
                     extra={"pool_id": self._pool_id},
                 )
                 await asyncio.sleep(delay)
-        # After a failure rows may be missing because the first write arrived all the same.
-        if len(written) < len(jobs) and failures == 0:
-            lost = [job.id for job in jobs if job.id not in written]
+        # After a failure rows may be missing because the first statement was committed.
+        if len(written) < len(batch) and failures == 0:
+            lost = [job.id for job, _ in batch if job.id not in written]
             self._events.emit(events.JobLost(pool_id=self._pool_id, job_ids=lost))
-        self._settled(jobs)
+        self._holdings.recorded([job for job, _ in batch])
 
-    async def _settle_singly(
-        self,
-        jobs: Sequence[Job],
-        query: Callable[[Sequence[Job]], Query[set[int]]],
-        action: str,
-        simplify: Callable[[Job], bool],
-        error: Exception,
+    async def _write_singly(
+        self, statement: _Statement, batch: Sequence[Settled], error: Exception
     ) -> None:
-        """One outcome of several can't be written, for no passing reason. The others can."""
-        # Text that the encoding lacks: the database's, or that of a caller's connections.
-        is_text = isinstance(error, psycopg.DataError | UnicodeEncodeError)
-        if len(jobs) == 1 and is_text and simplify(jobs[0]):
-            await self._settle(jobs, query, action)
+        """Record outcomes one by one after an error that will not pass: the others can succeed."""
+        if len(batch) > 1:
+            for settled in batch:
+                await self._write(statement, [settled])
             return
-        if len(jobs) == 1:
-            failure = WorkerPoolError(f"could not {action} job {jobs[0].id}: {one_line(error)}")
-            self._broken(failure, f"{action} jobs")
-            return
-        for job in jobs:
-            await self._settle([job], query, action, simplify)
+        # Text that the encoding of the database, or of a caller's connections, lacks.
+        if isinstance(error, psycopg.DataError | UnicodeEncodeError):
+            plain = statement.simplify(batch[0])
+            if plain is not None:
+                await self._write(statement, [plain])
+                return
+        verb = statement.verb
+        failure = WorkerPoolError(f"could not {verb} job {batch[0][0].id}: {one_line(error)}")
+        self._broken(failure, f"{verb} jobs")

@@ -1,4 +1,4 @@
-"""Worker pools one after the other: where one was taken for dead, another one begins anew."""
+"""Worker pools one after the other: when one was declared dead, a new one takes its place."""
 
 import logging
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from graphile_worker_py.workers.pool import WorkerPool
 
 
 class Succession:
-    """Runs a worker pool, and for as long as it is not told to stop, those that take its place.
+    """Runs a worker pool, and until it is stopped, the pools that take its place.
 
     Args:
         make: Makes a pool that is not running yet.
@@ -40,16 +40,16 @@ class Succession:
         self.pool.kill(reason)
 
     async def run(self) -> None:
-        """Run until told to stop, or until a pool ends of itself; raises what a pool raises."""
+        """Run until stopped, or until a pool ends by itself; raises what a pool raises."""
         while True:
             pool = self.pool
             try:
                 await pool.run()
             except WorkerPoolError:
-                if not pool.taken_for_dead:
+                if not pool.declared_dead:
                     raise
-                # What could not be cut off is told; it is no reason to do nothing any more.
-            if self._ending or not pool.taken_for_dead:
+                # It was emitted that jobs could not be cut off; a new pool can still work.
+            if self._ending or not pool.declared_dead:
                 return
             self.pool = self._make()
             self._logger.info(

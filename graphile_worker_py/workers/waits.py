@@ -15,6 +15,13 @@ class Waits:
     Attributes:
         stop: How long a stop waits for the last fetch, and for the jobs of one that was lost.
         kill: How long a forced stop waits for cancelled tasks, and then for the last outcomes.
+        confirm: The pause between two tries to confirm that the pool was not declared dead.
+        plugins: How long plugins get to report that their fetch was cancelled.
+        plugins_parts: How long parts that plugins add to the pool get to end.
+        slow_scan: A scan from the start is slow if it takes longer than the first number of
+            seconds, plus the second one for each job that it brings.
+        resume_factor: After a slow scan, fetches resume for this many times as long as it took.
+        resume_longest: But for at most this long.
         begin_listening: How long a new listening connection gets for each of its first statements.
         echo: How long the listener waits for its own notification.
         late_echo: How long it waits in addition: the time may be up because the event loop stood
@@ -27,9 +34,21 @@ class Waits:
 
     stop: float = 3.0
     kill: float = 5.0
+    confirm: float = 1.0
+    plugins: float = 0.1
+    plugins_parts: float = 3.0
+    slow_scan: tuple[float, float] = (0.002, 10e-6)
+    resume_factor: float = 10.0
+    resume_longest: float = 2.0
     begin_listening: float = 10.0
     echo: float = 5.0
     late_echo: float = 1.0
     deaf: Backoff = DEAF
     look: float = 1.0
     first_warning: float = 10.0
+
+    def resume_for(self, took: float, *, jobs: int) -> float:
+        """Seconds for which fetches may resume after a scan from the start that brought jobs."""
+        at_once, each = self.slow_scan
+        is_slow = took > at_once + each * jobs
+        return min(self.resume_factor * took, self.resume_longest) if is_slow else 0.0

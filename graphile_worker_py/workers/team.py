@@ -1,0 +1,154 @@
+"""The workers of a pool: started together, told to abort, cut off at a forced stop."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from graphile_worker_py import aio, events
+from graphile_worker_py.errors import WorkerPoolError
+from graphile_worker_py.events import Events
+from graphile_worker_py.job import Job
+from graphile_worker_py.options import WorkerOptions
+from graphile_worker_py.tasks.context import Abort
+from graphile_worker_py.workers.worker import Worker
+
+
+class Team:
+    """The workers of one pool.
+
+    Args:
+        pool_id: Id of the pool.
+        make_worker: Makes a worker from its id.
+        options: How many workers there are, and when running jobs are told to abort.
+        task_names: Identifiers of the pool's tasks, for events.
+        stop: Set when the pool is to stop.
+        kill: Set when it is to stop at once.
+        abort: The signal for running jobs.
+        broken: Called with an error and what failed.
+        events: Where to emit events.
+        patience: Seconds that a forced stop gives cancelled tasks to end.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool_id: str,
+        make_worker: Callable[[str], Worker],
+        options: WorkerOptions,
+        task_names: tuple[str, ...],
+        stop: asyncio.Event,
+        kill: asyncio.Event,
+        abort: Abort,
+        broken: Callable[[BaseException, str], None],
+        events: Events,
+        patience: float,
+    ) -> None:
+        self._pool_id = pool_id
+        self._make_worker = make_worker
+        self._options = options
+        self._task_names = task_names
+        self._stop = stop
+        self._kill = kill
+        self._abort = abort
+        self._broken = broken
+        self._events = events
+        self._patience = patience
+        self._workers: list[Worker] = []
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs that run now."""
+        return [worker.job for worker in self._workers if worker.job is not None]
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a worker waits for a job."""
+        return any(worker.job is None for worker in self._workers)
+
+    def release(self) -> None:
+        """Emit that the workers are to end; they end when the source of jobs ends."""
+        for worker in self._workers:
+            self._emit(events.WorkerRelease, worker)
+
+    def at_work(self, name: str) -> str:
+        """What the asyncio task of this name is doing, in words."""
+        for worker in self._workers:
+            job = worker.job
+            if worker.worker_id == name and job is not None:
+                return f"job {job.id} of task {job.task_identifier!r}"
+        return f"the asyncio task {name!r}"
+
+    async def work(self) -> None:
+        """Run the workers until all have ended or were given up."""
+        crew = aio.Crew()
+        for _ in range(self._options.concurrent_jobs):
+            # With `worker_id` given there is only one worker.
+            worker = self._make_worker(self._options.worker_id or f"worker-{os.urandom(9).hex()}")
+            self._workers.append(worker)
+            self._emit(events.WorkerCreate, worker, tasks=self._task_names)
+            crew.start(self._run(worker), name=worker.worker_id)
+        async with asyncio.TaskGroup() as watching:
+            abort = watching.create_task(self._abort_in_time(), name="abort")
+            killer = watching.create_task(self._kill_crew(crew), name="kill")
+            await crew.wait()
+            abort.cancel()
+            if not self._kill.is_set():
+                killer.cancel()
+
+    async def _run(self, worker: Worker) -> None:
+        error: BaseException | None = None
+        try:
+            await self._run_until_killed(worker)
+        except Exception as broken:
+            # Nothing that a task does ends a worker, so this is a fault of ours.
+            error = broken
+            self._lose(worker, broken)
+        self._emit(events.WorkerStop, worker, error=error)
+
+    def _lose(self, worker: Worker, error: Exception) -> None:
+        """Return the job of a worker that broke down, and stop the pool."""
+        job_error = worker.job_error
+        self._emit(events.WorkerFatalError, worker, error=error, job_error=job_error)
+        if self._stop.is_set():
+            self._events.emit(
+                events.PoolGracefulShutdownWorkerError(
+                    pool_id=self._pool_id, error=error, job=worker.job
+                )
+            )
+        worker.return_job()
+        self._broken(error, "run a worker")
+
+    async def _run_until_killed(self, worker: Worker) -> None:
+        while True:
+            try:
+                await worker.run()
+            except asyncio.CancelledError:
+                if not self._kill.is_set():
+                    # User code got hold of the asyncio task, and cancelled it between two jobs.
+                    await aio.absorb_cancellation()
+                    continue
+            return
+
+    async def _abort_in_time(self) -> None:
+        """Some seconds into a graceful stop, set the abort signal of running jobs."""
+        await self._stop.wait()
+        await asyncio.sleep(self._options.graceful_shutdown_abort_timeout)
+        self._abort.set()
+
+    async def _kill_crew(self, crew: aio.Crew) -> None:
+        """At a forced stop cancel the workers, and give up on those that do not end."""
+        await self._kill.wait()
+        stubborn = await crew.cancel(patience=self._patience)
+        for worker in self._workers:
+            if worker.worker_id in stubborn:
+                worker.return_job()
+        if stubborn:
+            error = WorkerPoolError(
+                f"{len(stubborn)} task(s) did not end within {self._patience:g} s of being "
+                f"cancelled; their jobs were returned"
+            )
+            self._broken(error, "cut off all tasks")
+
+    def _emit(self, kind: Callable[..., events.WorkerEvent], worker: Worker, **about: Any) -> None:
+        self._events.emit(kind(pool_id=self._pool_id, worker_id=worker.worker_id, **about))

@@ -1,0 +1,320 @@
+"""Make the parts of a worker pool and connect them."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from psycopg import AsyncConnection
+
+from graphile_worker_py.events import Events
+from graphile_worker_py.executors.guarding import Guard
+from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.old_locks import OldLocks
+from graphile_worker_py.fleet.recovery import RecoveryLoop
+from graphile_worker_py.fleet.suspects import Suspects
+from graphile_worker_py.job import Job
+from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.plugins import Hooks
+from graphile_worker_py.postgres.connecting import connect_directly, connect_like
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.sql.planning import keep_to_indexes
+from graphile_worker_py.tasks.context import Abort, JobContext
+from graphile_worker_py.tasks.queue_names import QueueNames
+from graphile_worker_py.tasks.task import Task
+from graphile_worker_py.workers.caller import Caller, TaskSurroundings
+from graphile_worker_py.workers.fetcher import Fetcher
+from graphile_worker_py.workers.holdings import Holdings
+from graphile_worker_py.workers.listener import Listener
+from graphile_worker_py.workers.local_queue import LocalQueue
+from graphile_worker_py.workers.parts import Parts
+from graphile_worker_py.workers.pool import WorkerPool
+from graphile_worker_py.workers.settler import Settler
+from graphile_worker_py.workers.sweep import Sweep
+from graphile_worker_py.workers.team import Team
+from graphile_worker_py.workers.waits import Waits
+from graphile_worker_py.workers.watchdog import Watchdog
+from graphile_worker_py.workers.worker import Worker
+
+if TYPE_CHECKING:  # read only by pools that have such tasks
+    from graphile_worker_py.executors.process import ProcessExecutor
+
+
+def own_connections(options: WorkerOptions) -> int:
+    """How many connections a pool keeps for fetching and recording; one more listens."""
+    return min(2, options.max_pool_size - 1)
+
+
+def build_pool(
+    database: Database,
+    tasks: Mapping[str, Task[Any]],
+    options: WorkerOptions,
+    *,
+    logger: logging.Logger,
+    events: Events,
+    hooks: Hooks,
+    once: bool = False,
+    ends_process: bool = False,
+    waits: Waits | None = None,
+) -> WorkerPool:
+    """Make a worker pool that is not running yet.
+
+    Args:
+        database: Where the jobs are.
+        tasks: Tasks by identifier.
+        options: How to run them.
+        logger: Where jobs log to.
+        events: Where to emit events.
+        hooks: Plugins that wrap fetches and task calls.
+        once: Whether to end when no job is due, instead of waiting for more.
+        ends_process: Whether a standstill of `watchdog_timeout` ends the process.
+        waits: How long its parts wait; None means as long as `Waits` says.
+    """
+    if once:
+        # No further outcomes would join the last ones, so they need not wait.
+        options = replace(options, complete_job_batch_delay=-1.0, fail_job_batch_delay=-1.0)
+    pool = WorkerPool(
+        database,
+        tasks,
+        options,
+        logger=logger,
+        events=events,
+        hooks=hooks,
+        once=once,
+        ends_process=ends_process,
+        waits=waits,
+    )
+    pool.parts = _connected(pool)
+    return pool
+
+
+def _connected(pool: WorkerPool) -> Parts:
+    holdings, abort, guard = Holdings(), Abort(), Guard()
+    fetching = settling = OwnConnection(pool.database, begin=keep_to_indexes)
+    if own_connections(pool.options) > 1:
+        settling = OwnConnection(pool.database, begin=keep_to_indexes)
+    suspects = Suspects(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        max_crashes=pool.options.max_crashes,
+        logger=pool.logger,
+    )
+    heartbeat = _heartbeat(pool, suspects)
+    fetcher = _fetcher(pool, holdings, fetching)
+    settler = _settler(pool, holdings, settling)
+    queue = _queue(pool, holdings, settler)
+    threads, processes = ThreadExecutor(), _process_executor(pool, guard)
+    around = _task_surroundings(pool, threads, processes, abort)
+
+    def make_worker(worker_id: str) -> Worker:
+        return Worker(
+            worker_id,
+            pool_id=pool.pool_id,
+            source=queue,
+            recorder=settler,
+            guard=pool,
+            call=Caller(worker_id, around).call,
+            suspects=suspects,
+            events=pool.events,
+        )
+
+    team = _team(pool, make_worker, abort)
+    return Parts(
+        holdings=holdings,
+        fetching=fetching,
+        settling=settling,
+        fetcher=fetcher,
+        settler=settler,
+        heartbeat=heartbeat,
+        recovery=_recovery(pool, heartbeat, suspects),
+        old_locks=_old_locks(pool, heartbeat, suspects, holdings),
+        queue=queue,
+        team=team,
+        listener=_listener(pool, heartbeat),
+        sweep=_sweep(pool, fetcher),
+        abort=abort,
+        threads=threads,
+        processes=processes,
+        process_guard=guard,
+        make_watchdog=lambda: _watchdog(pool, team),
+    )
+
+
+def _fetcher(pool: WorkerPool, holdings: Holdings, connection: OwnConnection) -> Fetcher:
+    return Fetcher(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        connection=connection,
+        tasks=pool.tasks,
+        forbidden_flags=pool.options.forbidden_flags,
+        hooks=pool.hooks,
+        holdings=holdings,
+        waits=pool.waits,
+    )
+
+
+def _settler(pool: WorkerPool, holdings: Holdings, connection: OwnConnection) -> Settler:
+    return Settler(
+        pool_id=pool.pool_id,
+        connection=connection,
+        options=pool.options,
+        holdings=holdings,
+        events=pool.events,
+        logger=pool.logger,
+        broken=pool.break_down,
+    )
+
+
+def _queue(pool: WorkerPool, holdings: Holdings, settler: Settler) -> LocalQueue:
+    options = pool.options.local_queue
+    if callable(pool.options.forbidden_flags):
+        # A function for forbidden flags, called before each fetch, may be a rate limit: it must
+        # count when the job starts, not when it was stored.
+        options = LocalQueueOptions()
+    return LocalQueue(
+        pool_id=pool.pool_id,
+        fetch=pool.vitals.watched(pool.fetch),
+        return_jobs=settler.return_now,
+        holdings=holdings,
+        options=options,
+        poll_interval=pool.options.poll_interval,
+        drain=pool.once,
+        events=pool.events,
+    )
+
+
+def _team(pool: WorkerPool, make_worker: Callable[[str], Worker], abort: Abort) -> Team:
+    return Team(
+        pool_id=pool.pool_id,
+        make_worker=make_worker,
+        options=pool.options,
+        task_names=tuple(pool.tasks),
+        stop=pool.stopping,
+        kill=pool.killed,
+        abort=abort,
+        broken=pool.break_down,
+        events=pool.events,
+        patience=pool.waits.kill,
+    )
+
+
+def _sweep(pool: WorkerPool, fetcher: Fetcher) -> Sweep:
+    return Sweep(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        fetcher=fetcher,
+        options=pool.options,
+        stop=pool.stopping,
+        nudge=pool.nudge,
+        events=pool.events,
+        logger=pool.logger,
+    )
+
+
+def _watchdog(pool: WorkerPool, team: Team) -> Watchdog:
+    return Watchdog(
+        limit=pool.options.watchdog_timeout,
+        exits=pool.ends_process,
+        at_work=team.at_work,
+        fetching=pool.pace,
+        logger=pool.logger,
+        about={"pool_id": pool.pool_id},
+        waits=pool.waits,
+    )
+
+
+def _heartbeat(pool: WorkerPool, suspects: Suspects) -> Heartbeat:
+    return Heartbeat(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        options=pool.options,
+        listens=not pool.once,
+        suspects=suspects,
+        taken_for_dead=pool.lose,
+        logger=pool.logger,
+    )
+
+
+def _recovery(pool: WorkerPool, heartbeat: Heartbeat, suspects: Suspects) -> RecoveryLoop:
+    return RecoveryLoop(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        options=pool.options,
+        heartbeat=heartbeat,
+        suspects=suspects,
+        events=pool.events,
+        logger=pool.logger,
+    )
+
+
+def _old_locks(
+    pool: WorkerPool, heartbeat: Heartbeat, suspects: Suspects, holdings: Holdings
+) -> OldLocks:
+    return OldLocks(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        heartbeat_interval=pool.options.heartbeat_interval,
+        known_ids=lambda: holdings.ids,
+        heartbeat=heartbeat,
+        suspects=suspects,
+        logger=pool.logger,
+    )
+
+
+def _listener(pool: WorkerPool, heartbeat: Heartbeat) -> Listener:
+    direct = pool.options.listen_connection_string
+
+    def connect() -> Awaitable[AsyncConnection[Any]]:
+        return connect_like(pool.database.pool) if direct is None else connect_directly(direct)
+
+    return Listener(
+        pool_id=pool.pool_id,
+        connect=connect,
+        database=pool.database,
+        waits=pool.waits,
+        nudge=pool.nudge,
+        schema_changed=pool.check_schema,
+        echo_interval=pool.options.listen_echo_interval,
+        poll_interval=pool.options.poll_interval,
+        hint=(
+            "Give the listener a direct connection: listen_connection_string."
+            if direct is None
+            else "The listen_connection_string must lead to the same database, and directly."
+        ),
+        events=pool.events,
+        on_listen=heartbeat.hold_lock,
+    )
+
+
+def _process_executor(pool: WorkerPool, guard: Guard) -> "ProcessExecutor | None":
+    if not any(task.is_process for task in pool.tasks.values()):
+        return None
+    # Pools without such tasks do not pay for its imports.
+    from graphile_worker_py.executors.process import ProcessExecutor  # noqa: PLC0415
+
+    return ProcessExecutor(
+        pool.tasks.values(), most=pool.options.concurrent_jobs, logger=pool.logger, guard=guard
+    )
+
+
+def _task_surroundings(
+    pool: WorkerPool, threads: ThreadExecutor, processes: "ProcessExecutor | None", abort: Abort
+) -> TaskSurroundings:
+    async def run_in_process(task: Task[Any], job: Job, context: JobContext) -> Any:
+        assert processes is not None  # noqa: S101  # there is such a task
+        return await processes.run(task, job, context)
+
+    return TaskSurroundings(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        tasks=pool.tasks,
+        threads=threads,
+        run_in_process=run_in_process,
+        abort=abort,
+        queue_names=QueueNames(pool.database, delay=pool.options.get_queue_name_batch_delay),
+        events=pool.events,
+        hooks=pool.hooks,
+        logger=pool.logger,
+    )
