@@ -12,7 +12,8 @@ Parts are asked to stop, never cancelled; only the workers are, at a forced stop
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors import guarding
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.plugins import Hooks
+from graphile_worker_py.plugins import Hooks, Part, PartEnd
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
@@ -237,7 +238,8 @@ class WorkerPool:
             self._start(present, parts.old_locks.run(), "look after old locks")
             try:
                 if not self.stopping.is_set():
-                    await self._settle_and_below()
+                    async with self._plugins_parts():
+                        await self._settle_and_below()
                     await self._leave_nothing_locked()
             finally:
                 parts.recovery.close()
@@ -275,6 +277,27 @@ class WorkerPool:
                 self.stop("No more jobs are due" if self.once else "All workers have ended")
                 parts.listener.close()
                 parts.queue.close()
+
+    @asynccontextmanager
+    async def _plugins_parts(self) -> AsyncIterator[None]:
+        """Run the parts that plugins add to the pool."""
+        crew = aio.Crew()
+        for part in self.hooks.parts(self):
+            crew.start(self._run_plugins_part(part), name=part.name)
+        try:
+            yield
+        finally:
+            await crew.cancel(patience=self.waits.plugins_parts)
+
+    async def _run_plugins_part(self, part: Part) -> None:
+        try:
+            if part.ends is PartEnd.WITH_FETCHING:
+                async with aio.until(self.stopping):
+                    await part.run()
+            else:
+                await part.run()
+        except Exception as error:  # raised again by run()
+            self.break_down(error, f"run {part.name}")
 
     async def _fetch_jobs(self, group: asyncio.TaskGroup) -> None:
         """Run the local queue; after a stop, do not wait long for its last fetch."""
