@@ -469,7 +469,7 @@ async def test_item_that_the_database_could_not_store_is_refused(
 async def test_items_of_the_same_identifier_are_refused(empty_dsn: str) -> None:
     items = parse_crontab("* * * * * task") + parse_crontab("0 * * * * task")
     async with database(empty_dsn) as opened:
-        with pytest.raises(CrontabError, match="identifiers must differ"):
+        with pytest.raises(CrontabError, match="identifiers must be unique"):
             Cron(opened, items, events=Events())
 
 

@@ -94,7 +94,7 @@ def test_numbers_of_a_payload_are_what_they_are_in_javascript() -> None:
         ("0 0 1 1,13 * t", 9, "month '13' is out of range: allowed are 1 to 12"),
         ("0 0 1 1 8 t", 9, "day of week '8' is out of range: allowed are 0 to 7"),
         ("5-70 * * * * t", 1, "minute '5-70' is out of range: allowed are 0 to 59"),
-        ("1,5-5 * * * * t", 3, "minute '5-5' is no range: its end must be above its start"),
+        ("1,5-5 * * * * t", 3, "minute '5-5' is not a range: its end must be above its start"),
         ("*/0 * * * * t", 1, "minute '*/0' has a step of 0: allowed are 1 and above"),
         ("1,,2 * * * * t", 3, "minute '' is empty: expected a number, a range a-b, * or */n"),
         (
@@ -121,7 +121,7 @@ def test_numbers_of_a_payload_are_what_they_are_in_javascript() -> None:
                 "digits, _ : / -"
             ),
         ),
-        ("* * * * * t ?", 13, "'?' stands without options: expected ?key=value&key=value"),
+        ("* * * * * t ?", 13, "'?' has no options after it: expected ?key=value&key=value"),
         (
             "* * * * * t ?max=1&foo=2",
             20,
@@ -134,7 +134,7 @@ def test_numbers_of_a_payload_are_what_they_are_in_javascript() -> None:
         (
             "* * * * * t ?fill=1y",
             14,
-            "option 'fill' can't be '1y': expected a duration as 30s, 10m, 12h, 1d, 2w or 1d12h",
+            "option 'fill' can't be '1y': expected a duration like 30s, 10m, 12h, 1d, 2w or 1d12h",
         ),
         (
             "* * * * * t ?jobKeyMode=unsafe_dedupe",
@@ -150,11 +150,11 @@ def test_numbers_of_a_payload_are_what_they_are_in_javascript() -> None:
             ),
         ),
         ("* * * * * t\t[1]", 13, "'[1]' is not understood: expected a payload from { to }"),
-        ("* * * * * t {a}", 13, "payload '{a}' is no JSON5 object: "),
+        ("* * * * * t {a}", 13, "payload '{a}' is not a JSON5 object: "),
         (
             "* * * * * t {a:\u2028 1}",
             16,
-            "'\\u2028' is a line break within a command: expected the item in one line",
+            "'\\u2028' is a line break: expected the item in one line",
         ),
     ],
 )
@@ -179,7 +179,8 @@ def test_all_faults_of_a_crontab_are_told_at_once() -> None:
     assert places == [(1, 1), (1, 6), (1, 16), (3, 1), (4, None)]
     assert (refused.value.line, refused.value.column) == (1, 1)
     assert str(refused.value).startswith("5 errors in crontab:\n  line 1, column 1: minute '61'")
-    assert "line 4: cron item 'ok': the identifier is that of line 2 as well" in str(refused.value)
+    repeated = "line 4: cron item 'ok': the item of line 2 has the same identifier"
+    assert repeated in str(refused.value)
 
 
 def test_number_of_thousands_of_digits_is_out_of_range_and_no_crash() -> None:
@@ -188,13 +189,13 @@ def test_number_of_thousands_of_digits_is_out_of_range_and_no_crash() -> None:
 
 
 def test_payload_nested_beyond_reason_is_a_fault_and_no_crash() -> None:
-    with pytest.raises(CrontabError, match="no JSON5 object"):
+    with pytest.raises(CrontabError, match="not a JSON5 object"):
         parse_crontab(f"* * * * * task {{a:{'[' * 9999}{']' * 9999}}}")
 
 
 def test_options_of_ours_stand_in_a_comment_above_the_item() -> None:
     text = "#py: jitter=1m30s maxBackfill=2\n#py: overlap=skip\n* * * * * task ?jobKey=k"
-    with pytest.raises(CrontabError, match="stands above no item"):
+    with pytest.raises(CrontabError, match="has no item below it"):
         parse_crontab(text)
 
     items = parse_crontab(
@@ -219,8 +220,8 @@ def test_item_in_a_comment_of_ours_is_for_python_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "told"),
     [
-        ("#py: jitter=1m\n\n* * * * * t", (1, 6), "'jitter=1m' stands above no item"),
-        ("#py: jitter=1m", (1, 6), "'jitter=1m' stands above no item"),
+        ("#py: jitter=1m\n\n* * * * * t", (1, 6), "'jitter=1m' has no item below it"),
+        ("#py: jitter=1m", (1, 6), "'jitter=1m' has no item below it"),
         ("#py: jitter=1m x=2\n* * * * * t", (1, 16), "there is no option 'x': allowed are"),
         ("#py: overlap=no\n* * * * * t", (1, 6), "option 'overlap' can't be 'no'"),
         ("#py: timezone=Mars\n#py: * * * * * t", (1, 6), "option 'timezone' can't be 'Mars'"),
@@ -228,7 +229,7 @@ def test_item_in_a_comment_of_ours_is_for_python_alone() -> None:
         (
             "#py: timezone=Europe/Berlin\n* * * * * t",
             (1, 6),
-            "timezone 'Europe/Berlin' stands above an item that Node workers would run in UTC",
+            "timezone 'Europe/Berlin' is for an item that Node workers would run, too, but in UTC",
         ),
     ],
 )
@@ -272,8 +273,8 @@ def test_options_of_an_item_from_code_may_be_a_mapping() -> None:
 @pytest.mark.parametrize(
     ("item", "told"),
     [
-        (CronItem("t", "* * * *"), "pattern '* * * *': '* * * *' is no pattern"),
-        (CronItem("t", " * * * * *"), "is no pattern"),
+        (CronItem("t", "* * * *"), "pattern '* * * *': '* * * *' is not a pattern"),
+        (CronItem("t", " * * * * *"), "is not a pattern"),
         (CronItem("t", "61 * * * *"), "minute '61' is out of range: allowed are 0 to 59"),
         (CronItem("t", 5), "match must be a pattern or a function, not 5"),  # type: ignore[arg-type]
         (CronItem("t" * 129, "* * * * *"), "task has 129 characters, at most 128"),
@@ -324,7 +325,7 @@ def test_all_faults_of_items_from_code_are_told_at_once() -> None:
         parse_cron_items(items)
 
     assert len(refused.value.errors) == 2
-    assert "cron item 'b': the identifier is that of another item as well" in str(refused.value)
+    assert "cron item 'b': an earlier item has the same identifier" in str(refused.value)
 
 
 def test_crontab_file_is_read_as_node_reads_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recurring jobs: the crontab, what is due when, and the scheduler that adds it."""
+"""Recurring jobs: the crontab, the timetable of due items, and the scheduler that adds jobs."""
 
 from graphile_worker_py.cron.crontab import parse_crontab, read_crontab
 from graphile_worker_py.cron.items import (

@@ -1,8 +1,8 @@
-"""Read a crontab as Graphile Worker reads it, and what it leaves to us in comments.
+"""Parse a crontab in Graphile Worker's format, with additions in comments.
 
-Each item is a line of five fields, a task identifier, and if wanted `?options` and a JSON5
-payload. Lines that start with `#py:` are comments to Node workers and speak to us: they hold
-further options for the item below, or an item that is for Python workers alone.
+Each item is a line of five fields, a task identifier, and optionally `?options` and a JSON5
+payload. Lines that start with `#py:` are comments to Node workers. Here they hold further options
+for the item in the next line, or an item for Python workers only.
 """
 
 import dataclasses
@@ -49,12 +49,12 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def parse_crontab(text: str) -> list[ParsedCronItem]:
-    """Read the text of a crontab.
+    """Parse the text of a crontab.
 
     Raises:
-        CrontabError: Lines can't be understood; all faults of all lines are told, each with
-            line, column, the offending text and what is allowed.
-        ConfigurationError: It is no text.
+        CrontabError: Lines are invalid; the error lists all faults of all lines, each with line,
+            column, the text at fault and what is allowed.
+        ConfigurationError: The argument is not text.
     """
     check_is("crontab", text, str, how="the text of a crontab")
     items: list[ParsedCronItem] = []
@@ -87,11 +87,11 @@ def parse_crontab(text: str) -> list[ParsedCronItem]:
 
 
 def read_crontab(path: str | Path) -> list[ParsedCronItem]:
-    """Read a crontab file.
+    """Parse a crontab file.
 
     Raises:
-        CrontabError: Its lines can't be understood.
-        ConfigurationError: It can't be read.
+        CrontabError: Lines are invalid, as in `parse_crontab`.
+        ConfigurationError: The file can't be read.
     """
     check_path("crontab_file", path)
     try:
@@ -100,13 +100,13 @@ def read_crontab(path: str | Path) -> list[ParsedCronItem]:
         raise ConfigurationError(
             f"crontab file {str(path)!r} can't be read: {error.strerror}"
         ) from error
-    # As Node does it: what is not UTF-8 becomes U+FFFD, and a byte order mark is whitespace.
+    # As in Node: bytes that are not UTF-8 become U+FFFD, and a byte order mark is whitespace.
     return parse_crontab(content.decode(errors="replace"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Line:
-    """A line that says something: its text without the space around, and where that began."""
+    """A line that is neither empty nor a comment: its trimmed text, and the offset of that."""
 
     number: int
     offset: int
@@ -143,12 +143,12 @@ def _stripped(text: str) -> tuple[int, str]:
 
 def _unused(extras: _Line) -> CrontabError:
     return extras.error(
-        Fault(0, f"{extras.text!r} stands above no item: expected one in the next line")
+        Fault(0, f"{extras.text!r} has no item below it: expected one in the next line")
     )
 
 
 def _item(line: _Line) -> tuple[ParsedCronItem | None, list[Fault]]:
-    """Read a line that holds an item."""
+    """Parse a line with an item."""
     words = list(words_of(line.text, most=len(FIELDS) + 1))
     if len(words) <= len(FIELDS):
         return None, [
@@ -180,10 +180,10 @@ _Command = tuple[str, str | None, CronItemOptions, dict[str, Any] | None]
 
 
 def _command(text: str) -> tuple[_Command | None, list[Fault]]:
-    """Read what follows the five fields: task, identifier, options and payload."""
+    """Parse the part after the five fields: task, identifier, options and payload."""
     if line_break := _BREAK.search(text):
-        what = f"{line_break.group()!r} is a line break within a command"
-        return None, [Fault(line_break.start(), f"{what}: expected the item in one line")]
+        fault = f"{line_break.group()!r} is a line break: expected the item in one line"
+        return None, [Fault(line_break.start(), fault)]
     match = _COMMAND.fullmatch(text)
     if match is None:
         return None, [_command_fault(text)]
@@ -196,7 +196,7 @@ def _command(text: str) -> tuple[_Command | None, list[Fault]]:
         try:
             payload = loads_object(match["payload"])
         except ValueError as error:
-            message = f"payload {match['payload']!r} is no JSON5 object: {error}"
+            message = f"payload {match['payload']!r} is not a JSON5 object: {error}"
             faults.append(Fault(match.start("payload"), message))
     if faults:
         return None, faults
@@ -207,7 +207,7 @@ def _command(text: str) -> tuple[_Command | None, list[Fault]]:
 
 
 def _command_fault(text: str) -> Fault:
-    """Find out which part of a command is not as it should be."""
+    """Find the part of a command that is invalid."""
     task = _TASK.match(text)
     if task is None:
         word = next(words_of(text, most=1))[1]
@@ -219,7 +219,7 @@ def _command_fault(text: str) -> Fault:
     words = list(words_of(text, most=3))
     offset, word = words[1]
     if word == "?":
-        return Fault(offset, "'?' stands without options: expected ?key=value&key=value")
+        return Fault(offset, "'?' has no options after it: expected ?key=value&key=value")
     if word.startswith("?"):
         offset = words[2][0]
     rest = text[offset:]
@@ -234,7 +234,7 @@ _Read = Callable[[str], Any]
 
 
 def _duration(text: str) -> float | None:
-    """Seconds of a text as `1d12h`; None if it is not one."""
+    """Seconds of a duration such as `1d12h`; None if the text is not a duration."""
     if not re.fullmatch(f"(?:{_DURATION.pattern})+", text):
         return None
     seconds = sum(number(digits) * _SECONDS[unit] for digits, unit in _DURATION.findall(text))
@@ -259,7 +259,7 @@ _OPTIONS: Final[dict[str, tuple[str, _Read, str]]] = {
         _matching("[A-Za-z_][A-Za-z0-9_-]*"),
         f"a letter or _, then {_LETTERS}",
     ),
-    "fill": ("backfill_period", _duration, "a duration as 30s, 10m, 12h, 1d, 2w or 1d12h"),
+    "fill": ("backfill_period", _duration, "a duration like 30s, 10m, 12h, 1d, 2w or 1d12h"),
     "max": ("max_attempts", _matching("[0-9]+", number), "digits"),
     "queue": ("queue_name", _matching("[A-Za-z0-9_:-]+"), f"{_LETTERS} and :"),
     "jobKey": ("job_key", str, "any text"),
@@ -273,7 +273,7 @@ _OPTIONS: Final[dict[str, tuple[str, _Read, str]]] = {
 
 
 def _options(query: str, start: int) -> tuple[dict[str, Any], list[Fault]]:
-    """Read the options of an item, written as the query of a URL."""
+    """Parse the options of an item, in the syntax of a URL's query."""
     options: dict[str, Any] = {}
     faults: list[Fault] = []
     offset = start
@@ -290,7 +290,7 @@ def _options(query: str, start: int) -> tuple[dict[str, Any], list[Fault]]:
 def _assign(
     options: dict[str, Any], key: str, value: str, known: dict[str, tuple[str, _Read, str]]
 ) -> str | None:
-    """Put an option where it belongs, or tell what is wrong with it."""
+    """Add an option to `options`, or return the error in it."""
     if key not in known:
         return f"there is no option {key!r}: allowed are {', '.join(known)}"
     name, read, allowed = known[key]
@@ -312,15 +312,15 @@ def _zone(text: str) -> str | None:
 
 
 _EXTRAS: Final[dict[str, tuple[str, _Read, str]]] = {
-    "timezone": ("timezone", _zone, "a zone known to this machine, as Europe/Berlin"),
-    "jitter": ("jitter", _duration, "a duration as 30s or 1m30s"),
+    "timezone": ("timezone", _zone, "a time zone known to this machine, like Europe/Berlin"),
+    "jitter": ("jitter", _duration, "a duration like 30s or 1m30s"),
     "overlap": ("overlap", _matching("allow|skip", Overlap), "allow or skip"),
     "maxBackfill": ("max_backfill", _matching("[0-9]+", number), "digits"),
 }
 
 
 def _extras(line: _Line, *, python_only: bool) -> tuple[dict[str, Any], list[Fault]]:
-    """Read the further options that stand above an item."""
+    """Parse the further options in the line above an item."""
     options: dict[str, Any] = {}
     faults: list[Fault] = []
     for offset, word in words_of(line.text, most=len(line.text)):
@@ -328,8 +328,8 @@ def _extras(line: _Line, *, python_only: bool) -> tuple[dict[str, Any], list[Fau
         fault = _assign(options, key, value, _EXTRAS)
         if fault is None and key == "timezone" and not python_only:
             fault = (
-                f"timezone {value!r} stands above an item that Node workers would run in UTC as "
-                f"well: begin the item's line with {PYTHON_ONLY} too, then it is for Python alone"
+                f"timezone {value!r} is for an item that Node workers would run, too, but in UTC: "
+                f"begin the item's line with {PYTHON_ONLY}, so that only Python workers run it"
             )
         if fault is not None:
             faults.append(Fault(offset, fault))

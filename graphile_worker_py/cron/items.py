@@ -1,4 +1,4 @@
-"""What is to run, and when: cron items as they are made in code, and as they are used."""
+"""Cron items: recurring jobs as defined in code, and as parsed for the scheduler."""
 
 import dataclasses
 import sys
@@ -22,12 +22,12 @@ from graphile_worker_py.job import (
 
 
 class Overlap(StrEnum):
-    """What happens when an item is due and the job of its last run is still there."""
+    """What happens when an item is due and the job of its previous run still exists."""
 
     ALLOW = "allow"
-    """A job is added, as its job key and mode have it. The default."""
+    """A job is added, subject to its job key and mode. The default."""
     SKIP = "skip"
-    """Nothing is added while a job with the item's key waits or runs."""
+    """No job is added while a job with the item's key is waiting or running."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +35,17 @@ class CronItemOptions:
     """How the jobs of an item are added.
 
     Args:
-        backfill_period: Seconds; runs that were missed no longer ago than this are added when a
-            worker starts. 0: none.
+        backfill_period: Seconds. When a worker starts, it adds the runs that were missed within
+            this time; 0 adds none.
         max_attempts: As for `add_job`; None means 25.
         queue_name: As for `add_job`.
         priority: As for `add_job`; None means 0.
         job_key: As for `add_job`.
         job_key_mode: As for `add_job`.
-        timezone: Name of the zone in whose local time the pattern is read, as `Europe/Berlin`;
-            None means UTC.
-        jitter: Seconds; a job's `run_at` is put off by a random time of up to this.
-        overlap: What happens if the last run is still there; `skip` needs a `job_key`.
-        max_backfill: Of the runs that were missed at most so many are added, the latest; None
-            means all.
+        timezone: Time zone of the pattern, for example `Europe/Berlin`; None means UTC.
+        jitter: Seconds. A job's `run_at` is delayed by a random time of up to this.
+        overlap: What happens if the previous run still exists; `skip` needs a `job_key`.
+        max_backfill: Largest number of missed runs to add, the latest ones; None means all.
     """
 
     backfill_period: float = 0.0
@@ -64,7 +62,7 @@ class CronItemOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronDigest:
-    """A minute as a callable matcher sees it, in the time zone of its item.
+    """A minute as passed to a matcher function, in the time zone of its item.
 
     Attributes:
         min: 0 to 59.
@@ -88,15 +86,15 @@ Matcher = Callable[[CronDigest], bool]
 
 @dataclass(frozen=True, slots=True)
 class CronItem:
-    """A recurring job made in code; `parse_cron_items` makes it ready for use.
+    """A recurring job defined in code, for `parse_cron_items`.
 
     Args:
         task: Task identifier of the jobs.
-        match: A cron pattern of five fields, or a function that is called with the digest of
-            each minute and tells whether the item is due.
-        options: How the jobs are added; a mapping stands for `CronItemOptions` with these fields.
-        payload: Payload of the jobs, to which `_cron` is added; None means an empty one.
-        identifier: Name under which the runs are recorded, unique; None means the task.
+        match: A cron pattern of five fields, or a function that is called with the digest of each
+            minute and returns whether the item is due.
+        options: How the jobs are added, as `CronItemOptions` or a mapping of its fields.
+        payload: Payload of the jobs, to which `_cron` is added; None means an empty object.
+        identifier: Unique name under which the runs are recorded; None means the task identifier.
     """
 
     task: str
@@ -109,7 +107,7 @@ class CronItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedCronItem:
-    """A recurring job, read and ready for use; made by the parse functions.
+    """A recurring job as parsed and checked; the parse functions return these.
 
     Attributes:
         identifier: Name under which the runs are recorded.
@@ -117,7 +115,7 @@ class ParsedCronItem:
         match: When it is due.
         options: How the jobs are added.
         payload: Payload of the jobs without `_cron`; None for a crontab line without payload.
-        line: 1-based line in the crontab; None for items made in code.
+        line: Line in the crontab, from 1; None for items defined in code.
     """
 
     identifier: str
@@ -129,10 +127,10 @@ class ParsedCronItem:
 
 
 def parse_cron_items(items: Iterable[CronItem]) -> list[ParsedCronItem]:
-    """Check items made in code and make them ready for use.
+    """Check and parse items defined in code.
 
     Raises:
-        CrontabError: Items are not valid; all faults of all items are told.
+        CrontabError: Items are invalid; the error lists all faults of all items.
     """
     given: object = items
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
@@ -149,10 +147,10 @@ def parse_cron_items(items: Iterable[CronItem]) -> list[ParsedCronItem]:
 
 
 def parse_cron_item(item: CronItem) -> ParsedCronItem:
-    """Check one item made in code and make it ready for use.
+    """Check and parse one item defined in code.
 
     Raises:
-        CrontabError: The item is not valid.
+        CrontabError: The item is invalid.
     """
     if not isinstance(item, CronItem):
         raise CrontabError(f"a cron item must be a CronItem(...), not {item!r}")
@@ -206,11 +204,11 @@ def _options(options: object, name: str) -> CronItemOptions:
 def check_items(items: Iterable[ParsedCronItem]) -> None:
     """Check that items can be scheduled together.
 
-    A crontab may hold what its grammar allows and the database does not store, for example
-    `max=0`. Sent there, it would fail each minute, together with everything else that is due.
+    The grammar of a crontab allows values that the database refuses, for example `max=0`. Without
+    this check, such an item would fail each minute, together with all other due items.
 
     Raises:
-        CrontabError: They can't; all faults are told.
+        CrontabError: They can't; the error lists all faults.
     """
     errors: list[CrontabError] = []
     items = list(items)
@@ -236,7 +234,7 @@ def check_item(item: ParsedCronItem) -> None:
     try:
         check_text("task", item.task, longest=MAX_IDENTIFIER_LENGTH)
         check_text("identifier", item.identifier)
-        # As long as it likes: whatever is longer than there are years is for ever.
+        # Of any length: the scheduler limits it.
         check_seconds("backfill_period", options.backfill_period, longest=sys.float_info.max)
         check_seconds("jitter", options.jitter)
         if options.max_attempts is not None:
@@ -262,7 +260,9 @@ def check_item(item: ParsedCronItem) -> None:
 def _check_overlap(options: CronItemOptions) -> None:
     check_one_of("overlap", options.overlap, allowed=Overlap)
     if options.overlap == Overlap.SKIP and options.job_key is None:
-        raise ConfigurationError("overlap 'skip' needs a job_key, by which runs are recognised")
+        raise ConfigurationError(
+            "overlap 'skip' needs a job_key, which identifies the previous run"
+        )
 
 
 def _check_payload(payload: object) -> None:
@@ -277,32 +277,32 @@ def _check_payload(payload: object) -> None:
 
 
 def zone_named(name: str) -> ZoneInfo:
-    """The time zone of that name.
+    """The time zone of this name.
 
     Raises:
-        ConfigurationError: There is none, or this machine has no zone data.
+        ConfigurationError: The name is unknown, or this machine has no time zone data.
     """
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
         raise ConfigurationError(
-            f"timezone {name!r} is not known here: expected a name as Europe/Berlin "
-            f"(where the system has no zone data, the package tzdata brings it)"
+            f"timezone {name!r} is not known here: expected a name like Europe/Berlin "
+            f"(if the system has no time zone data, install the package tzdata)"
         ) from error
 
 
 def duplicates(items: Iterable[ParsedCronItem]) -> list[CrontabError]:
-    """One error for each item whose identifier was taken by one before it."""
+    """An error for each item whose identifier an earlier item has."""
     first: dict[str, ParsedCronItem] = {}
     errors: list[CrontabError] = []
     for item in items:
         taken = first.setdefault(item.identifier, item)
         if taken is not item:
-            place = "" if taken.line is None else f" of line {taken.line}"
+            which = "an earlier item" if taken.line is None else f"the item of line {taken.line}"
             errors.append(
                 CrontabError(
-                    f"{where(item)}: the identifier is that{place or ' of another item'} as well; "
-                    f"identifiers must differ, give one with "
+                    f"{where(item)}: {which} has the same identifier; "
+                    f"identifiers must be unique, set one with "
                     f"{'identifier=' if item.line is None else '?id='}",
                     line=item.line,
                 )
@@ -311,13 +311,13 @@ def duplicates(items: Iterable[ParsedCronItem]) -> list[CrontabError]:
 
 
 def where(item: ParsedCronItem) -> str:
-    """The item as an error names it."""
+    """The name of the item in errors."""
     place = "" if item.line is None else f"line {item.line}: "
     return f"{place}cron item {item.identifier!r}"
 
 
 def raise_all(errors: list[CrontabError], *, of: str) -> None:
-    """Raise the errors as one, in the order of their places; nothing if there are none."""
+    """Raise the errors as one, in the order of their lines; return if there are none."""
     if not errors:
         return
     errors = sorted(errors, key=lambda error: (error.line or 0, error.column or 0))

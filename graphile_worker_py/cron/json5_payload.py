@@ -1,4 +1,4 @@
-"""The JSON5 payload of a crontab line, with the values that JavaScript would read."""
+"""The JSON5 payload of a crontab line, with the values that JavaScript reads from it."""
 
 import math
 from decimal import Decimal
@@ -13,19 +13,19 @@ _PLAIN: Final = 1e21
 def loads_object(text: str) -> dict[str, Any]:
     """Read a JSON5 object.
 
-    Numbers become what they are in JavaScript, where all are floats, so that a job is the same
-    whichever worker adds it: `1.0` is 1, big integers lose their last digits, NaN and the
+    Numbers are converted as in JavaScript, where all numbers are floats, so that a Python worker
+    adds the same job as a Node worker: `1.0` is 1, big integers lose their last digits, NaN and
     infinities are null.
 
     Raises:
-        ValueError: The text is no JSON5 object.
+        ValueError: The text is not a JSON5 object.
     """
     try:
         value = json5.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError("no object")  # noqa: TRY004  # the caller asks for one kind of error
+        raise ValueError("not an object")  # noqa: TRY004  # callers expect one kind of error
     return {key: _as_in_javascript(each) for key, each in value.items()}
 
 
@@ -46,5 +46,5 @@ def _as_in_javascript(value: Any) -> Any:
         return value
     if not number.is_integer() or abs(number) >= _PLAIN:
         return number
-    # The shortest digits that tell the number from its neighbours, then zeros.
+    # The shortest digits that identify the float, then zeros.
     return int(Decimal(repr(number)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-# What JavaScript's \s and trim() take for whitespace; Python's own idea differs at the edges.
+# The whitespace of JavaScript's \s and trim(); Python's \s differs in a few characters.
 WHITESPACE: Final = "\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 
 _WORD: Final = re.compile(f"[^{WHITESPACE}]+")
@@ -14,12 +14,12 @@ _RANGE: Final = re.compile("([0-9]+)-([0-9]+)")
 _STEP: Final = re.compile(r"\*(?:/([0-9]+))?")
 
 LONGEST_NUMBER: Final = 300
-"""Digits beyond which a number is cut: it is out of every range, and `int` refuses thousands."""
+"""Longest number in digits. Longer ones are out of every range, and `int` refuses thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong in a text, and at which offset."""
+    """An error in a text, and its offset."""
 
     offset: int
     message: str
@@ -27,7 +27,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One of the five fields: its name and the values that it may take."""
+    """One of the five fields: its name and its allowed values."""
 
     name: str
     smallest: int
@@ -46,11 +46,12 @@ _DAY_OF_WEEK: Final = FIELDS[4]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """When an item is due: the values of each field, sorted, each once.
+    """When an item is due: the values of each field, sorted and without duplicates.
 
-    Minute, hour and month must all match. Of the days, those that are restricted count: a day of
-    month set of fewer than 31 values, a day of week set of fewer than 7. If both are restricted,
-    one of the two is enough. It is the set that counts, not how it was written: `1-31` is `*`.
+    Minute, hour and month must all match. A day field is restricted if it has fewer values than
+    `*`: fewer than 31 days of the month, or fewer than 7 days of the week. If both day fields are
+    restricted, one of them must match. Only the values matter, not how they are written: `1-31` is
+    the same as `*`.
 
     Attributes:
         minutes: 0 to 59.
@@ -68,17 +69,17 @@ class Pattern:
 
 
 def parse_pattern(text: str) -> tuple[Pattern | None, list[Fault]]:
-    """Read a pattern; None with the faults if there are any."""
+    """Read a pattern; None and the faults if it has any."""
     words = list(_WORD.finditer(text))
     if len(words) != len(FIELDS) or words[0].start() != 0 or words[-1].end() != len(text):
         return None, [
-            Fault(0, f"{text!r} is no pattern: expected five fields and whitespace between them")
+            Fault(0, f"{text!r} is not a pattern: expected five fields separated by whitespace")
         ]
     return parse_fields([(word.start(), word.group()) for word in words])
 
 
 def parse_fields(words: list[tuple[int, str]]) -> tuple[Pattern | None, list[Fault]]:
-    """Read the five words of a pattern, each with its offset; None with the faults if any."""
+    """Read the five words of a pattern, each with its offset; None and the faults if any."""
     faults: list[Fault] = []
     values: list[tuple[int, ...]] = []
     for field, (offset, word) in zip(FIELDS, words, strict=True):
@@ -94,13 +95,13 @@ def parse_fields(words: list[tuple[int, str]]) -> tuple[Pattern | None, list[Fau
 
 
 def number(digits: str) -> int:
-    """The value of a string of digits, cut off far beyond any use."""
+    """The value of a string of digits, limited to `LONGEST_NUMBER` digits."""
     significant = digits.lstrip("0") or "0"
     return int(significant) if len(significant) <= LONGEST_NUMBER else 10**LONGEST_NUMBER
 
 
 def words_of(text: str, *, most: int) -> Iterator[tuple[int, str]]:
-    """The first words of a text, at most so many, each with its offset."""
+    """The first `most` words of a text, each with its offset."""
     for count, word in enumerate(_WORD.finditer(text), start=1):
         yield word.start(), word.group()
         if count == most:
@@ -115,7 +116,7 @@ def _parts(word: str) -> Iterator[tuple[int, str]]:
 
 
 def _values(field: Field, part: str) -> list[int] | str:
-    """The values of one item of a list, or what is wrong with it."""
+    """The values of one part of a list, or the error in it."""
     largest = 7 if field is _DAY_OF_WEEK else field.largest
     allowed = f"allowed are {field.smallest} to {largest}"
     if _NUMBER.fullmatch(part):
@@ -128,7 +129,7 @@ def _values(field: Field, part: str) -> list[int] | str:
         if not (field.smallest <= first and last <= largest):
             return f"is out of range: {allowed}"
         if first >= last:
-            return "is no range: its end must be above its start"
+            return "is not a range: its end must be above its start"
         values = range(first, last + 1)
         return [value % 7 for value in values] if field is _DAY_OF_WEEK else list(values)
     if match := _STEP.fullmatch(part):

@@ -1,4 +1,4 @@
-"""Add the jobs of cron items when they are due, each once among all workers of a database."""
+"""Adds the jobs of cron items when they are due, each once among all workers of a database."""
 
 import asyncio
 import logging
@@ -38,15 +38,15 @@ Clock = Callable[[], datetime]
 Wait = Callable[[asyncio.Event, float | None], Awaitable[bool]]
 
 RESTART: Final = Backoff(shortest=0.2, longest=60.0)
-"""Between two starts of the protocol, after an error that lasted."""
+"""Delays before the protocol starts again after an error that lasted."""
 CLOSING_TIME: Final = 1.0
-"""Seconds that a statement has to end after `close`."""
+"""Seconds after `close` until a running statement is cancelled."""
 
-# A timer is set to just after the minute, so that a clock that is read a bit coarser agrees.
+# Timers end just after the minute, so that a clock with a coarser resolution shows it, too.
 _MARGIN: Final = 0.001
-# No wait is longer, so that a clock that was put right is noticed.
+# The longest wait, so that a change of the clock is detected.
 _LONGEST_WAIT: Final = 60.0
-# A period beyond this is the same as for ever, and within what a timedelta can hold.
+# Limit for a backfill period, which a timedelta can hold.
 _FOR_EVER: Final = 100 * 366 * 86400.0
 _DAY: Final = timedelta(days=1)
 
@@ -54,26 +54,26 @@ _DAY: Final = timedelta(days=1)
 class Cron:
     """Adds jobs when cron items are due.
 
-    The protocol is Graphile Worker's, so any number of workers in either language may have the
-    same items: a table knows the last run of each, and a job is added in the statement that
-    records its run. Each start goes through these steps:
+    The protocol is Graphile Worker's, so that any number of workers in both languages can have the
+    same items: a table holds the last run of each item, and a job is added in the statement that
+    records its run. The scheduler goes through these steps:
 
-    - **Register.** Items that the table does not hold are recorded as known since now.
+    - **Register.** Items that are missing in the table are recorded as known since now.
     - **Backfill.** For items that were known before, runs that were missed within their
       `backfill_period` are added, oldest first.
-    - **Minute loop.** At each minute, what is due is added with one statement. If the clock is
-      behind, nothing is due yet; if it is ahead (the machine slept, the clock was put right),
-      the minutes between are caught up.
+    - **Minute loop.** At each minute, one statement adds the jobs of all due items. If the clock
+      has gone back, nothing is due yet. If it has gone ahead (the machine slept, or the clock was
+      set), the minutes between are caught up.
 
-    A statement that fails is sent again for up to a minute. If the trouble lasts, it all begins
-    again at the first step, after a growing delay, for as long as it takes.
+    A statement that fails is retried for up to a minute. If the error lasts, the scheduler starts
+    again at the first step after a growing delay, without limit.
 
     Args:
         database: Where jobs are added.
-        items: From `parse_crontab` or `parse_cron_items`; their identifiers must differ.
-        events: Told what happens.
-        clock: Tells the time, aware. The clocks of all workers of a database should agree.
-        wait: Waits for an event at most so many seconds, as `aio.wait_for` does.
+        items: From `parse_crontab` or `parse_cron_items`; their identifiers must be unique.
+        events: Where events are emitted.
+        clock: Returns the time, aware. The clocks of all workers of a database should agree.
+        wait: Waits for an event for at most this many seconds, as `aio.wait_for` does.
 
     Raises:
         CrontabError: An item has a value that can't be stored, or identifiers are not unique.
@@ -100,7 +100,7 @@ class Cron:
         self._failures = 0
 
     def close(self) -> None:
-        """Let `run` return, at once or when the statement that was sent has ended."""
+        """Let `run` return, at once or when the running statement has ended."""
         self._closed.set()
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + CLOSING_TIME)
@@ -114,7 +114,7 @@ class Cron:
                 self._limit = limit
                 await self._run_for_ever()
         except TimeoutError:
-            # A statement of an unreachable database; what it was to add, the next start adds.
+            # The database did not answer in time; the next start adds these jobs.
             if not limit.expired():
                 raise
         finally:
@@ -127,11 +127,11 @@ class Cron:
             except (psycopg.Error, OSError) as error:
                 self._failures += 1
                 delay = RESTART.delay(self._failures)
-                logger.warning("Cron failed (%s); starts again in %.1f s", one_line(error), delay)
+                logger.warning("Cron failed (%s); starting again in %.1f s", one_line(error), delay)
                 await self._wait(self._closed, delay)
 
     async def _run_until_error(self) -> None:
-        # Node knows milliseconds only; both must come to the same answer at the edges.
+        # Node's times have milliseconds; both must decide alike about the first minute.
         now = self._clock().astimezone(UTC)
         start = now.replace(microsecond=now.microsecond // 1000 * 1000)
         self._events.emit(CronStarting(start=start))
@@ -171,7 +171,7 @@ class Cron:
             await asyncio.sleep(0)
 
     async def _each_minute(self, expected: datetime) -> None:
-        """Add what is due from the expected minute on. That one only ever moves forward."""
+        """Add the jobs that are due from the expected minute on, which only moves forward."""
         while await self._reached(expected):
             current = floor_minute(self._clock().astimezone(UTC))
             if current > expected:
@@ -189,7 +189,7 @@ class Cron:
             expected = current + MINUTE
 
     async def _reached(self, expected: datetime) -> bool:
-        """Wait until the clock shows a minute; False if closed before."""
+        """Wait until the clock shows a minute; false if closed before."""
         while not self._closed.is_set():
             left = (expected - self._clock()).total_seconds()
             if left <= 0:
@@ -205,9 +205,9 @@ class Cron:
         return False
 
     def _missed(self, since: dict[str, datetime], end: datetime) -> Iterator[list[Occurrence]]:
-        """The minutes before `end` at which items were due since their time.
+        """The minutes before `end` at which items were due, from the time of each item on.
 
-        In pieces of a day, so that others get their turn between: years of minutes take seconds.
+        Yields a day at a time, to not block the event loop: scanning years takes seconds.
         """
         items = [item for item in self._items if item.identifier in since]
         for item in items:
@@ -299,5 +299,5 @@ def cron_job(item: ParsedCronItem, minute: datetime, *, backfilled: bool) -> Cro
 
 
 def timestamp(minute: datetime) -> str:
-    """A full minute as `_cron.ts` holds it: ISO 8601 in UTC, with milliseconds."""
+    """A full minute in the format of `_cron.ts`: ISO 8601 in UTC, with milliseconds."""
     return minute.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:00.000Z")
