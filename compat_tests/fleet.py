@@ -13,6 +13,7 @@ import psycopg
 
 from graphile_worker_py import WorkerUtils
 from tests.support.eventually import eventually
+from tests.support.jobs import Jobs
 from tests.support.node import LATEST, Node
 from tests.support.processes import Process, Processes
 from tests.support.rows import rows_of
@@ -68,10 +69,6 @@ FETCH = """
 update graphile_worker._private_jobs
 set locked_at = now(), locked_by = 'pool-of-nobody', attempts = attempts + 1
 """
-WAITING = """
-select count(*) from pg_stat_activity
-where datname = current_database() and wait_event_type = 'Lock' and query like %s
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +119,14 @@ class Fleet:
         dsn: The database; the schema is installed by whoever comes first.
         node: Runs the Node package.
         processes: Starts the Python workers.
+
+    Attributes:
+        jobs: The jobs of the database.
     """
 
     def __init__(self, dsn: str, node: Node, processes: Processes) -> None:
         self.dsn = dsn
+        self.jobs = Jobs(dsn)
         self._node = node
         self._processes = processes
         self.connection = psycopg.connect(dsn, autocommit=True)
@@ -144,25 +145,12 @@ class Fleet:
         """The names of the jobs that began, in order."""
         return [run.name for run in self.runs()]
 
-    def job(self, job_id: int) -> dict[str, Any] | None:
-        """A job's row, with `payload` as text and the time until `run_at` as `wait`; or None."""
-        text = """
-            select to_jsonb(jobs) - 'payload' || jsonb_build_object(
-              'payload', payload::text, 'wait', extract(epoch from run_at - now()))
-            from graphile_worker._private_jobs as jobs where id = %s
-        """
-        return next(iter(self.query(text, job_id)), None)
-
-    def count(self) -> int:
-        """How many jobs there are."""
-        return int(self.query("select count(*) from graphile_worker._private_jobs")[0])
-
     async def drained(self, timeout: float = 15.0) -> None:
         """Wait until there is no job any more."""
 
         def none() -> bool:
-            left = self.count()
-            assert left == 0, f"{left} job(s) left"
+            left = self.jobs.ids()
+            assert left == [], f"{len(left)} job(s) left"
             return True
 
         await eventually(none, timeout=timeout, interval=0.02)
@@ -192,10 +180,6 @@ class Fleet:
     async def listening(self, count: int) -> None:
         """Wait until so many workers listen."""
         await eventually(lambda: self.query(LISTENING) == [count])
-
-    async def waiting(self, statement: str) -> None:
-        """Wait until a session that sent such a statement waits for a lock."""
-        await eventually(lambda: self.query(WAITING, statement) == [1])
 
     async def settled(self, text: str, expected: list[Any]) -> None:
         """Wait until a statement has these rows."""

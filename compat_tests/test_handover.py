@@ -57,8 +57,7 @@ async def test_a_failing_job_goes_back_and_forth_until_it_is_given_up(
         fleet.query(SAY, f"no {attempt}")
         fleet.query(MAKE_DUE)
         fleet.run_once(side)
-        job = fleet.job(job_id)
-        assert job is not None
+        job = fleet.jobs.one(job_id)
         assert (job["attempts"], job["last_error"]) == (attempt, f"no {attempt}")
         assert (job["locked_by"], job["locked_at"]) == (None, None)
         assert job["is_available"] is (attempt < 4)
@@ -83,15 +82,14 @@ async def test_only_the_failed_items_of_a_batch_are_tried_by_the_other_side(
     for attempt, side in enumerate([first, other(first)], start=1):
         fleet.query(MAKE_DUE)
         fleet.run_once(side)
-        job = fleet.job(job_id)
-        assert job is not None
-        assert job["payload"] == '[{"n":2,"fail":"two"},{"n":4,"fail":"four"}]'
+        job = fleet.jobs.one(job_id)
+        assert job["json"] == '[{"n":2,"fail":"two"},{"n":4,"fail":"four"}]'
         assert (job["attempts"], job["last_error"]) == (attempt, "Batch failures:\ntwo\nfour")
     seen = [(run.side, run.payload) for run in fleet.runs()]
     assert seen == [(first, items), (other(first), [items[1], items[3]])]
     fleet.query("update graphile_worker._private_jobs set payload = '[{\"n\": 2}]', run_at = now()")
     fleet.run_once(first)
-    assert fleet.count() == 0
+    assert fleet.jobs.ids() == []
 
 
 @pytest.mark.parametrize("prefetch", [-1, 4])
@@ -162,12 +160,12 @@ async def test_a_job_that_ends_after_sigterm_is_recorded_by_python_and_mostly_no
 
     for attempt in range(3):
         assert await recorded_by("python", f"python {attempt}")
-    assert fleet.count() == 0
+    assert fleet.jobs.ids() == []
     # Node kills itself before it has sent the outcome, but now and then it is too slow for that.
     for attempt in range(6):
         if not await recorded_by("node", f"node {attempt}"):
             break
-    assert fleet.count() == 1
+    assert len(fleet.jobs.ids()) == 1
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -256,5 +254,5 @@ async def test_a_job_that_a_second_signal_cuts_off_keeps_its_attempt_for_node(
         assert fleet.query(JOBS) == [("cut", 0, False, None)]
         gate.open()
     fleet.run_once("node")
-    assert fleet.count() == 0
+    assert fleet.jobs.ids() == []
     assert [(run.side, run.attempt) for run in fleet.runs()] == [("python", 1), ("node", 1)]

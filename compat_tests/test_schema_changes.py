@@ -46,7 +46,7 @@ async def test_a_breaking_change_stops_workers_of_both_sides_after_their_jobs(
         assert workers["node"].wait() == INCOMPATIBLE
         assert workers["python"].wait() == 1
     assert "IncompatibleSchemaError" in workers["python"].stderr.splitlines()[-1]
-    assert fleet.count() == 0
+    assert fleet.jobs.ids() == []
 
 
 def start_cli(dsn: str, processes: Processes, folder: Path) -> Process:

@@ -107,7 +107,7 @@ async def test_an_evicted_job_that_fails_is_not_tried_again(fleet: Fleet, runner
 async def test_a_waiting_job_of_the_other_side_is_removed(fleet: Fleet, remover: Side) -> None:
     await fleet.add(other(remover), payload={"name": "never"}, job_key="k")
     await fleet.remove(remover, "k")
-    assert fleet.count() == 0
+    assert fleet.jobs.ids() == []
 
 
 @pytest.mark.parametrize("runner", SIDES)
@@ -150,7 +150,7 @@ async def test_a_job_added_while_the_other_one_is_fetched_is_lost_by_node_and_ke
     await fleet.add("node", payload={"name": "old"}, job_key="k")
     with fleet.fetching():
         call = fleet.launch_add(adder, "step", {"name": "new"}, job_key="k")
-        await fleet.waiting("%add_job%")
+        await fleet.jobs.seen_waiting("%add_job%")
     assert call.wait() == 0, call.stderr
     names = fleet.query("select payload ->> 'name' from graphile_worker._private_jobs order by id")
     assert names == (["old"] if adder == "node" else ["old", "new"])

@@ -125,9 +125,9 @@ async def test_running_once_drains_a_queue_where_node_leaves_jobs_behind(fleet: 
         await node.seen("no job found")
         gate.open()
         assert node.wait() == 0, node.stderr
-    assert fleet.count() == 11
+    assert len(fleet.jobs.ids()) == 11
     fleet.run_once("python", jobs=3)
-    assert fleet.count() == 0
+    assert fleet.jobs.ids() == []
     assert [run.side for run in fleet.runs()] == ["node"] + 11 * ["python"]
 
 

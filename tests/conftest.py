@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from graphile_worker_py import WorkerUtils
-from tests.worker_utils_support import Api, Tables
+from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
 
 # The database of examples is for those who look for faults; a run is to depend on nothing but the
 # code. Fixtures of functions are shared by all examples of a test, which is wanted.
@@ -54,6 +55,6 @@ async def utils(api: Api, dsn: str) -> AsyncIterator[WorkerUtils]:
 
 
 @pytest.fixture
-def tables(dsn: str) -> Tables:
-    """The tables of the test's database."""
-    return Tables(dsn)
+def stored(dsn: str) -> Jobs:
+    """The jobs of the test's database."""
+    return Jobs(dsn)

@@ -7,23 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import psycopg
-
 from graphile_worker_py.cron import Cron, ParsedCronItem
 from graphile_worker_py.events import Event, Events
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
-from tests.support.rows import rows_of
+from tests.support.jobs import Jobs
 
 SCHEMA = "graphile_worker"
-
-JOBS = """
-select tasks.identifier, (jobs.payload #>> '{_cron,ts}')::timestamptz,
-  (jobs.payload #>> '{_cron,backfilled}')::bool
-from graphile_worker._private_jobs as jobs
-join graphile_worker._private_tasks as tasks on tasks.id = jobs.task_id
-order by 2, 1, jobs.id
-"""
 
 
 def at(text: str) -> datetime:
@@ -150,34 +140,22 @@ async def run_cron(
 
 def added(dsn: str) -> list[tuple[str, datetime, bool]]:
     """The jobs there are: task, `_cron.ts`, `_cron.backfilled`; by minute and task."""
-    with psycopg.connect(dsn) as connection:
-        return [(task, ts.astimezone(UTC), late) for task, ts, late in connection.execute(JOBS)]
-
-
-def rows(dsn: str, statement: Any, *values: Any) -> list[tuple[Any, ...]]:
-    """The rows of a statement, which is committed."""
-    with psycopg.connect(dsn) as connection:
-        cursor = connection.execute(statement, values)
-        return rows_of(cursor)
+    found = [(job["task_identifier"], job["payload"]["_cron"]) for job in Jobs(dsn).all()]
+    runs = [(task, datetime.fromisoformat(run["ts"]), run["backfilled"]) for task, run in found]
+    return sorted(runs, key=lambda run: (run[1], run[0]))
 
 
 def know(dsn: str, identifier: str, since: datetime, last: datetime | None = None) -> None:
     """Record an item as a worker that ran before would have done."""
-    rows(
-        dsn,
-        "insert into graphile_worker._private_known_crontabs values (%s, %s, %s)",
-        identifier,
-        since,
-        last,
-    )
+    insert = "insert into graphile_worker._private_known_crontabs values (%s, %s, %s)"
+    Jobs(dsn).query(insert, identifier, since, last)
 
 
 def known(dsn: str) -> dict[str, tuple[datetime, datetime | None]]:
     """When the items were first known, and their last runs."""
-    found = rows(dsn, "table graphile_worker._private_known_crontabs")
     return {
-        identifier: (since.astimezone(UTC), None if last is None else last.astimezone(UTC))
-        for identifier, since, last in found
+        row["identifier"]: (row["known_since"], row["last_execution"])
+        for row in Jobs(dsn).query("table graphile_worker._private_known_crontabs")
     }
 
 

@@ -17,9 +17,9 @@ import pytest
 from graphile_worker_py import JobSpec, Runner, SyncWorkerUtils
 from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import PoolListenSuccess
+from tests.support.jobs import Jobs
 from tests.support.processes import clean_environment
 from tests.support.running import Told
-from tests.worker_utils_support import Tables
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -41,7 +41,7 @@ def call(dsn: str) -> Call:
 
 
 @pytest.fixture
-def jobs(dsn: str, tables: Tables) -> list[int]:
+def jobs(dsn: str, stored: Jobs) -> list[int]:
     """Ids of jobs that are ready, scheduled, failed and running."""
     with SyncWorkerUtils(dsn) as utils:
         ready = utils.add_job("a", {"n": 1}, queue_name="q", job_key="k")
@@ -49,7 +49,7 @@ def jobs(dsn: str, tables: Tables) -> list[int]:
         failed = utils.add_job("b", {"n": 2**70})
         running = utils.add_job("a", queue_name="r", job_key="running")
         utils.permanently_fail_jobs([failed.id], "no\x1b[31m way\n" + "!" * 100)
-    tables.lock(running.id)
+    stored.lock(running.id)
     return [ready.id, scheduled.id, failed.id, running.id]
 
 
@@ -58,13 +58,13 @@ def rows(result: click.testing.Result) -> Any:
     return json.loads(result.stdout)
 
 
-def test_add_job_adds_what_is_typed(call: Call, tables: Tables) -> None:
+def test_add_job_adds_what_is_typed(call: Call, stored: Jobs) -> None:
     result = call(
         "add-job", "send", '{"to": "ä"}', "--queue", "mail", "--key", "k", "--key-mode", "replace",
         "--run-at", "2030-01-02T03:04:05Z", "--priority", "0", "--max-attempts", "3",
         "--flag", "eu", "--flag", "big",
     )  # fmt: skip
-    (row,) = tables.jobs()
+    (row,) = stored.all()
     assert result.stdout == f"Added job {row['id']}.\n"
     assert (row["task_identifier"], row["payload"]) == ("send", {"to": "ä"})
     assert (row["queue_name"], row["key"], row["run_at"]) == ("mail", "k", LATER)
@@ -72,10 +72,10 @@ def test_add_job_adds_what_is_typed(call: Call, tables: Tables) -> None:
     assert row["flags"] == {"eu": True, "big": True}
 
 
-def test_add_job_reads_the_payload_from_standard_input(call: Call, tables: Tables) -> None:
+def test_add_job_reads_the_payload_from_standard_input(call: Call, stored: Jobs) -> None:
     call("add-job", "a", "-", stdin="[1, 2]\n")
     call("add-job", "a")
-    assert [row["payload"] for row in tables.jobs()] == [[1, 2], {}]
+    assert [row["payload"] for row in stored.all()] == [[1, 2], {}]
 
 
 def test_add_job_prints_the_job_as_json(call: Call) -> None:
@@ -91,16 +91,16 @@ def test_add_job_prints_the_job_as_json(call: Call) -> None:
     [("+10m", {"minutes": 10}), ("+1w2d3h4m5s", {"weeks": 1, "days": 2, "seconds": 11045})],
 )
 def test_run_at_may_be_a_time_from_now(
-    call: Call, tables: Tables, typed: str, expected: dict[str, float]
+    call: Call, stored: Jobs, typed: str, expected: dict[str, float]
 ) -> None:
     before = datetime.now(UTC)
     call("add-job", "a", "--run-at", typed)
     after = datetime.now(UTC)
-    (row,) = tables.jobs()
+    (row,) = stored.all()
     assert before <= row["run_at"] - timedelta(**expected) <= after
 
 
-def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, tables: Tables) -> None:
+def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, stored: Jobs) -> None:
     for args, named in (
         (("add-job", "a", "{no"), "PAYLOAD"),
         (("add-job", "a", "-"), "PAYLOAD"),
@@ -131,7 +131,7 @@ def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, tables: Tables
         result = call(*args, code=2)
         assert named in result.stderr, args
         assert result.stdout == "", args
-    assert tables.jobs() == []
+    assert stored.all() == []
 
 
 def test_jobs_are_shown_as_a_table_that_no_text_can_break(call: Call, jobs: list[int]) -> None:
@@ -163,20 +163,20 @@ def test_jobs_are_filtered_and_shown_page_by_page(call: Call, jobs: list[int]) -
 
 
 def test_jobs_as_json_have_all_columns_and_the_payload_as_stored(
-    call: Call, jobs: list[int], tables: Tables
+    call: Call, jobs: list[int], stored: Jobs
 ) -> None:
     printed = {job["id"]: job for job in rows(call("jobs", "--json"))}
     assert list(printed) == list(reversed(jobs))
     assert printed[jobs[2]]["payload"] == {"n": 2**70}
     assert '"payload":{"n":2.5}' in call("jobs", "--json", "--task", "b").stdout
-    for row in tables.jobs():
+    for row in stored.all():
         job = printed[row["id"]]
-        assert set(job) == {*row, "state"}
+        assert set(job) == {*row, "state"} - {"json"}
         assert (job["queue_name"], job["locked_by"]) == (row["queue_name"], row["locked_by"])
         assert datetime.fromisoformat(job["run_at"]) == row["run_at"]
 
 
-def test_one_job_is_shown_whole(call: Call, jobs: list[int], tables: Tables) -> None:
+def test_one_job_is_shown_whole(call: Call, jobs: list[int], stored: Jobs) -> None:
     ready, _, failed, running = jobs
     shown = call("job", str(failed)).stdout
     fields = dict(line.split(None, 1) for line in shown.splitlines() if line[:1].strip())
@@ -249,35 +249,35 @@ async def test_pools_that_have_registered_are_shown_with_their_process(
         assert 0 <= registered["heartbeat_age"] < 8
 
 
-def test_jobs_are_completed(call: Call, jobs: list[int], tables: Tables) -> None:
+def test_jobs_are_completed(call: Call, jobs: list[int], stored: Jobs) -> None:
     result = call("complete", str(jobs[0]), str(jobs[1]))
     assert result.stdout.endswith("Completed 2 of 2 jobs.\n")
-    assert [row["id"] for row in tables.jobs()] == jobs[2:]
+    assert [row["id"] for row in stored.all()] == jobs[2:]
 
 
 def test_what_is_left_alone_is_told_and_exits_with_1(
-    call: Call, jobs: list[int], tables: Tables
+    call: Call, jobs: list[int], stored: Jobs
 ) -> None:
     result = call("complete", str(jobs[0]), str(jobs[3]), "999", code=1)
     assert result.stdout.endswith("Completed 1 of 3 jobs.\n")
     assert f"{jobs[3]}, 999" in result.stderr
-    assert [row["id"] for row in tables.jobs()] == jobs[1:]
+    assert [row["id"] for row in stored.all()] == jobs[1:]
     assert rows(call("complete", "999", "--json", code=1)) == []
 
 
-def test_jobs_are_failed(call: Call, jobs: list[int], tables: Tables) -> None:
+def test_jobs_are_failed(call: Call, jobs: list[int], stored: Jobs) -> None:
     (failed,) = rows(call("fail", str(jobs[0]), "--reason", "why not", "--json"))
     assert (failed["id"], failed["last_error"], failed["attempts"]) == (jobs[0], "why not", 25)
     call("fail", str(jobs[1]))
-    assert tables.job(jobs[1])["last_error"] == "Manually marked as failed"
+    assert stored.one(jobs[1])["last_error"] == "Manually marked as failed"
 
 
-def test_jobs_are_rescheduled(call: Call, jobs: list[int], tables: Tables) -> None:
+def test_jobs_are_rescheduled(call: Call, jobs: list[int], stored: Jobs) -> None:
     call(
         "reschedule", str(jobs[2]), "--run-at", "2030-01-02T04:04:05+01:00", "--priority", "0",
         "--attempts", "0", "--max-attempts", "4",
     )  # fmt: skip
-    row = tables.job(jobs[2])
+    row = stored.one(jobs[2])
     assert (row["run_at"], row["attempts"], row["max_attempts"]) == (LATER, 0, 4)
 
 
@@ -303,17 +303,17 @@ def test_jobs_that_were_changed_have_all_fields_of_listed_ones_as_json(
     assert (changed["queue_name"], changed["state"]) == ("q", state)
 
 
-def test_jobs_are_removed_by_key(call: Call, jobs: list[int], tables: Tables) -> None:
+def test_jobs_are_removed_by_key(call: Call, jobs: list[int], stored: Jobs) -> None:
     assert call("remove", "k").stdout.endswith("Removed 1 job.\n")
     assert "key and the retries" in call("remove", "running").stdout
     assert "'k'" in call("remove", "k", code=1).stderr
-    assert [row["id"] for row in tables.jobs()] == jobs[1:]
-    assert tables.job(jobs[3])["key"] is None
+    assert [row["id"] for row in stored.all()] == jobs[1:]
+    assert stored.one(jobs[3])["key"] is None
 
 
-def test_workers_are_unlocked(call: Call, jobs: list[int], tables: Tables) -> None:
+def test_workers_are_unlocked(call: Call, jobs: list[int], stored: Jobs) -> None:
     assert call("unlock", "pool-1", "pool-2").stdout == "Unlocked 1 job and 1 queue.\n"
-    assert tables.job(jobs[3])["locked_by"] is None
+    assert stored.one(jobs[3])["locked_by"] is None
     assert rows(call("unlock", "pool-1", "--json")) == {"jobs": 0, "queues": 0}
 
 
@@ -326,25 +326,25 @@ def test_workers_are_unlocked(call: Call, jobs: list[int], tables: Tables) -> No
     ],
 )
 def test_cleanup_takes_upstreams_names_as_one_types_them(
-    call: Call, jobs: list[int], tables: Tables, typed: list[str]
+    call: Call, jobs: list[int], stored: Jobs, typed: list[str]
 ) -> None:
     assert rows(call("cleanup", *typed, "--json")) == {
         "DELETE_PERMAFAILED_JOBS": 1,
         "GC_JOB_QUEUES": 0,
     }
-    assert len(tables.jobs()) == 3
+    assert len(stored.all()) == 3
 
 
-def test_cleanup_keeps_the_task_identifiers_that_are_named(call: Call, tables: Tables) -> None:
+def test_cleanup_keeps_the_task_identifiers_that_are_named(call: Call, stored: Jobs) -> None:
     for identifier in ("a", "b", "c"):
         call("add-job", identifier)
-    tables.query("delete from graphile_worker._private_jobs")
+    stored.query("delete from graphile_worker._private_jobs")
     result = call("cleanup", "GC_TASK_IDENTIFIERS", "--keep", "a", "--keep", "b")
     assert result.stdout == "GC_TASK_IDENTIFIERS: deleted 1 row.\n"
 
 
 def test_cleanup_keeps_the_tasks_of_a_module_and_of_a_folder(
-    call: Call, tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, stored: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -354,29 +354,29 @@ def test_cleanup_keeps_the_tasks_of_a_module_and_of_a_folder(
     (tmp_path / "folder" / "one.py").write_text(task.format("of the folder"))
     for identifier in ("of the module", "of the folder", "named", "of nobody"):
         call("add-job", identifier)
-    tables.query("delete from graphile_worker._private_jobs")
+    stored.query("delete from graphile_worker._private_jobs")
     keep = ["--tasks", "tasks_of_cleanup", "--task-directory", "folder", "--keep", "named"]
     result = call("cleanup", "GC_TASK_IDENTIFIERS", *keep)
     assert result.stdout == "GC_TASK_IDENTIFIERS: deleted 1 row.\n"
-    left = tables.query("select identifier from graphile_worker._private_tasks order by 1")
+    left = stored.query("select identifier from graphile_worker._private_tasks order by 1")
     assert [row["identifier"] for row in left] == ["named", "of the folder", "of the module"]
 
 
 def test_cleanup_deletes_nothing_if_the_tasks_to_keep_can_not_be_read(
-    call: Call, tables: Tables, tmp_path: Path
+    call: Call, stored: Jobs, tmp_path: Path
 ) -> None:
     call("add-job", "kept")
-    tables.query("delete from graphile_worker._private_jobs")
+    stored.query("delete from graphile_worker._private_jobs")
     (tmp_path / "broken.py").write_text("import nothing_like_that\n")
     call("cleanup", "GC_TASK_IDENTIFIERS", "--task-directory", str(tmp_path), code=2)
     call("cleanup", "GC_TASK_IDENTIFIERS", "--tasks", "nothing_like_that", code=2)
-    assert len(tables.query("select id from graphile_worker._private_tasks")) == 1
+    assert len(stored.query("select id from graphile_worker._private_tasks")) == 1
 
 
 def test_a_dry_run_shows_what_would_change_and_changes_nothing(
-    call: Call, jobs: list[int], tables: Tables
+    call: Call, jobs: list[int], stored: Jobs
 ) -> None:
-    before = tables.jobs()
+    before = stored.all()
     ids = [str(each) for each in jobs[:3]]
     assert "Would have completed 3 of 3 jobs." in call("complete", *ids, "--dry-run").stdout
     assert "Would have failed 3 of 3 jobs." in call("fail", *ids, "--dry-run").stdout
@@ -386,14 +386,14 @@ def test_a_dry_run_shows_what_would_change_and_changes_nothing(
     assert "Would have unlocked 1 job and 1 queue." in call("unlock", "pool-1", "--dry-run").stdout
     cleaned = call("cleanup", "delete_permafailed_jobs", "--dry-run").stdout
     assert cleaned == "DELETE_PERMAFAILED_JOBS: would have deleted 1 row.\n"
-    assert tables.jobs() == before
+    assert stored.all() == before
 
 
 @pytest.mark.parametrize(
     ("options", "answer", "left"), [([], "n\n", 2), ([], "y\n", 0), (["--yes"], "", 0)]
 )
 def test_somebody_at_a_terminal_is_asked_before_several_jobs_change(
-    dsn: str, tables: Tables, options: list[str], answer: str, left: int
+    dsn: str, stored: Jobs, options: list[str], answer: str, left: int
 ) -> None:
     with SyncWorkerUtils(dsn) as utils:
         ids = [str(job.id) for job in utils.add_jobs([JobSpec("a"), JobSpec("a")])]
@@ -409,7 +409,7 @@ def test_somebody_at_a_terminal_is_asked_before_several_jobs_change(
         os.close(terminal)
     assert ("2 jobs will be completed. Go on?" in err.decode()) == (not options), (out, err)
     assert process.returncode == (1 if left else 0), (out, err)
-    assert len(tables.jobs()) == left
+    assert len(stored.all()) == left
 
 
 def test_migrate_installs_the_schema_where_other_commands_ask_for_it(empty_dsn: str) -> None:
@@ -428,8 +428,8 @@ def test_migrate_installs_the_schema_where_other_commands_ask_for_it(empty_dsn: 
     assert runner.invoke(main, ["jobs", *where]).stdout == "No jobs.\n"
 
 
-def test_a_schema_that_is_too_new_is_refused(call: Call, tables: Tables) -> None:
-    tables.query("insert into graphile_worker.migrations (id, breaking) values (21, true)")
+def test_a_schema_that_is_too_new_is_refused(call: Call, stored: Jobs) -> None:
+    stored.query("insert into graphile_worker.migrations (id, breaking) values (21, true)")
     for args in (("jobs",), ("complete", "1"), ("add-job", "a"), ("migrate",)):
         assert "revision 21" in call(*args, code=1).stderr
 

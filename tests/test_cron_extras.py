@@ -3,9 +3,8 @@
 from datetime import timedelta
 
 from graphile_worker_py.cron import CronItem, CronItemOptions, parse_cron_items, parse_crontab
-from tests.cron_support import added, at, every, know, known, rows, run_cron
-
-RUN_ATS = "select run_at from graphile_worker.jobs order by id"
+from tests.cron_support import added, at, every, know, known, run_cron
+from tests.support.jobs import Jobs
 
 
 async def test_jitter_puts_off_the_job_and_not_its_minute(dsn: str) -> None:
@@ -16,7 +15,8 @@ async def test_jitter_puts_off_the_job_and_not_its_minute(dsn: str) -> None:
     minutes = every(1, "10:01", "10:20")
     assert [ts for _, ts, _ in added(dsn)] == minutes
     assert known(dsn)["task"][1] == at("10:20")
-    delays = [run_at - ts for (run_at,), ts in zip(rows(dsn, RUN_ATS), minutes, strict=True)]
+    run_ats = [job["run_at"] for job in Jobs(dsn).all()]
+    delays = [run_at - ts for run_at, ts in zip(run_ats, minutes, strict=True)]
     assert all(timedelta(0) <= delay <= timedelta(seconds=45) for delay in delays)
     assert len(set(delays)) > 15
 
@@ -28,15 +28,14 @@ async def test_run_is_skipped_while_the_job_of_the_last_one_waits(dsn: str) -> N
 
     assert [ts for _, ts, _ in added(dsn)] == [at("10:01")]
     assert known(dsn)["task"][1] == at("10:03")
-    assert rows(dsn, "select run_at from graphile_worker.jobs") == [(at("10:01"),)]
+    assert [job["run_at"] for job in Jobs(dsn).all()] == [at("10:01")]
 
 
 async def test_run_is_skipped_while_the_job_of_the_last_one_runs(dsn: str) -> None:
     items = parse_crontab("#py: overlap=skip\n* * * * * task ?jobKey=k")
 
     def fetch() -> None:
-        rows(
-            dsn,
+        Jobs(dsn).query(
             "update graphile_worker._private_jobs set locked_at = now(), locked_by = 'pool',"
             " attempts = max_attempts",
         )
@@ -50,14 +49,14 @@ async def test_run_is_skipped_while_the_job_of_the_last_one_runs(dsn: str) -> No
     )
 
     assert [ts for _, ts, _ in added(dsn)] == [at("10:01")]
-    assert rows(dsn, "select key, locked_by from graphile_worker.jobs") == [("k", "pool")]
+    assert [(job["key"], job["locked_by"]) for job in Jobs(dsn).all()] == [("k", "pool")]
 
 
 async def test_run_is_added_when_the_job_of_the_last_one_is_done(dsn: str) -> None:
     items = parse_crontab("#py: overlap=skip\n* * * * * task ?jobKey=k")
 
     def complete() -> None:
-        rows(dsn, "delete from graphile_worker._private_jobs")
+        Jobs(dsn).query("delete from graphile_worker._private_jobs")
 
     await run_cron(
         dsn,
@@ -74,7 +73,7 @@ async def test_run_is_added_when_the_last_one_failed_for_good(dsn: str) -> None:
     items = parse_crontab("#py: overlap=skip\n* * * * * task ?jobKey=k&max=3")
 
     def fail() -> None:
-        rows(dsn, "update graphile_worker._private_jobs set attempts = max_attempts")
+        Jobs(dsn).query("update graphile_worker._private_jobs set attempts = max_attempts")
 
     await run_cron(
         dsn,
@@ -86,10 +85,7 @@ async def test_run_is_added_when_the_last_one_failed_for_good(dsn: str) -> None:
 
     # Otherwise a job that nobody will ever run again would end the item for good.
     assert [ts for _, ts, _ in added(dsn)] == [at("10:01"), at("10:02")]
-    assert rows(dsn, "select key, attempts from graphile_worker.jobs order by id") == [
-        (None, 3),
-        ("k", 0),
-    ]
+    assert [(job["key"], job["attempts"]) for job in Jobs(dsn).all()] == [(None, 3), ("k", 0)]
 
 
 async def test_only_the_latest_of_the_missed_runs_are_backfilled_under_a_cap(dsn: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from graphile_worker_py.cron import parse_crontab
 from tests.cron_killed import CRONTAB, STATEMENTS
-from tests.cron_support import added, at, every, know, known, rows, run_cron
+from tests.cron_support import added, at, every, know, known, run_cron
 from tests.support.eventually import eventually
+from tests.support.jobs import Jobs
 from tests.support.processes import Process, Processes
 
 ROOT = Path(__file__).parent.parent
@@ -44,8 +45,11 @@ async def test_scheduler_that_nobody_kills_sends_the_statements_of_these_tests(
 async def test_death_around_any_statement_neither_loses_nor_doubles_a_run(
     dsn: str, processes: Processes, when: str
 ) -> None:
+    jobs = Jobs(dsn)
     for fatal in range(1, STATEMENTS + 1):
-        rows(dsn, "truncate graphile_worker._private_jobs, graphile_worker._private_known_crontabs")
+        jobs.query(
+            "truncate graphile_worker._private_jobs, graphile_worker._private_known_crontabs"
+        )
         process = start(processes, dsn, fatal, when)
         assert process.wait() == -signal.SIGKILL
         done = fatal - 1 if when == "before" else fatal
@@ -63,11 +67,11 @@ async def test_death_during_a_statement_neither_loses_nor_doubles_a_run(
         process = processes.start(
             [sys.executable, "-m", "tests.cron_killed", dsn, str(NEVER), "before"], cwd=ROOT
         )
-        await eventually(lambda: rows(dsn, WAITING), timeout=10)
+        await Jobs(dsn).seen_waiting()
         process.kill()
         process.wait()
     # The server does not notice the death before it answers, and may complete the statement.
-    await eventually(lambda: not rows(dsn, OTHERS))
+    await eventually(lambda: not Jobs(dsn).query(OTHERS))
 
     await check_successor(dsn)
 
@@ -76,4 +80,3 @@ OTHERS = """
 select pid from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
 """
-WAITING = OTHERS + " and wait_event_type = 'Lock'"

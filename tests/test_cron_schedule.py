@@ -32,7 +32,6 @@ from tests.cron_support import (
     every,
     know,
     known,
-    rows,
     run_cron,
 )
 from tests.support.eventually import eventually
@@ -83,21 +82,11 @@ async def test_job_has_the_options_of_its_item_and_the_minute_in_its_payload(dsn
 
     await run_cron(dsn, items, start=at("10:03:30"), until=at("10:05"))
 
-    columns = (
-        "select payload::text, queue_name, jobs.run_at, jobs.max_attempts, jobs.priority, jobs.key,"
-        " jobs.flags from graphile_worker.jobs join graphile_worker._private_jobs as raw using (id)"
-    )
-    assert rows(dsn, columns) == [
-        (
-            '{"a":1,"_cron":{"ts":"2026-01-05T10:04:00.000Z","backfilled":false}}',
-            "q",
-            at("10:04"),
-            3,
-            -5,
-            "k",
-            None,
-        )
-    ]
+    (job,) = Jobs(dsn).all()
+    assert job["json"] == '{"a":1,"_cron":{"ts":"2026-01-05T10:04:00.000Z","backfilled":false}}'
+    assert (job["queue_name"], job["run_at"]) == ("q", at("10:04"))
+    assert (job["max_attempts"], job["priority"]) == (3, -5)
+    assert (job["key"], job["flags"]) == ("k", None)
 
 
 async def test_of_items_with_the_same_job_key_the_last_has_the_job(dsn: str) -> None:
@@ -276,8 +265,7 @@ async def test_connection_that_breaks_at_the_tick_costs_no_run(
     items = parse_crontab("* * * * * task")
 
     def break_connections() -> None:
-        rows(
-            dsn,
+        Jobs(dsn).query(
             "select pg_terminate_backend(pid) from pg_stat_activity"
             " where application_name = 'graphile_worker_py' and datname = current_database()",
         )
@@ -403,22 +391,11 @@ async def test_job_that_is_being_fetched_while_its_key_is_due_gets_a_successor(d
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(run_cron(dsn, items, start=at("10:01:40"), until=at("10:02:30")))
-            await eventually(lambda: waiting(dsn))
+            await Jobs(dsn).seen_waiting()
             fetching.commit()
 
     assert [ts for _, ts, _ in added(dsn)] == [at("10:01"), at("10:02")]
     assert known(dsn)["task"][1] == at("10:02")
-
-
-def waiting(dsn: str) -> bool:
-    """Whether a statement waits for a lock."""
-    return bool(
-        rows(
-            dsn,
-            "select 1 from pg_stat_activity"
-            " where wait_event_type = 'Lock' and datname = current_database()",
-        )
-    )
 
 
 async def test_failing_matcher_keeps_nobody_else_waiting(

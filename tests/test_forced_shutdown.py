@@ -244,22 +244,13 @@ async def test_a_fetch_under_way_at_the_kill_leaves_nothing_locked(dsn: str) -> 
         # The fetch waits for the table, and brings its jobs when nobody wants them any more.
         other.execute("lock graphile_worker._private_jobs in access exclusive mode")
         async with Runner(dsn, tasks={"hang": hang}, events=told.events) as runner:
-            await eventually(lambda: waiting(jobs) > 0)
+            await jobs.seen_waiting()
             killing = asyncio.create_task(runner.kill())
             await asyncio.sleep(0.05)
             other.commit()
             await killing
     assert jobs.locked() == []
     assert {job["attempts"] for job in jobs.all()} == {0}
-
-
-def waiting(jobs: Jobs) -> int:
-    """How many statements wait for a lock in the test's database."""
-    (row,) = jobs.query(
-        "select count(*) from pg_stat_activity"
-        " where datname = current_database() and wait_event_type = 'Lock'"
-    )
-    return int(row["count"])
 
 
 async def test_outcomes_that_cannot_be_recorded_in_time_are_told(dsn: str) -> None:

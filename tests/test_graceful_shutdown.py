@@ -23,7 +23,6 @@ from graphile_worker_py.events import (
     WorkerStop,
 )
 from tests.support.eventually import eventually
-from tests.support.locking import WAITING
 from tests.support.running import Jobs, Told, impatient
 
 
@@ -308,7 +307,7 @@ async def test_the_end_of_the_last_fetch_does_not_end_an_outcome_that_is_being_w
         await told.seen(JobStart, count=2)
         await another.execute("select from graphile_worker._private_jobs for key share")
         ends[quick].set()
-        await eventually(lambda: jobs.query(WAITING, "%delete%"))
+        await jobs.seen_waiting("%delete%")
         stopping = asyncio.create_task(runner.stop())
         await eventually(lambda: "cut off the last fetch" not in tasks())
         await another.rollback()

@@ -9,13 +9,14 @@ from zoneinfo import ZoneInfo
 import psycopg
 
 from graphile_worker_py import JobKeyMode, Runner, WorkerUtils, add_job_adhoc
-from tests.worker_utils_support import Api, Tables
+from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=5)))
 EVEN_LATER = LATER + timedelta(days=1)
 
 
-async def test_what_is_given_is_stored_and_returned(utils: WorkerUtils, tables: Tables) -> None:
+async def test_what_is_given_is_stored_and_returned(utils: WorkerUtils, stored: Jobs) -> None:
     job = await utils.add_job(
         "send",
         {"to": "ä@example.com"},
@@ -28,7 +29,7 @@ async def test_what_is_given_is_stored_and_returned(utils: WorkerUtils, tables: 
         flags=["eu", "big"],
     )
 
-    (row,) = tables.jobs()
+    (row,) = stored.all()
     assert row["task_identifier"] == job.task_identifier == "send"
     assert row["queue_name"] == "mail"
     assert row["payload"] == job.payload == {"to": "ä@example.com"}
@@ -50,9 +51,9 @@ async def test_what_is_not_given_has_upstreams_defaults(utils: WorkerUtils) -> N
     assert job.run_at == job.created_at == job.updated_at
 
 
-async def test_zero_and_empty_values_are_values(utils: WorkerUtils, tables: Tables) -> None:
+async def test_zero_and_empty_values_are_values(utils: WorkerUtils, stored: Jobs) -> None:
     job = await utils.add_job("", 0, queue_name="", priority=0, flags=[])
-    (row,) = tables.jobs()
+    (row,) = stored.all()
     assert (row["task_identifier"], row["queue_name"]) == ("", "")
     assert (row["payload"], job.payload, row["flags"]) == (0, 0, None)
 
@@ -82,7 +83,7 @@ async def test_old_time_zones_with_odd_seconds_keep_the_instant(utils: WorkerUti
 
 
 async def test_replace_overwrites_the_waiting_job_and_resets_what_is_not_given(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     first = await utils.add_job(
         "a", {"n": 1}, job_key="k", queue_name="q", priority=3, run_at=LATER, flags=["f"]
@@ -90,7 +91,7 @@ async def test_replace_overwrites_the_waiting_job_and_resets_what_is_not_given(
     second = await utils.add_job("b", {"m": 2}, job_key="k", job_key_mode=JobKeyMode.REPLACE)
 
     assert (second.id, second.revision, second.task_identifier) == (first.id, 1, "b")
-    (row,) = tables.jobs()
+    (row,) = stored.all()
     assert (row["payload"], row["queue_name"], row["priority"]) == ({"m": 2}, None, 0)
     assert (row["flags"], row["max_attempts"]) == (None, 25)
     assert row["run_at"] < LATER
@@ -98,7 +99,7 @@ async def test_replace_overwrites_the_waiting_job_and_resets_what_is_not_given(
 
 
 async def test_preserve_run_at_keeps_the_time_until_the_job_was_tried(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     first = await utils.add_job("a", job_key="k", run_at=LATER)
     second = await utils.add_job(
@@ -109,42 +110,42 @@ async def test_preserve_run_at_keeps_the_time_until_the_job_was_tried(
     await utils.reschedule_jobs([first.id], attempts=1)
     third = await utils.add_job("a", job_key="k", run_at=EVEN_LATER, job_key_mode="preserve_run_at")
     assert (third.id, third.run_at, third.attempts) == (first.id, EVEN_LATER, 0)
-    assert len(tables.jobs()) == 1
+    assert len(stored.all()) == 1
 
 
 async def test_unsafe_dedupe_leaves_the_job_alone_whatever_its_state(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     first = await utils.add_job("a", {"n": 1}, job_key="k", job_key_mode="unsafe_dedupe")
     assert first.revision == 0
-    for revision, change in enumerate((lambda *_: None, tables.exhaust, tables.lock), start=1):
+    for revision, change in enumerate((lambda *_: None, stored.exhaust, stored.lock), start=1):
         change(first.id)
         again = await utils.add_job("a", {"n": 2}, job_key="k", job_key_mode="unsafe_dedupe")
         assert (again.id, again.revision, again.payload) == (first.id, revision, {"n": 1})
-    assert len(tables.jobs()) == 1
+    assert len(stored.all()) == 1
 
 
-async def test_a_running_job_loses_its_key_to_a_new_one(utils: WorkerUtils, tables: Tables) -> None:
+async def test_a_running_job_loses_its_key_to_a_new_one(utils: WorkerUtils, stored: Jobs) -> None:
     first = await utils.add_job("a", {"n": 1}, job_key="k")
-    tables.lock(first.id)
+    stored.lock(first.id)
 
     second = await utils.add_job("a", {"n": 2}, job_key="k")
 
     assert second.id != first.id
     assert (second.key, second.revision, second.payload) == ("k", 0, {"n": 2})
-    running = tables.job(first.id)
+    running = stored.one(first.id)
     assert (running["key"], running["attempts"], running["locked_by"]) == (None, 25, "pool-1")
     assert running["payload"] == {"n": 1}
 
 
 async def test_a_failed_job_makes_way_for_a_new_one_with_its_key(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     first = await utils.add_job("a", job_key="k")
-    tables.exhaust(first.id)
+    stored.exhaust(first.id)
     second = await utils.add_job("a", job_key="k")
     assert second.id != first.id
-    failed = tables.job(first.id)
+    failed = stored.one(first.id)
     assert (failed["key"], failed["attempts"], failed["last_error"]) == (None, 25, "no")
 
 
@@ -165,9 +166,9 @@ async def test_a_worker_is_notified_for_each_job(utils: WorkerUtils, dsn: str) -
     assert [each["count"] for each in told] == [1, -1]
 
 
-async def test_a_job_can_be_added_ad_hoc(dsn: str, tables: Tables) -> None:
+async def test_a_job_can_be_added_ad_hoc(dsn: str, stored: Jobs) -> None:
     job = await add_job_adhoc(dsn, "a", {"n": 1}, job_key="k", run_at=LATER)
-    (row,) = tables.jobs()
+    (row,) = stored.all()
     assert (row["id"], row["key"], row["payload"]) == (job.id, "k", {"n": 1})
     assert row["run_at"] == LATER
 
@@ -181,14 +182,14 @@ async def test_a_schema_of_any_name_is_installed_on_entering(api: Api, empty_dsn
         assert (await utils.counts()).total == 0
 
 
-async def test_run_at_is_exact_to_the_microsecond(utils: WorkerUtils, tables: Tables) -> None:
+async def test_run_at_is_exact_to_the_microsecond(utils: WorkerUtils, stored: Jobs) -> None:
     moment = datetime.now(UTC).replace(microsecond=123457)
     job = await utils.add_job("a", run_at=moment)
-    assert job.run_at == tables.job(job.id)["run_at"] == moment
+    assert job.run_at == stored.one(job.id)["run_at"] == moment
 
 
 async def test_a_job_is_added_while_a_pool_runs_the_one_with_its_key(
-    dsn: str, tables: Tables
+    dsn: str, stored: Jobs
 ) -> None:
     began, go_on = asyncio.Event(), asyncio.Event()
     seen: list[int] = []
@@ -204,10 +205,10 @@ async def test_a_job_is_added_while_a_pool_runs_the_one_with_its_key(
         async with WorkerUtils(dsn) as utils:
             new = await utils.add_job("slow", {"n": 2}, job_key="k", run_at=LATER)
         assert new.id != old.id
-        assert tables.job(old.id)["locked_by"] == run.pool_id
+        assert stored.one(old.id)["locked_by"] == run.pool_id
         go_on.set()
         await run.stop()
     assert seen == [1]
-    assert [(row["id"], row["payload"], row["key"]) for row in tables.jobs()] == [
+    assert [(row["id"], row["payload"], row["key"]) for row in stored.all()] == [
         (new.id, {"n": 2}, "k")
     ]

@@ -12,7 +12,8 @@ import pytest
 
 from graphile_worker_py import ConfigurationError, JobSpec, WorkerUtils
 from tests.support.eventually import eventually
-from tests.worker_utils_support import Api, Tables
+from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -34,12 +35,12 @@ def specs_of_all_kinds(count: int) -> list[JobSpec]:
     ]
 
 
-async def test_results_stand_in_the_order_of_the_specs(utils: WorkerUtils, tables: Tables) -> None:
+async def test_results_stand_in_the_order_of_the_specs(utils: WorkerUtils, stored: Jobs) -> None:
     specs = specs_of_all_kinds(1500)
 
     jobs = await utils.add_jobs(specs)
 
-    rows = {row["id"]: row for row in tables.jobs()}
+    rows = {row["id"]: row for row in stored.all()}
     assert len({job.id for job in jobs}) == len(rows) == len(specs)
     for spec, job in zip(specs, jobs, strict=True):
         row = rows[job.id]
@@ -75,7 +76,7 @@ async def test_results_tell_keyed_and_other_jobs_apart(utils: WorkerUtils) -> No
 
 
 async def test_the_last_of_several_specs_with_one_key_counts(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     jobs = await utils.add_jobs(
         [
@@ -86,7 +87,7 @@ async def test_the_last_of_several_specs_with_one_key_counts(
     )
     assert [job.payload["n"] for job in jobs] == [3, 2, 3]
     assert jobs[0] == jobs[2]
-    assert sorted(row["task_identifier"] for row in tables.jobs()) == ["b", "c"]
+    assert sorted(row["task_identifier"] for row in stored.all()) == ["b", "c"]
 
 
 async def test_each_spec_has_a_key_mode_of_its_own(utils: WorkerUtils) -> None:
@@ -106,19 +107,19 @@ async def test_each_spec_has_a_key_mode_of_its_own(utils: WorkerUtils) -> None:
 
 
 async def test_running_and_failed_jobs_make_way_for_new_ones(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     old = await utils.add_jobs([JobSpec("a", job_key=key) for key in ("r", "f", "w")])
-    tables.lock(old[0].id)
-    tables.exhaust(old[1].id)
+    stored.lock(old[0].id)
+    stored.exhaust(old[1].id)
     new = await utils.add_jobs([JobSpec("a", {"n": 2}, job_key=key) for key in ("r", "f", "w")])
     assert [each.id == before.id for each, before in zip(new, old, strict=True)] == [
         False,
         False,
         True,
     ]
-    assert tables.job(old[0].id)["key"] is None
-    assert tables.job(old[1].id)["key"] is None
+    assert stored.one(old[0].id)["key"] is None
+    assert stored.one(old[1].id)["key"] is None
 
 
 async def test_no_specs_add_nothing_and_wake_nobody(utils: WorkerUtils, dsn: str) -> None:
@@ -156,49 +157,49 @@ async def test_old_time_zones_with_odd_seconds_keep_the_instant(utils: WorkerUti
     ],
 )
 async def test_all_are_added_or_none(
-    utils: WorkerUtils, tables: Tables, specs: list[JobSpec]
+    utils: WorkerUtils, stored: Jobs, specs: list[JobSpec]
 ) -> None:
-    tables.query(
+    stored.query(
         "alter table graphile_worker._private_tasks"
         " add constraint test_forbidden check (identifier <> 'forbidden')"
     )
     with pytest.raises(psycopg.errors.CheckViolation):
         await utils.add_jobs(specs)
-    assert tables.jobs() == []
+    assert stored.all() == []
 
 
-async def test_payloads_are_stored_byte_for_byte(utils: WorkerUtils, tables: Tables) -> None:
+async def test_payloads_are_stored_byte_for_byte(utils: WorkerUtils, stored: Jobs) -> None:
     payload: Any = {"b": 1, "a": [1.0, 1e22], "ü": "\x01\u2028"}
     one = await utils.add_job("a", payload)
     (many,) = await utils.add_jobs([JobSpec("a", payload)])
     assert many.payload_json == one.payload_json
-    texts = tables.query("select payload::text as text from graphile_worker._private_jobs")
+    texts = stored.query("select payload::text as text from graphile_worker._private_jobs")
     assert {row["text"].encode() for row in texts} == {one.payload_json}
 
 
 @pytest.mark.parametrize("payload", [{}, "text", None, 2**70])
 async def test_equal_jobs_are_told_apart_by_their_ids(
-    utils: WorkerUtils, tables: Tables, payload: Any
+    utils: WorkerUtils, stored: Jobs, payload: Any
 ) -> None:
     jobs = await utils.add_jobs([JobSpec("a", payload) for _ in range(3)])
-    assert {job.id for job in jobs} == {row["id"] for row in tables.jobs()}
-    assert len(tables.jobs()) == 3
+    assert {job.id for job in jobs} == {row["id"] for row in stored.all()}
+    assert len(stored.all()) == 3
 
 
 async def test_jobs_that_a_trigger_changes_are_results_all_the_same(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
-    tables.query(
+    stored.query(
         "create function test_change() returns trigger language plpgsql"
         " as $$ begin new.payload := '{}'; new.priority := 7; return new; end $$"
     )
-    tables.query(
+    stored.query(
         "create trigger test_change before insert on graphile_worker._private_jobs"
         " for each row execute function test_change()"
     )
     alike = await utils.add_jobs([JobSpec("a", n) for n in range(3)])
     mixed = await utils.add_jobs([JobSpec("a", 1), JobSpec("b", 2), JobSpec("b", 3, job_key="k")])
-    assert {job.id for job in [*alike, *mixed]} == {row["id"] for row in tables.jobs()}
+    assert {job.id for job in [*alike, *mixed]} == {row["id"] for row in stored.all()}
     assert [(job.priority, job.payload) for job in [*alike, *mixed]] == [(7, {})] * 6
 
 
@@ -226,36 +227,36 @@ async def test_many_keyed_jobs_of_all_modes_stand_in_the_order_of_the_specs(
 
 @pytest.mark.usefixtures("pipelines")
 async def test_a_payload_that_is_no_json_undoes_the_chunks_before(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     specs = [*[JobSpec("a", n) for n in range(2500)], JobSpec("a", object())]
     with pytest.raises(ConfigurationError, match=r"jobs\[2500\]: payload"):
         await utils.add_jobs(specs)
-    assert tables.jobs() == []
+    assert stored.all() == []
     assert len(await utils.add_jobs(specs[:2500])) == 2500
 
 
 async def test_without_prepared_statements_many_chunks_are_added_too(
-    api: Api, dsn: str, tables: Tables
+    api: Api, dsn: str, stored: Jobs
 ) -> None:
     async with api.opened(dsn, prepared_statements=False) as utils:
         await utils.add_jobs([JobSpec("a", n) for n in range(2500)])
-    assert len(tables.jobs()) == 2500
+    assert len(stored.all()) == 2500
 
 
 async def test_a_cancelled_call_adds_nothing_and_gives_its_connection_back(
-    dsn: str, tables: Tables
+    dsn: str, stored: Jobs
 ) -> None:
     async with WorkerUtils(dsn, max_pool_size=1) as utils:
         await utils.add_job("a", job_key="k")
-        with tables.fetching("k"):  # whoever adds a job with this key waits for the row
+        with stored.fetching("k"):  # whoever adds a job with this key waits for the row
             specs = [JobSpec("b", n) for n in range(2500)] + [JobSpec("a", job_key="k")]
             adding = asyncio.ensure_future(utils.add_jobs(specs))
-            await tables.somebody_waits()
+            await stored.seen_waiting()
             adding.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await adding
-        assert len(tables.jobs()) == 1
+        assert len(stored.all()) == 1
         assert len(await utils.add_jobs(specs)) == 2501
 
 
@@ -271,17 +272,17 @@ where datname = current_database() and pid <> pg_backend_pid()
 
 @pytest.mark.parametrize("count", [1000, 2000])
 async def test_jobs_that_wait_already_are_not_read_to_add_more(
-    api: Api, dsn: str, tables: Tables, count: int
+    api: Api, dsn: str, stored: Jobs, count: int
 ) -> None:
     async with api.opened(dsn, max_pool_size=1) as utils:
         # By now this session has plans of its own within the function, made for an empty table.
         for number in range(10):
             await utils.add_job("a", number)
-        tables.query(
+        stored.query(
             "insert into graphile_worker._private_jobs (task_id)"
             " select task_id from graphile_worker._private_jobs, generate_series(1, 500)"
         )
         await utils.add_jobs([JobSpec("a", n) for n in range(count)])
     # A session tells what it read when it ends, if not before.
-    await eventually(lambda: not tables.query(OTHER_SESSIONS))
-    assert tables.query(READ)[0]["seq_tup_read"] < 1000
+    await eventually(lambda: not stored.query(OTHER_SESSIONS))
+    assert stored.query(READ)[0]["seq_tup_read"] < 1000

@@ -14,7 +14,7 @@ from graphile_worker_py import (
     SyncWorkerUtils,
     WorkerUtils,
 )
-from tests.worker_utils_support import Tables
+from tests.support.jobs import Jobs
 
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001  # that is what is wrong with it
 BEYOND = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
@@ -120,24 +120,24 @@ CALLS: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
 ]
 
 
-async def test_every_call_names_the_value(utils: WorkerUtils, tables: Tables) -> None:
+async def test_every_call_names_the_value(utils: WorkerUtils, stored: Jobs) -> None:
     job = await utils.add_job("a", job_key="there")
-    before = tables.jobs()
+    before = stored.all()
     for name, method, args, kwargs in CALLS:
         with pytest.raises(ConfigurationError) as caught:
             await getattr(utils, method)(*args, **kwargs)
         assert name in str(caught.value), (method, args, kwargs)
-    assert tables.jobs() == before
+    assert stored.all() == before
     assert await utils.get_job(job.id) is not None
 
 
-async def test_add_job_names_the_value(utils: WorkerUtils, tables: Tables) -> None:
+async def test_add_job_names_the_value(utils: WorkerUtils, stored: Jobs) -> None:
     for name, given in SPECS:
         arguments = {"identifier": "a", **given}
         with pytest.raises(ConfigurationError) as caught:
             await utils.add_job(**arguments)
         assert re.search(name, str(caught.value)), given
-    assert tables.jobs() == []
+    assert stored.all() == []
 
 
 @pytest.mark.parametrize(("name", "given"), SPECS)

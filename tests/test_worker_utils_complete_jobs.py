@@ -1,16 +1,16 @@
 """Jobs can be completed from outside."""
 
 from graphile_worker_py import WorkerUtils
-from tests.worker_utils_support import Tables
+from tests.support.jobs import Jobs
 
 
 async def test_waiting_failing_and_failed_jobs_are_deleted_and_returned_as_they_were(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     waiting = await utils.add_job("a", {"n": 1}, queue_name="q")
     failed = await utils.add_job("b", {"n": 2}, job_key="k")
     kept = await utils.add_job("a", {"n": 3})
-    tables.exhaust(failed.id)
+    stored.exhaust(failed.id)
 
     done = await utils.complete_jobs([failed.id, waiting.id])
 
@@ -20,20 +20,20 @@ async def test_waiting_failing_and_failed_jobs_are_deleted_and_returned_as_they_
     ]
     assert done[0] == waiting
     assert (done[1].attempts, done[1].last_error, done[1].key) == (25, "no", "k")
-    assert [job["id"] for job in tables.jobs()] == [kept.id]
+    assert [job["id"] for job in stored.all()] == [kept.id]
 
 
 async def test_running_jobs_are_skipped_unless_their_lock_is_older_than_four_hours(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     running, stale = [await utils.add_job("a") for _ in range(2)]
-    tables.lock(running.id, ago="3 hours 59 minutes")
-    tables.lock(stale.id, ago="4 hours 1 minute")
+    stored.lock(running.id, ago="3 hours 59 minutes")
+    stored.lock(stale.id, ago="4 hours 1 minute")
 
     done = await utils.complete_jobs([running.id, stale.id])
 
     assert [job.id for job in done] == [stale.id]
-    assert [job["id"] for job in tables.jobs()] == [running.id]
+    assert [job["id"] for job in stored.all()] == [running.id]
 
 
 async def test_ids_that_nobody_has_are_skipped(utils: WorkerUtils) -> None:
@@ -47,8 +47,8 @@ async def test_ids_may_be_text_as_node_writes_them(utils: WorkerUtils) -> None:
 
 
 async def test_a_job_whose_task_was_deleted_can_be_completed(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     job = await utils.add_job("a")
-    tables.query("delete from graphile_worker._private_tasks")
+    stored.query("delete from graphile_worker._private_tasks")
     assert [each.task_identifier for each in await utils.complete_jobs([job.id])] == [""]

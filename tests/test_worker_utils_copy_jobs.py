@@ -11,7 +11,7 @@ import pytest
 
 from graphile_worker_py import JobSpec, SyncWorkerUtils, WorkerUtils
 from graphile_worker_py.adding import statements
-from tests.worker_utils_support import Tables
+from tests.support.jobs import Jobs
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 MANY = 1500
@@ -58,12 +58,12 @@ def specs(count: int = MANY) -> list[JobSpec]:
 
 
 async def test_copied_jobs_are_stored_as_the_function_stores_them(
-    dsn: str, tables: Tables, announced: Announced, monkeypatch: pytest.MonkeyPatch
+    dsn: str, stored: Jobs, announced: Announced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stored() -> list[dict[str, Any]]:
+    def without_moment() -> list[dict[str, Any]]:
         return [
             {name: value for name, value in row.items() if name not in {"id", "created_at"}}
-            for row in tables.jobs()
+            for row in stored.all()
         ]
 
     async with WorkerUtils(dsn) as utils:
@@ -74,7 +74,7 @@ async def test_copied_jobs_are_stored_as_the_function_stores_them(
         for job in (copied[0], copied[1], copied[-1], added[-1]):
             assert await utils.get_job(job.id) == job
     assert await announced.counts() == [MANY, 1000, 500]
-    rows = stored()
+    rows = without_moment()
     assert rows[:MANY] == rows[MANY:]
     assert [job.id for job in copied] == sorted(job.id for job in copied)
 
@@ -88,11 +88,11 @@ async def test_every_result_is_what_is_stored(utils: WorkerUtils) -> None:
 
 
 async def test_payloads_that_are_json_text_already_may_have_line_breaks(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     text = orjson.Fragment(b'{\n\t"a":\r\n "\\\\n" }')
     await utils.add_jobs([JobSpec("t", text) for _ in range(statements.COPY_FROM)])
-    assert {orjson.dumps(row["payload"]) for row in tables.jobs()} == {b'{"a":"\\\\n"}'}
+    assert {orjson.dumps(row["payload"]) for row in stored.all()} == {b'{"a":"\\\\n"}'}
 
 
 NEWER = "insert into graphile_worker.migrations values (21)"
@@ -106,19 +106,19 @@ create trigger later before insert on graphile_worker._private_jobs
 
 @pytest.mark.parametrize(("change", "priority"), [(NEWER, 0), (TRIGGER, 7)])
 async def test_where_the_function_may_do_something_else_it_is_called(
-    utils: WorkerUtils, tables: Tables, announced: Announced, change: str, priority: int
+    utils: WorkerUtils, stored: Jobs, announced: Announced, change: str, priority: int
 ) -> None:
-    tables.query(change)
+    stored.query(change)
     jobs = await utils.add_jobs([JobSpec("t") for _ in range(MANY)])
     assert await announced.counts() == [1000, 500]
-    assert {row["priority"] for row in tables.jobs()} == {job.priority for job in jobs}
+    assert {row["priority"] for row in stored.all()} == {job.priority for job in jobs}
     assert jobs[0].priority == priority
 
 
 async def test_a_role_that_may_not_take_ids_adds_by_the_function(
-    dsn: str, tables: Tables, announced: Announced
+    dsn: str, stored: Jobs, announced: Announced
 ) -> None:
-    tables.query(
+    stored.query(
         """
         create role adder_without_ids login bypassrls password 'x';
         grant usage on schema graphile_worker to adder_without_ids;
@@ -131,42 +131,40 @@ async def test_a_role_that_may_not_take_ids_adds_by_the_function(
         async with WorkerUtils(as_adder) as utils:
             jobs = await utils.add_jobs([JobSpec("t") for _ in range(MANY)])
         assert await announced.counts() == [1000, 500]
-        assert len({job.id for job in jobs}) == len(tables.jobs()) == MANY
+        assert len({job.id for job in jobs}) == len(stored.all()) == MANY
     finally:
-        tables.query("drop owned by adder_without_ids; drop role adder_without_ids")
+        stored.query("drop owned by adder_without_ids; drop role adder_without_ids")
 
 
 async def test_in_a_pipeline_where_nothing_can_be_copied_jobs_are_added_too(
-    dsn: str, tables: Tables
+    dsn: str, stored: Jobs
 ) -> None:
     async with WorkerUtils(dsn) as utils, utils.pool.connection() as conn, conn.pipeline():
         await utils.add_jobs([JobSpec("t", n) for n in range(MANY)], conn=conn)
-    assert len(tables.jobs()) == MANY
+    assert len(stored.all()) == MANY
 
 
 def test_a_connection_that_begins_by_itself_leaves_the_commit_to_its_owner(
-    dsn: str, tables: Tables
+    dsn: str, stored: Jobs
 ) -> None:
     with SyncWorkerUtils(dsn) as utils, psycopg.connect(dsn) as conn:
         utils.add_jobs([JobSpec("t") for _ in range(MANY)], conn=conn)
-        assert tables.jobs() == []
-    assert len(tables.jobs()) == MANY
+        assert stored.all() == []
+    assert len(stored.all()) == MANY
 
 
 async def test_a_payload_that_is_no_json_leaves_the_callers_transaction_usable(
-    dsn: str, tables: Tables
+    dsn: str, stored: Jobs
 ) -> None:
     bad = [JobSpec("t", {"n": n} if n < MANY - 1 else object()) for n in range(MANY)]
     async with WorkerUtils(dsn) as utils, utils.pool.connection() as conn, conn.transaction():
         with pytest.raises(ValueError, match=rf"^jobs\[{MANY - 1}\]: payload of task 't' is not"):
             await utils.add_jobs(bad, conn=conn)
         await utils.add_job("t", "still", conn=conn)
-    assert [row["payload"] for row in tables.jobs()] == ["still"]
+    assert [row["payload"] for row in stored.all()] == ["still"]
 
 
-async def test_two_that_add_the_same_new_names_at_once_both_succeed(
-    dsn: str, tables: Tables
-) -> None:
+async def test_two_that_add_the_same_new_names_at_once_both_succeed(dsn: str, stored: Jobs) -> None:
     wanted = [JobSpec("new", queue_name="new") for _ in range(MANY)]
     async with (
         WorkerUtils(dsn) as utils,
@@ -176,6 +174,6 @@ async def test_two_that_add_the_same_new_names_at_once_both_succeed(
     ):
         await utils.add_jobs(wanted, conn=conn)
         group.create_task(utils.add_jobs(wanted))
-        await tables.somebody_waits()
-    assert len(tables.jobs()) == 2 * MANY
-    assert len({row["job_queue_id"] for row in tables.jobs()}) == 1
+        await stored.seen_waiting()
+    assert len(stored.all()) == 2 * MANY
+    assert len({row["job_queue_id"] for row in stored.all()}) == 1

@@ -8,12 +8,12 @@ import psycopg
 from graphile_worker_py import JobSpec, WorkerUtils
 from graphile_worker_py.postgres.query import Statements
 from graphile_worker_py.sql import inspect
-from tests.worker_utils_support import Tables
+from tests.support.jobs import Jobs
 
 LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-async def one_in_each_state(utils: WorkerUtils, tables: Tables) -> dict[str, int]:
+async def one_in_each_state(utils: WorkerUtils, stored: Jobs) -> dict[str, int]:
     """Add jobs of all kinds; ids by what they are."""
     ids = {
         "ready": (await utils.add_job("a", {"n": "Ä_x%"}, queue_name="q", job_key="k")).id,
@@ -22,19 +22,19 @@ async def one_in_each_state(utils: WorkerUtils, tables: Tables) -> dict[str, int
         "failed": (await utils.add_job("b", [1])).id,
         "removed": (await utils.add_job("b", job_key="removed")).id,
     }
-    tables.lock(ids["running"], ids["removed"])
+    stored.lock(ids["running"], ids["removed"])
     await utils.remove_job("removed")  # has no attempts left, and still runs
     await utils.permanently_fail_jobs([ids["failed"]], "No Way")
     return ids
 
 
-async def test_a_job_is_read_with_its_queue_and_state(utils: WorkerUtils, tables: Tables) -> None:
-    ids = await one_in_each_state(utils, tables)
+async def test_a_job_is_read_with_its_queue_and_state(utils: WorkerUtils, stored: Jobs) -> None:
+    ids = await one_in_each_state(utils, stored)
     states = {"removed": "running"}
     for name, job_id in ids.items():
         job = await utils.get_job(str(job_id))
         assert job is not None
-        row = tables.job(job_id)
+        row = stored.one(job_id)
         assert job.state == states.get(name, name)
         for column, value in job.to_dict().items():
             if column != "state":
@@ -48,9 +48,9 @@ async def test_a_job_that_was_read_equals_the_one_that_was_added(utils: WorkerUt
 
 
 async def test_jobs_are_listed_newest_first_by_any_condition(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
-    ids = await one_in_each_state(utils, tables)
+    ids = await one_in_each_state(utils, stored)
     newest_first = list(reversed(ids))
 
     async def listed(**conditions: str) -> list[str]:
@@ -103,35 +103,35 @@ async def test_a_hundred_jobs_are_listed_if_not_said_otherwise(utils: WorkerUtil
 
 
 async def test_jobs_whose_payload_python_can_not_decode_are_listed(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     deep = "[" * 5000 + "]" * 5000
-    tables.query("select graphile_worker.add_job('a', %s::json)", deep)
+    stored.query("select graphile_worker.add_job('a', %s::json)", deep)
     (job,) = await utils.list_jobs()
     assert job.payload_json == deep.encode()
 
 
 async def test_jobs_whose_task_or_queue_is_gone_are_listed(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     await utils.add_jobs([JobSpec("a", queue_name="q"), JobSpec("b", queue_name="q")])
-    tables.query("delete from graphile_worker._private_tasks")
-    tables.query("delete from graphile_worker._private_job_queues")
+    stored.query("delete from graphile_worker._private_tasks")
+    stored.query("delete from graphile_worker._private_job_queues")
     for job in await utils.list_jobs():
         assert (job.task_identifier, job.queue_name, job.state) == ("", None, "ready")
     assert {name: each.ready for name, each in (await utils.counts()).tasks.items()} == {"": 2}
 
 
-async def test_times_beyond_pythons_years_can_be_read(utils: WorkerUtils, tables: Tables) -> None:
+async def test_times_beyond_pythons_years_can_be_read(utils: WorkerUtils, stored: Jobs) -> None:
     job = await utils.add_job("a")
-    tables.query("update graphile_worker._private_jobs set run_at = 'infinity'")
+    stored.query("update graphile_worker._private_jobs set run_at = 'infinity'")
     read = await utils.get_job(job.id)
     assert read is not None
     assert (read.run_at.year, read.state) == (9999, "scheduled")
 
 
-async def test_counts_are_by_state_and_by_task(utils: WorkerUtils, tables: Tables) -> None:
-    await one_in_each_state(utils, tables)
+async def test_counts_are_by_state_and_by_task(utils: WorkerUtils, stored: Jobs) -> None:
+    await one_in_each_state(utils, stored)
 
     counts = await utils.counts()
 
@@ -152,9 +152,9 @@ async def test_an_empty_database_counts_nothing(utils: WorkerUtils) -> None:
 
 
 async def test_queues_are_listed_with_their_jobs_and_locks(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
-    ids = await one_in_each_state(utils, tables)
+    ids = await one_in_each_state(utils, stored)
     emptied = await utils.add_job("a", queue_name="empty")
     await utils.complete_jobs([emptied.id])
 
@@ -166,17 +166,17 @@ async def test_queues_are_listed_with_their_jobs_and_locks(
         ("r", 1, "pool-1"),
     ]
     assert queues[0].locked_at is None
-    assert queues[2].locked_at == tables.job(ids["running"])["locked_at"]
+    assert queues[2].locked_at == stored.one(ids["running"])["locked_at"]
 
 
 async def test_workers_are_those_that_hold_locks_the_oldest_first(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     jobs = [await utils.add_job("a", queue_name=queue) for queue in ("q", None, None, "r")]
-    tables.lock(jobs[0].id, jobs[1].id, pool_id="pool-new", ago="1 minute")
-    tables.lock(jobs[2].id, pool_id="otpool-old", ago="5 hours")
-    tables.lock(jobs[3].id, pool_id="pool-leaked", ago="1 hour")
-    tables.query("delete from graphile_worker._private_jobs where id = %s", jobs[3].id)
+    stored.lock(jobs[0].id, jobs[1].id, pool_id="pool-new", ago="1 minute")
+    stored.lock(jobs[2].id, pool_id="otpool-old", ago="5 hours")
+    stored.lock(jobs[3].id, pool_id="pool-leaked", ago="1 hour")
+    stored.query("delete from graphile_worker._private_jobs where id = %s", jobs[3].id)
 
     workers = await utils.workers()
 
@@ -185,18 +185,18 @@ async def test_workers_are_those_that_hold_locks_the_oldest_first(
         ("pool-leaked", 0, 1),
         ("pool-new", 2, 1),
     ]
-    assert workers[0].locked_at == tables.job(jobs[2].id)["locked_at"]
+    assert workers[0].locked_at == stored.one(jobs[2].id)["locked_at"]
     now = datetime.now(UTC)
     assert all(each.locked_at and now - each.locked_at > timedelta(0) for each in workers)
 
 
-def test_pages_and_single_jobs_are_found_by_an_index(dsn: str, tables: Tables) -> None:
-    tables.query(
+def test_pages_and_single_jobs_are_found_by_an_index(dsn: str, stored: Jobs) -> None:
+    stored.query(
         "select graphile_worker.add_jobs(array_agg("
         " row('a', null, null, null, null, 'k' || n, null, null)::graphile_worker.job_spec"
         ")) from generate_series(1, 5000) n"
     )
-    tables.query("analyze graphile_worker._private_jobs")
+    stored.query("analyze graphile_worker._private_jobs")
     nothing: dict[str, Any] = dict.fromkeys(
         ("state", "task", "queue", "key", "text", "locked_by", "limit", "after")
     )

@@ -17,7 +17,8 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.errors import IncompatibleSchemaError
 from tests.support.eventually import eventually
-from tests.worker_utils_support import Api, Tables
+from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 POOLS = "select pool_id from graphile_worker_py.pools"
@@ -29,20 +30,20 @@ async def test_looking_only_refuses_a_schema_that_is_missing_and_installs_nothin
     with pytest.raises(MigrationError, match=r"'jobs' is not installed .*graphile-worker-py migr"):
         async with api.opened(empty_dsn, schema="jobs", migrate=False):
             pass
-    assert Tables(empty_dsn).query("select to_regnamespace('jobs') as found") == [{"found": None}]
+    assert Jobs(empty_dsn).query("select to_regnamespace('jobs') as found") == [{"found": None}]
 
 
-async def test_looking_only_refuses_a_newer_schema(api: Api, dsn: str, tables: Tables) -> None:
-    tables.query("insert into graphile_worker.migrations (id, breaking) values (1000, true)")
+async def test_looking_only_refuses_a_newer_schema(api: Api, dsn: str, stored: Jobs) -> None:
+    stored.query("insert into graphile_worker.migrations (id, breaking) values (1000, true)")
     with pytest.raises(IncompatibleSchemaError, match="breaking change at 1000"):
         async with api.opened(dsn, migrate=False):
             pass
 
 
 async def test_looking_only_leaves_an_older_schema_as_it_is(
-    api: Api, dsn: str, tables: Tables
+    api: Api, dsn: str, stored: Jobs
 ) -> None:
-    tables.query("delete from graphile_worker.migrations where id = 20")
+    stored.query("delete from graphile_worker.migrations where id = 20")
     async with api.opened(dsn, migrate=False) as utils:
         assert await utils.revision() == 19
     async with api.opened(dsn) as utils:
@@ -50,16 +51,16 @@ async def test_looking_only_leaves_an_older_schema_as_it_is(
 
 
 async def test_looking_only_names_the_rights_that_a_role_lacks(
-    api: Api, dsn: str, tables: Tables
+    api: Api, dsn: str, stored: Jobs
 ) -> None:
     name = f"{conninfo_to_dict(dsn)['dbname']}_poor"
-    tables.query(f"create role {name} login password 'secret'")
+    stored.query(f"create role {name} login password 'secret'")
     try:
         with pytest.raises(MissingRightsError, match="grant usage on schema"):
             async with api.opened(make_conninfo(dsn, user=name, password="secret"), migrate=False):
                 pass
     finally:
-        tables.query(f"drop role {name}")
+        stored.query(f"drop role {name}")
 
 
 @pytest.mark.parametrize("kind", [WorkerUtils, SyncWorkerUtils])
@@ -68,13 +69,11 @@ def test_whether_to_migrate_is_true_or_false(kind: Any) -> None:
         kind(migrate="no")
 
 
-async def test_the_backlog_counts_due_jobs_and_old_locks(
-    utils: WorkerUtils, tables: Tables
-) -> None:
+async def test_the_backlog_counts_due_jobs_and_old_locks(utils: WorkerUtils, stored: Jobs) -> None:
     due = await utils.add_job("a", run_at=datetime.now(UTC) - timedelta(seconds=100))
     stale = await utils.add_job("a", queue_name="q")
     await utils.add_job("a", run_at=datetime.now(UTC) + timedelta(days=1))
-    tables.lock(stale.id, ago="5 hours")
+    stored.lock(stale.id, ago="5 hours")
     backlog = await utils.backlog()
     assert (backlog.due_jobs, backlog.stale_jobs, backlog.stale_queues) == (1, 1, 1)
     assert 100 <= backlog.oldest_due < 200
@@ -82,8 +81,8 @@ async def test_the_backlog_counts_due_jobs_and_old_locks(
     assert (await utils.backlog()).oldest_due == 0
 
 
-async def test_known_crontabs_are_read_by_identifier(utils: WorkerUtils, tables: Tables) -> None:
-    tables.query(
+async def test_known_crontabs_are_read_by_identifier(utils: WorkerUtils, stored: Jobs) -> None:
+    stored.query(
         "insert into graphile_worker._private_known_crontabs values"
         " ('b', '2020-01-01 00:00Z', null), ('a', '2020-01-01 00:00Z', '2020-01-02 00:00Z')"
     )
@@ -120,21 +119,21 @@ async def test_where_pools_do_not_register_there_is_no_list_of_them(
 
 
 async def test_a_role_that_may_not_read_the_pools_gets_no_list_of_them(
-    api: Api, dsn: str, tables: Tables
+    api: Api, dsn: str, stored: Jobs
 ) -> None:
     async with Runner(dsn, tasks={"work": print}):
         async with api.opened(dsn) as owner:
             await eventually(owner.pools)
         name = f"{conninfo_to_dict(dsn)['dbname']}_reader"
-        tables.query(f"create role {name} login password 'secret' bypassrls")
+        stored.query(f"create role {name} login password 'secret' bypassrls")
         try:
-            tables.query(f"grant usage on schema graphile_worker to {name}")
-            tables.query(f"grant select on graphile_worker.migrations to {name}")
+            stored.query(f"grant usage on schema graphile_worker to {name}")
+            stored.query(f"grant select on graphile_worker.migrations to {name}")
             reader = make_conninfo(dsn, user=name, password="secret")
             with pytest.raises(psycopg.errors.InsufficientPrivilege), psycopg.connect(reader) as c:
                 c.execute(POOLS)
             async with api.opened(reader, migrate=False) as utils:
                 assert await utils.pools() is None
         finally:
-            tables.query(f"drop owned by {name}")
-            tables.query(f"drop role {name}")
+            stored.query(f"drop owned by {name}")
+            stored.query(f"drop role {name}")

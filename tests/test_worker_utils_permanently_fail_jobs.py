@@ -3,11 +3,11 @@
 import pytest
 
 from graphile_worker_py import WorkerUtils
-from tests.worker_utils_support import Tables
+from tests.support.jobs import Jobs
 
 
 async def test_all_attempts_are_used_up_and_the_reason_is_recorded(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     job = await utils.add_job("a", {"n": 1}, max_attempts=3)
     kept = await utils.add_job("a")
@@ -19,9 +19,9 @@ async def test_all_attempts_are_used_up_and_the_reason_is_recorded(
     assert failed.last_error == "it makes no sense"
     assert not failed.is_available
     assert failed.updated_at > job.updated_at
-    row = tables.job(job.id)
+    row = stored.one(job.id)
     assert (row["attempts"], row["last_error"]) == (3, "it makes no sense")
-    assert tables.job(kept.id)["attempts"] == 0
+    assert stored.one(kept.id)["attempts"] == 0
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ async def test_no_reason_is_upstreams_and_any_other_is_kept(
 
 
 async def test_running_jobs_are_skipped_unless_their_lock_is_older_than_four_hours(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     running, stale = [await utils.add_job("a") for _ in range(2)]
-    tables.lock(running.id)
-    tables.lock(stale.id, ago="5 hours")
+    stored.lock(running.id)
+    stored.lock(stale.id, ago="5 hours")
 
     failed = await utils.permanently_fail_jobs([running.id, stale.id, 999])
 
     assert [job.id for job in failed] == [stale.id]
-    assert tables.job(running.id)["attempts"] == 1
-    assert tables.job(stale.id)["locked_by"] == "pool-1"
+    assert stored.one(running.id)["attempts"] == 1
+    assert stored.one(stale.id)["locked_by"] == "pool-1"

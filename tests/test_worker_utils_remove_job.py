@@ -1,11 +1,11 @@
 """A job can be removed by its key."""
 
 from graphile_worker_py import WorkerUtils
-from tests.worker_utils_support import Tables
+from tests.support.jobs import Jobs
 
 
 async def test_a_waiting_job_is_deleted_and_returned_as_it_was(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     job = await utils.add_job("a", {"n": 1}, job_key="k")
     other = await utils.add_job("a", job_key="other")
@@ -13,25 +13,25 @@ async def test_a_waiting_job_is_deleted_and_returned_as_it_was(
     assert removed == job
     assert removed is not None
     assert removed.task_identifier == "a"
-    assert [row["id"] for row in tables.jobs()] == [other.id]
+    assert [row["id"] for row in stored.all()] == [other.id]
 
 
 async def test_a_running_job_loses_its_key_and_its_retries(
-    utils: WorkerUtils, tables: Tables
+    utils: WorkerUtils, stored: Jobs
 ) -> None:
     job = await utils.add_job("a", job_key="k")
-    tables.lock(job.id)
+    stored.lock(job.id)
 
     running = await utils.remove_job("k")
 
     assert running is not None
     assert (running.id, running.key, running.attempts) == (job.id, None, 25)
     assert running.locked_by == "pool-1"
-    row = tables.job(job.id)
+    row = stored.one(job.id)
     assert (row["key"], row["attempts"], row["locked_by"]) == (None, 25, "pool-1")
 
 
-async def test_a_key_that_no_job_has_removes_nothing(utils: WorkerUtils, tables: Tables) -> None:
+async def test_a_key_that_no_job_has_removes_nothing(utils: WorkerUtils, stored: Jobs) -> None:
     await utils.add_job("a", job_key="k")
     assert await utils.remove_job("K") is None
-    assert len(tables.jobs()) == 1
+    assert len(stored.all()) == 1

@@ -8,7 +8,8 @@ import psycopg_pool
 import pytest
 
 from graphile_worker_py import JobSpec, SyncWorkerUtils, WorkerUtils
-from tests.worker_utils_support import Api, Tables
+from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
 
 
 class RolledBackError(Exception):
@@ -16,33 +17,33 @@ class RolledBackError(Exception):
 
 
 async def test_a_job_commits_with_the_callers_transaction(
-    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+    api: Api, utils: WorkerUtils, dsn: str, stored: Jobs
 ) -> None:
     async with api.connection(dsn) as conn:
         await api.on(conn, "execute", "create table orders (id int)")
         await utils.add_job("ship", conn=conn)
         await utils.add_jobs([JobSpec("ship"), JobSpec("bill", job_key="k")], conn=conn)
-        assert tables.jobs() == []
+        assert stored.all() == []
         await api.on(conn, "commit")
-    assert [job["task_identifier"] for job in tables.jobs()] == ["ship", "ship", "bill"]
+    assert [job["task_identifier"] for job in stored.all()] == ["ship", "ship", "bill"]
 
 
 async def test_a_job_is_gone_with_the_callers_transaction(
-    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+    api: Api, utils: WorkerUtils, dsn: str, stored: Jobs
 ) -> None:
     async with api.connection(dsn) as conn:
         await utils.add_job("ship", conn=conn)
         await utils.add_jobs([JobSpec("ship"), JobSpec("bill", job_key="k")], conn=conn)
         await api.on(conn, "rollback")
-    assert tables.jobs() == []
+    assert stored.all() == []
 
 
 async def test_changes_from_outside_are_gone_with_the_callers_transaction(
-    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+    api: Api, utils: WorkerUtils, dsn: str, stored: Jobs
 ) -> None:
     jobs = await utils.add_jobs([JobSpec("a", job_key=key) for key in "abcde"])
-    tables.lock(jobs[4].id)
-    before = tables.jobs()
+    stored.lock(jobs[4].id)
+    before = stored.all()
     async with api.connection(dsn) as conn:
         assert await utils.complete_jobs([jobs[0].id], conn=conn)
         assert await utils.permanently_fail_jobs([jobs[1].id], conn=conn)
@@ -58,11 +59,11 @@ async def test_changes_from_outside_are_gone_with_the_callers_transaction(
         assert await utils.queues(conn=conn) == []
         assert await utils.workers(conn=conn) == []
         await api.on(conn, "rollback")
-    assert tables.jobs() == before
+    assert stored.all() == before
 
 
 async def test_a_connection_in_pipeline_mode_gets_the_same_answers(
-    api: Api, utils: WorkerUtils, dsn: str, tables: Tables
+    api: Api, utils: WorkerUtils, dsn: str, stored: Jobs
 ) -> None:
     async with api.connection(dsn) as conn, AsyncExitStack() as stack:
         if api.form == "async":
@@ -80,12 +81,12 @@ async def test_a_connection_in_pipeline_mode_gets_the_same_answers(
         ids = [one.id, *(job.id for job in many)]
         assert len(await utils.complete_jobs(ids, conn=conn)) == 301
         assert await utils.remove_job("nobody has it", conn=conn) is None
-        assert tables.jobs() == []
+        assert stored.all() == []
         await api.on(conn, "commit")
-    assert [job["payload"] for job in tables.jobs()] == [{"n": 2}, {"n": 3}]
+    assert [job["payload"] for job in stored.all()] == [{"n": 2}, {"n": 3}]
 
 
-async def test_a_transaction_on_the_pool_of_worker_utils(dsn: str, tables: Tables) -> None:
+async def test_a_transaction_on_the_pool_of_worker_utils(dsn: str, stored: Jobs) -> None:
     async with WorkerUtils(dsn) as utils:
         async with utils.pool.connection() as conn, conn.transaction():
             await conn.execute("create table orders ()")
@@ -94,10 +95,10 @@ async def test_a_transaction_on_the_pool_of_worker_utils(dsn: str, tables: Table
             async with utils.pool.connection() as conn, conn.transaction():
                 await utils.add_job("lost", conn=conn)
                 raise RolledBackError
-    assert [job["task_identifier"] for job in tables.jobs()] == ["kept"]
+    assert [job["task_identifier"] for job in stored.all()] == ["kept"]
 
 
-def test_a_transaction_on_the_pool_of_sync_worker_utils(dsn: str, tables: Tables) -> None:
+def test_a_transaction_on_the_pool_of_sync_worker_utils(dsn: str, stored: Jobs) -> None:
     with SyncWorkerUtils(dsn) as utils:
         with utils.pool.connection() as conn, conn.transaction():
             conn.execute("create table orders ()")
@@ -105,13 +106,13 @@ def test_a_transaction_on_the_pool_of_sync_worker_utils(dsn: str, tables: Tables
         with suppress(RolledBackError), utils.pool.connection() as conn, conn.transaction():
             utils.add_job("lost", conn=conn)
             raise RolledBackError
-    assert [job["task_identifier"] for job in tables.jobs()] == ["kept"]
+    assert [job["task_identifier"] for job in stored.all()] == ["kept"]
 
 
 async def test_a_failed_add_inside_a_savepoint_leaves_the_transaction_usable(
-    dsn: str, tables: Tables
+    dsn: str, stored: Jobs
 ) -> None:
-    tables.query(
+    stored.query(
         "alter table graphile_worker._private_tasks"
         " add constraint test_forbidden check (identifier <> 'forbidden')"
     )
@@ -121,12 +122,12 @@ async def test_a_failed_add_inside_a_savepoint_leaves_the_transaction_usable(
         with pytest.raises(psycopg.errors.CheckViolation):
             await utils.add_jobs(specs, conn=conn)
         await utils.add_job("after", conn=conn)
-    assert [job["task_identifier"] for job in tables.jobs()] == ["before", "after"]
+    assert [job["task_identifier"] for job in stored.all()] == ["before", "after"]
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
 async def test_a_callers_pool_is_used_as_it_is_and_left_open(
-    dsn: str, tables: Tables, autocommit: bool
+    dsn: str, stored: Jobs, autocommit: bool
 ) -> None:
     options: dict[str, Any] = {"kwargs": {"autocommit": autocommit}, "min_size": 1, "max_size": 2}
     async with psycopg_pool.AsyncConnectionPool[Any](dsn, open=False, **options) as pool:
@@ -135,7 +136,7 @@ async def test_a_callers_pool_is_used_as_it_is_and_left_open(
             await utils.add_jobs([JobSpec("b", job_key="k"), JobSpec("c")])
         async with pool.connection() as conn:
             assert conn.autocommit is autocommit
-    assert len(tables.jobs()) == 3
+    assert len(stored.all()) == 3
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -152,26 +153,26 @@ def test_a_callers_sync_pool_is_used_as_it_is_and_left_open(
             utils.add_jobs([JobSpec("b", job_key="k"), JobSpec("c")])
         with pool.connection() as conn:
             assert conn.autocommit is autocommit
-    assert len(Tables(empty_dsn).jobs()) == 3
+    assert len(Jobs(empty_dsn).ids()) == 3
 
 
-async def test_sync_worker_utils_works_where_an_event_loop_runs(dsn: str, tables: Tables) -> None:
+async def test_sync_worker_utils_works_where_an_event_loop_runs(dsn: str, stored: Jobs) -> None:
     with SyncWorkerUtils(dsn) as utils:
         utils.migrate()
         utils.add_job("a")
-    assert len(tables.jobs()) == 1
+    assert len(stored.all()) == 1
 
 
 @pytest.mark.parametrize("count", [2, 1100])
 async def test_a_connection_that_begins_by_itself_leaves_the_commit_to_its_owner(
-    api: Api, utils: WorkerUtils, dsn: str, tables: Tables, count: int
+    api: Api, utils: WorkerUtils, dsn: str, stored: Jobs, count: int
 ) -> None:
     specs = [JobSpec("a", n, job_key=str(n)) for n in range(count)]
     async with api.connection(dsn) as conn:
         await utils.add_jobs(specs, conn=conn)  # the first statement of its transaction
-        assert tables.jobs() == []
+        assert stored.all() == []
         await api.on(conn, "rollback")
-        assert tables.jobs() == []
+        assert stored.all() == []
         await utils.add_jobs(specs, conn=conn)
         await api.on(conn, "commit")
-    assert len(tables.jobs()) == count
+    assert len(stored.all()) == count

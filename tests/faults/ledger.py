@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import psycopg
 
-from tests.support.running import Jobs
+from tests.support.jobs import Jobs
 
 FAST: Final[dict[str, Any]] = {"heartbeat_interval": 0.1, "dead_after": 0.5, "poll_interval": 3600}
 """Options with which a death is found within a second, and nothing by polling."""
@@ -63,15 +63,6 @@ class Ledger(Jobs):
         """How often a worker died under a job, by the job's id."""
         rows = self.query("select job_id, crashes from graphile_worker_py.suspects")
         return {row["job_id"]: row["crashes"] for row in rows}
-
-    def holders(self) -> set[str]:
-        """Who has jobs or queues locked."""
-        rows = self.query(
-            "select locked_by from graphile_worker._private_jobs where locked_by is not null"
-            " union select locked_by from graphile_worker._private_job_queues"
-            " where locked_by is not null"
-        )
-        return {row["locked_by"] for row in rows}
 
     def session(self) -> psycopg.Connection[Any]:
         """A connection of one's own."""

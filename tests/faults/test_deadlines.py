@@ -22,7 +22,7 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.schema import migrate
 from tests.support.eventually import eventually
-from tests.support.locking import WAITING, table_locked
+from tests.support.locking import table_locked
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told, impatient
 
@@ -38,7 +38,7 @@ async def test_a_job_that_cannot_be_added_in_time_is_not_added_later(
         async with table_locked(dsn):
             with pytest.raises(psycopg.OperationalError, match=r"did not answer within 0\.3 s"):
                 await utils.add_job("work")
-            assert jobs.query(WAITING, "%add_job%") == []
+            assert jobs.waiting("%add_job%") == []
         await utils.add_job("work")
     assert len(jobs.ids()) == 1
 
@@ -56,7 +56,7 @@ async def test_what_a_caller_adds_on_a_connection_of_his_own_may_take_its_time(
     ):
         adding = group.create_task(utils.add_job("work", conn=conn))
         counting = group.create_task(utils.counts())
-        await eventually(lambda: len(jobs.query(WAITING, "%graphile_worker%")) == 2)
+        await eventually(lambda: len(jobs.waiting("%graphile_worker%")) == 2)
         await asyncio.sleep(0.2)
         assert not adding.done()
         assert not counting.done()
@@ -95,7 +95,7 @@ async def test_an_idle_worker_stops_soon_while_its_sweep_waits_for_a_lock(
         await told.seen(PoolListenSuccess)
         await told.seen(ResetLockedSuccess)
         async with table_locked(dsn):
-            await eventually(lambda: Jobs(dsn).query(WAITING, "%with jobs_reset%"))
+            await Jobs(dsn).seen_waiting("%with jobs_reset%")
             await asyncio.wait_for(runner.stop(), 15)
     assert len(told.of(ResetLockedSuccess)) == len(told.of(ResetLockedStarted)) - 1
 
@@ -109,7 +109,7 @@ async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_do
     ) as runner:
         await told.seen(WorkerGetJobEmpty)
         async with table_locked(dsn):
-            await eventually(lambda: jobs.query(WAITING, "%with sight%"))
+            await jobs.seen_waiting("%with sight%")
             # It does not say that jobs may be locked of which it does not know.
             await asyncio.wait_for(runner.stop(), 15)
     assert jobs.locked() == []

@@ -19,7 +19,7 @@ from graphile_worker_py.events import (
 from graphile_worker_py.fleet import recovery
 from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
-from tests.support.locking import POOLS, WAITING, table_locked
+from tests.support.locking import POOLS, table_locked
 from tests.support.proxy import Proxy
 from tests.support.running import Told, impatient
 
@@ -68,7 +68,7 @@ async def test_a_lock_on_the_table_of_jobs_keeps_nobody_from_beating(
     ) as runner:
         await told.seen(JobStart)
         async with table_locked(dsn):
-            await eventually(lambda: ledger.query(WAITING, "%interval '1 hour'%"))
+            await ledger.seen_waiting("%interval '1 hour'%")
             await heartbeat_after(ledger, runner.pool_id, seconds=0.5, timeout=5)
         finish.set()
 
@@ -184,7 +184,7 @@ async def test_a_stop_does_not_wait_for_a_recovery_that_waits_for_a_lock(
         await told.seen(PoolListenSuccess)
         async with table_locked(dsn):
             ledger.query(GHOST, None, None, None)
-            await eventually(lambda: ledger.query(WAITING, "%graphile_worker_py.suspects%"))
+            await ledger.seen_waiting("%graphile_worker_py.suspects%")
             await asyncio.wait_for(runner.stop(), 15)
     assert told.of(PoolRecovered) == []
 

@@ -7,11 +7,6 @@ import psycopg
 
 JOBS = "graphile_worker._private_jobs"
 POOLS = "graphile_worker_py.pools"
-WAITING = """
-select pid from pg_stat_activity
-where datname = current_database() and wait_event_type = 'Lock' and query like %s
-"""
-"""Statements, of that pattern, that wait for a lock."""
 
 
 @asynccontextmanager
