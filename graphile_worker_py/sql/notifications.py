@@ -14,8 +14,10 @@ from graphile_worker_py.postgres.query import Query, no_result
 JOBS_INSERT: Final = "jobs:insert"
 WORKER_MIGRATE: Final = "worker:migrate"
 
+OWN: Final = "graphile_worker_py"
+"""The one channel of this package; its topics are told apart by the payload."""
 LISTEN: Final = 'listen "' + JOBS_INSERT + '"; listen "' + WORKER_MIGRATE + '"'
-"""A script that listens on both."""
+"""A script that listens on both channels of Graphile Worker."""
 
 _NOTIFY: Final = "select pg_notify($1::text, $2::text)"
 

@@ -1,24 +1,23 @@
-"""Hear of new jobs and of schema changes, on a connection of its own.
+"""Listen for notifications on a connection of its own, and detect when none arrive.
 
-A connection on which nothing comes in may be a quiet one, or a dead or deaf one: a machine in
-between forgot it, the database behind it is no longer the one that is worked on, or a pooler took
-the LISTEN and gave the session to somebody else. So the listener notifies itself, when it begins
-and after each while of silence, and does so on another connection: on its own it would hear
-itself even through a pooler that hands on nothing else.
+A silent connection may be idle, dropped by a middlebox, pointing at a failed-over server, or handed
+to another client by a pooler. So the listener notifies itself, at the beginning and after each
+period of silence. It does so on another connection: on its own it would hear itself even through a
+pooler that delivers no other notifications.
 
-- No echo on a connection that has carried one: it is given up, and made anew at once.
-- No echo on two new connections in a row: LISTEN has no effect here. The worker polls; that is
-  said once, and tried again after minutes.
+- No echo on a connection that has carried one: the listener reconnects at once.
+- No echo on two new connections in a row: LISTEN has no effect here. The worker polls; this is
+  logged once, and tried again minutes later.
 """
 
 import asyncio
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, Notify
@@ -39,33 +38,33 @@ logger = logging.getLogger(__name__)
 RECONNECT: Final = Backoff(shortest=0.1, longest=40.0, factor=2.7)
 CREW_PATIENCE: Final = 3.0
 DEAF_MESSAGE: Final = (
-    "LISTEN has no effect here: what is announced does not arrive, as behind a pooler in "
-    "transaction mode. Polling for new jobs every %g s. %s"
+    "LISTEN has no effect here: notifications do not arrive, as behind a pooler in transaction "
+    "mode. Polling for new jobs every %g s. %s"
 )
+
+Handler: TypeAlias = Callable[[str | None], Awaitable[None] | None]
+"""Called with the payload of each notification; with None if some may have been missed."""
+TopicHandler: TypeAlias = Callable[[Mapping[str, Any] | None], object]
 
 
 class NoEchoError(GraphileWorkerError, TimeoutError):
-    """What was notified did not arrive on the listening connection."""
+    """A notification did not arrive on the listening connection."""
 
 
 class Listener:
-    """Listens for as long as it runs, and connects anew when the connection is lost.
+    """Listens until closed, and reconnects when the connection is lost.
 
     Args:
         pool_id: Id of the pool, for logs and events.
         connect: Makes a connection in autocommit mode.
-        database: Sends the notifications that test the connection, on another one.
-        nudge: Called with the number of jobs that were announced; and, each time it begins to
-            listen, with 1, because nobody knows what was announced before.
-        schema_changed: Awaited when a breaking change of some schema in the database is
-            announced, or may have been announced while the connection was away.
-        echo_interval: Seconds of silence after which the connection is tried; 0 for never.
-        poll_interval: Seconds between looks for jobs while it does not listen, for the log.
+        database: Sends the notifications that test the connection, on another connection.
+        echo_interval: Seconds of silence after which the connection is tested; 0 means never.
+        poll_interval: Seconds between fetches while it does not listen, for the log.
         hint: What to do where LISTEN has no effect, for the log.
-        events: Where to tell what happens.
-        on_listen: Awaited with each new connection as soon as the first echo came in, and with it
-            the proof that its session is nobody else's. Without echoes, only if there is no pooler
-            in between. A database error that it raises counts as a lost connection.
+        events: Where to emit events.
+        on_listen: Awaited with each new connection as soon as the first echo has proved that its
+            session is ours alone. Without echoes, only if there is no pooler in between. A
+            database error that it raises counts as a lost connection.
         waits: How long it waits.
     """
 
@@ -75,8 +74,6 @@ class Listener:
         pool_id: str,
         connect: Callable[[], Awaitable[AsyncConnection[Any]]],
         database: Database,
-        nudge: Callable[[int], None],
-        schema_changed: Callable[[], Awaitable[None]],
         echo_interval: float,
         poll_interval: float,
         hint: str,
@@ -87,8 +84,6 @@ class Listener:
         self._pool_id = pool_id
         self._connect = connect
         self._database = database
-        self._nudge = nudge
-        self._schema_changed = schema_changed
         self._echo_interval = echo_interval
         self._poll_interval = poll_interval
         self._hint = hint
@@ -97,23 +92,45 @@ class Listener:
         self._waits = waits
         self._closed = asyncio.Event()
         self._channel = notifications.echo_channel(pool_id)
-        # The payload that is waited for; None when nothing is.
+        self._handlers: dict[str, Handler] = {}
+        self._topics: dict[str, list[TopicHandler]] = {}
+        # The payload of the expected echo; None if none is expected.
         self._nonce: str | None = None
         self._echoed = asyncio.Event()
         self._heard_at = 0.0
         self._failures = 0
         self._deaf = 0
-        self._listened = False
         self._listening = False
+
+    def on_channel(self, channel: str, handler: Handler) -> None:
+        """Listen on a channel, and call a function for its notifications.
+
+        To be called before `run`. The function is also called with None each time that the
+        listener begins to listen, because notifications may have been missed before.
+        """
+        self._handlers[channel] = handler
+
+    def on(self, topic: str, handler: TopicHandler) -> None:
+        """Call a function for the notifications of a topic on the channel `graphile_worker_py`.
+
+        To be called before `run`, for example in `Plugin.parts`. Such a notification is a small
+        JSON object with the schema as `s` and the topic as `t`; those of other schemas are
+        ignored. The function gets the object; None each time that the listener begins to listen,
+        because notifications may have been missed. A notification is a hint: it may never arrive.
+        An error that the function raises is logged.
+        """
+        if not self._topics:
+            self.on_channel(notifications.OWN, self._hear_topic)
+        self._topics.setdefault(topic, []).append(handler)
 
     @property
     def listening(self) -> bool:
-        """Whether it is known that announcements arrive; else the worker depends on polling."""
+        """Whether notifications are known to arrive; if not, the worker depends on polling."""
         return self._listening
 
     @property
     def heard_at(self) -> datetime | None:
-        """When something, be it an echo, last came in."""
+        """When a notification, or an echo, last arrived; None if none did."""
         if self._heard_at == 0:
             return None
         return utc_now() - timedelta(seconds=asyncio.get_running_loop().time() - self._heard_at)
@@ -147,21 +164,19 @@ class Listener:
         async with asyncio.timeout(self._waits.begin_listening):
             listen_on = notifications.listen_on(self._channel)
             await self._database.run_script(listen_on, conn=conn)
-            await self._database.run_script(notifications.LISTEN, conn=conn)
+            listen = "; ".join(map(notifications.listen_on, self._handlers))
+            await self._database.run_script(listen, conn=conn)
         self._failures = 0
         self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))
-        self._nudge(1)
-        if self._listened:
-            # Nobody knows what was announced in between.
-            await self._schema_changed()
-        self._listened = True
+        for handler in self._handlers.values():
+            await _called(handler, None)
 
     async def _listen(self, conn: AsyncConnection[Any]) -> None:
-        """Hand on what comes in, until closed or until the connection is lost.
+        """Handle notifications until closed or until the connection is lost.
 
         Raises:
-            NoEchoError: It is of no use.
-            psycopg.OperationalError: It was lost.
+            NoEchoError: Notifications do not arrive.
+            psycopg.OperationalError: The connection was lost.
         """
         silent = asyncio.Event()
         crew = aio.Crew()
@@ -175,11 +190,12 @@ class Listener:
         finally:
             await crew.cancel(patience=CREW_PATIENCE)
         if silent.is_set() and not self._closed.is_set():
-            raise NoEchoError("what was notified did not arrive on the listening connection")
+            raise NoEchoError("a notification did not arrive on the listening connection")
 
     async def _read(self, conn: AsyncConnection[Any]) -> None:
         while not self._listening:
-            # It ends with the last one of those that came together, so none is dropped.
+            # The generator ends after the last of the notifications that arrived together, so
+            # none is dropped.
             async for notification in conn.notifies(stop_after=1):
                 await self._hear(notification)
         if self._on_listen is not None:
@@ -190,7 +206,7 @@ class Listener:
             await self._hear(notification)
 
     async def _test(self, silent: asyncio.Event) -> None:
-        """Notify and wait for the echo, now and after each while of silence; set if none comes."""
+        """Test the connection now and after each silence; set `silent` if no echo comes."""
         while True:
             asked_at = asyncio.get_running_loop().time()
             try:
@@ -201,7 +217,7 @@ class Listener:
                 if self._is_silence(error, asked_at=asked_at, took=took):
                     silent.set()
                     return
-                # The trouble is not here, or it is here as well and shows later.
+                # The listening connection is not at fault, or a later test will show it.
                 await asyncio.sleep(max(0.0, self._waits.echo - took))
                 continue
             if not await self._hears_echo():
@@ -210,10 +226,10 @@ class Listener:
             await self._silence()
 
     def _is_silence(self, error: Exception, *, asked_at: float, took: float) -> bool:
-        """Whether a way that leads nowhere, or takes too long, says so of this one, too.
+        """Whether the failed test of another connection means that this one is dead, too.
 
-        Not if tasks have borrowed all connections, or something was heard. And at the beginning it
-        would say nothing about whether LISTEN has an effect here.
+        Not if tasks have borrowed all connections, or if a notification has arrived since. And at
+        the beginning it would not show whether LISTEN has an effect here.
         """
         is_late = took >= self._waits.echo and not isinstance(error, PoolTimeout)
         return is_late and self._listening and self._heard_at < asked_at
@@ -230,7 +246,7 @@ class Listener:
         )
 
     async def _silence(self) -> None:
-        """Wait until nothing has come in for a while."""
+        """Wait for a period of silence."""
         loop = asyncio.get_running_loop()
         while True:
             left = self._heard_at + self._echo_interval - loop.time()
@@ -254,13 +270,26 @@ class Listener:
                     payload=notification.payload,
                 )
             )
-        if notification.channel == notifications.JOBS_INSERT:
-            self._nudge(announced_jobs(notification.payload))
-        elif is_breaking(notification.payload):
-            await self._schema_changed()
+        handler = self._handlers.get(notification.channel)
+        if handler is not None:
+            await _called(handler, notification.payload)
+
+    def _hear_topic(self, payload: str | None) -> None:
+        said = None if payload is None else read_object(payload)
+        if said is None:
+            handlers = [each for those in self._topics.values() for each in those]
+        elif said.get("s") == self._database.schema:
+            handlers = self._topics.get(str(said.get("t")), [])
+        else:
+            handlers = []
+        for handler in handlers:
+            try:
+                handler(said)
+            except Exception:
+                logger.exception("Could not handle the notification %s", payload)
 
     def _delay_after(self, error: Exception) -> float:
-        """How long to wait before it is tried again; says why."""
+        """Seconds until the next try; logs why."""
         self._failures += 1
         about = {"pool_id": self._pool_id}
         if isinstance(error, NoEchoError) and self._deaf > 1:
@@ -269,7 +298,7 @@ class Listener:
             return self._waits.deaf.delay(self._deaf - 1)
         delay = RECONNECT.delay(self._failures)
         logger.warning(
-            "Not listening for new jobs (%s); polling, connecting again in %.1f s",
+            "Not listening for new jobs (%s); polling, reconnecting in %.1f s",
             one_line(error),
             delay,
             extra=about,
@@ -277,10 +306,16 @@ class Listener:
         return delay
 
 
-def announced_jobs(payload: str) -> int:
-    """How many jobs a notification announces; one, where it does not say."""
-    said = _object(payload).get("count", 1)
-    # A bool is an int in Python, and no number for anybody else.
+async def _called(handler: Handler, payload: str | None) -> None:
+    answer = handler(payload)
+    if answer is not None:
+        await answer
+
+
+def announced_jobs(payload: str | None) -> int:
+    """How many jobs a notification announces; 1 if it does not say, or may have been missed."""
+    said = 1 if payload is None else read_object(payload).get("count", 1)
+    # A bool is an int in Python only.
     if isinstance(said, bool) or not isinstance(said, int | float):
         return 1
     try:
@@ -291,11 +326,11 @@ def announced_jobs(payload: str) -> int:
 
 def is_breaking(payload: str) -> bool:
     """Whether a notification announces a breaking change of a schema."""
-    return bool(_object(payload).get("breaking"))
+    return bool(read_object(payload).get("breaking"))
 
 
-def _object(payload: str) -> dict[str, Any]:
-    """What a payload says; nothing, if it is not a JSON object. Anybody may notify."""
+def read_object(payload: str) -> dict[str, Any]:
+    """The JSON object of a payload; an empty one if it is none, because any role may notify."""
     try:
         said = json.loads(payload)
     except (ValueError, RecursionError):

@@ -28,6 +28,7 @@ from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
+from graphile_worker_py.workers.listener import Listener
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.watchdog import Pace, Watchdog
@@ -98,6 +99,11 @@ class WorkerPool:
     def kill_reason(self) -> str | None:
         """Why the pool is being stopped by force; None if it is not."""
         return self._kill_reason
+
+    @property
+    def listener(self) -> Listener:
+        """Where plugins register the topics that they want to hear."""
+        return self.parts.listener
 
     def nudge(self, count: int) -> None:
         """Fetch now: there may be this many jobs."""

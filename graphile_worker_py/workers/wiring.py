@@ -20,6 +20,7 @@ from graphile_worker_py.plugins import Hooks
 from graphile_worker_py.postgres.connecting import connect_directly, connect_like
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.sql.notifications import JOBS_INSERT, WORKER_MIGRATE
 from graphile_worker_py.sql.planning import keep_to_indexes
 from graphile_worker_py.tasks.context import Abort, JobContext
 from graphile_worker_py.tasks.queue_names import QueueNames
@@ -27,7 +28,7 @@ from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.caller import Caller, TaskSurroundings
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
-from graphile_worker_py.workers.listener import Listener
+from graphile_worker_py.workers.listener import Listener, announced_jobs, is_breaking
 from graphile_worker_py.workers.local_queue import LocalQueue
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.pool import WorkerPool
@@ -269,13 +270,11 @@ def _listener(pool: WorkerPool, heartbeat: Heartbeat) -> Listener:
     def connect() -> Awaitable[AsyncConnection[Any]]:
         return connect_like(pool.database.pool) if direct is None else connect_directly(direct)
 
-    return Listener(
+    listener = Listener(
         pool_id=pool.pool_id,
         connect=connect,
         database=pool.database,
         waits=pool.waits,
-        nudge=pool.nudge,
-        schema_changed=pool.check_schema,
         echo_interval=pool.options.listen_echo_interval,
         poll_interval=pool.options.poll_interval,
         hint=(
@@ -286,6 +285,14 @@ def _listener(pool: WorkerPool, heartbeat: Heartbeat) -> Listener:
         events=pool.events,
         on_listen=heartbeat.hold_lock,
     )
+
+    async def check_schema(payload: str | None) -> None:
+        if payload is None or is_breaking(payload):
+            await pool.check_schema()
+
+    listener.on_channel(JOBS_INSERT, lambda payload: pool.nudge(announced_jobs(payload)))
+    listener.on_channel(WORKER_MIGRATE, check_schema)
+    return listener
 
 
 def _process_executor(pool: WorkerPool, guard: Guard) -> "ProcessExecutor | None":
