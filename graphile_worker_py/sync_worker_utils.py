@@ -239,10 +239,16 @@ class SyncWorkerUtils:
         return self._run(admin.remove_job(job_key), conn)
 
     def force_unlock_workers(
-        self, pool_ids: Iterable[str], *, conn: Connection[Any] | None = None
+        self,
+        pool_ids: Iterable[str],
+        *,
+        force: bool = False,
+        conn: Connection[Any] | None = None,
     ) -> Unlocked:
-        """Free what dead worker pools have locked. See `WorkerUtils.force_unlock_workers`."""
-        return self._run(admin.force_unlock_workers(pool_ids), conn)
+        """Release the locks of dead worker pools. See `WorkerUtils.force_unlock_workers`."""
+        if force:
+            return self._run(admin.force_unlock_workers(pool_ids), conn)
+        return self._drive(admin.unlock_dead_workers(pool_ids, self._schema), conn)
 
     def cleanup(
         self,

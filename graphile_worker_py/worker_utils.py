@@ -209,18 +209,29 @@ class WorkerUtils(JobAdder):
         return await self._run(admin.remove_job(job_key), conn)
 
     async def force_unlock_workers(
-        self, pool_ids: Iterable[str], *, conn: AsyncConnection[Any] | None = None
+        self,
+        pool_ids: Iterable[str],
+        *,
+        force: bool = False,
+        conn: AsyncConnection[Any] | None = None,
     ) -> Unlocked:
-        """Free the jobs and queues of worker pools that died. They must not be running any more.
+        """Release the jobs and queues of dead worker pools. Jobs of a living pool would run twice.
 
         Args:
             pool_ids: Their ids, as in `Job.locked_by`; `workers` lists them.
+            force: Also release those of pools whose heartbeat shows that they are alive. Pools of
+                Node have no heartbeat.
             conn: As for `complete_jobs`.
 
         Returns:
-            How many jobs and queues the pools had locked.
+            The numbers of jobs and queues that the pools had locked.
+
+        Raises:
+            GraphileWorkerError: A pool is alive, and `force` is not given.
         """
-        return await self._run(admin.force_unlock_workers(pool_ids), conn)
+        if force:
+            return await self._run(admin.force_unlock_workers(pool_ids), conn)
+        return await self._drive(admin.unlock_dead_workers(pool_ids, self._schema), conn)
 
     async def cleanup(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import click.testing
 import pytest
 
-from graphile_worker_py import JobSpec, Runner, SyncWorkerUtils
+from graphile_worker_py import GraphileWorkerError, JobSpec, Runner, SyncWorkerUtils
 from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import PoolListenSuccess
 from tests.support.jobs import Jobs
@@ -311,10 +311,53 @@ def test_jobs_are_removed_by_key(call: Call, jobs: list[int], stored: Jobs) -> N
     assert stored.one(jobs[3])["key"] is None
 
 
+def test_a_job_without_attempts_left_that_is_rescheduled_is_reported(
+    call: Call, jobs: list[int], stored: Jobs
+) -> None:
+    result = call("reschedule", str(jobs[2]), str(jobs[3]), "--run-at", "+0s", code=1)
+    assert f"no attempts left, so these jobs will not run: {jobs[2]}; give --attempts 0" in (
+        result.stderr
+    )
+    assert f"running, or not there: {jobs[3]}" in result.stderr
+    call("reschedule", str(jobs[2]), "--attempts", "0")
+    assert stored.one(jobs[2])["attempts"] == 0
+
+
 def test_workers_are_unlocked(call: Call, jobs: list[int], stored: Jobs) -> None:
-    assert call("unlock", "pool-1", "pool-2").stdout == "Unlocked 1 job and 1 queue.\n"
+    assert call("unlock", "pool-1").stdout == "Unlocked 1 job and 1 queue.\n"
     assert stored.one(jobs[3])["locked_by"] is None
-    assert rows(call("unlock", "pool-1", "--json")) == {"jobs": 0, "queues": 0}
+
+
+def test_unlocking_an_unknown_pool_is_an_error_that_lists_the_known_ones(
+    call: Call, jobs: list[int], stored: Jobs
+) -> None:
+    result = call("unlock", "pool-2", "pool-1", code=1)
+    assert result.stderr == "Error: unknown worker pools: pool-2; known are: pool-1\n"
+    assert stored.one(jobs[3])["locked_by"] is None
+    result = call("unlock", "pool-1", "--json", code=1)
+    assert rows(result) == {"jobs": 0, "queues": 0}
+    assert result.stderr == "Error: unknown worker pools: pool-1; known are: none\n"
+
+
+async def test_a_living_pool_is_unlocked_only_by_force(dsn: str, call: Call, stored: Jobs) -> None:
+    started, end = asyncio.Event(), asyncio.Event()
+
+    async def wait(payload: Any) -> None:
+        started.set()
+        await end.wait()
+
+    async with Runner(dsn, tasks={"wait": wait}) as runner:
+        job = await runner.add_job("wait")
+        await started.wait()
+        refused = await asyncio.to_thread(call, "unlock", runner.pool_id, code=1)
+        assert f"{runner.pool_id} is alive: process {os.getpid()} on " in refused.stderr
+        assert "or give --force" in refused.stderr
+        assert stored.one(job.id)["locked_by"] == runner.pool_id
+        with SyncWorkerUtils(dsn) as utils, pytest.raises(GraphileWorkerError, match="is alive"):
+            await asyncio.to_thread(utils.force_unlock_workers, [runner.pool_id])
+        result = await asyncio.to_thread(call, "unlock", runner.pool_id, "--force")
+        assert result.stdout == "Unlocked 1 job and 0 queues.\n"
+        end.set()
 
 
 @pytest.mark.parametrize(
@@ -380,7 +423,7 @@ def test_a_dry_run_shows_what_would_change_and_changes_nothing(
     ids = [str(each) for each in jobs[:3]]
     assert "Would have completed 3 of 3 jobs." in call("complete", *ids, "--dry-run").stdout
     assert "Would have failed 3 of 3 jobs." in call("fail", *ids, "--dry-run").stdout
-    shown = rows(call("reschedule", *ids, "--priority", "7", "--dry-run", "--json"))
+    shown = rows(call("reschedule", *ids, "--priority", "7", "--dry-run", "--json", code=1))
     assert [(job["id"], job["priority"]) for job in shown] == [(each, 7) for each in jobs[:3]]
     assert "Would have removed 1 job." in call("remove", "k", "--dry-run").stdout
     assert "Would have unlocked 1 job and 1 queue." in call("unlock", "pool-1", "--dry-run").stdout

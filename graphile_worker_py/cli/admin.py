@@ -17,6 +17,7 @@ from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.cli.work import import_tasks
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job
 from graphile_worker_py.loading.directory import load_tasks
 from graphile_worker_py.sql.cleanup import CleanupTask
@@ -86,7 +87,8 @@ def _changing(command: Callable[..., None]) -> Callable[..., None]:
 @_changing
 def complete(change: _Change, ids: tuple[str, ...]) -> None:
     """Delete jobs as if they had succeeded. Running jobs are left alone."""
-    _change_jobs(change, "completed", ids, SyncWorkerUtils.complete_jobs)
+    _, left = _change_jobs(change, "completed", ids, SyncWorkerUtils.complete_jobs)
+    _end(left)
 
 
 @click.command()
@@ -95,7 +97,9 @@ def complete(change: _Change, ids: tuple[str, ...]) -> None:
 @_changing
 def fail(change: _Change, ids: tuple[str, ...], reason: str | None) -> None:
     """Fail jobs permanently: they stay, without a retry. Running jobs are left alone."""
-    _change_jobs(change, "failed", ids, SyncWorkerUtils.permanently_fail_jobs, reason=reason)
+    call = SyncWorkerUtils.permanently_fail_jobs
+    _, left = _change_jobs(change, "failed", ids, call, reason=reason)
+    _end(left)
 
 
 @click.command()
@@ -113,12 +117,20 @@ def reschedule(change: _Change, ids: tuple[str, ...], **values: Any) -> None:
         raise click.UsageError(
             "give at least one of --run-at, --priority, --attempts, --max-attempts"
         )
-    _change_jobs(change, "rescheduled", ids, SyncWorkerUtils.reschedule_jobs, **values)
+    jobs, left = _change_jobs(change, "rescheduled", ids, SyncWorkerUtils.reschedule_jobs, **values)
+    stuck = [job.id for job in jobs if job.attempts >= job.max_attempts]
+    if stuck:
+        left.append(
+            f"no attempts left, so these jobs will not run: {_listed(stuck)}; give --attempts 0 to "
+            f"start again, or a higher --max-attempts"
+        )
+    _end(left)
 
 
 def _change_jobs(
     change: _Change, verb: str, ids: tuple[str, ...], call: Callable[..., list[Job]], **values: Any
-) -> None:
+) -> tuple[list[Job], list[str]]:
+    """Change jobs and print them; returns them, and a message if some were left alone."""
     wanted = set(check_job_ids("ids", ids))
     if len(wanted) > 1:
         change.confirm(f"{len(wanted)} jobs will be {verb}. Go on?")
@@ -142,8 +154,12 @@ def _change_jobs(
         print_table(job_rows(jobs), if_none="No jobs.")
         click.echo(change.done(verb, f"{len(jobs)} of {_plural(len(wanted), 'job')}"))
     left = sorted(wanted.difference(job.id for job in jobs))
-    if left:
-        exit_with(f"running, or not there: {', '.join(map(str, left))}; left alone", EXIT_FAILURE)
+    return jobs, [f"running, or not there: {_listed(left)}; left alone"] if left else []
+
+
+def _end(problems: list[str]) -> None:
+    if problems:
+        exit_with("; ".join(problems), EXIT_FAILURE)
 
 
 @click.command()
@@ -166,22 +182,36 @@ def remove(change: _Change, key: str) -> None:
 
 @click.command()
 @click.argument("pool_ids", metavar="POOL...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Even if a pool is alive. Its jobs run twice.")
 @_changing
-def unlock(change: _Change, pool_ids: tuple[str, ...]) -> None:
+def unlock(change: _Change, pool_ids: tuple[str, ...], force: bool) -> None:
     """Release the jobs and queues of dead worker pools; `workers` lists the pools.
 
-    The pools must have ended: otherwise their jobs run twice.
+    The pools must have ended: otherwise their jobs run twice. A pool whose heartbeat shows that it
+    is alive is refused. Pools of Node have no heartbeat and are never refused.
     """
     change.confirm(
         f"The locks of {_plural(len(set(pool_ids)), 'worker pool')} will be released. Go on?"
     )
     with change.opened() as (utils, conn):
-        unlocked = utils.force_unlock_workers(pool_ids, conn=conn)
+        known = {each.pool_id for each in utils.workers(conn=conn)}
+        known |= {each.pool_id for each in utils.pools(conn=conn) or ()}
+        try:
+            unlocked = utils.force_unlock_workers(pool_ids, force=force, conn=conn)
+        except GraphileWorkerError as error:
+            raise GraphileWorkerError(f"{error}, or give --force") from error
     if change.as_json:
         print_json(asdict(unlocked))
-        return
-    freed = f"{_plural(unlocked.jobs, 'job')} and {_plural(unlocked.queues, 'queue')}"
-    click.echo(change.done("unlocked", freed))
+    else:
+        freed = f"{_plural(unlocked.jobs, 'job')} and {_plural(unlocked.queues, 'queue')}"
+        click.echo(change.done("unlocked", freed))
+    unknown = [pool_id for pool_id in dict.fromkeys(pool_ids) if pool_id not in known]
+    if unknown:
+        exit_with(
+            f"unknown worker pools: {', '.join(unknown)}; known are: "
+            f"{', '.join(sorted(known)) or 'none'}",
+            EXIT_FAILURE,
+        )
 
 
 @click.command()
@@ -226,6 +256,10 @@ def cleanup(
         return
     for task, count in deleted.items():
         click.echo(f"{task}: {change.done('deleted', _plural(count, 'row')).lower()}")
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return ", ".join(map(str, ids))
 
 
 def _plural(count: int, noun: str) -> str:

@@ -16,9 +16,11 @@ from graphile_worker_py.checks import (
     check_text,
     check_texts,
 )
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import JOB_COLUMNS, MAX_JOB_KEY_LENGTH, Job
-from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql import job_columns
+from graphile_worker_py.sql.backlog import registered_pools
 
 # The functions return rows of the jobs table, which hold the task's id. Its identifier was there
 # before the statement began, so the same statement can look it up. A task whose row somebody
@@ -158,6 +160,23 @@ def force_unlock_workers(pool_ids: Iterable[str]) -> Query[Unlocked]:
         return Unlocked(jobs=rows[0][0], queues=rows[0][1])
 
     return Query(_UNLOCK, (wanted,), read)
+
+
+def unlock_dead_workers(pool_ids: Iterable[str], schema: str) -> Steps[Unlocked]:
+    """Release the locks of pools, none of which may be alive.
+
+    Raises:
+        GraphileWorkerError: A pool is alive.
+    """
+    unlock = force_unlock_workers(pool_ids)
+    (wanted,) = unlock.values
+    for pool in (yield from registered_pools(schema)) or ():
+        if pool.pool_id in wanted and not pool.overdue:
+            raise GraphileWorkerError(
+                f"worker pool {pool.pool_id} is alive: process {pool.pid} on {pool.host}, last "
+                f"heartbeat {pool.heartbeat_age:.1f} s ago. Its jobs would run twice; stop it first"
+            )
+    return (yield unlock)  # type: ignore[no-any-return]
 
 
 def read_jobs(rows: list[tuple[Any, ...]]) -> list[Job]:
