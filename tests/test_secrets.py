@@ -254,7 +254,7 @@ async def test_a_worker_that_cannot_connect_logs_no_password(
 async def test_objects_show_no_password(dsn: str) -> None:
     wrong = make_conninfo(dsn, password=SECRET)
     vitals = Vitals("pool-1", Events())
-    vitals._take_down(psycopg.OperationalError(f"no way to postgresql://me:{SECRET}@h/app"))
+    vitals._keep(psycopg.OperationalError(f"no way to postgresql://me:{SECRET}@h/app"))
     assert_nowhere(
         str(vitals.last_error),
         repr(Runner(wrong, tasks={"work": print}, listen_connection_string=wrong)),

@@ -1,4 +1,4 @@
-"""Gather single items while a write is under way, then write them in one statement."""
+"""Gather single items during a write, then write them together in the next one."""
 
 import asyncio
 from collections import deque
@@ -10,19 +10,19 @@ from graphile_worker_py import aio
 T = TypeVar("T")
 
 MOST: Final = 1000
-"""Most items of one write: longer statements cost more than they save."""
+"""Most items of one write; longer statements cost more than they save."""
 
 
 class Batcher(Generic[T]):
     """Turn many single items into few batched writes.
 
-    Nothing waits without need: an item that comes while no write is under way is written at once,
-    items that come during a write go together in the next one.
+    An item that is put while no write is running is written at once; items that are put during a
+    write go together in the next one.
 
     Args:
         write: Awaited with one non-empty batch at a time, in order. It does its own retries and
-            keeps what it raises to itself.
-        delay: Seconds to wait for company after the first item of a batch; 0 or below: none.
+            must not raise.
+        delay: Seconds to wait for more items after the first one; 0 or less means none.
     """
 
     def __init__(self, write: Callable[[Sequence[T]], Awaitable[None]], *, delay: float) -> None:

@@ -1,4 +1,4 @@
-"""How a worker fares: what a probe or a person asks while it runs."""
+"""The health of a worker pool, for probes and people."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from graphile_worker_py.workers.local_queue import Fetch
 
 
 class State(StrEnum):
-    """How far a worker pool has come."""
+    """The stages of a worker pool."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -25,26 +25,27 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What a worker pool says of itself.
+    """The state of a worker pool at one moment.
 
     Attributes:
         pool_id: Id of the pool.
-        state: How far it has come.
+        state: Its stage.
         started_at: When it was made.
-        connected: Whether the database answered when it was last spoken to.
-        standing_still: Whether the watchdog found that no jobs are fetched any more.
-        held_back: Whether it fetches no jobs, because it could not prove to be alive and others
-            may have freed those that it has.
-        listening: Whether announcements of new jobs are known to arrive; else it only polls.
-        last_fetch_at: When jobs were last fetched, or looked for.
-        last_heard_at: When the listening connection was last heard of.
-        running_jobs: Jobs that run now.
-        locked_jobs: Jobs that the pool has locked: those that run, are fetched ahead, or have an
-            outcome that is not recorded yet.
-        busy_threads: Threads that run plain functions.
-        stuck_threads: Those of them that nobody waits for any more, because the job was cut off.
-        last_error: What last went wrong, apart from jobs that failed.
-        last_error_at: When that was.
+        connected: Whether the database answered the last statement.
+        standing_still: Whether the watchdog found that the event loop or the fetching of jobs has
+            stopped.
+        held_back: Whether it fetches no jobs, because it could not prove that it is alive and
+            other pools may have freed its jobs.
+        listening: Whether notifications about new jobs are known to arrive; if not, it only polls.
+        last_fetch_at: When the last fetch was answered; None if none was.
+        last_heard_at: When a notification last arrived; None if none did.
+        running_jobs: How many jobs run now.
+        locked_jobs: How many jobs the pool has locked: running ones, those fetched ahead, and
+            those whose outcome is not recorded yet.
+        busy_threads: How many threads run plain functions.
+        stuck_threads: How many of them run on after their job was cut off.
+        last_error: The last error of the pool, not of its jobs; None if there was none.
+        last_error_at: When it occurred.
     """
 
     pool_id: str
@@ -65,18 +66,18 @@ class Health:
 
     @property
     def live(self) -> bool:
-        """Whether it works, or is about to stop in order."""
+        """Whether it works, or is stopping in order."""
         return self.state is not State.STOPPED and not self.standing_still
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs: it runs, and reaches the database."""
+        """Whether it takes jobs: it is running and reaches the database."""
         stands = self.standing_still or self.held_back
         return self.state is State.RUNNING and self.connected and not stands
 
     @property
     def trouble(self) -> str:
-        """Why it is not ready, in a word or two."""
+        """Why it is not ready, in two words at most."""
         if self.state is not State.RUNNING:
             return str(self.state)
         if self.standing_still:
@@ -84,7 +85,7 @@ class Health:
         return "held back" if self.connected and self.held_back else "not connected"
 
     def as_json(self) -> dict[str, object]:
-        """All of it, with times as text."""
+        """All attributes, with times as text."""
         told = {
             name: value.isoformat() if isinstance(value, datetime) else value
             for name, value in asdict(self).items()
@@ -93,11 +94,11 @@ class Health:
 
 
 class Vitals:
-    """Takes down what happens to a pool, for `Health` and for the watchdog.
+    """Keeps what `Health` and the watchdog need to know about a pool.
 
     Args:
         pool_id: Id of the pool.
-        observed: Where the pool tells what happens.
+        observed: Where the pool emits its events.
     """
 
     def __init__(self, pool_id: str, observed: Events) -> None:
@@ -108,7 +109,7 @@ class Vitals:
         self.last_error_at: datetime | None = None
         self.is_fetching = False
         self.fetch_steps = 0
-        """How often a fetch has begun or ended."""
+        """How many fetches have begun, plus how many have ended."""
         self._pool_id = pool_id
         self._ends = [
             observed.subscribe(events.PoolListenSuccess, self._on_listen),
@@ -117,12 +118,12 @@ class Vitals:
         ]
 
     def close(self) -> None:
-        """Take down nothing more."""
+        """Unsubscribe from events."""
         for end in self._ends:
             end()
 
     def watched(self, fetch: Fetch) -> Fetch:
-        """A way to fetch jobs, with its calls taken down."""
+        """Wrap a fetch so that its calls are counted and its errors kept."""
 
         async def watched_fetch(count: int) -> Fetched:
             self.is_fetching = True
@@ -131,7 +132,7 @@ class Vitals:
                 return await fetch(count)
             except Exception as error:
                 self.connected = False
-                self._take_down(error)
+                self._keep(error)
                 raise
             finally:
                 self.is_fetching = False
@@ -140,7 +141,7 @@ class Vitals:
         return watched_fetch
 
     def has_fetched(self) -> None:
-        """Take down that the database has answered a fetch."""
+        """Note that the database has answered a fetch."""
         self.connected = True
         self.last_fetch_at = utc_now()
 
@@ -150,14 +151,14 @@ class Vitals:
 
     def _on_listen_error(self, event: events.PoolListenError) -> None:
         if event.pool_id == self._pool_id:
-            self._take_down(event.error)
+            self._keep(event.error)
             if not isinstance(event.error, NoEchoError):
                 self.connected = False
 
     def _on_fatal_error(self, event: events.PoolFatalError) -> None:
         if event.pool_id == self._pool_id:
-            self._take_down(event.error)
+            self._keep(event.error)
 
-    def _take_down(self, error: BaseException) -> None:
+    def _keep(self, error: BaseException) -> None:
         self.last_error = masked_text(one_line(error))
         self.last_error_at = utc_now()

@@ -1,14 +1,14 @@
-"""Notice that nothing moves any more, and say so, or end the process.
+"""Detect a stalled event loop or stalled fetching, and log it or end the process.
 
-A worker whose event loop stands still looks alive from outside: the process is there, its
-connections are open, and no job is done. Only another thread can see it. This one asks the loop
-each second for a sign of life, and with it how the fetching of jobs goes on.
+A worker whose event loop is stalled looks alive from outside: the process exists and its
+connections are open, but no job is done. Only another thread can detect that. This one asks the
+loop each second to set a flag, and to report how far the fetching of jobs has come.
 
-Time counts by looks, not by the clock: a machine that was suspended, or a process that was stopped
-for a while, has not stood still. Native code that lets no thread run is different: nobody looks
-then, and a timer of faulthandler's ends the process. That one goes by a clock which stands still
-while a machine is suspended, but not while a process is stopped (SIGSTOP, a paused container). So a
-process that may be ended, and was stopped for longer than that, ends when it is to go on.
+Stalled time is counted in checks, not by the clock: a machine that was suspended, or a process that
+was stopped for a while, has not stalled. If native code lets no thread run, no check takes place;
+then a timer of `faulthandler` ends the process. Its clock stops while a machine is suspended, but
+not while a process is stopped (SIGSTOP, a paused container). So a process that may be ended, and
+that was stopped for longer than the timer, ends when it is continued.
 """
 
 import asyncio
@@ -27,10 +27,11 @@ from typing import Any, Final
 from graphile_worker_py.workers.waits import Waits
 
 EXIT_STANDSTILL: Final = 70
-"""Exit code of a process that was ended because nothing moved: EX_SOFTWARE of sysexits.h."""
+"""Exit code of a process that the watchdog ended: EX_SOFTWARE of sysexits.h."""
 NATIVE_PATIENCE: Final = 2
-"""So many times the limit is given to native code that lets no other thread run."""
-TELL_PATIENCE: Final = 5.0
+"""Factor of the limit after which native code that lets no thread run is ended."""
+LOG_PATIENCE: Final = 5.0
+"""Seconds that a log record may take to be written."""
 JOIN_PATIENCE: Final = 1.0
 
 
@@ -39,8 +40,8 @@ class Pace:
     """How far the fetching of jobs has come.
 
     Attributes:
-        step: Another number means that something has happened.
-        patience: Seconds for which it is right that nothing does.
+        step: Changes with each fetch that begins or ends.
+        patience: Seconds for which it may stay the same.
     """
 
     step: int
@@ -48,14 +49,16 @@ class Pace:
 
 
 class Watchdog:
-    """A thread that watches an event loop. Made, started and closed on that loop.
+    """A thread that watches an event loop; it is made, started and closed on that loop.
 
     Args:
-        limit: Seconds of standstill until it is told as an error, or ends the process; 0 for never.
-        exits: Whether to end the process then, with exit code 70.
-        at_work: Says in words what an asyncio task, by its name, is doing. Called in the thread.
-        fetching: Says on the loop how far the fetching of jobs is; None if there is none to be.
-        logger: Where to tell.
+        limit: Seconds until a standstill is logged as an error, or ends the process; 0 means
+            never.
+        exits: Whether a standstill ends the process, with exit code 70.
+        at_work: Returns in words what the asyncio task of a name is doing. Called in the thread.
+        fetching: Returns how far fetching has come; None if no fetch is expected. Called on the
+            loop.
+        logger: Where to log.
         about: Fields for log records.
         waits: How often it looks, and when it first warns.
         clock: Seconds that only ever go up.
@@ -88,7 +91,7 @@ class Watchdog:
         self._still = 0.0
         self._first_warning = self._warn_at = waits.first_warning
         self._fetch_still = 0.0
-        self._told = False
+        self._logged = False
         self._armed_at = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -97,16 +100,16 @@ class Watchdog:
 
     @property
     def standing_still(self) -> bool:
-        """Whether the limit is reached, and the process goes on nevertheless."""
-        return self._told
+        """Whether there is a standstill of at least the limit."""
+        return self._logged
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start to watch."""
         self._watch_native_code(self._clock())
         self._thread.start()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._closed.set()
         self._thread.join(JOIN_PATIENCE)
 
@@ -129,15 +132,15 @@ class Watchdog:
 
     def _move_on(self) -> None:
         if self._still >= self._first_warning:
-            self._tell(logging.WARNING, f"The event loop turns again, after {self._still:.0f} s")
+            self._log(logging.WARNING, f"The event loop turns again, after {self._still:.0f} s")
         self._still = 0.0
         self._warn_at = self._first_warning
         self._turned = False
-        with suppress(RuntimeError):  # the loop was closed in this very moment
+        with suppress(RuntimeError):  # the loop was closed in this moment
             self._loop.call_soon_threadsafe(self._turn)
 
     def _turn(self) -> None:
-        """Give a sign of life; runs on the loop."""
+        """Set the flag that the loop is turning; runs on the loop."""
         self._turned = True
         pace = self._fetching()
         if pace is None or pace != self._pace:
@@ -148,7 +151,7 @@ class Watchdog:
         self._still += passed
         if self._still >= self._warn_at:
             self._warn_at *= 2
-            self._tell(logging.WARNING, self._standstill())
+            self._log(logging.WARNING, self._standstill())
 
     def _judge(self) -> None:
         pace = self._pace
@@ -159,10 +162,10 @@ class Watchdog:
         elif pace is not None and self._fetch_still >= self._limit + pace.patience:
             self._give_up(f"No job was fetched, nor looked for, for {self._fetch_still:.0f} s")
         else:
-            self._told = False
+            self._logged = False
 
     def _standstill(self) -> str:
-        """What the loop does instead of turning, with its stack."""
+        """What the stalled loop is doing, with its stack."""
         frame = sys._current_frames().get(self._loop_thread)
         stack = "".join(traceback.format_stack(frame)) if frame else ""
         task = asyncio.current_task(self._loop)
@@ -170,36 +173,36 @@ class Watchdog:
         return f"The event loop has stood still for {self._still:.0f} s, in {doing}:\n{stack}"
 
     def _give_up(self, why: str) -> None:
-        if self._told:
+        if self._logged:
             return
-        self._told = True
+        self._logged = True
         if not self._exits:
-            self._tell(logging.ERROR, why)
+            self._log(logging.ERROR, why)
             return
-        self._tell(logging.CRITICAL, f"Ending the process. {why}")
+        self._log(logging.CRITICAL, f"Ending the process. {why}")
         _in_time(logging.shutdown)
         os._exit(EXIT_STANDSTILL)
 
-    def _tell(self, level: int, message: str) -> None:
-        # The loop may stand still because nobody reads the log any more.
+    def _log(self, level: int, message: str) -> None:
+        # The loop may be stalled because the reader of the log has stopped reading.
         _in_time(lambda: self._logger.log(level, "%s", message, extra=self._about))
 
     def _watch_native_code(self, now: float) -> None:
         """Set a timer that ends the process even if no Python code runs any more."""
         if self._exits and now - self._armed_at >= self._look_every:
-            # It needs a standard error to write the stacks to.
+            # faulthandler needs a standard error for the stacks.
             with suppress(AttributeError, OSError, RuntimeError, ValueError):
                 faulthandler.dump_traceback_later(NATIVE_PATIENCE * self._limit, exit=True)
                 self._armed_at = now
 
 
-def _in_time(tell: Callable[[], object]) -> None:
-    """Call it in a thread of its own, and do not wait for long."""
-    thread = threading.Thread(target=tell, name="graphile-worker-py watchdog", daemon=True)
+def _in_time(log: Callable[[], object]) -> None:
+    """Call a function in another thread, and wait for `LOG_PATIENCE` seconds at most."""
+    thread = threading.Thread(target=log, name="graphile-worker-py watchdog", daemon=True)
     try:
         thread.start()
     except RuntimeError:
-        # The system has no more threads for us. Should this block, there is still the timer.
-        tell()
+        # The system has no more threads. If this blocks, the timer still ends the process.
+        log()
     else:
-        thread.join(TELL_PATIENCE)
+        thread.join(LOG_PATIENCE)
