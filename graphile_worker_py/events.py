@@ -190,7 +190,8 @@ class PoolRecovered(PoolEvent):
     """This pool has released the jobs and queues of dead pools.
 
     `jobs` and `queues` are their numbers. `given_up` are the ids of jobs that are not retried,
-    because their worker processes died too often.
+    because their worker processes died too often. `failed_plugins` is the number of plugins whose
+    `recovered` failed.
     """
 
     name: ClassVar = "pool:recovered"
@@ -198,6 +199,7 @@ class PoolRecovered(PoolEvent):
     jobs: int
     queues: int
     given_up: Sequence[int]
+    failed_plugins: int
 
 
 class LocalQueueInit(PoolEvent):

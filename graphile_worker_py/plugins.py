@@ -4,6 +4,7 @@ Events observe, plugins take part. Each step is wrapped by all plugins that over
 the first plugin is the outermost. A step that no plugin wraps costs nothing.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from inspect import iscoroutinefunction
 from typing import Any, Final, TypeAlias, TypeVar
 
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.sql.get_jobs import Fetched
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+RECOVERED_PATIENCE: Final = 10.0
+"""Seconds that `Plugin.recovered` may take."""
 ENTRY_POINTS: Final = "graphile_worker_py.plugins"
 """Group of entry points under which packages offer their plugins."""
 
@@ -93,7 +97,13 @@ class Plugin:
 
     Most methods wrap a step. They go on with `await proceed(…)`, once, and may act before and
     after it. What they raise is raised by the step.
+
+    Attributes:
+        leaf: Name under which the plugin has registered migrations of the side schema; None if it
+            has no tables there. Where they were not applied, `recovered` is not called.
     """
+
+    leaf: str | None = None
 
     def setup(self, events: Events) -> None:
         """Subscribe to events; called once, before a runner starts or utils are opened."""
@@ -101,13 +111,17 @@ class Plugin:
     async def bootstrap(
         self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
     ) -> None:
-        """Around the creation of the schema and its migrations table, where they are missing."""
+        """Around the creation of the schema and its migrations table, where they are missing.
+
+        Called by the program that creates them, with its plugins: a `Runner`, `WorkerUtils` or
+        `run_migrations`. A program that starts later finds them and calls `migrate` only.
+        """
         await proceed(step)
 
     async def migrate(
         self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
     ) -> None:
-        """Around migrations; at every start, even if there are none to apply."""
+        """Around migrations; at every start with the plugin, even if there are none to apply."""
         await proceed(step)
 
     async def add_jobs(
@@ -162,11 +176,12 @@ class Plugin:
     async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> None:
         """Release what dead pools held, in the transaction that frees their jobs.
 
-        Each call has its own savepoint. If it raises, the savepoint is rolled back, the error is
-        logged, and the jobs are freed all the same.
+        Each call has its own savepoint. If it raises or takes longer than `RECOVERED_PATIENCE`
+        seconds, the savepoint is rolled back, the error is logged and counted in the event
+        `PoolRecovered`, and the jobs are freed all the same.
 
         Args:
-            conn: The connection, within that transaction.
+            conn: The connection, within that transaction. The plugin must not end it.
             pools: The pools that died.
         """
 
@@ -239,13 +254,21 @@ class Hooks:
         """The coroutines that plugins want to run as long as a worker pool does."""
         return [part for plugin in self._overriding("parts") for part in plugin.parts(pool)]
 
-    async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> int:
-        """Let plugins release what dead pools held; returns how many of the plugins failed."""
+    @property
+    def recovering(self) -> Sequence[Plugin]:
+        """The plugins that override `recovered`."""
+        return self._overriding("recovered")
+
+    async def recovered(
+        self, conn: AsyncConnection[Any], pools: Sequence[DeadPool], *, plugins: Iterable[Plugin]
+    ) -> int:
+        """Let plugins release what dead pools held; returns how many of them failed."""
         failed = 0
-        for plugin in self._overriding("recovered"):
+        for plugin in plugins:
             try:
-                async with conn.transaction():
+                async with conn.transaction(), asyncio.timeout(RECOVERED_PATIENCE):
                     await plugin.recovered(conn, pools)
+                    _check_transaction(conn)
             except Exception:
                 failed += 1
                 logger.exception("Plugin %r could not release what dead pools held", plugin)
@@ -261,6 +284,11 @@ class Hooks:
     def _overriding(self, step: str) -> list[Plugin]:
         default = getattr(Plugin, step)
         return [plugin for plugin in self.plugins if getattr(type(plugin), step) is not default]
+
+
+def _check_transaction(conn: AsyncConnection[Any]) -> None:
+    if conn.info.transaction_status != TransactionStatus.INTRANS:
+        raise GraphileWorkerError("the plugin left the transaction failed or ended")
 
 
 async def _call(wrapper: Callable[..., Awaitable[T]], inner: Any, subject: Any) -> T:

@@ -13,6 +13,7 @@ from graphile_worker_py.checks import check_flag
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.observing.log import log_events
+from graphile_worker_py.plugins import Hooks, Plugins
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.processes.signals import handle_signals
@@ -244,6 +245,7 @@ async def run_migrations(
     *,
     schema: str | None = None,
     side_schema: bool = False,
+    hooks: Plugins = (),
 ) -> None:
     """Install the schema, or upgrade it; nothing happens if it is up to date.
 
@@ -252,16 +254,18 @@ async def run_migrations(
         schema: Name of the schema; None means `GRAPHILE_WORKER_SCHEMA`, else `graphile_worker`.
         side_schema: Whether to install the schema `graphile_worker_py` too, in which worker pools
             register. They do so themselves, if their role may.
+        hooks: Plugins that take part in `bootstrap` and `migrate`.
 
     Raises:
         MigrationError: It can't be done; the message says why.
     """
     name = config.schema_name(schema)
     check_flag("side_schema", side_schema)
+    plugins = Hooks(hooks)
     where = config.source(source, AsyncConnectionPool)
     async with opened_pool(where, max_size=2) as pool:
         database = Database(pool, schema=name)
-        await migrate.migrate(database)
+        await migrate.migrate(database, plugins)
         if side_schema:
             async with pool.connection() as conn:
                 await install_side_schema(database, conn)

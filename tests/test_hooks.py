@@ -19,6 +19,7 @@ from graphile_worker_py import (
     Plugin,
     SchemaStep,
     WorkerUtils,
+    run_migrations,
     run_once,
 )
 from graphile_worker_py.events import JobSuccess
@@ -196,6 +197,27 @@ async def test_plugins_see_the_schema_being_made_and_migrated(empty_dsn: str) ->
     assert steps == ["bootstrapped graphile_worker", "migrated to 20"]
     await run_once(empty_dsn, tasks={"nothing": nothing}, hooks=[Watch()])
     assert steps[2:] == ["migrated to 20"]
+
+
+async def test_plugins_take_part_in_a_migration_without_a_worker(empty_dsn: str) -> None:
+    steps: list[str] = []
+
+    class Watch(Plugin):
+        async def bootstrap(
+            self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
+        ) -> None:
+            await proceed(step)
+            steps.append("bootstrapped")
+
+        async def migrate(
+            self, step: SchemaStep, proceed: Callable[[SchemaStep], Awaitable[None]]
+        ) -> None:
+            await proceed(step)
+            steps.append("migrated")
+
+    for _ in range(2):
+        await run_migrations(empty_dsn, hooks=[Watch])
+    assert steps == ["bootstrapped", "migrated", "migrated"]
 
 
 async def test_a_plugin_may_subscribe_to_events(dsn: str) -> None:

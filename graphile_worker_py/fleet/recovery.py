@@ -20,8 +20,10 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.heartbeat import SILENT, Heartbeat
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import WorkerOptions
+from graphile_worker_py.plugins import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
+from graphile_worker_py.schema import own
 from graphile_worker_py.sql import admin, notifications, pools, suspects
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.sql.suspects import HeldJob
@@ -55,12 +57,14 @@ class Recovered:
         jobs: How many jobs they had locked.
         queues: How many queues they had locked.
         given_up: Ids of the jobs under which workers died too often.
+        failed_plugins: How many plugins could not release what the pools held.
     """
 
     dead: Sequence[DeadPool]
     jobs: int
     queues: int
     given_up: Sequence[int]
+    failed_plugins: int
 
 
 class RecoveryLoop:
@@ -72,6 +76,7 @@ class RecoveryLoop:
         options: `heartbeat_interval`, `dead_after`, `max_crashes`.
         heartbeat: Reports late pools, and for how long this pool was steady.
         suspects: The suspects that the pool knows.
+        hooks: Plugins that release what dead pools held.
         events: Where to emit events.
         logger: Where to log.
     """
@@ -84,6 +89,7 @@ class RecoveryLoop:
         options: WorkerOptions,
         heartbeat: Heartbeat,
         suspects: Suspects,
+        hooks: Hooks,
         events: Events,
         logger: logging.Logger,
     ) -> None:
@@ -93,6 +99,7 @@ class RecoveryLoop:
         self._max_crashes = options.max_crashes
         self._heartbeat = heartbeat
         self._suspects = suspects
+        self._hooks = hooks
         self._events = events
         self._logger = logger
         self._about = {"pool_id": pool_id}
@@ -156,6 +163,7 @@ class RecoveryLoop:
                 jobs=recovered.jobs,
                 queues=recovered.queues,
                 given_up=recovered.given_up,
+                failed_plugins=recovered.failed_plugins,
             )
         )
 
@@ -219,7 +227,18 @@ class RecoveryLoop:
             jobs=unlocked.jobs,
             queues=unlocked.queues,
             given_up=[job.job_id for job in given_up],
+            failed_plugins=await self._let_plugins_release(conn, dead),
         )
+
+    async def _let_plugins_release(
+        self, conn: AsyncConnection[Any], dead: Sequence[DeadPool]
+    ) -> int:
+        """Call `Plugin.recovered`; returns how many plugins failed."""
+        plugins = self._hooks.recovering
+        if any(plugin.leaf is not None for plugin in plugins):
+            applied = await own.leaf_revisions(self._database, conn=conn)
+            plugins = [plugin for plugin in plugins if own.is_ready(plugin.leaf, applied)]
+        return await self._hooks.recovered(conn, dead, plugins=plugins)
 
     async def _fail(
         self,

@@ -1,31 +1,75 @@
-"""Install and upgrade the schema of our own, `graphile_worker_py`."""
+"""Install and upgrade the side schema `graphile_worker_py`.
 
-from typing import Any, Final
+Its core tables belong to worker pools. A leaf, which is an optional part of the package or a
+plugin, may keep tables there too. It registers its migrations when it is imported, and they are
+applied together with those of the core. A leaf whose migrations can't be applied does not keep
+workers from registering.
+"""
 
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, LiteralString
+
+import psycopg
 from psycopg import AsyncConnection, errors
 
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, one_line
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import own_schema
 
+logger = logging.getLogger(__name__)
+
 MISSING: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
-"""What a statement meets where the schema was not installed, or was dropped."""
+"""Errors of a statement where the schema was not installed, or was dropped."""
 TRIES: Final = 3
 _CLASHES: Final = (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema)
+_LEAF_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
+
+REGISTERED: Final[dict[str, tuple[tuple[LiteralString, ...], ...]]] = {}
+"""The migrations of leaves. They are declarations of code, the same for all pools of a process."""
+
+
+def register_migrations(leaf: str, migrations: Sequence[Sequence[LiteralString]]) -> None:
+    """Register the tables of a leaf; called when the module of the leaf is imported.
+
+    The migrations are applied in order, in one transaction, when a worker pool registers, and by
+    `run_migrations(side_schema=True)`. Each is recorded by its number, from 1, and is applied only
+    once. So a released one must not change; append another one. It may only add, because older
+    releases may run next to newer ones.
+
+    A leaf must not use its tables before `leaf_revisions` says that they are there: the role may
+    lack the right to create them, or the side schema may be switched off.
+
+    Args:
+        leaf: Name of the leaf: lower-case letters, digits and underscores.
+        migrations: The statements of each migration. Tables are named `graphile_worker_py.….`
+
+    Raises:
+        ConfigurationError: The name is not allowed, or is registered with other migrations.
+    """
+    if not _LEAF_NAME.fullmatch(leaf):
+        raise ConfigurationError(
+            f"name of a leaf must be of lower-case letters, digits and underscores, not {leaf!r}"
+        )
+    given = tuple(tuple(texts) for texts in migrations)
+    if REGISTERED.setdefault(leaf, given) != given:
+        raise ConfigurationError(f"leaf {leaf!r} is already registered with other migrations")
 
 
 async def install(database: Database, conn: AsyncConnection[Any]) -> None:
-    """Bring the schema to the revision of this release, or do nothing if it is there.
+    """Bring the schema to the revisions of this release, or do nothing if it is up to date.
 
     Safe to run from many processes at once.
 
     Args:
-        database: Where.
+        database: The database.
         conn: A connection to it, outside a transaction.
 
     Raises:
         ConfigurationError: The jobs themselves are in a schema of that name.
-        psycopg.errors.InsufficientPrivilege: The role may not create it, or not look at it.
+        psycopg.errors.InsufficientPrivilege: The role may not create it, or not read it.
         psycopg.Error: The database can't be reached, or refuses.
     """
     if database.schema == own_schema.NAME:
@@ -33,13 +77,33 @@ async def install(database: Database, conn: AsyncConnection[Any]) -> None:
             f"the jobs are in the schema {own_schema.NAME!r}, which is the name of the one for "
             f"worker pools"
         )
-    if await _revision(database, conn) >= own_schema.LATEST:
-        return
+    if await _revision(database, conn) < own_schema.LATEST:
+        await _until_no_clash(partial(_install, database, conn))
+    if REGISTERED:
+        await _install_leaves(database, conn)
+
+
+async def leaf_revisions(
+    database: Database, *, conn: AsyncConnection[Any] | None = None
+) -> dict[str, int]:
+    """Read how many migrations of each leaf were applied; a leaf without any is left out."""
+    # Asked for first: a statement that fails would end the transaction of a caller's connection.
+    if not await database.run(own_schema.read_leaf_table_exists(), conn=conn):
+        return {}
+    return await database.run(own_schema.read_leaf_revisions(), conn=conn)
+
+
+def is_ready(leaf: str | None, applied: Mapping[str, int]) -> bool:
+    """Whether all registered migrations of a leaf were applied; a plugin without leaf is ready."""
+    return leaf is None or applied.get(leaf, 0) >= len(REGISTERED.get(leaf, ()))
+
+
+async def _until_no_clash(attempt: Callable[[], Awaitable[None]]) -> None:
+    """Try again if another installer was faster, which some isolation levels hide from us."""
     for tries_left in reversed(range(TRIES)):
         try:
-            await _install(database, conn)
+            await attempt()
         except _CLASHES:
-            # Transactions that see one state of the data only do not see who was ahead.
             if not tries_left:
                 raise
         else:
@@ -60,8 +124,40 @@ async def _install(database: Database, conn: AsyncConnection[Any]) -> None:
                 await run(own_schema.record_revision(number), conn=conn)
 
 
+async def _install_leaves(database: Database, conn: AsyncConnection[Any]) -> None:
+    applied = await leaf_revisions(database, conn=conn)
+    for leaf, migrations in REGISTERED.items():
+        if applied.get(leaf, 0) >= len(migrations):
+            continue
+        try:
+            await _until_no_clash(partial(_install_leaf, database, conn, leaf))
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            logger.warning(
+                "Could not create the tables of %r in the schema graphile_worker_py (%s); it works "
+                "without them",
+                leaf,
+                one_line(error),
+            )
+
+
+async def _install_leaf(database: Database, conn: AsyncConnection[Any], leaf: str) -> None:
+    run = database.run
+    async with conn.transaction():
+        await run(own_schema.lock_migrations(), conn=conn)
+        if not await run(own_schema.read_leaf_table_exists(), conn=conn):
+            await run(own_schema.create_leaf_table(), conn=conn)
+        revision = (await leaf_revisions(database, conn=conn)).get(leaf, 0)
+        for number, texts in enumerate(REGISTERED[leaf], start=1):
+            if number > revision:
+                for text in texts:
+                    await run(own_schema.statement(text), conn=conn)
+                await run(own_schema.record_leaf_revision(leaf, number), conn=conn)
+
+
 async def _revision(database: Database, conn: AsyncConnection[Any]) -> int:
-    """The revision of the schema; 0 where it is not there."""
+    """The revision of the core's tables; 0 where they are missing."""
     # Asked for first: a statement that fails would end the transaction of a caller's connection.
     if not await database.run(own_schema.read_table_exists(), conn=conn):
         return 0

@@ -1,6 +1,7 @@
-"""The schema of our own, beside the one that is shared: its migrations, and which it has.
+"""The side schema `graphile_worker_py`: its migrations, and which of them were applied.
 
-Its name is fixed. Each row says which schema of jobs it is about, so that several can share it.
+Its name is fixed. Each row names the schema of jobs that it belongs to, so that several
+installations can share the side schema.
 """
 
 from typing import Final, LiteralString
@@ -9,15 +10,15 @@ from graphile_worker_py.postgres.query import Query, no_result
 
 NAME: Final = "graphile_worker_py"
 
-# Statements of one revision stand one by one, as they are sent. Revisions only add: a release that
-# knows fewer of them works on.
+# Each statement of a revision is separate, as it is sent. Revisions only add, so that releases that
+# know fewer of them keep working.
 #
-# pools: one row for each worker pool that runs, deleted when it ends. `lock_key` is the key of the
-#   advisory lock that its listening connection holds. `died_at` is set when others have found it
-#   dead, `recorded_at` when its jobs are known to be suspects, `unlocked_at` when what it had
-#   locked was freed, the last time. The row then stays for a week, so that a pool that was only
-#   stopped learns it. Updates come every two seconds: room on each page keeps them from touching
-#   the index.
+# pools: one row for each running worker pool, deleted when it ends. `lock_key` is the key of the
+#   advisory lock that its listening connection holds. `died_at` is set when another pool declares
+#   it dead, `recorded_at` when its jobs are recorded as suspects, `unlocked_at` each time its jobs
+#   are freed. The row of a dead pool stays for a week, so that a pool that was only paused learns
+#   of its death. Rows are updated every two seconds; free room on each page keeps these updates
+#   away from the index.
 # suspects: jobs that a dead pool had locked. `started_by` is the pool that runs one now.
 MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (
@@ -61,7 +62,7 @@ _CREATE: Final = "create schema graphile_worker_py"
 
 
 def create_schema() -> Query[None]:
-    """Make the schema. Not "if not exists", which asks for a right even if it is there."""
+    """Create the schema. Without `if not exists`, which needs a right even if it exists."""
     return Query(_CREATE, (), no_result, prepare=False)
 
 
@@ -69,7 +70,7 @@ _EXISTS: Final = "select to_regnamespace('graphile_worker_py') is not null"
 
 
 def read_schema_exists() -> Query[bool]:
-    """Whether the schema is there, whatever is in it."""
+    """Whether the schema exists, with or without tables."""
     return Query(_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
@@ -77,7 +78,7 @@ _TABLE_EXISTS: Final = "select to_regclass('graphile_worker_py.migrations') is n
 
 
 def read_table_exists() -> Query[bool]:
-    """Whether there is a table that says the revision."""
+    """Whether the table that records the revision exists."""
     return Query(_TABLE_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
@@ -89,12 +90,12 @@ def read_revision() -> Query[int]:
     return Query(_REVISION, (), lambda rows: int(rows[0][0]), prepare=False)
 
 
-# Any number that nobody else is likely to use.
+# An arbitrary number, unlikely to be used by another program.
 _LOCK: Final = "select pg_advisory_xact_lock(7240312864093218563)"
 
 
 def lock_migrations() -> Query[None]:
-    """Wait until nobody else installs, and keep others waiting until the transaction ends."""
+    """Wait for other installers, and keep them waiting until the transaction ends."""
     return Query(_LOCK, (), no_result, prepare=False)
 
 
@@ -109,3 +110,49 @@ def record_revision(revision: int) -> Query[None]:
 def statement(text: LiteralString) -> Query[None]:
     """One statement of a migration."""
     return Query(text, (), no_result, prepare=False)
+
+
+# Separate from `migrations`, whose numbers are those of the core, in older releases too.
+_CREATE_LEAF_TABLE: Final = """
+create table graphile_worker_py.leaf_migrations (
+  leaf text not null,
+  id int4 not null,
+  ts timestamptz not null default now(),
+  primary key (leaf, id)
+)
+"""
+
+
+def create_leaf_table() -> Query[None]:
+    """Create the table that records the migrations of leaves."""
+    return Query(_CREATE_LEAF_TABLE, (), no_result, prepare=False)
+
+
+_LEAF_TABLE_EXISTS: Final = "select to_regclass('graphile_worker_py.leaf_migrations') is not null"
+
+
+def read_leaf_table_exists() -> Query[bool]:
+    """Whether the table that records the migrations of leaves exists."""
+    return Query(_LEAF_TABLE_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
+
+
+_LEAF_REVISIONS: Final = """
+select leaf_migrations.leaf, max(leaf_migrations.id)
+from graphile_worker_py.leaf_migrations
+group by leaf_migrations.leaf
+"""
+
+
+def read_leaf_revisions() -> Query[dict[str, int]]:
+    """Read the latest revision of each leaf; fails with 42P01 where the table is missing."""
+    return Query(_LEAF_REVISIONS, (), dict, prepare=False)
+
+
+_RECORD_LEAF: Final = """
+insert into graphile_worker_py.leaf_migrations (leaf, id) values ($1::text, $2::int4)
+"""
+
+
+def record_leaf_revision(leaf: str, revision: int) -> Query[None]:
+    """Record that a revision of a leaf was applied."""
+    return Query(_RECORD_LEAF, (leaf, revision), no_result, prepare=False)

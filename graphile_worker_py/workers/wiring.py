@@ -245,6 +245,7 @@ def _recovery(pool: WorkerPool, heartbeat: Heartbeat, suspects: Suspects) -> Rec
         options=pool.options,
         heartbeat=heartbeat,
         suspects=suspects,
+        hooks=pool.hooks,
         events=pool.events,
         logger=pool.logger,
     )
