@@ -96,7 +96,7 @@ class Statements:
         self._quoted = quoted(schema)
         self._texts: dict[str, bytes] = {}
 
-    def __getitem__(self, text: str) -> bytes:
+    def __getitem__(self, text: LiteralString) -> bytes:
         try:
             return self._texts[text]
         except KeyError:

@@ -219,7 +219,11 @@ class _Migrator:
                 # The rows come first: another installer, in any language, waits here on the
                 # primary key, and then clashes before it has changed anything.
                 await run(migrations.record_revisions(revisions), conn=self._conn)
-                await self._database.run_script(read_migration(latest), conn=self._conn)
+                script = read_migration(latest)  # a file of this package
+                await self._database.run_script(
+                    script,  # pyright: ignore[reportArgumentType]
+                    conn=self._conn,
+                )
                 # A fresh schema has no workers yet. The channel is shared by all schemas of the
                 # database, so the word "breaking" would only stop the workers of the others.
                 if not (fresh and breaking):

@@ -162,10 +162,11 @@ class Listener:
 
     async def _begin(self, conn: AsyncConnection[Any]) -> None:
         async with asyncio.timeout(self._waits.begin_listening):
-            listen_on = notifications.listen_on(self._channel)
-            await self._database.run_script(listen_on, conn=conn)
-            listen = "; ".join(map(notifications.listen_on, self._handlers))
-            await self._database.run_script(listen, conn=conn)
+            # The names of the channels are quoted.
+            own = notifications.listen_on(self._channel)
+            await self._database.run_script(own, conn=conn)  # pyright: ignore[reportArgumentType]
+            topics = "; ".join(map(notifications.listen_on, self._handlers))
+            await self._database.run_script(topics, conn=conn)  # pyright: ignore[reportArgumentType]
         self._failures = 0
         self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))
         for handler in self._handlers.values():
