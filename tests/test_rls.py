@@ -86,7 +86,7 @@ async def test_a_role_that_sees_no_rows_is_told_at_the_start(
         await OPENERS[opener](bound_dsn)
     assert str(told.value) == (
         f"role {role!r} sees no rows in schema 'graphile_worker': row-level security hides those "
-        f"of {HIDDEN}. Connect as the owner 'postgres', or let a superuser say: "
+        f"of {HIDDEN}. Connect as the owner 'postgres', or let a superuser run: "
         f'alter role "{role}" bypassrls'
     )
     assert jobs.snapshot() == before
@@ -98,7 +98,7 @@ async def test_what_the_error_says_to_do_helps(dsn: str, bound_dsn: str, opener:
     jobs.add("work", run_at="2040-01-01")
     with pytest.raises(MissingRightsError) as told:
         await OPENERS[opener](bound_dsn)
-    jobs.query(str(told.value).partition("let a superuser say: ")[2])
+    jobs.query(str(told.value).partition("let a superuser run: ")[2])
     await OPENERS[opener](bound_dsn)
 
 

@@ -381,7 +381,7 @@ async def test_an_add_only_role_that_opens_worker_utils_is_told_what_it_lacks(
     web, owner = roles.named("jobs_web"), roles.named("jobs_owner")
     assert str(told.value) == (
         f"role {web!r} lacks rights in schema 'graphile_worker'. Connect as its owner {owner!r}, "
-        f'or let that one say: grant usage on schema "graphile_worker" to "{web}"; '
+        f'or let the owner run: grant usage on schema "graphile_worker" to "{web}"; '
         f'grant select on "graphile_worker"."migrations" to "{web}"'
     )
 
@@ -479,7 +479,7 @@ async def test_what_the_error_says_to_do_helps(roles: Roles, opener: str) -> Non
         try:
             await OPENERS[opener](dsn)
         except MissingRightsError as error:
-            _, _, advice = str(error).partition("let that one say: ")
+            _, _, advice = str(error).partition("let the owner run: ")
             with psycopg.connect(roles.as_("jobs_owner"), autocommit=True) as conn:
                 conn.execute(advice.encode())
             refusals += 1

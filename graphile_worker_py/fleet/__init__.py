@@ -1,1 +1,1 @@
-"""Many worker pools, and what happens when one of them dies."""
+"""Many worker pools: their heartbeats, and the recovery of jobs when a pool dies."""

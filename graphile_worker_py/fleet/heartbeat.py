@@ -83,7 +83,7 @@ class Heartbeat:
     - `STOPPING`: the pool was told to stop. Its heartbeats say so: if it is killed now, its jobs
       are not suspected of having killed it.
     - `DEAD`: an answer said that another pool had declared this one dead. Its jobs are no longer
-      its own. `taken_for_dead` was called, once.
+      its own. `declared_dead` was called, once.
     - `WITHOUT`: there is no side schema: it is switched off, or the role may not use it. The pool
       works on. If it is killed, its jobs stay locked until their locks are too old.
     - `GONE`: closed. The row of the pool was deleted, unless the pool left locks behind.
@@ -94,7 +94,7 @@ class Heartbeat:
         options: `heartbeat_interval`, `dead_after`, `no_side_schema`.
         listens: Whether the pool has a listening connection, which can hold an advisory lock.
         suspects: Learns from each answer which jobs are suspects.
-        taken_for_dead: Called once if another pool declared this one dead.
+        declared_dead: Called once if another pool declared this one dead.
         logger: Where to log.
 
     Attributes:
@@ -110,7 +110,7 @@ class Heartbeat:
         options: WorkerOptions,
         listens: bool,
         suspects: Suspects,
-        taken_for_dead: Callable[[], None],
+        declared_dead: Callable[[], None],
         logger: logging.Logger,
     ) -> None:
         self.others_late = asyncio.Event()
@@ -120,7 +120,7 @@ class Heartbeat:
         self.dead_after = options.dead_after * (1 if listens else WITHOUT_LOCK)
         self._gaps = Gaps(longest=max(options.dead_after / 2, 1.5 * options.heartbeat_interval))
         self._suspects = suspects
-        self._taken_for_dead = taken_for_dead
+        self._declared_dead = declared_dead
         self._logger = logger
         self._about = {"pool_id": pool_id}
         # The pool's id is random enough. A key is a signed 64-bit number.
@@ -328,7 +328,7 @@ class Heartbeat:
                     self.others_late.set()
             case Standing.DEAD:
                 self._enter(Mode.DEAD)
-                self._taken_for_dead()
+                self._declared_dead()
             case Standing.UNKNOWN:
                 self._wake.set()  # the row was deleted: insert it again at once
             case _:

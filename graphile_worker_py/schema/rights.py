@@ -1,8 +1,8 @@
-"""Tell what a role may not do before it is found out job by job, or never.
+"""Check at the start that a role has the rights it needs.
 
-A right that is missing shows when it is needed: a worker without `delete` runs a job and can't
-record it. And what row-level security hides does not show at all: there is no error, only nothing
-to do.
+Otherwise a missing right shows only when it is needed: a worker without `delete` runs a job and
+can't record its outcome. Rows that row-level security hides cause no error at all; the worker just
+finds no jobs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from graphile_worker_py.postgres.query import quoted
 from graphile_worker_py.sql.granted import Rights
 
 Needs: TypeAlias = Mapping[str, Sequence[str]]
-"""What is to be done with which table."""
+"""The needed privileges by table."""
 
 LOOKING: Final[Needs] = {"migrations": ("select",)}
 WORKING: Final[Needs] = {
@@ -22,47 +22,47 @@ WORKING: Final[Needs] = {
     "_private_job_queues": ("select", "update"),
     "_private_jobs": ("select", "update", "delete"),
 }
-"""For running jobs. Whoever adds some needs more."""
+"""For running jobs; adding jobs needs more."""
 SCHEDULING: Final[Needs] = {
     **WORKING,
     "_private_job_queues": ("select", "insert", "update"),
     "_private_jobs": ("select", "insert", "update", "delete"),
     "_private_known_crontabs": ("select", "insert", "update"),
 }
-"""For running jobs, and adding those of a crontab."""
+"""For running jobs, and for adding those of a crontab."""
 
 
 def check_rights(rights: Rights | None, schema: str) -> None:
-    """Check that a role lacks nothing, and that no rows are hidden from it.
+    """Check that a role lacks no right, and that no rows are hidden from it.
 
     Args:
-        rights: What was found; None if there is no schema, which is for others to tell.
+        rights: The rights of the role; None if the schema does not exist, which is no error here.
         schema: Name of the schema.
 
     Raises:
-        MissingRightsError: The message says what is missing, and the way out.
+        MissingRightsError: The message says what is missing, and what to do.
     """
     check_grants(rights, schema)
     if rights is not None and rights.hidden:
         raise MissingRightsError(
             f"role {rights.role!r} sees no rows in schema {schema!r}: row-level security hides "
             f"those of {', '.join(rights.hidden)}. Connect as the owner {rights.owner!r}, or let a "
-            f"superuser say: alter role {quoted(rights.role)} bypassrls"
+            f"superuser run: alter role {quoted(rights.role)} bypassrls"
         )
 
 
 def check_grants(rights: Rights | None, schema: str) -> None:
-    """Check that a role lacks nothing, without a look at what it would see. See `check_rights`."""
+    """Check that a role lacks no right, whether or not rows are hidden. See `check_rights`."""
     if rights is None or (rights.may_use and not rights.lacking):
         return
     raise MissingRightsError(
         f"role {rights.role!r} lacks rights in schema {schema!r}. Connect as its owner "
-        f"{rights.owner!r}, or let that one say: {'; '.join(_grants(rights, schema))}"
+        f"{rights.owner!r}, or let the owner run: {'; '.join(_grants(rights, schema))}"
     )
 
 
 def _grants(rights: Rights, schema: str) -> list[str]:
-    """The statements that would give a role what it lacks."""
+    """The statements that grant a role the rights that it lacks."""
     role, name = quoted(rights.role), quoted(schema)
     usage = [] if rights.may_use else [f"grant usage on schema {name} to {role}"]
     return usage + [

@@ -1,4 +1,4 @@
-"""What the role of a connection may do in a schema, and which rows it can see there."""
+"""Which rights the role of a connection has in a schema, and which rows it can see there."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from graphile_worker_py.postgres.query import Query
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rights:
-    """What a role lacks.
+    """The rights of a role.
 
     Args:
-        role: Its name.
+        role: Name of the role.
         owner: Name of the schema's owner.
-        may_use: Whether it may use the schema at all.
-        lacking: What it may not do with which table, of what was asked for.
-        hidden: Tables of whose rows it sees none: row-level security, and no policy for it.
+        may_use: Whether it may use the schema.
+        lacking: Which of the needed privileges it lacks, by table.
+        hidden: Tables of which it sees no rows: they have row-level security, and no policy for it.
     """
 
     role: str
@@ -26,8 +26,8 @@ class Rights:
     hidden: Sequence[str]
 
 
-# Of the catalogs alone, which every role may read. Tables are looked for by their oid, so that a
-# schema on which the role has no rights is no error.
+# Reads only the catalogs, which every role may read. Tables are identified by oid, so that a schema
+# that the role may not use is no error.
 _READ: Final = """
 with tables as materialized (
   select classes.oid, classes.relname::text as name
@@ -69,7 +69,7 @@ def read_rights(schema: str, needed: Mapping[str, Sequence[str]]) -> Query[Right
 
     Args:
         schema: Name of the schema.
-        needed: What is to be done with which table. Tables that are not there are passed over.
+        needed: The privileges that it needs, by table. Missing tables are skipped.
     """
     wanted = [(table, privilege) for table, all_ in needed.items() for privilege in all_]
     values = (schema, [table for table, _ in wanted], [privilege for _, privilege in wanted])

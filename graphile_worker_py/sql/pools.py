@@ -1,4 +1,4 @@
-"""Who works: worker pools register, prove to be alive, and find those that do not any more."""
+"""The registered worker pools: register, send heartbeats, and find dead pools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query, no_result
 
-# Rows of pools that nobody has heard of for a week are of no use to anybody.
+# Rows of pools that sent no heartbeat for a week are deleted.
 _REGISTER: Final = """
 with forgotten as (
   delete from graphile_worker_py.pools as pools
@@ -22,7 +22,7 @@ on conflict (pool_id) do nothing
 def register_pool(
     pool_id: str, *, worker_schema: str, host: str, pid: int, dead_after: float, lock_key: int
 ) -> Query[None]:
-    """Make a pool known; `dead_after` is by how many seconds its heartbeat may be late."""
+    """Register a pool; `dead_after` is by how many seconds its heartbeat may be late."""
     return Query(
         _REGISTER,
         (pool_id, worker_schema, host, pid, dead_after, lock_key),
@@ -35,13 +35,13 @@ _LEAVE: Final = "delete from graphile_worker_py.pools as pools where pools.pool_
 
 
 def leave(pool_id: str) -> Query[None]:
-    """Take a pool off the list."""
+    """Deregister a pool."""
     return Query(_LEAVE, (pool_id,), no_result, prepare=False)
 
 
-# The settings are for a host that vanishes: its session, and with it the lock, must not outlive it
-# by hours. They do nothing on connections that are not TCP. The lock is a shared one, because
-# after a broken connection the old session may still have it when the new one asks.
+# The settings are for a host that is lost: its session, and with it the lock, must not outlive it
+# by hours. They have no effect on connections that are not TCP. The lock is shared, because after a
+# lost connection the old session may still hold it when the new one asks.
 _HOLD_LOCK: Final = """
 select
   set_config('tcp_keepalives_idle', $2::text, false),
@@ -53,14 +53,14 @@ select
 
 
 def hold_lock(lock_key: int, *, dead_after: float) -> Query[bool]:
-    """Take the lock that tells others, for as long as this session lasts, that the pool lives."""
+    """Take the lock that proves to other pools, while this session lasts, that the pool lives."""
     seconds = max(1, round(dead_after / 4))
     values = (lock_key, str(seconds), str(max(1000, round(dead_after * 1000))))
     return Query(_HOLD_LOCK, values, lambda rows: bool(rows[0][-1]), prepare=False)
 
 
 class Standing(StrEnum):
-    """What others know of a pool."""
+    """What the table of pools says about a pool."""
 
     ALIVE = "alive"
     DEAD = "dead"
@@ -72,10 +72,10 @@ class HeartbeatReply:
     """The answer to a heartbeat.
 
     Args:
-        standing: What is known of the pool itself.
+        standing: What the table says about the pool itself.
         others_late: Whether there may be pools to recover.
         suspects: How often a worker died under a job, by the job's id.
-        at: The server's clock when it was given, in seconds.
+        at: The server's clock, in seconds.
     """
 
     standing: Standing
@@ -84,9 +84,9 @@ class HeartbeatReply:
     at: float
 
 
-# All times are the server's. A pool that is being found dead at this moment waits in the update
-# for the one that finds it, and then sees that it is dead. The time is that of the statement's
-# beginning: whatever was there by then is in the answer.
+# All times are the server's. If another pool is declaring this one dead at this moment, the update
+# waits for that pool's transaction, and the answer then says that it is dead. The time is that of
+# the beginning of the statement: everything committed before it is in the answer.
 _BEAT: Final = """
 with beaten as (
   update graphile_worker_py.pools as pools
@@ -129,13 +129,12 @@ select
 
 
 def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[HeartbeatReply]:
-    """Prove to be alive, and hear what is new.
+    """Send a heartbeat, and read what is new.
 
     Args:
         pool_id: The pool.
         worker_schema: The schema that it works on.
-        is_stopping: Whether it was told to stop: should it be killed then, its jobs are not to
-            blame.
+        is_stopping: Whether it was told to stop. If it is killed then, its jobs are not suspected.
     """
 
     def read(rows: list[tuple[Any, ...]]) -> HeartbeatReply:
@@ -148,13 +147,13 @@ def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[Heartb
 
 @dataclass(frozen=True, slots=True)
 class DeadPool:
-    """A pool that was found dead.
+    """A pool that was declared dead.
 
     Args:
         pool_id: Its id.
         host: Name of the machine that it ran on.
         pid: Number of its process there.
-        is_stopping: Whether it had been told to stop.
+        is_stopping: Whether it was told to stop before it died.
     """
 
     pool_id: str
@@ -163,9 +162,9 @@ class DeadPool:
     is_stopping: bool
 
 
-# A session that still holds the lock speaks for a pool whose event loop is kept from beating, but
-# not for ever: a process that stands still keeps its session, too. By default that is longer than
-# the watchdog of a worker lets it stand still.
+# A session that still holds the lock protects a pool whose event loop is blocked, but not forever:
+# a process that stands still keeps its session, too. By default the limit is longer than the
+# watchdog of a worker lets it stand still.
 _FIND_DEAD: Final = """
 with late as materialized (
   select pools.pool_id,
@@ -189,15 +188,18 @@ returning pools.pool_id, pools.host, pools.pid, pools.is_stopping
 
 
 def find_dead(pool_id: str, *, worker_schema: str, steady: float) -> Query[list[DeadPool]]:
-    """Mark the pools as dead whose heartbeat is late and whose lock is free.
+    """Declare pools dead whose heartbeat is late and whose lock is free.
 
-    `steady` says for how many seconds the pool that looks has beaten without a gap. Only whom it
-    could have heard in that time may be dead: after an outage nobody has beaten for a while.
+    Args:
+        pool_id: The pool that declares them dead.
+        worker_schema: The schema that it works on.
+        steady: For how many seconds it has sent heartbeats without a gap. After an outage all
+            pools look late, so only pools with a smaller `dead_after` are declared dead.
     """
     return Query(_FIND_DEAD, (pool_id, worker_schema, steady), _read_dead, prepare=False)
 
 
-# Only what is committed is seen here: from this moment on, whoever asks hears of the suspects.
+# The suspects are committed by now: each heartbeat after this moment reads them.
 _MARK_RECORDED: Final = """
 update graphile_worker_py.pools as pools
 set recorded_at = clock_timestamp()
@@ -208,12 +210,12 @@ where pools.worker_schema = $1::text
 
 
 def mark_recorded(worker_schema: str) -> Query[None]:
-    """Note that the jobs of dead pools are known to be suspects."""
+    """Record that the jobs of dead pools are recorded as suspects."""
     return Query(_MARK_RECORDED, (worker_schema,), no_result, prepare=False)
 
 
-# What a dead pool had locked is freed when all others have heard which of these jobs are suspects.
-# Whoever is late himself asks before his next fetch.
+# The jobs of a dead pool are freed when all living pools have read which of them are suspects.
+# A pool whose own heartbeat is late re-reads the suspects before its next fetch.
 _TAKE_DEAD: Final = """
 select dead.pool_id, dead.host, dead.pid, dead.is_stopping
 from graphile_worker_py.pools as dead
@@ -238,9 +240,9 @@ for update of dead skip locked
 
 
 def take_dead(pool_id: str, *, worker_schema: str, patience: float) -> Query[list[DeadPool]]:
-    """The dead pools whose jobs may be freed now, kept from others until the transaction ends.
+    """Lock and read the dead pools whose jobs may be freed now.
 
-    Others are waited for no longer than `patience`, in seconds.
+    Other pools get at most `patience` seconds to read the suspects.
     """
     return Query(_TAKE_DEAD, (pool_id, worker_schema, patience), _read_dead, prepare=False)
 
@@ -253,11 +255,11 @@ where pools.pool_id = any($1::text[])
 
 
 def mark_unlocked(pool_ids: Sequence[str]) -> Query[None]:
-    """Record that what dead pools had locked is free."""
+    """Record that the jobs and queues of dead pools are free."""
     return Query(_MARK_UNLOCKED, (list(pool_ids),), no_result, prepare=False)
 
 
-# One of all pools has the turn.
+# Only one pool gets them.
 _TAKE_UNLOCKED: Final = """
 with due as materialized (
   select pools.pool_id
@@ -276,7 +278,7 @@ returning pools.pool_id
 
 
 def take_unlocked(worker_schema: str, *, after: float) -> Query[list[str]]:
-    """The dead pools that were unlocked that many seconds ago; they count as unlocked now."""
+    """Read the dead pools that were unlocked that many seconds ago; marks them as unlocked now."""
     return Query(
         _TAKE_UNLOCKED, (worker_schema, after), lambda rows: [row[0] for row in rows], prepare=False
     )

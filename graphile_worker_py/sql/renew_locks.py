@@ -1,11 +1,11 @@
-"""Long jobs: their locks are made young, lest they be taken for those of a dead worker."""
+"""Refresh the locks of long-running jobs, so that they do not look abandoned."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
 
-# After four hours any worker, of Node too, would free them.
+# Any worker, Node's too, frees a lock that is older than `LOCK_LIFETIME`.
 _READ_OLD: Final = """
 select exists (
   select
@@ -22,11 +22,11 @@ select exists (
 
 
 def read_old_locks(pool_id: str, job_ids: Sequence[int]) -> Query[bool]:
-    """Whether locks of a pool's jobs, or of their queues, are older than an hour."""
+    """Read whether locks of a pool's jobs, or of their queues, are older than an hour."""
     return Query(_READ_OLD, (pool_id, list(job_ids)), lambda rows: bool(rows[0][0]), prepare=False)
 
 
-# What somebody else has locked for a moment has its turn the next time.
+# Rows that another session has locked are skipped; they are refreshed next time.
 _RENEW: Final = """
 with old as (
   select jobs.id
@@ -62,5 +62,5 @@ where queues.id = any (array(select old_queues.id from old_queues))
 
 
 def renew_locks(pool_id: str, job_ids: Sequence[int]) -> Query[None]:
-    """Renew the locks of a pool's jobs, and of their queues, that are older than an hour."""
+    """Refresh the locks of a pool's jobs, and of their queues, that are older than an hour."""
     return Query(_RENEW, (pool_id, list(job_ids)), no_result, prepare=False)

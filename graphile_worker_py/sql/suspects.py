@@ -1,4 +1,4 @@
-"""Jobs under which a worker died: recorded, marked when they are started, forgotten."""
+"""Suspects, the jobs under which a worker died: record, mark as started, forget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
 
-# A job that is a suspect already is blamed again only if the dead pool had started it; those that
-# it had merely fetched keep their count.
+# A job that is already a suspect counts another crash only if the dead pool had started it. Jobs
+# that it had only fetched keep their count.
 _RECORD: Final = """
 insert into graphile_worker_py.suspects (worker_schema, job_id, crashes)
 select $1::text, jobs.id, 1
@@ -21,7 +21,7 @@ where suspects.started_by = any($2::text[])
 
 
 def record_suspects(worker_schema: str, pool_ids: Sequence[str]) -> Query[None]:
-    """Suspect all jobs that dead pools have locked."""
+    """Record all jobs that dead pools have locked as suspects."""
     return Query(_RECORD, (worker_schema, list(pool_ids)), no_result, prepare=False)
 
 
@@ -46,7 +46,7 @@ where suspects.worker_schema = $1::text
 
 
 def clear_suspects(worker_schema: str, pool_id: str, job_ids: Sequence[int]) -> Query[None]:
-    """Forget suspects that a pool has run to an outcome."""
+    """Forget suspects that completed or failed in a pool."""
     return Query(_CLEAR, (worker_schema, pool_id, list(job_ids)), no_result, prepare=False)
 
 
@@ -58,7 +58,7 @@ where suspects.worker_schema = $1::text
 
 
 def read_suspects(worker_schema: str) -> Query[dict[int, int]]:
-    """How often a worker died under a job, by the job's id."""
+    """Read how often a worker died under a job, by the job's id."""
     return Query(
         _READ, (worker_schema,), lambda rows: {row[0]: row[1] for row in rows}, prepare=False
     )
@@ -79,7 +79,7 @@ where suspects.worker_schema = $1::text
 
 
 def forget_suspects(worker_schema: str, job_ids: Sequence[int] = ()) -> Query[None]:
-    """Delete what is known of these jobs, and of those that are not there any more."""
+    """Forget suspects: these jobs, and all jobs that no longer exist."""
     return Query(_FORGET, (worker_schema, list(job_ids)), no_result, prepare=False)
 
 
@@ -89,8 +89,8 @@ class HeldJob:
 
     Args:
         job_id: Its id.
-        pool_id: The pool.
-        is_last_attempt: Whether it has no attempts left.
+        pool_id: The pool that has it locked.
+        is_last_attempt: Whether no attempts are left.
     """
 
     job_id: int
@@ -107,7 +107,7 @@ order by jobs.id
 
 
 def read_held_jobs(pool_ids: Sequence[str]) -> Query[list[HeldJob]]:
-    """Read which jobs pools have locked. It reads the whole table."""
+    """Read which jobs pools have locked; reads the whole table."""
     return Query(
         _HELD, (list(pool_ids),), lambda rows: [HeldJob(*row) for row in rows], prepare=False
     )

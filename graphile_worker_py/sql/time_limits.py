@@ -1,11 +1,11 @@
-"""How long a transaction may take, for itself and for those that wait for it."""
+"""Time limits of a transaction."""
 
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
 
-# The client may be gone, or stand still, in the middle of it; or somebody may have the table locked
-# for long, and then a transaction that waits for it keeps what it has locked itself from others.
+# The client may be gone or paused in the middle of a transaction. Or another session may have a
+# table locked for long: a transaction that waits for it would keep its own locks meanwhile.
 _LIMIT: Final = """
 select
   set_config('lock_timeout', $1::text, true),
@@ -15,6 +15,12 @@ select
 
 
 def limit_transaction(*, lock: float, statement: float, idle: float) -> Query[None]:
-    """Let the server end the transaction that has begun if it takes too long; in seconds."""
+    """Let the server end the current transaction if it takes too long.
+
+    Args:
+        lock: Seconds to wait for each lock.
+        statement: Seconds that each statement may take.
+        idle: Seconds that the client may be silent.
+    """
     values = tuple(str(round(1000 * seconds)) for seconds in (lock, statement, idle))
     return Query(_LIMIT, values, no_result, prepare=False)

@@ -233,7 +233,7 @@ def _heartbeat(pool: WorkerPool, suspects: Suspects) -> Heartbeat:
         options=pool.options,
         listens=not pool.once,
         suspects=suspects,
-        taken_for_dead=pool.lose,
+        declared_dead=pool.lose,
         logger=pool.logger,
     )
 

@@ -201,7 +201,7 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             options=WorkerOptions(heartbeat_interval=0.2, dead_after=3),
             listens=True,
             suspects=Suspects(pool_id=pool_id, database=database, max_crashes=3, logger=logger),
-            taken_for_dead=taken_for_dead.set,
+            declared_dead=taken_for_dead.set,
             logger=logger,
         )
         await heartbeat.beat()
