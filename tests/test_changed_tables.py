@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 
 from graphile_worker_py import JobContext, Runner, SyncWorkerUtils, WorkerUtils
@@ -120,3 +121,41 @@ def test_programs_without_an_event_loop_go_on(dsn: str) -> None:
         jobs.query(ADD_COLUMNS)
         utils.add_job("work")
     assert len(jobs.ids()) == 2
+
+
+FORGET = "do $$ begin execute 'deallocate all'; end $$"
+"""Drops the prepared statements of a session without its driver's notice, as a pooler would."""
+
+
+async def test_statements_that_a_session_has_lost_are_sent_again_unprepared(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "kwargs": {"autocommit": True}}
+    async with (
+        psycopg_pool.AsyncConnectionPool(dsn, open=False, **options) as pool,
+        WorkerUtils(pool) as utils,
+    ):
+        await utils.add_job("work")
+        async with pool.connection() as conn:
+            await conn.execute(FORGET)
+        await utils.add_job("work")
+        await utils.add_job("work")
+    assert len(Jobs(dsn).ids()) == 3
+    assert caplog.text.count("Statements are no longer prepared") == 1
+
+
+def test_without_an_event_loop_they_are_sent_again_too(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"min_size": 1, "max_size": 1, "kwargs": {"autocommit": True}}
+    with (
+        psycopg_pool.ConnectionPool(dsn, open=False, **options) as pool,
+        SyncWorkerUtils(pool) as utils,
+    ):
+        utils.add_job("work")
+        with pool.connection() as conn:
+            conn.execute(FORGET)
+        utils.add_job("work")
+        utils.add_job("work")
+    assert len(Jobs(dsn).ids()) == 3
+    assert caplog.text.count("Statements are no longer prepared") == 1

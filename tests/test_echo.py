@@ -1,22 +1,30 @@
 """A listening connection on which nothing arrives is noticed, and made anew or done without."""
 
 import logging
+import os
+import socket
 import time
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from graphile_worker_py import Runner
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobSuccess, PoolListenError, PoolListenSuccess
-from graphile_worker_py.postgres.connecting import checked_conninfo
+from graphile_worker_py.postgres.connecting import checked_conninfo, opened_pool
 from graphile_worker_py.sql.notifications import echo_channel, listen_on
 from graphile_worker_py.workers.listener import NoEchoError
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told, impatient
 
+TCP_OPTIONS = (
+    socket.TCP_KEEPIDLE,
+    socket.TCP_KEEPINTVL,
+    socket.TCP_KEEPCNT,
+    socket.TCP_USER_TIMEOUT,
+)
 SOON: dict[str, float] = {"echo": 0.3, "late_echo": 0.2}
 """Waits of a listener that gives up soon."""
 
@@ -126,12 +134,20 @@ async def test_without_echoes_the_connection_is_trusted(dsn: str, empty_dsn: str
     assert told.of(PoolListenError) == []
 
 
-def test_a_dead_peer_is_noticed_within_a_minute_unless_the_string_says_otherwise() -> None:
-    given = conninfo_to_dict(checked_conninfo("host=h keepalives_idle=7"))
-    assert given["keepalives_idle"] == "7"
-    assert given["keepalives_interval"] == "10"
-    assert given["keepalives_count"] == "3"
-    assert given["tcp_user_timeout"] == "60000"
+async def test_a_dead_peer_is_detected_within_a_minute_unless_the_string_says_otherwise(
+    dsn: str,
+) -> None:
+    async def options_of(dsn: str) -> list[int]:
+        async with opened_pool(dsn, max_size=1) as pool, pool.connection() as conn:
+            with socket.socket(fileno=os.dup(conn.fileno())) as opened:
+                assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                return [opened.getsockopt(socket.IPPROTO_TCP, each) for each in TCP_OPTIONS]
+
+    idle, interval, count, user_timeout = await options_of(dsn)
+    assert idle + count * interval <= 60
+    assert 0 < user_timeout <= 60_000
+    (idle, *others) = await options_of(make_conninfo(dsn, keepalives_idle=7))
+    assert [idle, *others] == [7, interval, count, user_timeout]
 
 
 def test_several_hosts_and_the_choice_among_them_stay_as_they_are() -> None:

@@ -31,6 +31,7 @@ from graphile_worker_py.events import (
     WorkerStop,
 )
 from tests.support.running import Jobs, Told
+from tests.support.upstream import EVENTS
 
 
 def released(pool_id: str = "pool-1") -> PoolRelease:
@@ -328,24 +329,6 @@ def test_every_event_has_a_name_of_its_own_and_says_when_it_is_told() -> None:
 
 
 def test_every_event_of_graphile_worker_is_here_under_its_name() -> None:
-    of_pools = "create release fatalError listen:connecting listen:success listen:error"
-    of_pools += " listen:notification listen:release"
-    for stop in ("gracefulShutdown", "forcefulShutdown"):
-        of_pools += f" {stop} {stop}:error {stop}:complete"
-    of_pools += " gracefulShutdown:workerError"
-    of_queues = "init setMode getJobs:complete returnJobs"
-    of_queues += " refetchDelay:start refetchDelay:abort refetchDelay:expired"
-    names = {
-        "pool": of_pools,
-        "localQueue": of_queues,
-        "worker": "create release stop getJob:start getJob:empty getJob:error fatalError",
-        "job": "start success error failed complete",
-        "cron": "starting started backfill prematureTimer overdueTimer schedule scheduled",
-        "resetLocked": "started success failure",
-    }
     events = Events()
-    for group, ends in names.items():
-        for end in ends.split():
-            events.subscribe(f"{group}:{end}", print)
-    for name in ("gracefulShutdown", "forcefulShutdown", "stop"):
+    for name in EVENTS.split():
         events.subscribe(name, print)

@@ -259,7 +259,7 @@ async def test_a_rest_ends_early_when_many_jobs_are_announced(dsn: str) -> None:
 
 async def test_a_fetch_that_brought_enough_is_not_followed_by_a_rest(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
-    rest = RefetchDelay(duration=0, threshold=1)
+    rest = RefetchDelay(duration=0, threshold=2)
     jobs.add_many(2, "work")
     await run_once(
         dsn,
@@ -269,7 +269,8 @@ async def test_a_fetch_that_brought_enough_is_not_followed_by_a_rest(dsn: str) -
     )
     full = told.of(LocalQueueGetJobsComplete)[0]
     assert len(full.jobs) == 2
-    assert {event.job_count for event in told.of(LocalQueueRefetchDelayStart)} <= {0}
+    # The threshold would allow it, but there may be more jobs.
+    assert {event.job_count for event in told.of(LocalQueueRefetchDelayStart)} == {0}
 
 
 async def test_a_stop_during_a_rest_does_not_wait_for_its_end(dsn: str) -> None:

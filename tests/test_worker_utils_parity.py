@@ -43,9 +43,3 @@ def test_both_forms_of_each_method_take_and_return_the_same() -> None:
         assert shape(twin) == shape(method), name
         assert types(twin) == types(method), name
     assert shape(SyncWorkerUtils.__init__) == shape(WorkerUtils.__init__)
-
-
-def test_every_method_says_what_it_is_for() -> None:
-    for name, twin in methods(SyncWorkerUtils).items():
-        assert f"See `WorkerUtils.{name}`" in (twin.__doc__ or ""), name
-        assert methods(WorkerUtils)[name].__doc__, name
