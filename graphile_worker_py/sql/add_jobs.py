@@ -8,11 +8,11 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.postgres.query import Query
-from graphile_worker_py.sql import job_columns
+from graphile_worker_py.sql import fragments
 
 _ADD_JOB: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """
 from :GRAPHILE_WORKER_SCHEMA.add_job(
   identifier => $1::text,
@@ -83,7 +83,7 @@ _SPECS: Final = """
 
 _ADD_JOBS: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """
 from :GRAPHILE_WORKER_SCHEMA.add_jobs(
   job_key_preserve_run_at => $2::bool,
@@ -100,7 +100,7 @@ from :GRAPHILE_WORKER_SCHEMA.add_jobs(
 # setting ends with the transaction; "offset 0" and the use of its result put it before the call.
 _ADD_JOBS_PLANNED: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """
 from
   (

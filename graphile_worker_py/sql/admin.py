@@ -19,7 +19,7 @@ from graphile_worker_py.checks import (
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import JOB_COLUMNS, MAX_JOB_KEY_LENGTH, Job
 from graphile_worker_py.postgres.query import Query, Steps
-from graphile_worker_py.sql import job_columns
+from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.backlog import registered_pools
 
 # The functions return rows of the jobs table, which hold the task's id. Its identifier was there
@@ -27,7 +27,7 @@ from graphile_worker_py.sql.backlog import registered_pools
 # deleted has none; its jobs are shown nevertheless.
 _COMPLETE: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.complete_jobs($1::int8[]) as job
@@ -44,7 +44,7 @@ def complete_jobs(ids: Iterable[int | str]) -> Query[list[Job]]:
 
 _FAIL: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.permanently_fail_jobs($1::int8[], $2::text) as job
@@ -63,7 +63,7 @@ def permanently_fail_jobs(ids: Iterable[int | str], reason: str | None) -> Query
 
 _RESCHEDULE: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.reschedule_jobs(
@@ -102,7 +102,7 @@ def reschedule_jobs(
 
 _REMOVE: Final = (
     "select"
-    + job_columns.JOB
+    + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.remove_job($1::text) as job

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.sql import fragments
 
 # Only jobs that are still ours: one that was taken from us, and is maybe running elsewhere, stays.
 _COMPLETE: Final = """
@@ -13,23 +14,17 @@ where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
 returning jobs.id
 """
 
-_COMPLETE_QUEUED: Final = """
-with done as (
+_COMPLETE_QUEUED: Final = (
+    """
+with changed as (
   delete from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
   returning jobs.id, jobs.job_queue_id
 ),
-unlocked as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = null,
-    locked_at = null
-  where queues.id = any (
-      array(select done.job_queue_id from done where done.job_queue_id is not null)
-    )
-    and queues.locked_by = $1::text
+"""  # noqa: S608  # all parts are constants
+    + fragments.UNLOCK_QUEUES
+    + "select changed.id from changed"
 )
-select done.id from done
-"""
 
 
 def complete_jobs(jobs: Sequence[Job], *, pool_id: str) -> Query[set[int]]:

@@ -11,12 +11,14 @@ from typing import Final
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.complete_jobs import ids
 
 # `attempts` was counted by the fetch. The delay grows with it: e^attempts seconds, six hours from
 # the tenth attempt on. `retry_at` computes the same.
-_FAIL: Final = """
-with failed as (
+_FAIL: Final = (
+    """
+with changed as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   set last_error = failure.message,
     run_at = greatest(now(), jobs.run_at)
@@ -28,17 +30,10 @@ with failed as (
   where jobs.id = failure.job_id and jobs.locked_by = $1::text
   returning jobs.id, jobs.job_queue_id
 ),
-unlocked as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = null,
-    locked_at = null
-  where queues.id = any (
-      array(select failed.job_queue_id from failed where failed.job_queue_id is not null)
-    )
-    and queues.locked_by = $1::text
+"""  # noqa: S608  # all parts are constants
+    + fragments.UNLOCK_QUEUES
+    + "select changed.id from changed"
 )
-select failed.id from failed
-"""
 
 
 @dataclass(frozen=True, slots=True)

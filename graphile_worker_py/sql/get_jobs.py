@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.sql import fragments
 
 # Step by step:
 #  sight     the first jobs in order of priority and time, of free queues and without queue, as they
@@ -35,7 +36,8 @@ from graphile_worker_py.postgres.query import Query
 # half a million jobs); array_position() tells it nothing. And ids in an array, instead of a join,
 # make it go through the primary key. `(… in (…)) is true` is looked up in a hash table; without
 # the test it would become a join that compares all with all. See also the settings in planning.py.
-_GET_JOBS: Final = """
+_GET_JOBS: Final = (
+    """
 with sight as materialized (
   select
     jobs.id,
@@ -117,15 +119,14 @@ next as (
   limit $3::int4
 ),
 taken as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  set attempts = jobs.attempts + 1,
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+  set attempts = job.attempts + 1,
     locked_by = $1::text,
     locked_at = now()
-  where jobs.id = any (array(select next.id from next))
-  returning
-    jobs.id, jobs.job_queue_id, jobs.task_id, jobs.payload, jobs.priority, jobs.run_at,
-    jobs.attempts, jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.key,
-    jobs.locked_at, jobs.locked_by, jobs.revision, jobs.flags, jobs.is_available
+  where job.id = any (array(select next.id from next))
+  returning """  # noqa: S608  # all parts are constants
+    + fragments.JOB
+    + """
 ),
 locked as (
   update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
@@ -150,12 +151,14 @@ from found
 left join taken on true
 order by taken.priority, taken.run_at, taken.id
 """
+)
 
 # The same for jobs without queue alone, from a place in their order on. What stands before it was
 # passed a moment ago, and most of it is gone; but its entries stay in the index until a vacuum, and
 # would be gone through by each fetch. After a million jobs that takes longer than all else, and
 # beside an old transaction, for which each of them might still matter, many times longer.
-_GET_FURTHER_JOBS: Final = """
+_GET_FURTHER_JOBS: Final = (
+    """
 with next as materialized (
   select jobs.id
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
@@ -170,20 +173,20 @@ with next as materialized (
   for update skip locked
 ),
 taken as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  set attempts = jobs.attempts + 1,
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+  set attempts = job.attempts + 1,
     locked_by = $1::text,
     locked_at = now()
-  where jobs.id = any (array(select next.id from next))
-  returning
-    jobs.id, jobs.job_queue_id, jobs.task_id, jobs.payload, jobs.priority, jobs.run_at,
-    jobs.attempts, jobs.max_attempts, jobs.last_error, jobs.created_at, jobs.updated_at, jobs.key,
-    jobs.locked_at, jobs.locked_by, jobs.revision, jobs.flags, jobs.is_available
+  where job.id = any (array(select next.id from next))
+  returning """  # noqa: S608  # all parts are constants
+    + fragments.JOB
+    + """
 )
 select taken.*
 from taken
 order by taken.priority, taken.run_at, taken.id
 """
+)
 
 
 class InSight(IntFlag):

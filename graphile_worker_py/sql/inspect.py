@@ -1,6 +1,7 @@
 """Looking at jobs, queues and locks. Nothing here changes or locks a row."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -15,7 +16,7 @@ from graphile_worker_py.checks import (
 )
 from graphile_worker_py.job import JOB_COLUMNS, Job, from_timestamp
 from graphile_worker_py.postgres.query import Query
-from graphile_worker_py.sql import job_columns
+from graphile_worker_py.sql import fragments
 
 DEFAULT_LIMIT: Final = 100
 
@@ -64,35 +65,28 @@ class ListedJob(Job):
         return {**super().to_dict(), "queue_name": self.queue_name, "state": self.state}
 
 
-# Newest first, by id: the primary key gives that order, and a place in it stays the same place
-# while jobs come and go. A key, a task or a queue that is given by name is looked up once, by its
-# unique index. The conditions on a state are those of its definition, so that is_available finds
-# its partial indexes; what is locked or failed has none, and is searched for.
-#
-# With its values known, the planner drops the conditions that are not asked for.
+# Newest first, by id: the primary key has that order, and pages stay the same while jobs come and
+# go. Key, task and queue are looked up once, by their unique indexes. Ready and scheduled jobs are
+# available, which lets the planner use the partial indexes on `is_available`; running and failed
+# jobs have no index. The planner knows the values, and drops conditions that are null.
 _LIST: Final = (
-    "select"  # noqa: S608  # both parts are constants
-    + job_columns.JOB
+    "select"  # noqa: S608  # all parts are constants
+    + fragments.JOB
     + """,
   coalesce(tasks.identifier, ''),
   queues.queue_name,
-  case
-    when job.locked_at is not null then 'running'
-    when job.attempts >= job.max_attempts then 'failed'
-    when job.run_at > now() then 'scheduled'
-    else 'ready'
-  end
+"""
+    + fragments.STATE
+    + """
 from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = job.job_queue_id
 where ($1::int8 is null or job.id = $1::int8)
   and ($2::int8 is null or job.id < $2::int8)
-  and ($3::text is null
-    or ($3::text = 'ready' and job.is_available = true and job.run_at <= now())
-    or ($3::text = 'scheduled' and job.is_available = true and job.run_at > now())
-    or ($3::text = 'running' and job.locked_at is not null)
-    or ($3::text = 'failed' and job.locked_at is null and job.attempts >= job.max_attempts)
-  )
+  and ($3::text is null or $3::text in ('running', 'failed') or job.is_available = true)
+  and ($3::text is null or $3::text ="""
+    + fragments.STATE
+    + """)
   and ($4::text is null or job.task_id = (
     select tasks.id
     from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
@@ -200,44 +194,43 @@ class JobCounts(StateCounts):
     tasks: dict[str, StateCounts]
 
 
-# Grouped by id before the names are looked up, which are fewer; then again, for the tasks that
-# are gone have one name, the empty one.
-_COUNT: Final = """
-select
-  coalesce(tasks.identifier, '') as identifier,
-  sum(counted.ready)::int8,
-  sum(counted.scheduled)::int8,
-  sum(counted.running)::int8,
-  sum(counted.failed)::int8
+# Grouped by id before the names are looked up, because there are fewer ids than jobs.
+_COUNT: Final = (
+    """
+select coalesce(tasks.identifier, ''), counted.state, counted.jobs
 from (
-  select
-    jobs.task_id,
-    count(*) filter (where jobs.is_available = true and jobs.run_at <= now()) as ready,
-    count(*) filter (where jobs.is_available = true and jobs.run_at > now()) as scheduled,
-    count(*) filter (where jobs.locked_at is not null) as running,
-    count(*) filter (where jobs.locked_at is null and jobs.attempts >= jobs.max_attempts) as failed
-  from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  group by jobs.task_id
+  select job.task_id, count(*) as jobs,"""  # noqa: S608  # all parts are constants
+    + fragments.STATE
+    + """as state
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+  group by 1, 3
 ) as counted
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = counted.task_id
-group by 1
 order by 1
 """
+)
 
 
 def count_jobs() -> Query[JobCounts]:
     """Count the jobs by state and by task; reads the whole table."""
 
     def read(rows: list[tuple[Any, ...]]) -> JobCounts:
-        tasks = {row[0]: StateCounts(**_by_state(row[1:])) for row in rows}
-        totals = [sum(row[at] for row in rows) for at in range(1, 5)]
-        return JobCounts(**_by_state(totals), tasks=tasks)
+        # Tasks whose rows were deleted share one identifier, the empty one.
+        tasks: dict[str, Counter[str]] = {}
+        for identifier, state, jobs in rows:
+            tasks.setdefault(identifier, Counter())[state] += jobs
+        return JobCounts(
+            **_by_state(sum(tasks.values(), Counter())),
+            tasks={
+                identifier: StateCounts(**_by_state(each)) for identifier, each in tasks.items()
+            },
+        )
 
     return Query(_COUNT, (), read)
 
 
-def _by_state(numbers: Sequence[int]) -> dict[str, int]:
-    return dict(zip(JobState, numbers, strict=True))
+def _by_state(counted: Mapping[str, int]) -> dict[str, int]:
+    return {str(state): counted.get(state, 0) for state in JobState}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

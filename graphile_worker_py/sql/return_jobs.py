@@ -5,10 +5,12 @@ from typing import Final
 
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.complete_jobs import ids
 
-_RETURN: Final = """
-with returned as (
+_RETURN: Final = (
+    """
+with changed as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   set attempts = greatest(0, jobs.attempts - 1),
     locked_by = null,
@@ -16,17 +18,10 @@ with returned as (
   where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
   returning jobs.id, jobs.job_queue_id
 ),
-unlocked as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = null,
-    locked_at = null
-  where queues.id = any (
-      array(select returned.job_queue_id from returned where returned.job_queue_id is not null)
-    )
-    and queues.locked_by = $1::text
+"""  # noqa: S608  # all parts are constants
+    + fragments.UNLOCK_QUEUES
+    + "select changed.id from changed"
 )
-select returned.id from returned
-"""
 
 
 def return_jobs(jobs: Sequence[Job], *, pool_id: str) -> Query[set[int]]:
@@ -36,8 +31,9 @@ def return_jobs(jobs: Sequence[Job], *, pool_id: str) -> Query[set[int]]:
 
 # A fetch whose answer was lost may have locked jobs all the same. This reads the whole table,
 # which is why it is sent only after such a loss.
-_RETURN_UNKNOWN: Final = """
-with returned as (
+_RETURN_UNKNOWN: Final = (
+    """
+with changed as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   set attempts = greatest(0, jobs.attempts - 1),
     locked_by = null,
@@ -45,17 +41,10 @@ with returned as (
   where jobs.locked_by = $1::text and jobs.id <> all ($2::int8[])
   returning jobs.id, jobs.job_queue_id
 ),
-unlocked as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = null,
-    locked_at = null
-  where queues.id = any (
-      array(select returned.job_queue_id from returned where returned.job_queue_id is not null)
-    )
-    and queues.locked_by = $1::text
+"""  # noqa: S608  # all parts are constants
+    + fragments.UNLOCK_QUEUES
+    + "select changed.id from changed"
 )
-select returned.id from returned
-"""
 
 
 def return_unknown_jobs(known_ids: Collection[int], *, pool_id: str) -> Query[set[int]]:
