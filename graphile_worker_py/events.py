@@ -385,6 +385,16 @@ class JobLost(PoolEvent):
     job_ids: Sequence[int]
 
 
+class JobsAdded(Event):
+    """Jobs were added through `WorkerUtils`, a runner or the context of a task.
+
+    In a transaction of the caller's, they are not committed yet.
+    """
+
+    name: ClassVar = "jobs:added"
+    jobs: Sequence[Job]
+
+
 class CronStarting(Event):
     """Cron is about to register its items and to add missed runs."""
 

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
+from graphile_worker_py.adding.adder import Around
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job, JobSpec
@@ -249,6 +250,11 @@ class Hooks:
             return inner
         wrapped = self._wrapped("run_job", lambda ctx: inner(ctx.job))
         return lambda job: wrapped(context_of(job))
+
+    def around_adding(self, events: Events | None) -> Around:
+        """What happens around adding jobs: plugins that wrap it, and subscribers of events."""
+        wrap = partial(self._wrapped, "add_jobs") if self._overriding("add_jobs") else None
+        return Around(wrap=wrap, events=events)
 
     def parts(self, pool: Any) -> list[Part]:
         """The coroutines that plugins want to run as long as a worker pool does."""

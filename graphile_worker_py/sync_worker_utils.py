@@ -1,12 +1,12 @@
 """`WorkerUtils` without an event loop."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import psycopg_pool
 from psycopg import Connection
@@ -15,9 +15,11 @@ from psycopg.conninfo import make_conninfo
 from graphile_worker_py import config
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
-from graphile_worker_py.checks import check_flag, check_whole
+from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.events import Events
+from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.plugins import Hooks, Plugins
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
 from graphile_worker_py.postgres.database import Database
@@ -25,7 +27,6 @@ from graphile_worker_py.postgres.query import Query, Steps, can_copy
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
 from graphile_worker_py.sql import cleanup as cleaning
-from graphile_worker_py.sql.add_jobs import BEGIN
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.cleanup import CleanupTask
@@ -58,6 +59,8 @@ class SyncWorkerUtils:
             a pooler before it.
         use_node_time: As for `WorkerUtils`.
         migrate: As for `WorkerUtils`.
+        hooks: As for `WorkerUtils`; their `add_jobs` can await nothing but `proceed`.
+        events: As for `WorkerUtils`.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
@@ -74,6 +77,8 @@ class SyncWorkerUtils:
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
         migrate: bool = True,
+        hooks: Plugins = (),
+        events: Events | None = None,
     ) -> None:
         self._source = config.source(source, psycopg_pool.ConnectionPool)
         check_whole("max_pool_size", max_pool_size, smallest=1)
@@ -86,6 +91,13 @@ class SyncWorkerUtils:
         self._prepared_statements = prepared_statements
         self._use_node_time = use_node_time
         self._migrates = migrate
+        self._hooks = Hooks(hooks)
+        if events is not None:
+            check_is("events", events, Events, how="an object made by Events()")
+        self.events = Events() if events is None else events
+        """Where to subscribe to what happens."""
+        self._hooks.setup(self.events)
+        self._around = self._hooks.around_adding(self.events)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -141,7 +153,7 @@ class SyncWorkerUtils:
 
         async def run() -> None:
             async with opened_pool(dsn, max_size=2) as pool:
-                await migrate.migrate(Database(pool, schema=self._schema))
+                await migrate.migrate(Database(pool, schema=self._schema), self._hooks)
 
         with ThreadPoolExecutor(1, "graphile-worker-py-migrate") as executor:
             executor.submit(asyncio.run, run()).result()
@@ -151,35 +163,18 @@ class SyncWorkerUtils:
         identifier: str | TaskName[PayloadT],
         payload: PayloadT | None = None,
         *,
-        queue_name: str | None = None,
-        run_at: datetime | None = None,
-        priority: int | None = None,
-        max_attempts: int | None = None,
-        job_key: str | None = None,
-        job_key_mode: JobKeyMode | str | None = None,
-        flags: Iterable[str] | None = None,
         conn: Connection[Any] | None = None,
+        **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job. See `WorkerUtils.add_job`."""
-        spec = JobSpec(
-            identifier,
-            payload,
-            queue_name=queue_name,
-            run_at=self._database.now() if run_at is None else run_at,
-            priority=priority,
-            max_attempts=max_attempts,
-            job_key=job_key,
-            job_key_mode=job_key_mode,
-            flags=flags,
-        )
-        return self._drive(statements.add_one(spec), conn)
+        return self._add([JobSpec(identifier, payload, **options)], conn)[0]
 
     def add_jobs(
         self, specs: Iterable[JobSpec], *, conn: Connection[Any] | None = None
     ) -> list[Job]:
         """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
-        wanted = statements.checked_specs(specs, now=self._database.now())
-        return self._add(Addition(wanted, own_transaction=conn is None), conn)
+        statements.check_iterable(specs)
+        return self._add(list(specs), conn, first=0)
 
     def add_jobs_from(
         self,
@@ -188,14 +183,12 @@ class SyncWorkerUtils:
         chunk_size: int = statements.STREAM_CHUNK,
         conn: Connection[Any] | None = None,
     ) -> int:
-        """Add any number of jobs in little memory. See `WorkerUtils.add_jobs_from`."""
+        """Add any number of jobs in bounded memory. See `WorkerUtils.add_jobs_from`."""
         statements.check_chunk_size(chunk_size)
         added = 0
         try:
             for chunk in statements.chunks(specs, chunk_size):
-                wanted = statements.checked_specs(chunk, now=self._database.now(), first=added)
-                addition = Addition(wanted, own_transaction=conn is None, first=added)
-                self._add(addition, conn)
+                self._add(chunk, conn, first=added)
                 added += len(chunk)
         except Exception as error:
             statements.note_added(error, added)
@@ -248,7 +241,7 @@ class SyncWorkerUtils:
         """Release the locks of dead worker pools. See `WorkerUtils.force_unlock_workers`."""
         if force:
             return self._run(admin.force_unlock_workers(pool_ids), conn)
-        return self._drive(admin.unlock_dead_workers(pool_ids, self._schema), conn)
+        return self._run_steps(admin.unlock_dead_workers(pool_ids, self._schema), conn)
 
     def cleanup(
         self,
@@ -307,7 +300,7 @@ class SyncWorkerUtils:
 
     def pools(self, *, conn: Connection[Any] | None = None) -> list[RegisteredPool] | None:
         """Read which Python worker pools run. See `WorkerUtils.pools`."""
-        return self._drive(backlog.registered_pools(self._schema), conn)
+        return self._run_steps(backlog.registered_pools(self._schema), conn)
 
     def backlog(self, *, conn: Connection[Any] | None = None) -> Backlog:
         """Count the jobs that are due, and old locks. See `WorkerUtils.backlog`."""
@@ -326,34 +319,53 @@ class SyncWorkerUtils:
             _check_sync(conn)
         return self._database.run(query, conn=conn)
 
-    def _add(self, addition: Addition, conn: Connection[Any] | None) -> list[Job]:
-        if conn is not None:
-            _check_sync(conn)
-        if addition.is_one_statement:
-            for query in addition.statements():
-                self._database.run(query, conn=conn)
-            return addition.jobs()
-        if conn is None:
-            with self._database.pool.connection() as own, own.transaction():
-                return self._add_all(addition, own)
-        if statements.ends_with_first_block(conn):
-            conn.execute(BEGIN)
-        with conn.transaction():
-            return self._add_all(addition, conn)
-
-    def _add_all(self, addition: Addition, conn: Connection[Any]) -> list[Job]:
-        copying = addition.copying(self._schema) if can_copy(conn) else None
-        if copying is not None and self._drive(copying.prepared(), conn):
-            self._database.copy_in(copying.statement, copying.blocks(), conn=conn)
-            return copying.jobs
-        while not addition.is_complete:
-            self._database.run_each(addition.statements(), conn=conn)
-        return addition.jobs()
-
-    def _drive(self, steps: Steps[T], conn: Connection[Any] | None) -> T:
+    def _run_steps(self, steps: Steps[T], conn: Connection[Any] | None) -> T:
         if conn is not None:
             _check_sync(conn)
         return self._database.drive(steps, conn=conn)
+
+    def _add(
+        self, specs: Sequence[JobSpec], conn: Connection[Any] | None, *, first: int | None = None
+    ) -> list[Job]:
+        if conn is not None:
+            _check_sync(conn)
+        if self._around.wrap is None:
+            jobs = self._add_to_database(specs, conn, first)
+            self._around.emit(jobs)
+            return jobs
+
+        async def add(specs: Sequence[JobSpec]) -> list[Job]:
+            return self._add_to_database(specs, conn, first)
+
+        statements.check_specs(specs, first=first)
+        return self._around.added(specs, _finished(self._around.wrap(add)(specs)))
+
+    def _add_to_database(
+        self, specs: Sequence[JobSpec], conn: Connection[Any] | None, first: int | None
+    ) -> list[Job]:
+        wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
+        addition = Addition(wanted, first=first)
+        if not addition.needs_transaction:
+            return self._database.drive(addition.steps(), conn=conn)
+        with self._database.transaction(conn) as own:
+            steps = addition.steps(
+                copy_to=self._schema if can_copy(own) else None, own_transaction=conn is None
+            )
+            return self._database.drive(steps, conn=own)
+
+
+def _finished(work: Awaitable[T]) -> T:
+    """The result of plugins that await nothing but each other and what does not wait."""
+    steps = work.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    steps.close()
+    raise GraphileWorkerError(
+        "add_jobs of a plugin awaited something other than `proceed`: SyncWorkerUtils has no "
+        "event loop"
+    )
 
 
 def _check_sync(conn: object) -> None:

@@ -7,18 +7,20 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import config
 from graphile_worker_py.adding.adder import JobAdder, check_async
-from graphile_worker_py.checks import check_flag, check_whole
-from graphile_worker_py.job import Job, PayloadT, TaskName
+from graphile_worker_py.checks import check_flag, check_is, check_whole
+from graphile_worker_py.events import Events
+from graphile_worker_py.job import Job, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.plugins import Hooks, Plugins
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
 from graphile_worker_py.sql import cleanup as cleaning
@@ -51,6 +53,8 @@ class WorkerUtils(JobAdder):
             this process, instead of the database's.
         migrate: Whether entering installs or upgrades the schema. False only checks it: a schema
             that is missing raises `MigrationError`, and nothing in the database changes.
+        hooks: Plugins that wrap adding jobs and migrations; see `Plugin`.
+        events: Where to emit `JobsAdded`; None means that nothing subscribes but `hooks`.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
@@ -65,6 +69,8 @@ class WorkerUtils(JobAdder):
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
         migrate: bool = True,
+        hooks: Plugins = (),
+        events: Events | None = None,
     ) -> None:
         self._source = config.source(source, AsyncConnectionPool)
         check_whole("max_pool_size", max_pool_size, smallest=1)
@@ -77,6 +83,12 @@ class WorkerUtils(JobAdder):
         self._prepared_statements = prepared_statements
         self._use_node_time = use_node_time
         self._migrates = migrate
+        self._hooks = Hooks(hooks)
+        if events is not None:
+            check_is("events", events, Events, how="an object made by Events()")
+        self.events = Events() if events is None else events
+        """Where to subscribe to what happens."""
+        self._hooks.setup(self.events)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -93,7 +105,7 @@ class WorkerUtils(JobAdder):
             prepared_statements=self._prepared_statements is not False,
             use_node_time=self._use_node_time,
         )
-        super().__init__(database)
+        super().__init__(database, self._hooks.around_adding(self.events))
         try:
             if self._migrates:
                 await self.migrate()
@@ -124,7 +136,7 @@ class WorkerUtils(JobAdder):
         Raises:
             MigrationError: It can't be done; the message says why.
         """
-        await migrate.migrate(self._database)
+        await migrate.migrate(self._database, self._hooks)
 
     async def complete_jobs(
         self, ids: Iterable[int | str], *, conn: AsyncConnection[Any] | None = None
@@ -231,7 +243,7 @@ class WorkerUtils(JobAdder):
         """
         if force:
             return await self._run(admin.force_unlock_workers(pool_ids), conn)
-        return await self._drive(admin.unlock_dead_workers(pool_ids, self._schema), conn)
+        return await self._run_steps(admin.unlock_dead_workers(pool_ids, self._schema), conn)
 
     async def cleanup(
         self,
@@ -326,7 +338,7 @@ class WorkerUtils(JobAdder):
             The pools, the oldest first; None if pools do not register in this database, or the
             role may not read where they do. Pools of Node never register.
         """
-        return await self._drive(backlog.registered_pools(self._schema), conn)
+        return await self._run_steps(backlog.registered_pools(self._schema), conn)
 
     async def backlog(self, *, conn: AsyncConnection[Any] | None = None) -> Backlog:
         """Count the jobs that are due and the locks that are older than four hours.
@@ -345,6 +357,11 @@ class WorkerUtils(JobAdder):
         """Read the number of the latest migration that was applied to the schema."""
         return (await self._run(read_revisions(), conn)).latest or 0
 
+    async def _run_steps(self, steps: Steps[T], conn: AsyncConnection[Any] | None) -> T:
+        if conn is not None:
+            check_async(conn)
+        return await self._database.drive(steps, conn=conn)
+
     async def _run(self, query: Query[T], conn: AsyncConnection[Any] | None) -> T:
         if conn is not None:
             check_async(conn)
@@ -358,7 +375,7 @@ async def add_job_adhoc(
     *,
     schema: str | None = None,
     use_node_time: bool = False,
-    **spec: Any,
+    **options: Unpack[SpecOptions],
 ) -> Job:
     """Add one job on connections made for it; for scripts. See `WorkerUtils.add_job`.
 
@@ -368,9 +385,9 @@ async def add_job_adhoc(
         payload: As for `WorkerUtils.add_job`.
         schema: As for `WorkerUtils`.
         use_node_time: As for `WorkerUtils`.
-        spec: The keyword arguments of `WorkerUtils.add_job`.
+        options: As for `WorkerUtils.add_job`.
     """
     async with WorkerUtils(
         source, schema=schema, max_pool_size=2, use_node_time=use_node_time
     ) as utils:
-        return await utils.add_job(identifier, payload, **spec)
+        return await utils.add_job(identifier, payload, **options)

@@ -1,30 +1,64 @@
 """Add jobs from a program with an event loop."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from datetime import datetime
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias, Unpack
 
 from psycopg import AsyncConnection
 
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.events import Events, JobsAdded
+from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.query import Steps, can_copy
-from graphile_worker_py.sql.add_jobs import BEGIN
+from graphile_worker_py.postgres.query import can_copy
 
-T = TypeVar("T")
+AddJobs: TypeAlias = Callable[[Sequence[JobSpec]], Awaitable[Sequence[Job]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What happens around adding jobs.
+
+    Args:
+        wrap: Puts plugins around it; None means that there are none.
+        events: Where to emit events; None means that nothing subscribes.
+    """
+
+    wrap: Callable[[AddJobs], AddJobs] | None = None
+    events: Events | None = None
+
+    def added(self, specs: Sequence[JobSpec], jobs: Sequence[Job]) -> list[Job]:
+        """Check what plugins return for the specs, and emit the event."""
+        if len(jobs) != len(specs):
+            raise GraphileWorkerError(
+                f"add_jobs of a plugin must return one job for each spec: it returned "
+                f"{len(jobs)} for {len(specs)}"
+            )
+        self.emit(jobs)
+        return list(jobs)
+
+    def emit(self, jobs: Sequence[Job]) -> None:
+        """Emit the event about jobs that were added."""
+        if jobs and self.events is not None and self.events.wants(JobsAdded):
+            self.events.emit(JobsAdded(jobs=tuple(jobs)))
+
+
+NOTHING_AROUND = Around()
 
 
 class JobAdder:
-    """Adds jobs to a database; what `WorkerUtils`, `Runner` and a task's context share."""
+    """Adds jobs to a database; base of `WorkerUtils`, `Runner` and `JobContext`."""
 
     _opened: Database | None = None
+    _around: Around = NOTHING_AROUND
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, around: Around = NOTHING_AROUND) -> None:
         self._opened = database
+        self._around = around
 
     @property
     def _database(self) -> Database:
@@ -39,55 +73,33 @@ class JobAdder:
         identifier: str | TaskName[PayloadT],
         payload: PayloadT | None = None,
         *,
-        queue_name: str | None = None,
-        run_at: datetime | None = None,
-        priority: int | None = None,
-        max_attempts: int | None = None,
-        job_key: str | None = None,
-        job_key_mode: JobKeyMode | str | None = None,
-        flags: Iterable[str] | None = None,
         conn: AsyncConnection[Any] | None = None,
+        **options: Unpack[SpecOptions],
     ) -> Job:
-        """Add a job, or replace the one that waits with the same `job_key`.
+        """Add a job, or replace the waiting job with the same `job_key`.
 
         Args:
-            identifier: The task that is to run it, or its name.
+            identifier: The task that runs it, or its name.
             payload: Any JSON value, or what the task is annotated with (a dataclass, `TypedDict`,
                 msgspec `Struct`, pydantic model); None means an empty object.
-            queue_name: Serial queue: its jobs run one after the other. None means no queue.
-            run_at: Not before this time, an aware datetime; None means now.
-            priority: Smaller runs first; None means 0.
-            max_attempts: The job is given up after so many failures; None means 25.
-            job_key: A name that at most one waiting job can have; None means no key.
-            job_key_mode: What happens if the key is taken; None means `replace`.
-            flags: Names by which workers may refuse the job.
             conn: Connection to use; the job is then part of its transaction. None means one from
                 the pool, and the job is committed on return.
+            options: `queue_name`, `run_at`, `priority`, `max_attempts`, `job_key`,
+                `job_key_mode` and `flags`, explained at `JobSpec`.
 
         Raises:
             ConfigurationError: A value is not allowed; the message names it.
             psycopg.OperationalError: The database can't be reached, or did not answer within a
-                minute. It may have been added all the same, if the way to the server was lost. On
-                a connection of yours there is no such limit.
+                minute. If the connection was lost, the job may have been added nevertheless. A
+                connection of yours has no such limit.
             psycopg.Error: The database could not add it.
         """
-        spec = JobSpec(
-            identifier,
-            payload,
-            queue_name=queue_name,
-            run_at=self._database.now() if run_at is None else run_at,
-            priority=priority,
-            max_attempts=max_attempts,
-            job_key=job_key,
-            job_key_mode=job_key_mode,
-            flags=flags,
-        )
-        return await self._drive(statements.add_one(spec), conn)
+        return (await self._add([JobSpec(identifier, payload, **options)], conn))[0]
 
     async def add_jobs(
         self, specs: Iterable[JobSpec], *, conn: AsyncConnection[Any] | None = None
     ) -> list[Job]:
-        """Add many jobs, all or none; the results stand in the order of the specs.
+        """Add many jobs, all or none; the result is in the order of the specs.
 
         Of several specs with one `job_key` the last one counts.
 
@@ -99,8 +111,8 @@ class JobAdder:
             ConfigurationError: A value is not allowed; the message names it, and its place.
             psycopg.Error: The database could not add them.
         """
-        wanted = statements.checked_specs(specs, now=self._database.now())
-        return await self._add(Addition(wanted, own_transaction=conn is None), conn)
+        statements.check_iterable(specs)
+        return await self._add(list(specs), conn, first=0)
 
     async def add_jobs_from(
         self,
@@ -109,17 +121,16 @@ class JobAdder:
         chunk_size: int = statements.STREAM_CHUNK,
         conn: AsyncConnection[Any] | None = None,
     ) -> int:
-        """Add jobs as they come from a file, a query, a generator; any number in little memory.
+        """Add any number of jobs from a file, a query or a generator, in bounded memory.
 
-        They are added in chunks, each all or none as by `add_jobs`. More specs are asked for
-        once a chunk is committed. If something goes wrong, the chunks before stay, unless
-        they are in a transaction of the caller's; a note on the exception says how many jobs
-        those are.
+        Jobs are added in chunks, each all or none as by `add_jobs`. The next specs are read once
+        a chunk is committed. After an error the earlier chunks stay, unless they are in a
+        transaction of the caller's; a note on the exception says how many jobs they are.
 
         Args:
-            specs: The jobs. One `job_key` may come again: later chunks treat the job of an
-                earlier one as any job that waits.
-            chunk_size: Jobs in a chunk; so many are in memory at once.
+            specs: The jobs. A `job_key` may be repeated: later chunks treat the job of an earlier
+                chunk like any waiting job.
+            chunk_size: Jobs in a chunk; this many are in memory at once.
             conn: As for `add_job`; without a transaction of the caller's, each chunk is one.
 
         Returns:
@@ -134,44 +145,47 @@ class JobAdder:
         try:
             async with aclosing(_chunks(specs, chunk_size)) as chunks:
                 async for chunk in chunks:
-                    now = self._database.now()
-                    wanted = statements.checked_specs(chunk, now=now, first=added)
-                    addition = Addition(wanted, own_transaction=conn is None, first=added)
-                    await self._add(addition, conn)
+                    await self._add(chunk, conn, first=added)
                     added += len(chunk)
         except Exception as error:
             statements.note_added(error, added)
             raise
         return added
 
-    async def _add(self, addition: Addition, conn: AsyncConnection[Any] | None) -> list[Job]:
+    async def _add(
+        self,
+        specs: Sequence[JobSpec],
+        conn: AsyncConnection[Any] | None,
+        *,
+        first: int | None = None,
+    ) -> list[Job]:
         if conn is not None:
             check_async(conn)
-        if addition.is_one_statement:
-            for query in addition.statements():
-                await self._database.run(query, conn=conn)
-            return addition.jobs()
-        if conn is None:
-            async with self._database.pool.connection() as own, own.transaction():
-                return await self._add_all(addition, own)
-        if statements.ends_with_first_block(conn):
-            await conn.execute(BEGIN)
-        async with conn.transaction():
-            return await self._add_all(addition, conn)
+        add = partial(self._add_to_database, conn=conn, first=first)
+        if self._around.wrap is None:
+            jobs = await add(specs)
+            self._around.emit(jobs)
+            return jobs
+        statements.check_specs(specs, first=first)
+        return self._around.added(specs, await self._around.wrap(add)(specs))
 
-    async def _add_all(self, addition: Addition, conn: AsyncConnection[Any]) -> list[Job]:
-        copying = addition.copying(self._database.schema) if can_copy(conn) else None
-        if copying is not None and await self._drive(copying.prepared(), conn):
-            await self._database.copy_in(copying.statement, copying.blocks(), conn=conn)
-            return copying.jobs
-        while not addition.is_complete:
-            await self._database.run_each(addition.statements(), conn=conn)
-        return addition.jobs()
-
-    async def _drive(self, steps: Steps[T], conn: AsyncConnection[Any] | None) -> T:
-        if conn is not None:
-            check_async(conn)
-        return await self._database.drive(steps, conn=conn)
+    async def _add_to_database(
+        self,
+        specs: Sequence[JobSpec],
+        *,
+        conn: AsyncConnection[Any] | None,
+        first: int | None,
+    ) -> list[Job]:
+        wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
+        addition = Addition(wanted, first=first)
+        if not addition.needs_transaction:
+            return await self._database.drive(addition.steps(), conn=conn)
+        async with self._database.transaction(conn) as own:
+            steps = addition.steps(
+                copy_to=self._database.schema if can_copy(own) else None,
+                own_transaction=conn is None,
+            )
+            return await self._database.drive(steps, conn=own)
 
 
 async def _chunks(

@@ -1,4 +1,4 @@
-"""Many jobs without key on their way into the table, by COPY."""
+"""Add many jobs without a key by COPY, with the effects that the SQL function has for them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -6,144 +6,195 @@ from operator import attrgetter
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.job import Job, JobSpec, as_timestamp, from_timestamp
-from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.job import (
+    ATTEMPTS,
+    CREATED_AT,
+    DEFAULT_MAX_ATTEMPTS,
+    DEFAULT_PRIORITY,
+    FLAGS,
+    ID,
+    IS_AVAILABLE,
+    JOB_COLUMNS,
+    JOB_QUEUE_ID,
+    MAX_ATTEMPTS,
+    PAYLOAD,
+    PRIORITY,
+    REVISION,
+    RUN_AT,
+    TASK_ID,
+    UPDATED_AT,
+    Job,
+    JobSpec,
+    as_timestamp,
+    from_timestamp,
+)
+from graphile_worker_py.postgres.query import CopyIn, Steps
 from graphile_worker_py.sql.add_jobs import Names, read_names
-from graphile_worker_py.sql.copy_jobs import OPTIONAL, copy_jobs, register_queues, reserve
+from graphile_worker_py.sql.copy_jobs import (
+    OPTIONAL,
+    Reserved,
+    copy_jobs,
+    register_queues,
+    reserve,
+)
 from graphile_worker_py.sql.task_ids import register_tasks
 
 BLOCK: Final = 500
-"""Jobs that are written at a time; the server works on some while the next ones are made."""
+"""Jobs that are written at once: the server works on a block while the next one is made."""
 NULL: Final = "\\N"
 ESCAPES: Final = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-"""The backslash comes first, because the others bring some in."""
+"""The backslash comes first, because the others add backslashes."""
 
 
-class Copying:
-    """Adds jobs in one transaction: `prepared`, then `statement` with all `blocks`, then `jobs`.
+def copied(
+    specs: Sequence[JobSpec], payload: Callable[[int], str], *, schema: str
+) -> Steps[list[Job] | None]:
+    """Add jobs within one transaction; the generator returns them in the order of the specs.
+
+    It returns None, and has added nothing, if this database needs the SQL function.
 
     Args:
         specs: The jobs; none has a key.
-        payload: Tells the payload of one of them as JSON text, by its place.
+        payload: The payload of one of them as JSON text, by its place.
         schema: Name of the schema.
+
+    Raises:
+        ConfigurationError: A payload can't be written as JSON.
+    """
+    ids = yield from _registered(specs)
+    if ids is None:
+        return None
+    reserved = yield reserve(schema, len(specs))
+    if reserved is None:
+        return None
+    given = [
+        name
+        for name in OPTIONAL
+        if any(value is not None for value in map(attrgetter(name), specs))
+    ]
+    copy = _Copy(specs, payload, given, ids, reserved)
+    yield CopyIn(copy_jobs(given), copy.blocks())
+    return copy.jobs
+
+
+class _Ids:
+    """Ids of tasks and queues by their names."""
+
+    def __init__(self, names: Names) -> None:
+        self.tasks = {name: number for number, name in names.tasks.items()}
+        self.queues = {name: number for number, name in names.queues.items()}
+
+
+def _registered(specs: Sequence[JobSpec]) -> Steps[_Ids | None]:
+    """Register tasks and queues; None if the transaction can't see what others registered."""
+    identifiers = {spec.identifier for spec in specs}
+    queue_names = {spec.queue_name for spec in specs if spec.queue_name is not None}
+
+    def complete(names: Names) -> _Ids | None:
+        ids = _Ids(names)
+        is_complete = ids.tasks.keys() >= identifiers and ids.queues.keys() >= queue_names
+        return ids if is_complete else None
+
+    ids = complete((yield read_names(identifiers, queue_names)))
+    if ids is None:
+        yield register_tasks(list(identifiers))
+        yield register_queues(queue_names)
+        ids = complete((yield read_names(identifiers, queue_names)))
+    return ids
+
+
+class _Copy:
+    """The jobs as COPY reads them, and as rows.
+
+    Args:
+        specs: The jobs.
+        payload: The payload of one of them, by its place.
+        given: Those of `OPTIONAL` that any of them has.
+        ids: Ids of their tasks and queues.
+        reserved: Ids of the jobs, and the time at which they are added.
     """
 
     def __init__(
-        self, specs: Sequence[JobSpec], payload: Callable[[int], str], *, schema: str
+        self,
+        specs: Sequence[JobSpec],
+        payload: Callable[[int], str],
+        given: Sequence[str],
+        ids: _Ids,
+        reserved: Reserved,
     ) -> None:
         self._specs = specs
         self._payload = payload
-        self._schema = schema
-        self._given = [
-            name
-            for name in OPTIONAL
-            if any(value is not None for value in map(attrgetter(name), specs))
-        ]
-        self._ids: Sequence[int] = ()
-        self._now = b""
-        self._tasks: dict[str, int] = {}
-        self._queues: dict[str, int] = {}
+        self._given = given
+        self._ids = ids
+        self._job_ids = reserved.ids
+        self._now = from_timestamp(reserved.now)
+        self._plain = _plain_row(reserved.now)
         self.jobs: list[Job] = []
         """The jobs in the order of the specs, as far as they are written."""
 
-    @property
-    def statement(self) -> Query[None]:
-        """The COPY statement."""
-        return copy_jobs(self._given)
-
-    def prepared(self) -> Steps[bool]:
-        """Take ids and register names; False if jobs are to be added in another way here."""
-        identifiers = {spec.identifier for spec in self._specs}
-        queue_names = {spec.queue_name for spec in self._specs if spec.queue_name is not None}
-        if not self._know(identifiers, queue_names, (yield read_names(identifiers, queue_names))):
-            yield register_tasks(list(identifiers))
-            yield register_queues(queue_names)
-            found = yield read_names(identifiers, queue_names)
-            if not self._know(identifiers, queue_names, found):
-                return False  # names of which this transaction can't know
-        reserved = yield reserve(self._schema, len(self._specs))
-        if reserved is None:
-            return False
-        self._ids, self._now = reserved.ids, reserved.now
-        return True
-
-    def _know(self, identifiers: set[str], queue_names: set[str], names: Names) -> bool:
-        self._tasks = {name: number for number, name in names.tasks.items()}
-        self._queues = {name: number for number, name in names.queues.items()}
-        return self._tasks.keys() >= identifiers and self._queues.keys() >= queue_names
-
     def blocks(self) -> Iterator[str]:
-        """What is to be written, each block made when it is asked for.
-
-        Raises:
-            ConfigurationError: A payload can't be written as JSON.
-        """
+        """The data to write; each block is made when it is asked for."""
         for start in range(0, len(self._specs), BLOCK):
             specs = self._specs[start : start + BLOCK]
             payloads = [self._payload(at) for at in range(start, start + len(specs))]
-            ids = self._ids[start : start + BLOCK]
-            task_ids = [self._tasks[spec.identifier] for spec in specs]
-            queue_ids, rests, columns = self._rest_of(specs)
-            rows = zip(ids, queue_ids, task_ids, map(str.encode, payloads), rests, strict=True)
-            self.jobs += [
-                Job((number, queue_id, task_id, payload, *rest), spec.identifier)
-                for spec, (number, queue_id, task_id, payload, rest) in zip(
-                    specs, rows, strict=True
-                )
-            ]
-            lines = zip(ids, task_ids, _escaped(payloads), columns, strict=True)
+            ids = self._job_ids[start : start + BLOCK]
+            self.jobs += map(self._job, specs, ids, payloads)
+            task_ids = [self._ids.tasks[spec.identifier] for spec in specs]
+            optional = [self._optional(spec) for spec in specs] if self._given else [""] * len(ids)
+            lines = zip(ids, task_ids, _escaped(payloads), optional, strict=True)
             yield "".join(
                 [f"{number}\t{task_id}\t{text}{more}\n" for number, task_id, text, more in lines]
             )
 
-    def _rest_of(
-        self, specs: Sequence[JobSpec]
-    ) -> tuple[list[int | None], list[tuple[Any, ...]], list[str]]:
-        """For each job its queue, what follows the payload in its row, and in the COPY."""
-        if not self._given:
-            plain = self._row_after_payload(JobSpec("", None))
-            return [None] * len(specs), [plain] * len(specs), [""] * len(specs)
-        now = from_timestamp(self._now)
-        return (
-            [None if spec.queue_name is None else self._queues[spec.queue_name] for spec in specs],
-            [self._row_after_payload(spec) for spec in specs],
-            [
-                "".join(["\t" + self._value(spec, name, now) for name in self._given])
-                for spec in specs
-            ],
-        )
+    def _job(self, spec: JobSpec, job_id: int, payload: str) -> Job:
+        row = self._plain.copy()
+        row[ID] = job_id
+        row[TASK_ID] = self._ids.tasks[spec.identifier]
+        row[PAYLOAD] = payload.encode()
+        if self._given:
+            self._set_optional(row, spec)
+        return Job(tuple(row), spec.identifier)
 
-    def _value(self, spec: JobSpec, name: str, now: datetime) -> str:
+    def _set_optional(self, row: list[Any], spec: JobSpec) -> None:
+        if spec.queue_name is not None:
+            row[JOB_QUEUE_ID] = self._ids.queues[spec.queue_name]
+        if spec.run_at is not None:
+            row[RUN_AT] = as_timestamp(spec.run_at)
+        if spec.priority is not None:
+            row[PRIORITY] = spec.priority
+        if spec.max_attempts is not None:
+            row[MAX_ATTEMPTS] = spec.max_attempts
+        if spec.flags:
+            row[FLAGS] = _flags_of(spec)
+
+    def _optional(self, spec: JobSpec) -> str:
+        return "".join(["\t" + self._value(spec, name) for name in self._given])
+
+    def _value(self, spec: JobSpec, name: str) -> str:
         """The value of a column in COPY's text format."""
         match name:
             case "queue_name":
-                return NULL if spec.queue_name is None else str(self._queues[spec.queue_name])
+                return NULL if spec.queue_name is None else str(self._ids.queues[spec.queue_name])
             case "run_at":
-                return (spec.run_at or now).astimezone(UTC).isoformat()
+                run_at: datetime = self._now if spec.run_at is None else spec.run_at
+                return run_at.astimezone(UTC).isoformat()
             case "priority":
-                return str(spec.priority or 0)
+                return str(DEFAULT_PRIORITY if spec.priority is None else spec.priority)
             case "max_attempts":
-                return str(spec.max_attempts or 25)
+                return str(DEFAULT_MAX_ATTEMPTS if spec.max_attempts is None else spec.max_attempts)
             case _:
                 return _escaped([_flags_of(spec).decode()])[0] if spec.flags else NULL
 
-    def _row_after_payload(self, spec: JobSpec) -> tuple[Any, ...]:
-        now = self._now
-        return (
-            spec.priority or 0,
-            now if spec.run_at is None else as_timestamp(spec.run_at),
-            0,
-            spec.max_attempts or 25,
-            None,
-            now,
-            now,
-            None,
-            None,
-            None,
-            0,
-            _flags_of(spec) if spec.flags else None,
-            True,
-        )
+
+def _plain_row(now: bytes) -> list[Any]:
+    """The row of a new job that was given nothing but its payload."""
+    row: list[Any] = [None] * len(JOB_COLUMNS)
+    row[PRIORITY] = DEFAULT_PRIORITY
+    row[RUN_AT] = row[CREATED_AT] = row[UPDATED_AT] = now
+    row[ATTEMPTS] = row[REVISION] = 0
+    row[MAX_ATTEMPTS] = DEFAULT_MAX_ATTEMPTS
+    row[IS_AVAILABLE] = True
+    return row
 
 
 def _flags_of(spec: JobSpec) -> bytes:

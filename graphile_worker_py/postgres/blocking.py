@@ -1,7 +1,7 @@
 """`Database` for programs without an event loop."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -12,11 +12,16 @@ from psycopg.rows import tuple_row
 
 from graphile_worker_py import clock
 from graphile_worker_py.postgres.query import (
+    BEGIN,
     STALE,
     UNPREPARED,
+    CopyIn,
+    Pipelined,
     Query,
     Statements,
+    Step,
     Steps,
+    ends_with_first_block,
     goes_without_preparing,
     has_rows,
     load_raw,
@@ -56,40 +61,68 @@ class SyncDatabase:
             return self._borrow_and_send(query)
 
     def drive(self, steps: Steps[T], *, conn: Connection[Any] | None = None) -> T:
-        """Send the statements that a generator yields. See `Database.drive`."""
+        """Send what a generator yields, and return its result. See `Database.drive`."""
         try:
-            query = next(steps)
+            step = next(steps)
             while True:
                 try:
-                    result = self.run(query, conn=conn)
+                    result = self._take(step, conn)
                 except psycopg.Error as error:
-                    query = steps.throw(error)
+                    step = steps.throw(error)
                 else:
-                    query = steps.send(result)
+                    step = steps.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    def run_each(self, queries: Iterable[Query[None]], *, conn: Connection[Any]) -> None:
-        """Send statements one after the other. See `Database.run_each`."""
+    def _take(self, step: Step, conn: Connection[Any] | None) -> Any:
+        match step:
+            case Query():
+                return self.run(step, conn=conn)
+            case Pipelined():
+                with self._given_or_own(conn) as own:
+                    return self._run_each(step.queries, own)
+            case CopyIn():
+                with self._given_or_own(conn) as own:
+                    return self._copy_in(step, own)
+
+    @contextmanager
+    def _given_or_own(self, conn: Connection[Any] | None) -> Iterator[Connection[Any]]:
+        if conn is not None:
+            yield conn
+            return
+        with self.pool.connection() as own:
+            yield own
+
+    @contextmanager
+    def transaction(self, conn: Connection[Any] | None = None) -> Iterator[Connection[Any]]:
+        """A transaction for the block. See `Database.transaction`."""
+        with self._given_or_own(conn) as own:
+            if conn is not None and ends_with_first_block(conn):
+                own.execute(BEGIN)
+            with own.transaction():
+                yield own
+
+    def _run_each(self, queries: Iterable[Query[Any]], conn: Connection[Any]) -> list[Any]:
+        results: list[Any] = []
         with ExitStack() as stack:
             if Pipeline.is_supported():
                 stack.enter_context(conn.pipeline())
-            sent: tuple[RawCursor[Any], Query[None]] | None = None
+            sent: tuple[RawCursor[Any], Query[Any]] | None = None
             for query in queries:
                 rows = sent[0].fetchmany(1) if sent else []
                 cursor = RawCursor(conn, row_factory=tuple_row)
                 self._execute(cursor, query)
                 if sent:
-                    sent[1].read(rows + sent[0].fetchall())
+                    results.append(sent[1].read(rows + sent[0].fetchall()))
                 sent = cursor, query
             if sent:
-                sent[1].read(sent[0].fetchall())
+                results.append(sent[1].read(sent[0].fetchall()))
+        return results
 
-    def copy_in(self, query: Query[None], blocks: Iterable[str], *, conn: Connection[Any]) -> None:
-        """Send a COPY statement and its data on a connection."""
+    def _copy_in(self, step: CopyIn, conn: Connection[Any]) -> None:
         cursor = RawCursor(conn)
-        with cursor, cursor.copy(self.statements[query.text]) as copy:
-            for block in blocks:
+        with cursor, cursor.copy(self.statements[step.query.text]) as copy:
+            for block in step.blocks:
                 copy.write(block)
 
     def _borrow_and_send(self, query: Query[T]) -> T:

@@ -16,11 +16,16 @@ from graphile_worker_py.postgres.connecting import AsyncPool, connect_like
 from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.postgres.outages import retrying
 from graphile_worker_py.postgres.query import (
+    BEGIN,
     STALE,
     UNPREPARED,
+    CopyIn,
+    Pipelined,
     Query,
     Statements,
+    Step,
     Steps,
+    ends_with_first_block,
     goes_without_preparing,
     has_rows,
     raw_cursor,
@@ -144,33 +149,63 @@ class Database:
         return await retrying(lambda: self.run(query), what=what, log=logger)
 
     async def drive(self, steps: Steps[T], *, conn: AsyncConnection[Any] | None = None) -> T:
-        """Send the statements that a generator yields, as `run` does, and return its result.
+        """Send what a generator yields, and return its result.
 
         The generator is sent each result; it may catch what a statement raises.
         """
         try:
-            query = next(steps)
+            step = next(steps)
             while True:
                 try:
-                    result = await self.run(query, conn=conn)
+                    result = await self._take(step, conn)
                 except psycopg.Error as error:
-                    query = steps.throw(error)
+                    step = steps.throw(error)
                 else:
-                    query = steps.send(result)
+                    step = steps.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    async def run_each(self, queries: Iterable[Query[None]], *, conn: AsyncConnection[Any]) -> None:
-        """Send statements that return rows, one after the other, on a connection.
+    async def _take(self, step: Step, conn: AsyncConnection[Any] | None) -> Any:
+        match step:
+            case Query():
+                return await self.run(step, conn=conn)
+            case Pipelined():
+                async with self._given_or_own(conn) as own:
+                    return await self._run_each(step.queries, own)
+            case CopyIn():
+                async with self._given_or_own(conn) as own:
+                    return await self._copy_in(step, own)
 
-        While the server works on one, the result of the previous one is read and the next one is
-        taken from `queries`, which must not depend on results.
-        """
+    @asynccontextmanager
+    async def _given_or_own(
+        self, conn: AsyncConnection[Any] | None
+    ) -> AsyncIterator[AsyncConnection[Any]]:
+        if conn is not None:
+            yield conn
+            return
+        async with self.connection() as own:
+            yield own
+
+    @asynccontextmanager
+    async def transaction(
+        self, conn: AsyncConnection[Any] | None = None
+    ) -> AsyncIterator[AsyncConnection[Any]]:
+        """A transaction for the block, on a connection of the pool or within a caller's."""
+        async with self._given_or_own(conn) as own:
+            if conn is not None and ends_with_first_block(conn):
+                await own.execute(BEGIN)
+            async with own.transaction():
+                yield own
+
+    async def _run_each(
+        self, queries: Iterable[Query[Any]], conn: AsyncConnection[Any]
+    ) -> list[Any]:
+        results: list[Any] = []
         async with AsyncExitStack() as stack:
             # libpq before 14 has no pipelines; then `execute` waits for the server.
             if AsyncPipeline.is_supported():
                 await stack.enter_async_context(conn.pipeline())
-            sent: tuple[AsyncRawCursor[Any], Query[None]] | None = None
+            sent: tuple[AsyncRawCursor[Any], Query[Any]] | None = None
             for query in queries:
                 # Waits for all rows but decodes only one, so that the server gets its next
                 # statement at once.
@@ -178,23 +213,21 @@ class Database:
                 cursor = raw_cursor(conn)
                 await self._execute(cursor, query)
                 if sent:
-                    sent[1].read(rows + await sent[0].fetchall())
+                    results.append(sent[1].read(rows + await sent[0].fetchall()))
                 sent = cursor, query
             if sent:
-                sent[1].read(await sent[0].fetchall())
+                results.append(sent[1].read(await sent[0].fetchall()))
+        return results
+
+    async def _copy_in(self, step: CopyIn, conn: AsyncConnection[Any]) -> None:
+        cursor = raw_cursor(conn)
+        async with cursor, cursor.copy(self.statements[step.query.text]) as copy:
+            for block in step.blocks:
+                await copy.write(block)
 
     async def run_script(self, text: LiteralString, *, conn: AsyncConnection[Any]) -> None:
         """Send statements without values, separated by semicolons, in one go on a connection."""
         await conn.execute(self.statements[text])
-
-    async def copy_in(
-        self, query: Query[None], blocks: Iterable[str], *, conn: AsyncConnection[Any]
-    ) -> None:
-        """Send a COPY statement and its data on a connection."""
-        cursor = raw_cursor(conn)
-        async with cursor, cursor.copy(self.statements[query.text]) as copy:
-            for block in blocks:
-                await copy.write(block)
 
     async def _borrow_and_send(self, query: Query[T], *, within: float | None) -> T:
         try:

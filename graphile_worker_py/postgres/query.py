@@ -1,7 +1,7 @@
 """Statements as values: their text, their values, and how their rows are read."""
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SCHEMA_PLACEHOLDER: Final = ":GRAPHILE_WORKER_SCHEMA"
+BEGIN: Final = "select"
+"""Begins a transaction on a connection that is not in autocommit mode, as any statement does."""
 STALE: Final = errors.FeatureNotSupported
 """Raised for a prepared statement whose result columns have changed since it was prepared."""
 UNPREPARED: Final = (
@@ -49,8 +51,30 @@ class Query(Generic[T]):
     prepare: bool = True
 
 
-Steps: TypeAlias = Generator[Query[Any], Any, T]
-"""Statements to send in turn: each result is sent back in, the generator's result is returned."""
+@dataclass(frozen=True, slots=True)
+class Pipelined:
+    """Statements that do not depend on each other's results; the result is a list of theirs.
+
+    While the server works on one, the next one is taken from `queries`.
+    """
+
+    queries: Iterable[Query[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyIn:
+    """A COPY statement and the data to write; each block is taken when it is needed."""
+
+    query: Query[None]
+    blocks: Iterable[str]
+
+
+Step: TypeAlias = Query[Any] | Pipelined | CopyIn
+Steps: TypeAlias = Generator[Step, Any, T]
+"""What to send in turn: the generator is sent each result, and its own result is returned.
+
+`Database.drive` and `SyncDatabase.drive` send it, with and without an event loop.
+"""
 
 
 def no_result(_rows: list[tuple[Any, ...]]) -> None:
@@ -130,6 +154,14 @@ def goes_without_preparing(
 def can_copy(conn: BaseConnection[Any]) -> bool:
     """Whether a connection can run COPY now; not in pipeline mode."""
     return conn.pgconn.pipeline_status == PipelineStatus.OFF
+
+
+def ends_with_first_block(conn: BaseConnection[Any]) -> bool:
+    """Whether a `transaction()` block of ours would commit what is the caller's to commit.
+
+    It would on a connection that begins its transactions itself, and has not begun one yet.
+    """
+    return not conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE
 
 
 def has_rows(cursor: AsyncRawCursor[Any] | RawCursor[Any]) -> bool:

@@ -51,9 +51,6 @@ def add_job(spec: JobSpec, payload: str) -> Query[Job | None]:
     return Query(_ADD_JOB, values, read)
 
 
-# Any statement makes psycopg begin a transaction, where the connection is not in autocommit.
-BEGIN: Final = "select"
-
 # The payload travels as a string within the JSON: what is unpacked from a JSON document is
 # decoded on the way, and PostgreSQL refuses to decode U+0000, which a payload may hold.
 _SPECS: Final = """

@@ -5,8 +5,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, Unpack
 
 import psycopg
 from psycopg import (
@@ -20,10 +19,10 @@ from psycopg import (
     RawCursor,
 )
 
-from graphile_worker_py.adding.adder import JobAdder
+from graphile_worker_py.adding.adder import NOTHING_AROUND, Around, JobAdder
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.errors import GraphileWorkerError, one_line
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.connecting import connection_target
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import delay_after
@@ -68,8 +67,9 @@ class JobContext(JobAdder):
         worker_id: str,
         pool_id: str,
         queue_names: QueueNames,
+        adding: Around = NOTHING_AROUND,
     ) -> None:
-        super().__init__(database)
+        super().__init__(database, adding)
         self.job = job
         self.worker_id = worker_id
         self.pool_id = pool_id
@@ -152,6 +152,7 @@ class SyncJobContext:
         worker_id: str,
         pool_id: str,
         queue_names: QueueNames,
+        adding: Around = NOTHING_AROUND,
     ) -> None:
         self.job = job
         self.worker_id = worker_id
@@ -160,7 +161,7 @@ class SyncJobContext:
         self._logger = logger
         self._queue_names = queue_names
         self._database = database
-        self._adder = JobAdder(database)
+        self._adder = JobAdder(database, adding)
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -172,29 +173,10 @@ class SyncJobContext:
         self,
         identifier: str | TaskName[PayloadT],
         payload: PayloadT | None = None,
-        *,
-        queue_name: str | None = None,
-        run_at: datetime | None = None,
-        priority: int | None = None,
-        max_attempts: int | None = None,
-        job_key: str | None = None,
-        job_key_mode: JobKeyMode | str | None = None,
-        flags: Iterable[str] | None = None,
+        **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job. See `WorkerUtils.add_job`; with a transaction, use `SyncWorkerUtils`."""
-        return self._wait(
-            self._adder.add_job(
-                identifier,
-                payload,
-                queue_name=queue_name,
-                run_at=run_at,
-                priority=priority,
-                max_attempts=max_attempts,
-                job_key=job_key,
-                job_key_mode=job_key_mode,
-                flags=flags,
-            )
-        )
+        return self._wait(self._adder.add_job(identifier, payload, **options))
 
     def add_jobs(self, specs: Iterable[JobSpec]) -> list[Job]:
         """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""

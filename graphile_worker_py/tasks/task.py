@@ -4,7 +4,6 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from enum import StrEnum
 from typing import (
     TYPE_CHECKING,
@@ -13,7 +12,6 @@ from typing import (
     Literal,
     Protocol,
     TypeAlias,
-    TypedDict,
     TypeVar,
     Unpack,
     overload,
@@ -21,7 +19,7 @@ from typing import (
 
 from graphile_worker_py.checks import check_one_of, check_seconds
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import JobKeyMode, JobSpec, PayloadT, PayloadT_contra, TaskName
+from graphile_worker_py.job import JobSpec, PayloadT, PayloadT_contra, SpecOptions, TaskName
 from graphile_worker_py.tasks.locating import TaskPlace, check_has_place, place_of
 from graphile_worker_py.tasks.typed_payloads import Decode, payload_decoder
 
@@ -48,18 +46,6 @@ class Executor(StrEnum):
 
 
 ExecutorName: TypeAlias = Literal["thread", "inline", "process"]
-
-
-class SpecOptions(TypedDict, total=False):
-    """What a job may have beside task and payload; explained at `JobSpec`."""
-
-    queue_name: str | None
-    run_at: datetime | None
-    priority: int | None
-    max_attempts: int | None
-    job_key: str | None
-    job_key_mode: JobKeyMode | str | None
-    flags: Iterable[str] | None
 
 
 class AddJobOptions(SpecOptions, total=False):

@@ -51,6 +51,7 @@ class Caller:
     def __init__(self, worker_id: str, around: TaskSurroundings) -> None:
         self._worker_id = worker_id
         self._around = around
+        self._adding = around.hooks.around_adding(around.events)
         # Without plugins the task is called directly.
         self._call = around.hooks.run_job(self._call_task, partial(self._context, JobContext))
 
@@ -123,6 +124,7 @@ class Caller:
             worker_id=self._worker_id,
             pool_id=around.pool_id,
             queue_names=around.queue_names,
+            adding=self._adding,
         )
 
     async def _settle(self, job: Job, result: Any, started: float) -> None:
