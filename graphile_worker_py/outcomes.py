@@ -54,6 +54,9 @@ class Returned:
 
 Outcome: TypeAlias = Completed | Failed | Returned
 
+Settled: TypeAlias = tuple[Job, Outcome, float, float]
+"""A job, its outcome, when it ended (`time.perf_counter()`), and the seconds that it ran."""
+
 NOTHING_RETURNED: Final = Completed()
 """The outcome of a task that returned None, which is nearly every one."""
 

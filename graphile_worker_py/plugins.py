@@ -21,7 +21,9 @@ from graphile_worker_py.adding.adder import Around
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.tasks.importing import import_fault
@@ -91,6 +93,24 @@ class Part:
     name: str
     run: Callable[[], Awaitable[None]]
     ends: PartEnd = PartEnd.AFTER_OUTCOMES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rider:
+    """A statement that is part of those that record outcomes: both are committed, or neither.
+
+    It can write rows elsewhere, call functions, and add jobs. It can't fail or delay an outcome:
+    after an error the outcome is recorded without it, and the error is counted. If the error shows
+    that its tables or rights are missing, it is left out for a minute.
+
+    Attributes:
+        name: Names it in logs and in the health of the pool.
+        bind: Called with each batch of outcomes of one kind; returns the statement and its values,
+            or None if there is nothing to do. It must be quick, and may not raise.
+    """
+
+    name: str
+    bind: Callable[[Sequence[Settled]], BoundRider | None]
 
 
 class Plugin:
@@ -171,6 +191,14 @@ class Plugin:
 
         Args:
             pool: The `WorkerPool`: `pool_id`, `running`, and `stop`.
+        """
+        return ()
+
+    def riders(self, pool: Any) -> Iterable[Rider]:  # noqa: ARG002  # for those that override it
+        """Statements that record more than the outcome of a job; called once when the pool starts.
+
+        Args:
+            pool: As for `parts`.
         """
         return ()
 
@@ -259,6 +287,10 @@ class Hooks:
     def parts(self, pool: Any) -> list[Part]:
         """The coroutines that plugins want to run as long as a worker pool does."""
         return [part for plugin in self._overriding("parts") for part in plugin.parts(pool)]
+
+    def riders(self, pool: Any) -> list[Rider]:
+        """The statements that plugins add to those that record outcomes."""
+        return [rider for plugin in self._overriding("riders") for rider in plugin.riders(pool)]
 
     @property
     def recovering(self) -> Sequence[Plugin]:

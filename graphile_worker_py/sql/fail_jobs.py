@@ -1,4 +1,4 @@
-"""Recording failure: the error is stored, the job waits for its next attempt."""
+"""Recording failure: the error is stored, and the job waits for its next attempt."""
 
 import json
 import math
@@ -11,29 +11,22 @@ from typing import Final
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
-from graphile_worker_py.sql import fragments
-from graphile_worker_py.sql.complete_jobs import ids
+from graphile_worker_py.sql.outcomes import BoundRider, ids, record
 
 # `attempts` was counted by the fetch. The delay grows with it: e^attempts seconds, six hours from
 # the tenth attempt on. `retry_at` computes the same.
-_FAIL: Final = (
-    """
-with changed as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  set last_error = failure.message,
-    run_at = greatest(now(), jobs.run_at)
-      + exp(least(jobs.attempts, 10)) * interval '1 second',
-    locked_by = null,
-    locked_at = null,
-    payload = coalesce(failure.payload::json, jobs.payload)
-  from unnest($2::int8[], $3::text[], $4::text[]) as failure (job_id, message, payload)
-  where jobs.id = failure.job_id and jobs.locked_by = $1::text
-  returning jobs.id, jobs.job_queue_id
-),
-"""  # noqa: S608  # all parts are constants
-    + fragments.UNLOCK_QUEUES
-    + "select changed.id from changed"
-)
+_FAIL: Final = """
+update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+set last_error = failure.message,
+  run_at = greatest(now(), jobs.run_at)
+    + exp(least(jobs.attempts, 10)) * interval '1 second',
+  locked_by = null,
+  locked_at = null,
+  payload = coalesce(failure.payload::json, jobs.payload)
+from unnest($2::int8[], $3::text[], $4::text[]) as failure (job_id, message, payload)
+where jobs.id = failure.job_id and jobs.locked_by = $1::text
+returning jobs.id, jobs.job_queue_id
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +44,7 @@ class Failure:
     payload: str | None = None
 
     def in_ascii(self) -> "Failure":
-        """The same for a database whose encoding lacks characters: they are written out."""
+        """The same with characters escaped that the database's encoding may lack."""
         return Failure(
             self.job,
             self.message.encode("ascii", "backslashreplace").decode(),
@@ -66,15 +59,18 @@ def _json_escape(found: re.Match[str]) -> str:
     return json.dumps(found[0])[1:-1]
 
 
-def fail_jobs(failures: Sequence[Failure], *, pool_id: str) -> Query[set[int]]:
-    """Record failures and free the jobs' queues; the ids that were still the pool's."""
+def fail_jobs(
+    failures: Sequence[Failure], *, pool_id: str, riders: Sequence[BoundRider] = ()
+) -> Query[set[int]]:
+    """Record failures and release queues; the ids of the jobs that were still the pool's."""
+    queued = any(failure.job.job_queue_id is not None for failure in failures)
     values = (
         pool_id,
         [failure.job.id for failure in failures],
         [storable(failure.message) for failure in failures],
         [failure.payload for failure in failures],
     )
-    return Query(_FAIL, values, ids)
+    return record(Query(_FAIL, values, ids), queued=queued, riders=riders)
 
 
 def retry_at(job: Job) -> datetime | None:
@@ -88,9 +84,9 @@ def retry_at(job: Job) -> datetime | None:
 
 
 def storable(text: str) -> str:
-    """A text as PostgreSQL can store it: U+0000 and lone surrogates are written out.
+    """A text with U+0000 and lone surrogates escaped, which PostgreSQL can't store.
 
-    They would fail the statement, and with it the outcome of every job in it.
+    They would fail the statement, and with it every outcome in it.
     """
     if "\0" in text:
         text = text.replace("\0", "\\u0000")

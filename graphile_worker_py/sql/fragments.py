@@ -19,18 +19,3 @@ STATE: Final = """
     else 'ready'
   end
 """
-
-# A part of a WITH clause. `changed (id, job_queue_id)` before it has the jobs that pool $1 no
-# longer runs. Their queues are unlocked by an array of ids, because the planner reads whole tables
-# for a join.
-UNLOCK_QUEUES: Final = """
-unlocked as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = null,
-    locked_at = null
-  where queues.id = any (
-      array(select changed.job_queue_id from changed where changed.job_queue_id is not null)
-    )
-    and queues.locked_by = $1::text
-)
-"""

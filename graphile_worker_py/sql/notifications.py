@@ -27,9 +27,10 @@ def echo_channel(pool_id: str) -> str:
     return f"graphile_worker_py:{pool_id}"
 
 
-def listen_on(channel: str) -> str:
-    """The script that listens on another channel."""
-    return sql.SQL("listen {}").format(sql.Identifier(channel)).as_string()
+def listen_on(*channels: str) -> str:
+    """The script that listens on channels."""
+    each = (sql.SQL("listen {}").format(sql.Identifier(channel)) for channel in channels)
+    return sql.SQL("; ").join(each).as_string()
 
 
 def notify(channel: str, payload: str) -> Query[None]:

@@ -19,17 +19,19 @@ select
   set_config('enable_seqscan', 'off', false),
   set_config('enable_sort', 'off', false),
   set_config('enable_bitmapscan', 'off', false),
-  set_config('jit', 'off', false)
+  set_config('jit', 'off', false),
+  case when $2::text is not null then set_config('lock_timeout', $2::text, false) end
 from pg_stat_get_activity(pg_backend_pid())
 where pid = $1::int4
 """
 
 
-def keep_to_indexes(backend_pid: int) -> Query[Session | None]:
+def keep_to_indexes(backend_pid: int, *, lock_timeout: str | None = None) -> Query[Session | None]:
     """Let the connection's statements use indexes, if it leads to the server directly.
 
     Args:
         backend_pid: The server process as the connection knows it; a pooler makes one up.
+        lock_timeout: How long statements wait for locks, as PostgreSQL's setting; None leaves it.
 
     Returns:
         The session; None behind a pooler.
@@ -38,4 +40,4 @@ def keep_to_indexes(backend_pid: int) -> Query[Session | None]:
     def read(rows: list[tuple[Any, ...]]) -> Session | None:
         return (rows[0][0], rows[0][1]) if rows else None
 
-    return Query(_KEEP_TO_INDEXES, (backend_pid,), read, prepare=False)
+    return Query(_KEEP_TO_INDEXES, (backend_pid, lock_timeout), read, prepare=False)

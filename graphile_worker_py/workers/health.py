@@ -44,6 +44,8 @@ class Health:
             those whose outcome is not recorded yet.
         busy_threads: How many threads run plain functions.
         stuck_threads: How many of them run on after their job was cut off.
+        rider_failures: How often outcomes were recorded without what plugins add to them.
+        rider_error: The last error that caused this; None if there was none.
         last_error: The last error of the pool, not of its jobs; None if there was none.
         last_error_at: When it occurred.
     """
@@ -61,6 +63,8 @@ class Health:
     locked_jobs: int
     busy_threads: int
     stuck_threads: int
+    rider_failures: int
+    rider_error: str | None
     last_error: str | None
     last_error_at: datetime | None
 

@@ -165,7 +165,7 @@ class Listener:
             # The names of the channels are quoted.
             own = notifications.listen_on(self._channel)
             await self._database.run_script(own, conn=conn)  # pyright: ignore[reportArgumentType]
-            topics = "; ".join(map(notifications.listen_on, self._handlers))
+            topics = notifications.listen_on(*self._handlers)
             await self._database.run_script(topics, conn=conn)  # pyright: ignore[reportArgumentType]
         self._failures = 0
         self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))

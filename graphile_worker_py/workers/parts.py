@@ -15,6 +15,7 @@ from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.listener import Listener
 from graphile_worker_py.workers.local_queue import LocalQueue
+from graphile_worker_py.workers.riders import Riders
 from graphile_worker_py.workers.settler import Settler
 from graphile_worker_py.workers.sweep import Sweep
 from graphile_worker_py.workers.team import Team
@@ -44,6 +45,7 @@ class Parts:
     heartbeat: Heartbeat
     recovery: RecoveryLoop
     old_locks: OldLocks
+    riders: Riders
     queue: LocalQueue
     team: Team
     listener: Listener

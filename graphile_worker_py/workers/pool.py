@@ -152,6 +152,8 @@ class WorkerPool:
             locked_jobs=len(parts.holdings.ids),
             busy_threads=parts.threads.busy,
             stuck_threads=parts.threads.stuck,
+            rider_failures=parts.riders.failures.total(),
+            rider_error=parts.riders.last_error,
             last_error=vitals.last_error,
             last_error_at=vitals.last_error_at,
         )

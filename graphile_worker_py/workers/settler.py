@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from time import perf_counter
+from typing import Final
 
 import psycopg
 
@@ -13,18 +14,18 @@ from graphile_worker_py.errors import WorkerPoolError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.outcomes import Completed, Failed, Outcome, Returned
+from graphile_worker_py.outcomes import Completed, Failed, Outcome, Returned, Settled
+from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
+from graphile_worker_py.sql.outcomes import BoundRider, ride_alone
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.workers.batcher import Batcher
 from graphile_worker_py.workers.holdings import Holdings
-
-Settled: TypeAlias = tuple[Job, Outcome]
-"""A job with its outcome."""
+from graphile_worker_py.workers.riders import Riders, is_data_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +34,51 @@ class _Statement:
 
     Args:
         verb: Names it in messages: `Could not <verb> job 7`.
-        query: Makes the statement for a batch; it returns the ids of the rows that it changed.
+        query: Makes the statement for a batch, the pool's id and riders; it returns the ids of
+            the jobs that it changed.
         simplify: Makes an outcome storable in a database whose encoding lacks characters; None if
             it already is, or can't be made so.
     """
 
     verb: str
-    query: Callable[[Sequence[Settled], str], Query[set[int]]]
+    query: Callable[[Sequence[Settled], str, Sequence[BoundRider]], Query[set[int]]]
     simplify: Callable[[Settled], Settled | None] = lambda _settled: None
 
 
-def _complete(batch: Sequence[Settled], pool_id: str) -> Query[set[int]]:
-    return complete_jobs([job for job, _ in batch], pool_id=pool_id)
+def _complete(
+    batch: Sequence[Settled], pool_id: str, riders: Sequence[BoundRider]
+) -> Query[set[int]]:
+    return complete_jobs(_jobs_of(batch), pool_id=pool_id, riders=riders)
 
 
-def _return(batch: Sequence[Settled], pool_id: str) -> Query[set[int]]:
-    return return_jobs([job for job, _ in batch], pool_id=pool_id)
+def _return(
+    batch: Sequence[Settled], pool_id: str, riders: Sequence[BoundRider]
+) -> Query[set[int]]:
+    return return_jobs(_jobs_of(batch), pool_id=pool_id, riders=riders)
 
 
-def _fail(batch: Sequence[Settled], pool_id: str) -> Query[set[int]]:
-    return fail_jobs([_failure(settled) for settled in batch], pool_id=pool_id)
+def _fail(batch: Sequence[Settled], pool_id: str, riders: Sequence[BoundRider]) -> Query[set[int]]:
+    return fail_jobs([_failure(settled) for settled in batch], pool_id=pool_id, riders=riders)
+
+
+def _jobs_of(batch: Sequence[Settled]) -> list[Job]:
+    return [settled[0] for settled in batch]
 
 
 def _failure(settled: Settled) -> Failure:
-    job, outcome = settled
+    job, outcome, _, _ = settled
     assert isinstance(outcome, Failed)  # noqa: S101  # only these are put into its batcher
     return Failure(job, outcome.message, outcome.payload)
 
 
 def _in_ascii(settled: Settled) -> Settled | None:
-    job, outcome = settled
+    job, outcome, ended, duration = settled
     failure = _failure(settled)
     plain = failure.in_ascii()
     if plain == failure or not isinstance(outcome, Failed):
         return None
-    return job, replace(outcome, message=plain.message, payload=plain.payload)
+    simple = replace(outcome, message=plain.message, payload=plain.payload)
+    return job, simple, ended, duration
 
 
 COMPLETE: Final = _Statement("complete", _complete)
@@ -83,6 +94,7 @@ class Settler:
         connection: The connection for outcomes.
         options: The delays for gathering outcomes.
         holdings: The jobs that are locked for the pool.
+        riders: What plugins add to the statements.
         events: Where to emit events.
         logger: Where to log.
         broken: Called with an error, and what failed, if an outcome can't be recorded for a
@@ -96,6 +108,7 @@ class Settler:
         connection: OwnConnection,
         options: WorkerOptions,
         holdings: Holdings,
+        riders: Riders,
         events: Events,
         logger: logging.Logger,
         broken: Callable[[BaseException, str], None],
@@ -103,6 +116,7 @@ class Settler:
         self._pool_id = pool_id
         self._connection = connection
         self._holdings = holdings
+        self._riders = riders
         self._events = events
         self._logger = logger
         self._broken = broken
@@ -136,9 +150,9 @@ class Settler:
         for batcher in (self._completed, self._failed, self._returned):
             batcher.close()
 
-    def record(self, job: Job, outcome: Outcome) -> None:
-        """Record an outcome with the next batch of its kind."""
-        self._put[type(outcome)]((job, outcome))
+    def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:
+        """Record an outcome with the next batch of its kind; `duration` is how long it ran."""
+        self._put[type(outcome)]((job, outcome, perf_counter(), duration))
 
     def _put_returned(self, settled: Settled) -> None:
         self.returned.append(settled[0])
@@ -146,16 +160,24 @@ class Settler:
 
     async def return_now(self, jobs: Sequence[Job]) -> None:
         """Return jobs with their attempts; they were not started."""
-        await self._write(RETURN, [(job, Returned()) for job in jobs])
+        await self._write(RETURN, [(job, Returned(), perf_counter(), 0.0) for job in jobs])
 
     async def _write(self, statement: _Statement, batch: Sequence[Settled]) -> None:
         """Record a batch, however long it takes: until then its jobs stay locked."""
         failures = 0
+        riding = self._riders.bind(batch)
+        left_behind: list[Rider] = []
         while True:
+            query = statement.query(batch, self._pool_id, [bound for _, bound in riding])
             try:
-                written = await self._connection.run(statement.query(batch, self._pool_id))
+                written = await self._connection.run(query)
                 break
             except (psycopg.Error, OSError, UnicodeEncodeError) as error:
+                if riding and not self._riders.stay(error):
+                    riders, riding = [rider for rider, _ in riding], []
+                    self._riders.failed(riders, error)
+                    left_behind = riders if is_data_error(error) else []
+                    continue
                 failures += 1
                 backoff = backoff_for(error)
                 if backoff is None:
@@ -173,9 +195,22 @@ class Settler:
                 await asyncio.sleep(delay)
         # After a failure rows may be missing because the first statement was committed.
         if len(written) < len(batch) and failures == 0:
-            lost = [job.id for job, _ in batch if job.id not in written]
+            lost = [job.id for job in _jobs_of(batch) if job.id not in written]
             self._events.emit(events.JobLost(pool_id=self._pool_id, job_ids=lost))
-        self._holdings.recorded([job for job, _ in batch])
+        self._holdings.recorded(_jobs_of(batch))
+        for rider in left_behind:
+            await self._ride_singly(rider, [each for each in batch if each[0].id in written])
+
+    async def _ride_singly(self, rider: Rider, batch: Sequence[Settled]) -> None:
+        """Run a rider for one job after the other, because a value of one of them failed it."""
+        for settled in batch:
+            bound = rider.bind([settled])
+            if bound is None:
+                continue
+            try:
+                await self._connection.run(ride_alone([settled[0].id], bound))
+            except (psycopg.Error, OSError, UnicodeEncodeError) as error:
+                self._riders.failed([rider], error)
 
     async def _write_singly(
         self, statement: _Statement, batch: Sequence[Settled], error: Exception

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection
@@ -32,6 +33,7 @@ from graphile_worker_py.workers.listener import Listener, announced_jobs, is_bre
 from graphile_worker_py.workers.local_queue import LocalQueue
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.pool import WorkerPool
+from graphile_worker_py.workers.riders import Riders
 from graphile_worker_py.workers.settler import Settler
 from graphile_worker_py.workers.sweep import Sweep
 from graphile_worker_py.workers.team import Team
@@ -93,9 +95,12 @@ def build_pool(
 
 def _connected(pool: WorkerPool) -> Parts:
     holdings, abort, guard = Holdings(), Abort(), Guard()
-    fetching = settling = OwnConnection(pool.database, begin=keep_to_indexes)
+    riders = Riders(pool.hooks.riders(pool), pool_id=pool.pool_id, logger=pool.logger)
+    # A rider's tables may be locked; an outcome must not wait for them.
+    recording = partial(keep_to_indexes, lock_timeout="500ms" if riders else None)
+    fetching = settling = OwnConnection(pool.database, begin=recording)
     if own_connections(pool.options) > 1:
-        settling = OwnConnection(pool.database, begin=keep_to_indexes)
+        fetching = OwnConnection(pool.database, begin=keep_to_indexes)
     suspects = Suspects(
         pool_id=pool.pool_id,
         database=pool.database,
@@ -104,7 +109,7 @@ def _connected(pool: WorkerPool) -> Parts:
     )
     heartbeat = _heartbeat(pool, suspects)
     fetcher = _fetcher(pool, holdings, fetching)
-    settler = _settler(pool, holdings, settling)
+    settler = _settler(pool, holdings, riders, settling)
     queue = _queue(pool, holdings, settler)
     threads, processes = ThreadExecutor(), _process_executor(pool, guard)
     around = _task_surroundings(pool, threads, processes, abort)
@@ -131,6 +136,7 @@ def _connected(pool: WorkerPool) -> Parts:
         heartbeat=heartbeat,
         recovery=_recovery(pool, heartbeat, suspects),
         old_locks=_old_locks(pool, heartbeat, suspects, holdings),
+        riders=riders,
         queue=queue,
         team=team,
         listener=_listener(pool, heartbeat),
@@ -156,12 +162,15 @@ def _fetcher(pool: WorkerPool, holdings: Holdings, connection: OwnConnection) ->
     )
 
 
-def _settler(pool: WorkerPool, holdings: Holdings, connection: OwnConnection) -> Settler:
+def _settler(
+    pool: WorkerPool, holdings: Holdings, riders: Riders, connection: OwnConnection
+) -> Settler:
     return Settler(
         pool_id=pool.pool_id,
         connection=connection,
         options=pool.options,
         holdings=holdings,
+        riders=riders,
         events=pool.events,
         logger=pool.logger,
         broken=pool.break_down,

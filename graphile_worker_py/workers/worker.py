@@ -30,8 +30,8 @@ class Source(Protocol):
 class Recorder(Protocol):
     """Where outcomes go to: the settler."""
 
-    def record(self, job: Job, outcome: Outcome) -> None:
-        """Record an outcome soon."""
+    def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:
+        """Record an outcome soon; `duration` is how many seconds the job ran."""
 
 
 class Guard(Protocol):
@@ -186,7 +186,7 @@ class Worker:
             self._emit_failure(job, outcome, duration)
         elif self._events.wants(events.JobSuccess):
             self._emit(events.JobSuccess, job, duration=duration)
-        self._record(job, outcome)
+        self._record(job, outcome, duration)
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=error)
 

@@ -1,0 +1,95 @@
+"""The riders of a pool: which take part in a statement, and which are left out after errors."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+import psycopg
+from psycopg import errors
+
+from graphile_worker_py.errors import one_line
+from graphile_worker_py.outcomes import Settled
+from graphile_worker_py.plugins import Rider
+from graphile_worker_py.postgres.outages import is_outage
+from graphile_worker_py.sql.outcomes import BoundRider
+
+LEFT_OUT_FOR: Final = 60.0
+"""Seconds for which riders are left out after an error that the next batch would meet, too."""
+_LOST_RACE: Final = (errors.SerializationFailure, errors.DeadlockDetected)
+
+
+class Riders:
+    """The riders of one pool.
+
+    Args:
+        riders: What plugins add.
+        pool_id: Id of the pool, for the log.
+        logger: Where to log.
+        left_out_for: See `LEFT_OUT_FOR`.
+
+    Attributes:
+        failures: How often each rider had a part in a statement that failed.
+        last_error: The last of these errors; None if there was none.
+    """
+
+    def __init__(
+        self,
+        riders: Sequence[Rider],
+        *,
+        pool_id: str,
+        logger: logging.Logger,
+        left_out_for: float = LEFT_OUT_FOR,
+    ) -> None:
+        self._riders = riders
+        self._about = {"pool_id": pool_id}
+        self._logger = logger
+        self._left_out_for = left_out_for
+        self._left_out_until = 0.0
+        self.failures: Counter[str] = Counter()
+        self.last_error: str | None = None
+
+    @property
+    def left_out(self) -> bool:
+        """Whether riders are left out at the moment."""
+        return asyncio.get_running_loop().time() < self._left_out_until
+
+    def __bool__(self) -> bool:
+        return bool(self._riders)
+
+    def bind(self, batch: Sequence[Settled]) -> list[tuple[Rider, BoundRider]]:
+        """The riders that take part in recording a batch."""
+        if not self._riders or self.left_out:
+            return []
+        bound = [(rider, rider.bind(batch)) for rider in self._riders]
+        return [(rider, statement) for rider, statement in bound if statement is not None]
+
+    def stay(self, error: Exception) -> bool:
+        """Whether the statement is sent again with its riders: after outages and lost races."""
+        if isinstance(error, errors.LockNotAvailable):
+            return False  # `lock_timeout`: an outcome does not wait for the tables of a rider
+        return is_outage(error) or isinstance(error, _LOST_RACE)
+
+    def failed(self, riders: Sequence[Rider], error: Exception) -> None:
+        """Count a statement that failed with these riders, and leave them out if that may help."""
+        self.failures.update(rider.name for rider in riders)
+        self.last_error = one_line(error)
+        state = error.sqlstate if isinstance(error, psycopg.Error) else None
+        if state is not None and (state.startswith("42") or state == "23514"):
+            # A missing table, column, right or partition.
+            self._left_out_until = asyncio.get_running_loop().time() + self._left_out_for
+            self._logger.warning(
+                "Recording outcomes without %s for %.0f s (%s)",
+                ", ".join(rider.name for rider in riders),
+                self._left_out_for,
+                self.last_error,
+                extra=self._about,
+            )
+
+
+def is_data_error(error: Exception) -> bool:
+    """Whether one row of a batch is at fault, so that riders may succeed for the others."""
+    if isinstance(error, UnicodeEncodeError | psycopg.DataError):
+        return True
+    return isinstance(error, psycopg.IntegrityError) and error.sqlstate != "23514"
