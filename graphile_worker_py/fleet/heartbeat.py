@@ -23,7 +23,7 @@ from enum import StrEnum
 from typing import Any, Final, assert_never
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
 from graphile_worker_py.backoff import CONTENTION
@@ -36,7 +36,7 @@ from graphile_worker_py.postgres.deadlines import ended_after, hung_up_after
 from graphile_worker_py.postgres.outages import backoff_for, is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import notifications, pools
-from graphile_worker_py.sql.pools import HeartbeatReply, Standing
+from graphile_worker_py.sql.pools import HeartbeatReply, PoolLock, Standing
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 
 REGISTER_PATIENCE: Final = 5.0
@@ -123,8 +123,7 @@ class Heartbeat:
         self._declared_dead = declared_dead
         self._logger = logger
         self._about = {"pool_id": pool_id}
-        # The pool's id is random enough. A key is a signed 64-bit number.
-        self._lock_key = int(pool_id.rpartition("-")[2][:16], 16) - 2**63
+        self._lock: PoolLock | None = None
         self._mode = Mode.WITHOUT if options.no_side_schema else Mode.STARTING
         # The row can vanish in every mode; the next heartbeat inserts it again.
         self._has_row = False
@@ -200,16 +199,12 @@ class Heartbeat:
         self._wake.set()
 
     async def hold_lock(self, conn: AsyncConnection[Any]) -> None:
-        """Take the advisory lock that proves, while its session lasts, that the pool lives.
-
-        Raises:
-            psycopg.errors.LockNotAvailable: Another pool is testing the lock at this moment.
-        """
+        """Take the advisory lock that proves, while its session lasts, that the pool lives."""
         if self._mode in SILENT:
             return
-        hold_lock = pools.hold_lock(self._lock_key, dead_after=self.dead_after)
-        if not await self._database.run(hold_lock, conn=conn):
-            raise errors.LockNotAvailable("the advisory lock of the pool is not free")
+        hold_lock = pools.hold_lock(dead_after=self.dead_after)
+        self._lock = await self._database.run(hold_lock, conn=conn)
+        self._wake.set()  # the next heartbeat tells other pools which lock it is
         # Again, so that pg_stat_activity shows administrators what the session is for.
         await self._database.run_script(notifications.LISTEN, conn=conn)
 
@@ -292,7 +287,6 @@ class Heartbeat:
             host=socket.gethostname(),
             pid=os.getpid(),
             dead_after=self.dead_after,
-            lock_key=self._lock_key,
         )
         await own.install(self._database, conn)
         async with conn.transaction():
@@ -308,6 +302,7 @@ class Heartbeat:
             self._pool_id,
             worker_schema=self._database.schema,
             is_stopping=self._mode is Mode.STOPPING,
+            lock=self._lock,
         )
         # If a pooler loses the prepared statement of the first heartbeat, the whole transaction
         # that registers the pool fails.
@@ -348,7 +343,10 @@ class Heartbeat:
     def _failed(self, error: Exception) -> None:
         if self._failures == 0:
             self._logger.warning(
-                "Could not send a heartbeat (%s); retrying", one_line(error), extra=self._about
+                "Could not %s (%s); retrying",
+                "send a heartbeat" if self._has_row else "register this pool",
+                one_line(error),
+                extra=self._about,
             )
         self._failures += 1
 

@@ -8,7 +8,8 @@ workers from registering.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, LiteralString
 
@@ -18,12 +19,17 @@ from psycopg import AsyncConnection, errors
 from graphile_worker_py.errors import ConfigurationError, one_line
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import own_schema
+from graphile_worker_py.sql.time_limits import limit_transaction
 
 logger = logging.getLogger(__name__)
 
 MISSING: Final = (errors.UndefinedTable, errors.InvalidSchemaName)
 """Errors of a statement where the schema was not installed, or was dropped."""
 TRIES: Final = 3
+LOCK_PATIENCE: Final = 3.0
+"""Seconds that an installation waits for each lock that another session holds."""
+PATIENCE: Final = 30.0
+"""Seconds that each of its statements may take, and that it may pause."""
 _CLASHES: Final = (errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateSchema)
 _LEAF_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -99,21 +105,39 @@ def is_ready(leaf: str | None, applied: Mapping[str, int]) -> bool:
 
 
 async def _until_no_clash(attempt: Callable[[], Awaitable[None]]) -> None:
-    """Try again if another installer was faster, which some isolation levels hide from us."""
+    """Try again if another installer was faster.
+
+    The first installation has no row to lock. Of several installers one creates the schema; the
+    others wait for its transaction, and then clash.
+    """
     for tries_left in reversed(range(TRIES)):
         try:
             await attempt()
         except _CLASHES:
             if not tries_left:
                 raise
+        except errors.LockNotAvailable as error:
+            raise errors.LockNotAvailable(
+                f"another session has locked tables of the schema {own_schema.NAME}"
+            ) from error
         else:
             return
 
 
+@asynccontextmanager
+async def _installing(database: Database, conn: AsyncConnection[Any]) -> AsyncIterator[None]:
+    """A transaction that only one installer is in, if the table of migrations exists."""
+    limits = limit_transaction(lock=LOCK_PATIENCE, statement=PATIENCE, idle=PATIENCE)
+    async with conn.transaction():
+        await database.run(limits, conn=conn)
+        if await database.run(own_schema.read_table_exists(), conn=conn):
+            await database.run(own_schema.lock_migrations(), conn=conn)
+        yield
+
+
 async def _install(database: Database, conn: AsyncConnection[Any]) -> None:
     run = database.run
-    async with conn.transaction():
-        await run(own_schema.lock_migrations(), conn=conn)
+    async with _installing(database, conn):
         if not await run(own_schema.read_schema_exists(), conn=conn):
             await run(own_schema.create_schema(), conn=conn)
         revision = await _revision(database, conn)
@@ -144,8 +168,7 @@ async def _install_leaves(database: Database, conn: AsyncConnection[Any]) -> Non
 
 async def _install_leaf(database: Database, conn: AsyncConnection[Any], leaf: str) -> None:
     run = database.run
-    async with conn.transaction():
-        await run(own_schema.lock_migrations(), conn=conn)
+    async with _installing(database, conn):
         if not await run(own_schema.read_leaf_table_exists(), conn=conn):
             await run(own_schema.create_leaf_table(), conn=conn)
         revision = (await leaf_revisions(database, conn=conn)).get(leaf, 0)

@@ -14,7 +14,9 @@ NAME: Final = "graphile_worker_py"
 # know fewer of them keep working.
 #
 # pools: one row for each running worker pool, deleted when it ends. `lock_key` is the key of the
-#   advisory lock that its listening connection holds. `died_at` is set when another pool declares
+#   advisory lock that its listening connection holds, `lock_pid` the server process of that
+#   connection. Any role that may connect can read the keys in pg_locks and lock them too, so a lock
+#   counts only if this server process holds it. `died_at` is set when another pool declares
 #   it dead, `recorded_at` when its jobs are recorded as suspects, `unlocked_at` each time its jobs
 #   are freed. The row of a dead pool stays for a week, so that a pool that was only paused learns
 #   of its death. Rows are updated every two seconds; free room on each page keeps these updates
@@ -55,6 +57,7 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
         )
         """,
     ),
+    ("alter table graphile_worker_py.pools add column lock_pid int4",),
 )
 LATEST: Final = len(MIGRATIONS)
 
@@ -90,8 +93,13 @@ def read_revision() -> Query[int]:
     return Query(_REVISION, (), lambda rows: int(rows[0][0]), prepare=False)
 
 
-# An arbitrary number, unlikely to be used by another program.
-_LOCK: Final = "select pg_advisory_xact_lock(7240312864093218563)"
+# An advisory lock could be taken by any role that may connect.
+_LOCK: Final = """
+select migrations.id
+from graphile_worker_py.migrations as migrations
+order by migrations.id
+for update
+"""
 
 
 def lock_migrations() -> Query[None]:

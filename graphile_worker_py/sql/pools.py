@@ -1,5 +1,6 @@
 """The registered worker pools: register, send heartbeats, and find dead pools."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,20 +15,17 @@ with forgotten as (
   where pools.heartbeat_at < clock_timestamp() - interval '7 days'
 )
 insert into graphile_worker_py.pools (pool_id, worker_schema, host, pid, dead_after, lock_key)
-values ($1::text, $2::text, $3::text, $4::int4, $5::float8, $6::int8)
+values ($1::text, $2::text, $3::text, $4::int4, $5::float8, 0)
 on conflict (pool_id) do nothing
 """
 
 
 def register_pool(
-    pool_id: str, *, worker_schema: str, host: str, pid: int, dead_after: float, lock_key: int
+    pool_id: str, *, worker_schema: str, host: str, pid: int, dead_after: float
 ) -> Query[None]:
     """Register a pool; `dead_after` is by how many seconds its heartbeat may be late."""
     return Query(
-        _REGISTER,
-        (pool_id, worker_schema, host, pid, dead_after, lock_key),
-        no_result,
-        prepare=False,
+        _REGISTER, (pool_id, worker_schema, host, pid, dead_after), no_result, prepare=False
     )
 
 
@@ -39,24 +37,42 @@ def leave(pool_id: str) -> Query[None]:
     return Query(_LEAVE, (pool_id,), no_result, prepare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class PoolLock:
+    """An advisory lock that proves that a pool lives.
+
+    Args:
+        key: Its key.
+        pid: The server process of the session that holds it.
+    """
+
+    key: int
+    pid: int
+
+
 # The settings are for a host that is lost: its session, and with it the lock, must not outlive it
-# by hours. They have no effect on connections that are not TCP. The lock is shared, because after a
-# lost connection the old session may still hold it when the new one asks.
+# by hours. They have no effect on connections that are not TCP. The lock is shared, so that a
+# session that holds the same key by chance or on purpose does not matter.
 _HOLD_LOCK: Final = """
 select
   set_config('tcp_keepalives_idle', $2::text, false),
   set_config('tcp_keepalives_interval', $2::text, false),
   set_config('tcp_keepalives_count', '3', false),
   set_config('tcp_user_timeout', $3::text, false),
-  pg_try_advisory_lock_shared($1::int8)
+  pg_try_advisory_lock_shared($1::int8),
+  pg_backend_pid()
 """
 
 
-def hold_lock(lock_key: int, *, dead_after: float) -> Query[bool]:
-    """Take the lock that proves to other pools, while this session lasts, that the pool lives."""
+def hold_lock(*, dead_after: float) -> Query[PoolLock]:
+    """Take a lock that proves to other pools, while this session lasts, that the pool lives.
+
+    Its key is random, so that no other session can have taken it before.
+    """
+    key = int.from_bytes(os.urandom(8), signed=True)
     seconds = max(1, round(dead_after / 4))
-    values = (lock_key, str(seconds), str(max(1000, round(dead_after * 1000))))
-    return Query(_HOLD_LOCK, values, lambda rows: bool(rows[0][-1]), prepare=False)
+    values = (key, str(seconds), str(max(1000, round(dead_after * 1000))))
+    return Query(_HOLD_LOCK, values, lambda rows: PoolLock(key, rows[0][-1]), prepare=False)
 
 
 class Standing(StrEnum):
@@ -91,7 +107,9 @@ _BEAT: Final = """
 with beaten as (
   update graphile_worker_py.pools as pools
   set heartbeat_at = statement_timestamp(),
-    is_stopping = $3::bool
+    is_stopping = $3::bool,
+    lock_key = $4::int8,
+    lock_pid = $5::int4
   where pools.pool_id = $1::text and pools.died_at is null
   returning pools.pool_id
 )
@@ -128,13 +146,16 @@ select
 """
 
 
-def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[HeartbeatReply]:
+def beat(
+    pool_id: str, *, worker_schema: str, is_stopping: bool, lock: PoolLock | None
+) -> Query[HeartbeatReply]:
     """Send a heartbeat, and read what is new.
 
     Args:
         pool_id: The pool.
         worker_schema: The schema that it works on.
         is_stopping: Whether it was told to stop. If it is killed then, its jobs are not suspected.
+        lock: The lock that its listening connection has taken; None if it has taken none.
     """
 
     def read(rows: list[tuple[Any, ...]]) -> HeartbeatReply:
@@ -142,7 +163,8 @@ def beat(pool_id: str, *, worker_schema: str, is_stopping: bool) -> Query[Heartb
         suspects = dict(zip(job_ids, crashes, strict=True))
         return HeartbeatReply(Standing(standing), others_late, suspects, at)
 
-    return Query(_BEAT, (pool_id, worker_schema, is_stopping), read)
+    key, pid = (0, None) if lock is None else (lock.key, lock.pid)
+    return Query(_BEAT, (pool_id, worker_schema, is_stopping, key, pid), read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +191,7 @@ _FIND_DEAD: Final = """
 with late as materialized (
   select pools.pool_id,
     pools.lock_key,
+    pools.lock_pid,
     pools.heartbeat_at < clock_timestamp() - 40 * pools.dead_after * interval '1 second' as too_late
   from graphile_worker_py.pools as pools
   where pools.worker_schema = $2::text
@@ -182,7 +205,24 @@ update graphile_worker_py.pools as pools
 set died_at = clock_timestamp()
 from late
 where pools.pool_id = late.pool_id
-  and (late.too_late or pg_try_advisory_xact_lock(late.lock_key))
+  and (
+    late.too_late
+    or not exists (
+      select
+      from pg_catalog.pg_locks as locks
+      where locks.locktype = 'advisory'
+        and locks.granted
+        and locks.pid = late.lock_pid
+        and locks.database = (
+          select databases.oid
+          from pg_catalog.pg_database as databases
+          where databases.datname = current_database()
+        )
+        and locks.classid = ((late.lock_key >> 32) & 4294967295)::oid
+        and locks.objid = (late.lock_key & 4294967295)::oid
+        and locks.objsubid = 1
+    )
+  )
 returning pools.pool_id, pools.host, pools.pid, pools.is_stopping
 """
 

@@ -22,7 +22,7 @@ create table public.runs (
 """
 HELD: Final = """
 select 1 from pg_locks, graphile_worker_py.pools
-where locktype = 'advisory' and granted and pool_id = %s
+where locktype = 'advisory' and granted and pool_id = %s and pg_locks.pid = lock_pid
   and (classid::bigint << 32) | objid::bigint = lock_key
 """
 BEGIN: Final = "insert into public.runs (job_id, pool_id) values (%s, %s) returning id"

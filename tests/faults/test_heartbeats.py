@@ -3,14 +3,12 @@
 import asyncio
 from typing import Any
 
-import psycopg
 import pytest
 
 from graphile_worker_py import JobContext, Runner
 from graphile_worker_py.events import (
     JobStart,
     JobSuccess,
-    PoolListenError,
     PoolListenSuccess,
     PoolRecovered,
     PoolTakenForDead,
@@ -32,10 +30,6 @@ values
   ('pool-ghost', 'graphile_worker', 'host', 1, now() - interval '1 hour', 0.01, 1, %s, %s, %s)
 """
 HAUNT = "locked_by = 'pool-ghost', locked_at = now()"
-LOCKS = """
-select pid, mode, granted from pg_locks
-where locktype = 'advisory' and (classid::bigint << 32) | objid::bigint = %s
-"""
 
 
 async def heartbeat_after(ledger: Ledger, pool_id: str, *, seconds: float, timeout: float) -> None:
@@ -187,32 +181,3 @@ async def test_a_stop_does_not_wait_for_a_recovery_that_waits_for_a_lock(
             await ledger.seen_waiting("%graphile_worker_py.suspects%")
             await asyncio.wait_for(runner.stop(), 15)
     assert told.of(PoolRecovered) == []
-
-
-async def test_a_listener_that_does_not_get_the_lock_of_its_pool_begins_anew(
-    dsn: str, ledger: Ledger
-) -> None:
-    """Whoever looks for dead pools has it for a moment."""
-    told = Told()
-    async with Runner(
-        dsn, tasks={"work": print}, events=told.events, heartbeat_interval=1, dead_after=30
-    ) as runner:
-        await told.seen(PoolListenSuccess)
-        await eventually(lambda: ledger.has_lock(runner.pool_id))
-        key = ledger.pools()[runner.pool_id]["lock_key"]
-
-        def held(*, granted: bool, mode: str) -> list[int]:
-            rows = ledger.query(LOCKS, key)
-            return [row["pid"] for row in rows if (row["granted"], row["mode"]) == (granted, mode)]
-
-        async with (
-            await psycopg.AsyncConnection.connect(dsn, autocommit=True) as finder,
-            asyncio.TaskGroup() as group,
-        ):
-            group.create_task(finder.execute("select pg_advisory_lock(%s)", (key,)))
-            await eventually(lambda: held(granted=False, mode="ExclusiveLock"))
-            for pid in held(granted=True, mode="ShareLock"):
-                ledger.query("select pg_terminate_backend(%s)", pid)
-            # The first time because of the session, the second time because of the lock.
-            await told.seen(PoolListenError, count=2)
-        await eventually(lambda: held(granted=True, mode="ShareLock"))

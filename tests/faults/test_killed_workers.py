@@ -12,6 +12,7 @@ from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, FASTER, Ledger
 from tests.support.eventually import eventually
 from tests.support.processes import Process
+from tests.support.proxy import Proxy
 from tests.support.running import Told
 
 
@@ -165,20 +166,21 @@ async def test_a_worker_that_ends_well_leaves_nothing_behind(
 
 
 async def test_where_its_session_was_kept_a_killed_worker_is_found_by_its_heartbeat(
-    ledger: Ledger, start_worker: StartWorker
+    dsn: str, ledger: Ledger, start_worker: StartWorker
 ) -> None:
-    """As on a host that vanished: nobody tells the server for a while."""
-    killed = start_worker(**{**FAST, **FASTER})
-    ledger.add("work", {"seconds": 3600})
-    dead = await begun(ledger, killed, 1)
-    other = start_worker(**FAST)
-    await other.seen("pool:listen:success")
-    key = ledger.pools()[dead]["lock_key"]
-    with ledger.session() as held:
-        held.execute("select pg_advisory_lock_shared(%s)", (key,))
-        killed.kill()
-        assert killed.wait() == -signal.SIGKILL
-        await other.seen("pool:recovered", 15)
+    """As on a host that vanished: the server does not learn of it for a while."""
+    async with Proxy(dsn).running() as proxy:
+        killed = start_worker(at=proxy.dsn, **{**FAST, **FASTER})
+        ledger.add("work", {"seconds": 3600})
+        dead = await begun(ledger, killed, 1)
+        other = start_worker(**FAST)
+        await other.seen("pool:listen:success")
+        await eventually(lambda: ledger.has_lock(dead))
+        with proxy.black_hole():
+            killed.kill()
+            assert killed.wait() == -signal.SIGKILL
+            await other.seen("pool:recovered", 15)
+            assert ledger.has_lock(dead)
         (late,) = ledger.query(
             "select extract(epoch from died_at - heartbeat_at)::float8 as seconds"
             " from graphile_worker_py.pools where pool_id = %s",
