@@ -59,7 +59,15 @@ async def test_tests_that_leave_a_task_a_connection_a_thread_or_a_process_fail(
 ) -> None:
     (tmp_path / "test_leaks.py").write_text(LEAKS)
     root = Path(__file__).parents[1]
-    options = ["-n0", "-c", "pyproject.toml", f"--rootdir={root}", "-p", "no:cacheprovider"]
+    options = [
+        "--leak-patience=1",
+        "-n0",
+        "-c",
+        "pyproject.toml",
+        f"--rootdir={root}",
+        "-p",
+        "no:cacheprovider",
+    ]
     run = processes.start(
         [sys.executable, "-m", "pytest", *options, str(tmp_path / "test_leaks.py")], cwd=root
     )

@@ -22,7 +22,7 @@ from graphile_worker_py.events import (
 )
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 TERMINATE_ALL = """
 select pg_terminate_backend(pid) from pg_stat_activity
@@ -264,7 +264,7 @@ async def test_a_stop_while_the_database_is_away_says_what_it_cannot_know(dsn: s
     jobs, told = Jobs(dsn), Told()
     async with Proxy(dsn).running() as proxy:
         with pytest.raises(WorkerPoolError, match="a fetch was not answered"):
-            async with Runner(
+            async with impatient(stop=0.3)(
                 proxy.dsn, tasks={"work": print}, poll_interval=0.05, events=told.events
             ):
                 await told.seen(PoolListenSuccess)
@@ -362,7 +362,7 @@ async def test_a_lock_that_came_after_the_outcome_of_its_job_is_not_left_behind(
 
     async with await psycopg.AsyncConnection.connect(dsn) as holding:
         await holding.execute("select pg_advisory_xact_lock(77)")
-        async with Runner(
+        async with impatient(stop=0.3)(
             dsn, tasks={"work": work}, poll_interval=0.1, forbidden_flags=flags, events=told.events
         ) as runner:
             await told.seen(JobStart)

@@ -25,7 +25,6 @@ from tests.support.server import SETTINGS, Server, bin_dir_of, fast_directory
 
 SCHEMA = "graphile_worker"
 THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()
-THREAD_END_TIME = 3.0
 TASK_PROCESS = b"graphile_worker_py.executors.child"
 TASK_GUARD = b"graphile_worker_py/executors/guard.py"
 
@@ -44,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Run the tests marked as long too, let each fault last and come again, and try many"
         " more examples",
+    )
+    parser.addoption(
+        "--leak-patience",
+        type=float,
+        default=4.0,
+        help="seconds in which connections and threads of a test must end after it",
     )
 
 
@@ -149,6 +154,12 @@ def template(server: Server, install: Install) -> Callable[[str], str]:
     return template_of
 
 
+@pytest.fixture(scope="session")
+def leak_patience(pytestconfig: pytest.Config) -> float:
+    """Seconds that the connections of a test get to close after it."""
+    return float(pytestconfig.getoption("--leak-patience"))
+
+
 @pytest.fixture
 def installer() -> str:
     """Which package installs the schema of `dsn`: ours.
@@ -165,22 +176,25 @@ def dsn(
     template: Callable[[str], str],
     server: Server,
     processes: Processes,
+    leak_patience: float,
 ) -> Iterator[str]:
-    """A database of the test's own, with the schema `graphile_worker` installed."""
-    yield from _database(server, processes, template(installer))
+    """A database for the test, with the schema `graphile_worker` installed."""
+    yield from _database(server, processes, template(installer), leak_patience)
 
 
 @pytest.fixture
-def empty_dsn(server: Server, processes: Processes) -> Iterator[str]:
-    """An empty database of the test's own."""
-    yield from _database(server, processes, None)
+def empty_dsn(server: Server, processes: Processes, leak_patience: float) -> Iterator[str]:
+    """An empty database for the test."""
+    yield from _database(server, processes, None, leak_patience)
 
 
-def _database(server: Server, processes: Processes, template: str | None) -> Iterator[str]:
+def _database(
+    server: Server, processes: Processes, template: str | None, leak_patience: float
+) -> Iterator[str]:
     dsn = server.create_database(template)
     yield dsn
     processes.end_all()  # first, for their connections are no leak of the test's
-    leaked = server.open_connections(dsn)
+    leaked = server.open_connections(dsn, patience=leak_patience)
     server.drop_database(dsn)
     if leaked:
         pytest.fail("the test left connections open:\n" + "\n".join(leaked))
@@ -213,11 +227,15 @@ def own_template(own_databases: Server, install: Install) -> str:
 
 @pytest.fixture
 def own_dsn(
-    own_server: OwnServer, own_databases: Server, own_template: str, processes: Processes
+    own_server: OwnServer,
+    own_databases: Server,
+    own_template: str,
+    processes: Processes,
+    leak_patience: float,
 ) -> Iterator[str]:
-    """A database of the test's own on the server of its module's own."""
+    """A database for the test on the server of its module."""
     own_server.be_there()
-    yield from _database(own_databases, processes, own_template)
+    yield from _database(own_databases, processes, own_template, leak_patience)
 
 
 @pytest.fixture(autouse=True)
@@ -271,7 +289,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
             os.kill(pid, signal.SIGKILL)
         pytest.fail(f"the test left processes of tasks running: {left}")
     before = item.stash[THREADS_BEFORE]
-    deadline = time.monotonic() + THREAD_END_TIME
+    deadline = time.monotonic() + item.config.getoption("--leak-patience")
     while leaked := set(threading.enumerate()) - before:
         if time.monotonic() >= deadline:
             names = ", ".join(sorted(thread.name for thread in leaked))

@@ -27,7 +27,6 @@ SETTINGS = {
     "autovacuum": "off",
     "timezone": "UTC",
 }
-CLOSING_TIME = 4.0
 
 OPEN_CONNECTIONS = """
 select pid, application_name, state, left(query, 200)
@@ -93,9 +92,9 @@ class Server:
         """Drop the database, closing the connections to it."""
         self._janitor(dbname_of(dsn)).drop()
 
-    def open_connections(self, dsn: str) -> list[str]:
-        """What is still connected to the database after a moment to finish closing."""
-        deadline = time.monotonic() + CLOSING_TIME
+    def open_connections(self, dsn: str, *, patience: float) -> list[str]:
+        """The connections to the database that have not closed after `patience` seconds."""
+        deadline = time.monotonic() + patience
         with psycopg.connect(self._postgres.dsn, autocommit=True) as connection:
             while True:
                 rows = connection.execute(OPEN_CONNECTIONS, (dbname_of(dsn),)).fetchall()
