@@ -77,7 +77,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.pools import DeadPool as DeadPool
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
     from graphile_worker_py.tasks.context import JobContext as JobContext
-    from graphile_worker_py.tasks.context import SyncJobContext as SyncJobContext
+    from graphile_worker_py.tasks.sync_context import SyncJobContext as SyncJobContext
     from graphile_worker_py.tasks.task import Task as Task
     from graphile_worker_py.tasks.task import task as task
     from graphile_worker_py.worker_utils import WorkerUtils as WorkerUtils

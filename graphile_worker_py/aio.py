@@ -1,6 +1,7 @@
 """The few asyncio helpers that asyncio itself lacks."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -62,6 +63,13 @@ async def run_to_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], ob
     if cancelled is not None and not task.cancelled() and task.exception() is None:
         raise cancelled
     return task.result()
+
+
+async def awaited(result: Any) -> Any:
+    """What a function returned; awaited, as long as it can be."""
+    while inspect.isawaitable(result):
+        result = await result
+    return result
 
 
 async def absorb_cancellation() -> None:

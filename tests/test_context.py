@@ -23,12 +23,14 @@ from graphile_worker_py import (
     GraphileWorkerError,
     JobContext,
     JobSpec,
+    Part,
+    Plugin,
     Runner,
     SyncJobContext,
     run_once,
     task,
 )
-from graphile_worker_py.events import JobEvent, JobSuccess, WorkerEvent
+from graphile_worker_py.events import JobEvent, JobStart, JobSuccess, WorkerEvent
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -169,7 +171,7 @@ def test_a_thread_that_outlived_its_worker_is_told_so(dsn: str) -> None:
         contexts.append(ctx)
 
     asyncio.run(run_once(dsn, tasks={"work": work}))
-    with pytest.raises(GraphileWorkerError, match=r"worker that job \d+ was begun by has ended"):
+    with pytest.raises(GraphileWorkerError, match=r"worker that began job \d+ has ended"):
         contexts[0].add_job("later")
 
 
@@ -322,3 +324,91 @@ async def test_a_plain_task_that_ran_into_its_time_limit_may_still_use_its_conte
         await told.seen(JobSuccess)
     assert [job["task_identifier"] for job in jobs.all()] == ["work", "late"]
     assert jobs.one(job_id)["attempts"] == 1
+
+
+class Keeping(Plugin):
+    """Keeps the pool that it is a part of."""
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+    def parts(self, pool: Any) -> list[Part]:
+        self.pool = pool
+        return []
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_single_running_job_can_be_asked_to_end(dsn: str, kind: str) -> None:
+    jobs, told, plugin = Jobs(dsn), Told(), Keeping()
+    first, second = jobs.add("work"), jobs.add("work")
+    contexts: dict[int, Any] = {}
+
+    async def modern(payload: Any, ctx: JobContext) -> None:
+        contexts[ctx.job.id] = ctx
+        await ctx.abort_event.wait()
+
+    def plain(payload: Any, ctx: SyncJobContext) -> None:
+        contexts[ctx.job.id] = ctx
+        assert ctx.abort_event.wait(10)
+
+    tasks: dict[str, Any] = {"work": modern if kind == "async" else plain}
+    async with Runner(
+        dsn,
+        tasks=tasks,
+        hooks=[plugin],
+        concurrent_jobs=2,
+        events=told.events,
+        graceful_shutdown_abort_timeout=0.01,
+    ) as runner:
+        await eventually(lambda: len(contexts) == 2)
+        assert sorted(plugin.pool.running) == [first, second]
+        running = plugin.pool.running[first]
+        assert (running.worker_id, running.task.identifier) == (contexts[first].worker_id, "work")
+        assert abs((datetime.now(UTC) - running.started_at).total_seconds()) < 20
+        running.abort.set("shutdown")
+        await told.seen(JobSuccess)
+        assert [event.job.id for event in told.of(JobSuccess)] == [first]
+        assert (contexts[first].abort_reason, contexts[second].abort_reason) == ("shutdown", None)
+        await runner.stop()
+    assert jobs.ids() == []
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_it_tells_why_a_job_should_end(dsn: str, kind: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work")
+    reasons: list[Any] = []
+
+    async def modern(payload: Any, ctx: JobContext) -> None:
+        reasons.append(ctx.abort_reason)
+        await ctx.abort_event.wait()
+        reasons.append(ctx.abort_reason)
+
+    def plain(payload: Any, ctx: SyncJobContext) -> None:
+        reasons.append(ctx.abort_reason)
+        assert ctx.abort_event.wait(10)
+        reasons.append(ctx.abort_reason)
+
+    tasks: dict[str, Any] = {"work": modern if kind == "async" else plain}
+    async with Runner(
+        dsn, tasks=tasks, events=told.events, graceful_shutdown_abort_timeout=0.01
+    ) as runner:
+        await told.seen(JobStart)
+        await eventually(lambda: reasons)
+        await runner.stop()
+    assert reasons == [None, "shutdown"]
+    assert jobs.ids() == []
+
+
+async def test_a_job_learns_that_other_pools_have_freed_it(dsn: str) -> None:
+    plugin, reasons = Keeping(), []
+    Jobs(dsn).add("work")
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        plugin.pool.lose()
+        await ctx.abort_event.wait()
+        reasons.append(ctx.abort_reason)
+
+    async with Runner(dsn, tasks={"work": work}, hooks=[plugin]):
+        await eventually(lambda: reasons)
+    assert reasons == ["lost"]

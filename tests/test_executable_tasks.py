@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, WorkerUtils, run_once
+from graphile_worker_py import JobContext, Runner, WorkerUtils, run_once
 from graphile_worker_py.events import JobReturned
 from graphile_worker_py.executors import executable
 from graphile_worker_py.executors.executable import LINE_LIMIT, STDERR_TAIL, executable_task
@@ -486,3 +486,18 @@ async def test_jobs_wait_for_their_next_attempt_after_a_failure(
         [(attempts, run_at)] = await rows.fetchall()
     assert attempts == 1
     assert timedelta(seconds=2) < run_at - before < timedelta(seconds=20)
+
+
+async def test_it_can_be_called_without_a_worker_pool(
+    dsn: str, utils: WorkerUtils, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = executable_task(script(tmp_path, "cat"), "job")
+    await utils.add_job("other")
+    contexts: list[JobContext] = []
+
+    async def keep(payload: Any, ctx: JobContext) -> None:
+        contexts.append(ctx)
+
+    await run_once(dsn, tasks={"other": keep})
+    await task({}, contexts[0])
+    assert output(caplog) == [("INFO", '{"payload":{}}')]

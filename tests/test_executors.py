@@ -10,7 +10,7 @@ import pytest
 
 from graphile_worker_py import JobContext, Runner, run_once, task
 from graphile_worker_py.events import JobError, JobReturned, JobStart, ThreadStuck
-from graphile_worker_py.executors.thread import MOST_STUCK, THREAD_NAME, ThreadExecutor
+from graphile_worker_py.executors.thread import MOST_STUCK, THREAD_NAME, Threads
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -94,7 +94,7 @@ def threads() -> int:
 
 
 async def test_a_thread_that_nobody_waits_for_is_stuck_until_its_function_returns() -> None:
-    executor, blocking = ThreadExecutor(), Blocking()
+    executor, blocking = Threads(), Blocking()
     told: list[int] = []
     running = asyncio.create_task(
         executor.run(blocking, on_stuck=lambda: told.append(executor.stuck))
@@ -113,7 +113,7 @@ async def test_a_thread_that_nobody_waits_for_is_stuck_until_its_function_return
 
 
 async def test_a_function_that_raises_a_cancellation_is_not_stuck() -> None:
-    executor = ThreadExecutor()
+    executor = Threads()
     told: list[None] = []
 
     def cancel() -> None:
@@ -126,7 +126,7 @@ async def test_a_function_that_raises_a_cancellation_is_not_stuck() -> None:
 
 
 async def test_with_too_many_stuck_threads_no_more_are_made_until_one_returns() -> None:
-    executor, blocking = ThreadExecutor(most_stuck=2), Blocking()
+    executor, blocking = Threads(most_stuck=2), Blocking()
     for count in (1, 2):
         running = asyncio.create_task(executor.run(blocking))
         await eventually(lambda count=count: len(blocking.gates) == count)  # type: ignore[misc]

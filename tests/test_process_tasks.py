@@ -437,7 +437,7 @@ class Callable:
     [
         (coroutine, {"executor": "process"}, "an async function runs on the event loop"),
         (coroutine, {"executor": "inline"}, "an async function runs on the event loop"),
-        (plain, {"executor": "greenlet"}, "must be one of 'thread', 'inline', 'process'"),
+        (plain, {"executor": "greenlet"}, "must be one of thread, inline, process"),
         (plain, {"executor": "inline", "timeout": 1}, "nothing can cut it off"),
         (plain, {"memory": 2**30}, 'only be limited in a process: executor="process"'),
         (plain, {"executor": "process", "memory": 2**20}, "at least 67108864 .64 MiB., not"),

@@ -61,7 +61,7 @@ async def test_what_failed_for_a_moment_is_done_again_and_its_result_returned(
     await run_once(dsn, tasks={"work": work})
     assert results == [(7,)]
     assert jobs.ids() == []
-    told = [each for each in caplog.records if "tries again in" in each.getMessage()]
+    told = [each for each in caplog.records if "retrying in" in each.getMessage()]
     assert [vars(record)["task_identifier"] for record in told] == ["work", "work"]
 
 

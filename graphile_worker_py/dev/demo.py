@@ -16,7 +16,8 @@ from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events, JobError, JobStart, JobSuccess
 from graphile_worker_py.job import JobSpec
 from graphile_worker_py.runner import Runner
-from graphile_worker_py.tasks.context import JobContext, SyncJobContext
+from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.tasks.sync_context import SyncJobContext
 from graphile_worker_py.tasks.task import task
 from graphile_worker_py.worker_utils import WorkerUtils
 

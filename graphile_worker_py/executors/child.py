@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from graphile_worker_py import json_codec
+from graphile_worker_py import aio, json_codec
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.executors import wire
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
@@ -250,7 +250,7 @@ def _call(task: Task[Any], order: wire.Run, link: _Link) -> wire.Done:
     arguments = (payload, ProcessJobContext(order, link))[: task.arguments]
     result = task.function(*arguments)
     if inspect.isawaitable(result):
-        result = asyncio.run(_awaited(result))
+        result = asyncio.run(aio.awaited(result))
     if isinstance(result, list) and not any(map(inspect.isawaitable, result)):
         return wire.Done(results=len(result), failed={})  # the worker sees whether they fit
     batch = batch_of(job.task_identifier, job.payload_json, result, logging.getLogger(order.logger))
@@ -259,12 +259,6 @@ def _call(task: Task[Any], order: wire.Run, link: _Link) -> wire.Done:
     asyncio.run(batch.settle())
     failed = {at: _failure(error) for at, error in batch.failures.items()}
     return wire.Done(results=len(result), failed=failed)
-
-
-async def _awaited(result: Any) -> Any:
-    while inspect.isawaitable(result):
-        result = await result
-    return result
 
 
 def _failure(error: BaseException) -> wire.Failure:

@@ -5,7 +5,7 @@ import codecs
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any, Final, cast
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import CutOffError, GraphileWorkerError
-from graphile_worker_py.executors import guarding
 from graphile_worker_py.executors.groups import end_of, signal_group
+from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.job import LOCK_LIFETIME, Job
-from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
 
 DEFAULT_TIMEOUT: Final = LOCK_LIFETIME
@@ -65,10 +65,12 @@ def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIM
         identifier: The name that its jobs carry.
         timeout: Seconds after which it is cut off and the job fails.
     """
-    return Task(_Executable(path.absolute(), identifier), identifier, timeout=timeout)
+    return Task(Executable(path.absolute(), identifier), identifier, timeout=timeout)
 
 
-class _Executable:
+class Executable:
+    """An executable file: what the task of one calls."""
+
     def __init__(self, path: Path, identifier: str) -> None:
         self._path = path
         self._identifier = identifier
@@ -77,8 +79,22 @@ class _Executable:
         return f"<executable {self._path}>"
 
     async def __call__(self, _payload: Any, ctx: JobContext) -> None:
+        """Run it for a job, outside a worker pool."""
+        guard = Guard()
+        try:
+            await self.run(ctx, guard)
+        finally:
+            await guard.close()
+
+    async def run(self, ctx: JobContext, guard: Guard) -> None:
+        """Run it for a job.
+
+        Args:
+            ctx: The context of the job.
+            guard: Kills it if the worker is killed.
+        """
         # The stored JSON goes to the program unchanged, so that no number loses digits on its way.
-        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx, guarding.CURRENT.get())
+        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx, guard)
         await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
 
     async def _run(self, child: "_Child", ctx: JobContext) -> None:
@@ -123,10 +139,26 @@ class _Executable:
             raise ExecutableTaskError(message) from error
 
 
+class ExecutableExecutor:
+    """Runs executable files."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def call_of(self, task: Task[Any]) -> Callable[[RunningJob], Awaitable[None]]:
+        """How a task is called."""
+        executable: Executable = task.function  # type: ignore[assignment]
+
+        def call(running: RunningJob) -> Awaitable[None]:
+            return executable.run(running.context, self._guard)
+
+        return call
+
+
 class _Child(asyncio.SubprocessProtocol):
     """A running program: feeds it, logs what it says, ends it when told."""
 
-    def __init__(self, stdin: bytes, ctx: JobContext, guard: guarding.Guard) -> None:
+    def __init__(self, stdin: bytes, ctx: JobContext, guard: Guard) -> None:
         self.closed = asyncio.Event()
         self.guard = guard
         self.is_terminated = False

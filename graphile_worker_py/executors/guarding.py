@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from contextlib import suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Final, cast
 
@@ -62,10 +61,6 @@ class Guard:
         """End the process; what it still knows of, it kills."""
         if self._process is not None:
             await self._process.close()
-
-
-CURRENT: Final = ContextVar[Guard]("graphile_worker_py_guard")
-"""The guard of the pool whose worker runs this."""
 
 
 class _Process(asyncio.SubprocessProtocol):

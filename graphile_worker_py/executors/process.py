@@ -18,7 +18,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from graphile_worker_py import aio
@@ -28,8 +29,7 @@ from graphile_worker_py.executors.groups import end_of
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
 from graphile_worker_py.executors.wire import ProcessTaskError
-from graphile_worker_py.job import Job
-from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
 
 JOBS_PER_PROCESS: Final = 100
@@ -82,13 +82,16 @@ class ProcessExecutor:
         self._groups = memory.Groups()
         self._none_left = asyncio.Event()
 
-    async def run(self, task: Task[Any], job: Job, context: JobContext) -> list[Any] | None:
+    def call_of(self, task: Task[Any]) -> Callable[[RunningJob], Awaitable[list[Any] | None]]:
+        """How a task is called."""
+        return partial(self.run, task)
+
+    async def run(self, task: Task[Any], running: RunningJob) -> list[Any] | None:
         """Run a job of a task in a process. If the caller is cancelled, the process is killed.
 
         Args:
             task: The task.
-            job: The job.
-            context: Does what the process asks for.
+            running: The job.
 
         Returns:
             A list as long as that of the task, if it returned one, for batch jobs: its items
@@ -100,9 +103,10 @@ class ProcessExecutor:
             ProcessTaskError: Its process ended before it did.
             Exception: What it raised.
         """
+        context = running.context
         order = wire.Run(
             place=task.place,
-            job=job,
+            job=running.job,
             worker_id=context.worker_id,
             pool_id=context.pool_id,
             logger=self._logger.name,

@@ -1,7 +1,6 @@
 """Call plain functions in threads, so that they never block the event loop."""
 
 import asyncio
-import contextvars
 import queue
 import threading
 from collections.abc import Callable
@@ -9,21 +8,21 @@ from typing import Any, Final
 
 THREAD_NAME: Final = "graphile-worker-py-task"
 MOST_STUCK: Final = 32
-"""Most threads that run on though nobody waits for them; beyond it no more are made."""
+"""Most functions that may run on after they were cut off; beyond it no more threads are made."""
 _JOIN_PATIENCE: Final = 1.0
 
 _Work = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
-class ThreadExecutor:
+class Threads:
     """Threads that are made when needed and used again.
 
-    They are daemons: a function that never returns must not keep a process alive that was told
-    twice to end. The pools of the standard library wait for such a one at exit.
+    They are daemon threads, because a function that never returns must not keep the process alive
+    after a forced stop. The thread pools of the standard library wait for such a function at exit.
 
-    A thread can't be cut off. If whoever waits for its function is cancelled, it is stuck: it
-    runs on, and another one takes its place. Once `most_stuck` are, no more are made, and who
-    needs one waits until a function returns.
+    A thread can't be cut off. If the caller of a function is cancelled, the thread is stuck: the
+    function runs on, and another thread takes its place. Once `most_stuck` threads are stuck, no
+    more are made, and a caller that needs one waits until a function returns.
 
     Args:
         most_stuck: See above.
@@ -39,20 +38,20 @@ class ThreadExecutor:
 
     @property
     def busy(self) -> int:
-        """How many functions are running, those included that nobody waits for any more."""
+        """How many functions are running, stuck ones included."""
         return len(self._busy)
 
     @property
     def stuck(self) -> int:
-        """How many functions run on though nobody waits for them any more."""
+        """How many functions run on after their callers were cancelled."""
         return len(self._stuck)
 
     async def run(
         self, function: Callable[[], Any], *, on_stuck: Callable[[], object] | None = None
     ) -> Any:
-        """Call a function in a thread, with the caller's context variables.
+        """Call a function in a thread.
 
-        If the caller is cancelled the function runs on to its end, and its result is dropped.
+        If the caller is cancelled, the function runs on to its end, and its result is dropped.
 
         Args:
             function: What to call.
@@ -63,10 +62,9 @@ class ThreadExecutor:
             self._returned.clear()
             await self._returned.wait()
         done: asyncio.Future[Any] = loop.create_future()
-        context = contextvars.copy_context()
         thread = self._idle.pop() if self._idle else _TaskThread(self, loop)
         self._busy.add(thread)
-        thread.submit(lambda: context.run(function), done)
+        thread.submit(function, done)
         try:
             return await done
         except asyncio.CancelledError:
@@ -101,9 +99,9 @@ class ThreadExecutor:
 
 
 class _TaskThread:
-    """A thread that calls one function after the other."""
+    """A thread that calls one function after another."""
 
-    def __init__(self, owner: ThreadExecutor, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: Threads, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
         self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
@@ -128,8 +126,7 @@ class _TaskThread:
             try:
                 self._loop.call_soon_threadsafe(self._finish, done, result, error)
             except RuntimeError:
-                # The loop is closed: the program did not wait for this function, nor for others.
-                return
+                return  # the loop is closed
             del function, done, work, result, error
 
     def _finish(
@@ -141,9 +138,9 @@ class _TaskThread:
         if error is None:
             done.set_result(result)
         elif isinstance(error, StopIteration | GeneratorExit | KeyboardInterrupt):
-            # They would end the coroutine that awaits the future, the last one the event loop.
-            # No Ctrl-C raises that in a thread.
-            told = f"task raised {type(error).__name__}: {error}".removesuffix(": ")
-            done.set_exception(RuntimeError(told))
+            # The first two would end the coroutine that awaits the future, the last one the event
+            # loop. Ctrl-C raises KeyboardInterrupt in the main thread only.
+            message = f"task raised {type(error).__name__}: {error}".removesuffix(": ")
+            done.set_exception(RuntimeError(message))
         else:
             done.set_exception(error)

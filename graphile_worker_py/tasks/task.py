@@ -33,7 +33,7 @@ LEAST_MEMORY: Final = 64 * 1024**2
 """Bytes; a process of an interpreter that has done nothing yet may take half of it."""
 
 
-class Executor(StrEnum):
+class ExecutorKind(StrEnum):
     """Where a plain function is called. An async one is always called on the event loop."""
 
     THREAD = "thread"
@@ -76,8 +76,6 @@ class Task(TaskName[PayloadT_contra]):
         is_async: Whether it is an async function.
         executor: Where it is called, if it is a plain one; None for an async function.
         is_inline, is_process: Whether that is inline, or in a process.
-        cut_after: The timeout, if it is the worker that cuts the task off; None if there is none,
-            or if the process is killed instead.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class Task(TaskName[PayloadT_contra]):
         identifier: str,
         *,
         timeout: float | None = None,
-        executor: Executor | ExecutorName | None = None,
+        executor: ExecutorKind | ExecutorName | None = None,
         memory: int | None = None,
     ) -> None:
         if not callable(function):
@@ -104,9 +102,8 @@ class Task(TaskName[PayloadT_contra]):
         self.memory = memory
         self.is_async = inspect.iscoroutinefunction(target)
         self.executor = _executor(identifier, executor, is_async=self.is_async)
-        self.is_inline = self.executor is Executor.INLINE
-        self.is_process = self.executor is Executor.PROCESS
-        self.cut_after = None if self.is_process else timeout
+        self.is_inline = self.executor is ExecutorKind.INLINE
+        self.is_process = self.executor is ExecutorKind.PROCESS
         self.arguments = _argument_count(function, identifier)
         self._check_limits()
         functools.update_wrapper(self, function, updated=())
@@ -246,7 +243,7 @@ def task(
             plain function in a thread can't be cancelled: the thread runs on, its result is
             ignored. A process is killed.
         executor: For plain functions: `"thread"`, the default; `"inline"`, on the event loop,
-            for what never waits; `"process"`, in a process of its own. See `Executor`.
+            for what never waits; `"process"`, in a process of its own. See `ExecutorKind`.
         memory: Bytes that the process, and what it has started, may take before it is killed and
             the job fails; at least 64 MiB. None means no limit.
 
@@ -314,7 +311,7 @@ def check_tasks(tasks: Iterable[Task[Any]]) -> None:
             _ = each.place
 
 
-def _executor(identifier: str, given: object, *, is_async: bool) -> Executor | None:
+def _executor(identifier: str, given: object, *, is_async: bool) -> ExecutorKind | None:
     if is_async:
         if given is not None:
             raise ConfigurationError(
@@ -323,10 +320,10 @@ def _executor(identifier: str, given: object, *, is_async: bool) -> Executor | N
             )
         return None
     if given is None:
-        return Executor.THREAD
-    check_one_of(f"executor of task {identifier!r}", given, allowed=Executor)
-    chosen = Executor(str(given))
-    if chosen is Executor.PROCESS and os.name != "posix":
+        return ExecutorKind.THREAD
+    check_one_of(f"executor of task {identifier!r}", given, allowed=ExecutorKind)
+    chosen = ExecutorKind(str(given))
+    if chosen is ExecutorKind.PROCESS and os.name != "posix":
         raise ConfigurationError(
             f"task {identifier!r} can't run in a process on this platform: it needs process groups"
         )

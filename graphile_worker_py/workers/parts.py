@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from graphile_worker_py.executors.guarding import Guard
-from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.executors.executor import Executors
 from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.postgres.own_connection import OwnConnection
-from graphile_worker_py.tasks.context import Abort
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.listener import Listener
@@ -21,9 +18,6 @@ from graphile_worker_py.workers.sweep import Sweep
 from graphile_worker_py.workers.team import Team
 from graphile_worker_py.workers.watchdog import Watchdog
 
-if TYPE_CHECKING:  # read only by pools that have such tasks
-    from graphile_worker_py.executors.process import ProcessExecutor
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -33,8 +27,7 @@ class Parts:
         fetching: The connection for fetches.
         settling: The connection for outcomes; the same one if the pool may have only two.
         make_watchdog: Makes the watchdog of the running event loop.
-        processes: Runs tasks in processes; None if no task wants that.
-        process_guard: Ends what tasks have started, should the worker be killed.
+        executors: How tasks are called.
     """
 
     holdings: Holdings
@@ -50,8 +43,5 @@ class Parts:
     team: Team
     listener: Listener
     sweep: Sweep
-    abort: Abort
-    threads: ThreadExecutor
-    processes: "ProcessExecutor | None"
-    process_guard: Guard
+    executors: Executors
     make_watchdog: Callable[[], Watchdog]

@@ -20,12 +20,12 @@ from typing import Any, Final
 from graphile_worker_py import aio, events
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
-from graphile_worker_py.executors import guarding
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.plugins import Hooks, Part, PartEnd
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
 from graphile_worker_py.workers.listener import Listener
@@ -105,6 +105,11 @@ class WorkerPool:
         """Where plugins register the topics that they want to hear."""
         return self.parts.listener
 
+    @property
+    def running(self) -> Mapping[int, RunningJob]:
+        """The jobs that run now, by their ids; each of them can be asked to end."""
+        return self.parts.team.running
+
     def nudge(self, count: int) -> None:
         """Fetch now: there may be this many jobs."""
         if not self.stopping.is_set():
@@ -129,7 +134,7 @@ class WorkerPool:
             return
         self._kill_reason = reason
         self.events.emit(events.PoolForcefulShutdown(pool_id=self.pool_id, message=reason))
-        self.parts.abort.set()
+        self.parts.team.abort("lost" if self.declared_dead else "shutdown")
         self.killed.set()
         # First cancelled tasks, then the last outcomes get their time. A database that is away
         # does not delay the end further.
@@ -150,8 +155,8 @@ class WorkerPool:
             last_heard_at=parts.listener.heard_at,
             running_jobs=len(parts.team.running),
             locked_jobs=len(parts.holdings.ids),
-            busy_threads=parts.threads.busy,
-            stuck_threads=parts.threads.stuck,
+            busy_threads=parts.executors.threads.busy,
+            stuck_threads=parts.executors.threads.stuck,
             rider_failures=parts.riders.failures.total(),
             rider_error=parts.riders.last_error,
             last_error=vitals.last_error,
@@ -170,7 +175,6 @@ class WorkerPool:
     async def _run(self) -> None:
         parts = self.parts
         self.events.emit(events.PoolCreate(pool_id=self.pool_id))
-        guarding.CURRENT.set(parts.process_guard)
         self._watchdog = watchdog = parts.make_watchdog()
         watchdog.start()
         try:
@@ -183,20 +187,15 @@ class WorkerPool:
                 async with parts.fetching, parts.settling:
                     await self._be_present_and_below()
         finally:
-            if parts.processes is not None:
-                await parts.processes.close()
-            await parts.process_guard.close()
+            threads_left = await parts.executors.close()
             watchdog.close()
-            self._end()
+            self._end(threads_left)
         if self._fatal is not None:
             raise self._fatal
 
-    def _end(self) -> None:
-        still_running = self.parts.threads.close()
-        if still_running:
-            self.logger.warning(
-                "%d thread(s) run on: their functions did not return", still_running
-            )
+    def _end(self, threads_left: int) -> None:
+        if threads_left:
+            self.logger.warning("%d thread(s) run on: their functions did not return", threads_left)
         self._check_nothing_is_locked()
         self._emit_end()
         self._state = State.STOPPED

@@ -2,15 +2,15 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from graphile_worker_py import aio, events
 from graphile_worker_py.errors import WorkerPoolError
 from graphile_worker_py.events import Events
-from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.tasks.context import Abort
+from graphile_worker_py.tasks.abort import AbortReason
+from graphile_worker_py.tasks.context import PoolContext, RunningJob
 from graphile_worker_py.workers.worker import Worker
 
 
@@ -24,7 +24,7 @@ class Team:
         task_names: Identifiers of the pool's tasks, for events.
         stop: Set when the pool is to stop.
         kill: Set when it is to stop at once.
-        abort: The signal for running jobs.
+        context: What the jobs of the pool share.
         broken: Called with an error and what failed.
         events: Where to emit events.
         patience: Seconds that a forced stop gives cancelled tasks to end.
@@ -39,7 +39,7 @@ class Team:
         task_names: tuple[str, ...],
         stop: asyncio.Event,
         kill: asyncio.Event,
-        abort: Abort,
+        context: PoolContext,
         broken: Callable[[BaseException, str], None],
         events: Events,
         patience: float,
@@ -50,16 +50,20 @@ class Team:
         self._task_names = task_names
         self._stop = stop
         self._kill = kill
-        self._abort = abort
+        self._context = context
         self._broken = broken
         self._events = events
         self._patience = patience
         self._workers: list[Worker] = []
 
     @property
-    def running(self) -> list[Job]:
-        """The jobs that run now."""
-        return [worker.job for worker in self._workers if worker.job is not None]
+    def running(self) -> Mapping[int, RunningJob]:
+        """The jobs that run now, by their ids."""
+        return {
+            running.job.id: running
+            for worker in self._workers
+            if (running := worker.running) is not None
+        }
 
     @property
     def has_idle(self) -> bool:
@@ -70,6 +74,12 @@ class Team:
         """Emit that the workers are to end; they end when the source of jobs ends."""
         for worker in self._workers:
             self._emit(events.WorkerRelease, worker)
+
+    def abort(self, reason: AbortReason) -> None:
+        """Ask the running jobs to end, and those that still begin."""
+        self._context.abort_reason = reason
+        for running in self.running.values():
+            running.abort.set(reason)
 
     def at_work(self, name: str) -> str:
         """What the asyncio task of this name is doing, in words."""
@@ -131,10 +141,10 @@ class Team:
             return
 
     async def _abort_in_time(self) -> None:
-        """Some seconds into a graceful stop, set the abort signal of running jobs."""
+        """Some seconds into a graceful stop, ask the running jobs to end."""
         await self._stop.wait()
         await asyncio.sleep(self._options.graceful_shutdown_abort_timeout)
-        self._abort.set()
+        self.abort("shutdown")
 
     async def _kill_crew(self, crew: aio.Crew) -> None:
         """At a forced stop cancel the workers, and give up on those that do not end."""

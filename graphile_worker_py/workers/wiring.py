@@ -4,18 +4,16 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg import AsyncConnection
 
 from graphile_worker_py.events import Events
-from graphile_worker_py.executors.guarding import Guard
-from graphile_worker_py.executors.thread import ThreadExecutor
+from graphile_worker_py.executors.executor import Executors
 from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.fleet.suspects import Suspects
-from graphile_worker_py.job import Job
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
 from graphile_worker_py.plugins import Hooks
 from graphile_worker_py.postgres.connecting import connect_directly, connect_like
@@ -23,10 +21,10 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.sql.notifications import JOBS_INSERT, WORKER_MIGRATE
 from graphile_worker_py.sql.planning import keep_to_indexes
-from graphile_worker_py.tasks.context import Abort, JobContext
+from graphile_worker_py.tasks.context import PoolContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
-from graphile_worker_py.workers.caller import Caller, TaskSurroundings
+from graphile_worker_py.workers.caller import Caller
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.listener import Listener, announced_jobs, is_breaking
@@ -40,9 +38,6 @@ from graphile_worker_py.workers.team import Team
 from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.watchdog import Watchdog
 from graphile_worker_py.workers.worker import Worker
-
-if TYPE_CHECKING:  # read only by pools that have such tasks
-    from graphile_worker_py.executors.process import ProcessExecutor
 
 
 def own_connections(options: WorkerOptions) -> int:
@@ -94,7 +89,7 @@ def build_pool(
 
 
 def _connected(pool: WorkerPool) -> Parts:
-    holdings, abort, guard = Holdings(), Abort(), Guard()
+    holdings, context = Holdings(), _context(pool)
     riders = Riders(pool.hooks.riders(pool), pool_id=pool.pool_id, logger=pool.logger)
     # A rider's tables may be locked; an outcome must not wait for them.
     recording = partial(keep_to_indexes, lock_timeout="500ms" if riders else None)
@@ -111,8 +106,9 @@ def _connected(pool: WorkerPool) -> Parts:
     fetcher = _fetcher(pool, holdings, fetching)
     settler = _settler(pool, holdings, riders, settling)
     queue = _queue(pool, holdings, settler)
-    threads, processes = ThreadExecutor(), _process_executor(pool, guard)
-    around = _task_surroundings(pool, threads, processes, abort)
+    executors = Executors(
+        context, most_processes=pool.options.concurrent_jobs, observed=pool.events
+    )
 
     def make_worker(worker_id: str) -> Worker:
         return Worker(
@@ -121,12 +117,12 @@ def _connected(pool: WorkerPool) -> Parts:
             source=queue,
             recorder=settler,
             guard=pool,
-            call=Caller(worker_id, around).call,
+            caller=Caller(worker_id, pool=context, executors=executors, hooks=pool.hooks),
             suspects=suspects,
             events=pool.events,
         )
 
-    team = _team(pool, make_worker, abort)
+    team = _team(pool, make_worker, context)
     return Parts(
         holdings=holdings,
         fetching=fetching,
@@ -141,10 +137,7 @@ def _connected(pool: WorkerPool) -> Parts:
         team=team,
         listener=_listener(pool, heartbeat),
         sweep=_sweep(pool, fetcher),
-        abort=abort,
-        threads=threads,
-        processes=processes,
-        process_guard=guard,
+        executors=executors,
         make_watchdog=lambda: _watchdog(pool, team),
     )
 
@@ -195,7 +188,7 @@ def _queue(pool: WorkerPool, holdings: Holdings, settler: Settler) -> LocalQueue
     )
 
 
-def _team(pool: WorkerPool, make_worker: Callable[[str], Worker], abort: Abort) -> Team:
+def _team(pool: WorkerPool, make_worker: Callable[[str], Worker], context: PoolContext) -> Team:
     return Team(
         pool_id=pool.pool_id,
         make_worker=make_worker,
@@ -203,7 +196,7 @@ def _team(pool: WorkerPool, make_worker: Callable[[str], Worker], abort: Abort) 
         task_names=tuple(pool.tasks),
         stop=pool.stopping,
         kill=pool.killed,
-        abort=abort,
+        context=context,
         broken=pool.break_down,
         events=pool.events,
         patience=pool.waits.kill,
@@ -305,33 +298,12 @@ def _listener(pool: WorkerPool, heartbeat: Heartbeat) -> Listener:
     return listener
 
 
-def _process_executor(pool: WorkerPool, guard: Guard) -> "ProcessExecutor | None":
-    if not any(task.is_process for task in pool.tasks.values()):
-        return None
-    # Pools without such tasks do not pay for its imports.
-    from graphile_worker_py.executors.process import ProcessExecutor  # noqa: PLC0415
-
-    return ProcessExecutor(
-        pool.tasks.values(), most=pool.options.concurrent_jobs, logger=pool.logger, guard=guard
-    )
-
-
-def _task_surroundings(
-    pool: WorkerPool, threads: ThreadExecutor, processes: "ProcessExecutor | None", abort: Abort
-) -> TaskSurroundings:
-    async def run_in_process(task: Task[Any], job: Job, context: JobContext) -> Any:
-        assert processes is not None  # noqa: S101  # there is such a task
-        return await processes.run(task, job, context)
-
-    return TaskSurroundings(
+def _context(pool: WorkerPool) -> PoolContext:
+    return PoolContext(
         pool_id=pool.pool_id,
-        database=pool.database,
         tasks=pool.tasks,
-        threads=threads,
-        run_in_process=run_in_process,
-        abort=abort,
-        queue_names=QueueNames(pool.database, delay=pool.options.get_queue_name_batch_delay),
-        events=pool.events,
-        hooks=pool.hooks,
+        database=pool.database,
         logger=pool.logger,
+        queue_names=QueueNames(pool.database, delay=pool.options.get_queue_name_batch_delay),
+        adding=pool.hooks.around_adding(pool.events),
     )

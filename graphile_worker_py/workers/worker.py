@@ -1,7 +1,7 @@
 """One worker: get a job, run its task, record the outcome."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -12,6 +12,8 @@ from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import Failed, Outcome, Returned, outcome_of
 from graphile_worker_py.sql.fail_jobs import retry_at
+from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.workers.caller import Caller
 
 LONGEST_TURN: Final = 0.01
 """Seconds after which a worker yields to the event loop before its next job."""
@@ -57,7 +59,7 @@ class Worker:
         source: Where its jobs come from.
         recorder: Where its outcomes go to.
         guard: Decides whether a job may begin.
-        call: Calls the task of a job; returns and raises what the task does.
+        caller: Calls the task of a job.
         suspects: Jobs under which worker processes died, and how they are run.
         events: Where to emit events.
     """
@@ -70,7 +72,7 @@ class Worker:
         source: Source,
         recorder: Recorder,
         guard: Guard,
-        call: Callable[[Job], Awaitable[Any]],
+        caller: Caller,
         suspects: Suspects,
         events: Events,
     ) -> None:
@@ -79,7 +81,8 @@ class Worker:
         self._source = source
         self._record = recorder.record
         self._guard = guard
-        self._call = call
+        self._caller = caller
+        self._call = caller.call
         self._suspects = suspects
         self._crashes = suspects.crashes
         self._events = events
@@ -92,6 +95,12 @@ class Worker:
     def job(self) -> Job | None:
         """The running job; None between two jobs."""
         return self._job
+
+    @property
+    def running(self) -> RunningJob | None:
+        """The running job once its task was called; None between two jobs."""
+        running = self._caller.running
+        return running if running is not None and running.job is self._job else None
 
     async def run(self) -> None:
         """Run jobs until the source has no more."""

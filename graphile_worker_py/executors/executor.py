@@ -1,0 +1,203 @@
+"""How the tasks of a pool are called: chosen once for each task, when the pool starts."""
+
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from graphile_worker_py import aio, events
+from graphile_worker_py.errors import TaskTimeoutError
+from graphile_worker_py.events import Events
+from graphile_worker_py.executors.executable import Executable, ExecutableExecutor
+from graphile_worker_py.executors.guarding import Guard
+from graphile_worker_py.executors.thread import Threads
+from graphile_worker_py.executors.time_limit import in_time, with_time_limit
+from graphile_worker_py.tasks.batches import batch_of
+from graphile_worker_py.tasks.context import PoolContext, RunningJob
+from graphile_worker_py.tasks.sync_context import SyncJobContext
+from graphile_worker_py.tasks.task import ExecutorKind, Task
+
+if TYPE_CHECKING:
+    from graphile_worker_py.executors.process import ProcessExecutor
+
+Call: TypeAlias = Callable[[RunningJob], Awaitable[Any]]
+"""Calls a task for a job. Awaited, it returns what the task returned."""
+
+
+class Executor(Protocol):
+    """One way to call tasks."""
+
+    def call_of(self, task: Task[Any]) -> Call:
+        """How a task is called."""
+
+
+class Executors:
+    """All ways in which a pool calls its tasks.
+
+    Args:
+        pool: What the jobs of the pool share.
+        most_processes: Most processes of tasks at a time.
+        observed: Where to report tasks that run on after they were cut off.
+
+    Attributes:
+        calls: How each task is called, by its identifier.
+        threads: The threads of plain functions.
+
+    Raises:
+        ConfigurationError: A task can't run here in the way that it asks for.
+    """
+
+    def __init__(self, pool: PoolContext, *, most_processes: int, observed: Events) -> None:
+        self.threads = Threads()
+        self._pool = pool
+        self._guard = Guard()
+        self._processes = self._process_executor(most_processes)
+        self._on_loop = LoopExecutor()
+        self._inline = InlineExecutor()
+        self._in_threads = ThreadExecutor(self.threads, observed)
+        self._executables = ExecutableExecutor(self._guard)
+        self.calls = {name: self._call_of(task) for name, task in pool.tasks.items()}
+
+    async def settle(self, running: RunningJob, result: Any) -> None:
+        """Await what a task returned for the items of a batch job; nothing for other jobs.
+
+        Raises:
+            BatchJobError: Some items failed, or did not end in time.
+            BatchAnswerError: The result is not an answer to a batch job.
+        """
+        job = running.job
+        batch = batch_of(job.task_identifier, job.payload_json, result, self._pool.logger)
+        if batch is None:
+            return
+        try:
+            await in_time(running, batch.settle())
+        except TaskTimeoutError as error:
+            batch.cut_off(error)
+        batch.check()
+
+    async def close(self) -> int:
+        """End what has no job.
+
+        Returns:
+            How many threads run on, because their functions have not returned.
+        """
+        if self._processes is not None:
+            await self._processes.close()
+        await self._guard.close()
+        return self.threads.close()
+
+    def _call_of(self, task: Task[Any]) -> Call:
+        call = self._executor_of(task).call_of(task)
+        # The process of a task is killed by its executor, which lets it start first.
+        if task.timeout is None or task.is_process:
+            return call
+        return with_time_limit(call, task.timeout)
+
+    def _executor_of(self, task: Task[Any]) -> Executor:
+        if isinstance(task.function, Executable):
+            return self._executables
+        match task.executor:
+            case ExecutorKind.THREAD:
+                return self._in_threads
+            case ExecutorKind.INLINE:
+                return self._inline
+            case ExecutorKind.PROCESS:
+                assert self._processes is not None  # noqa: S101  # there is such a task
+                return self._processes
+            case None:
+                return self._on_loop
+
+    def _process_executor(self, most: int) -> "ProcessExecutor | None":
+        if not any(task.is_process for task in self._pool.tasks.values()):
+            return None
+        # A pool without such tasks does not pay for the import.
+        from graphile_worker_py.executors.process import ProcessExecutor  # noqa: PLC0415
+
+        return ProcessExecutor(
+            self._pool.tasks.values(), most=most, logger=self._pool.logger, guard=self._guard
+        )
+
+
+class LoopExecutor:
+    """Calls async functions on the event loop."""
+
+    def call_of(self, task: Task[Any]) -> Call:
+        """How a task is called."""
+        function, decode = task.function, task.decode
+        takes_context = task.arguments == 2
+
+        # Each job of such a task goes this way, so it is written without helpers.
+        async def call(running: RunningJob) -> Any:
+            job = running.job
+            payload = job.payload if decode is None else decode(job.payload_json)
+            if takes_context:
+                result = await function(payload, running.context)
+            else:
+                result = await function(payload)
+            return result if result is None else await aio.awaited(result)
+
+        async def call_without_payload(_running: RunningJob) -> Any:
+            return await aio.awaited(await function())
+
+        return call if task.arguments else call_without_payload
+
+
+class InlineExecutor:
+    """Calls plain functions on the event loop."""
+
+    def call_of(self, task: Task[Any]) -> Call:
+        """How a task is called."""
+        arguments = _arguments_of(task, lambda running: running.context)
+
+        async def call(running: RunningJob) -> Any:
+            result = task.function(*arguments(running))
+            return result if result is None else await aio.awaited(result)
+
+        return call
+
+
+class ThreadExecutor:
+    """Calls plain functions in threads, each with a copy of the context."""
+
+    def __init__(self, threads: Threads, observed: Events) -> None:
+        self._threads = threads
+        self._events = observed
+
+    def call_of(self, task: Task[Any]) -> Call:
+        """How a task is called."""
+        # The methods of its context wait for the event loop, so they can't be called on it.
+        arguments = _arguments_of(task, SyncJobContext)
+
+        async def call(running: RunningJob) -> Any:
+            function = partial(copy_context().run, task.function, *arguments(running))
+            result = await self._threads.run(
+                function, on_stuck=partial(self._report_stuck, running)
+            )
+            return result if result is None else await aio.awaited(result)
+
+        return call
+
+    def _report_stuck(self, running: RunningJob) -> None:
+        self._events.emit(
+            events.ThreadStuck(
+                pool_id=running.pool.pool_id,
+                worker_id=running.worker_id,
+                job=running.job,
+                stuck=self._threads.stuck,
+                most_stuck=self._threads.most_stuck,
+            )
+        )
+
+
+def _arguments_of(
+    task: Task[Any], context_of: Callable[[RunningJob], Any]
+) -> Callable[[RunningJob], tuple[Any, ...]]:
+    """What a task is called with for a job: its payload, and its context if it takes two."""
+    decode, count = task.decode, task.arguments
+
+    def arguments(running: RunningJob) -> tuple[Any, ...]:
+        job = running.job
+        payload = job.payload if decode is None else decode(job.payload_json)
+        return (payload, context_of(running)) if count == 2 else (payload,)[:count]
+
+    return arguments

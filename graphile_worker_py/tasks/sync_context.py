@@ -1,0 +1,125 @@
+"""What a task in a thread is given besides its payload."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from logging import Logger, LoggerAdapter
+from typing import Any, TypeVar, Unpack
+
+import psycopg
+from psycopg import (
+    AsyncClientCursor,
+    AsyncCursor,
+    AsyncRawCursor,
+    ClientCursor,
+    Connection,
+    Cursor,
+    RawCursor,
+)
+
+from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.postgres.connecting import connection_target
+from graphile_worker_py.tasks.abort import AbortReason
+from graphile_worker_py.tasks.context import RunningJob, delay_to_log
+
+T = TypeVar("T")
+
+
+class SyncJobContext:
+    """What a task in a thread knows of its job, and what it can do with its pool's database.
+
+    Its methods are those of `JobContext`. They block the thread, not the event loop.
+
+    Attributes:
+        job: The job, as it was fetched.
+        worker_id: Id of the worker that runs it.
+        pool_id: Id of the worker's pool, which has locked the job under this name.
+    """
+
+    def __init__(self, running: RunningJob) -> None:
+        self.job = running.job
+        self.worker_id = running.worker_id
+        self.pool_id = running.pool.pool_id
+        self._running = running
+        self._context = running.context
+        self._abort = running.abort  # made here, on the event loop
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def abort_event(self) -> threading.Event:
+        """Set when the job should end. See `JobContext.abort_event`."""
+        return self._abort.thread_event
+
+    @property
+    def abort_reason(self) -> AbortReason | None:
+        """Why `abort_event` is set. See `JobContext.abort_reason`."""
+        return self._abort.reason
+
+    @property
+    def logger(self) -> LoggerAdapter[Logger]:
+        """A logger whose records carry the job's id, task, attempt, worker and pool."""
+        return self._context.logger
+
+    def add_job(
+        self,
+        identifier: str | TaskName[PayloadT],
+        payload: PayloadT | None = None,
+        **options: Unpack[SpecOptions],
+    ) -> Job:
+        """Add a job. See `WorkerUtils.add_job`; with a transaction, use `SyncWorkerUtils`."""
+        return self._wait(self._context.add_job(identifier, payload, **options))
+
+    def add_jobs(self, specs: Iterable[JobSpec]) -> list[Job]:
+        """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
+        return self._wait(self._context.add_jobs(specs))
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
+        """A new connection to the same database, for the block: `with ctx.connection() as conn`.
+
+        It is in autocommit mode; open a transaction with `with conn.transaction()`.
+        """
+        pool = self._running.pool.database.pool
+        dsn, kwargs = self._wait(connection_target(pool))
+        if "cursor_factory" in kwargs:
+            kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
+        with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
+            yield conn
+
+    def with_retries(self, callback: Callable[[Connection[Any]], T], /) -> T:
+        """Call a function with a connection, again after errors that may pass.
+
+        See `JobContext.with_retries`.
+        """
+        failures = 0
+        while True:
+            try:
+                with self.connection() as conn:
+                    return callback(conn)
+            except psycopg.Error as error:
+                failures += 1
+                delay = delay_to_log(error, failures=failures, log=self.logger)
+                if delay is None or self.abort_event.wait(delay):
+                    raise
+
+    def get_queue_name(self, queue_id: int | None = None) -> str | None:
+        """Name of the job's serial queue, or of another one. See `JobContext.get_queue_name`."""
+        return self._wait(self._context.get_queue_name(queue_id))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            work.close()
+            raise GraphileWorkerError(
+                f"the worker that began job {self.job.id} has ended"
+            ) from error
+        return done.result()
+
+
+def _blocking(cursor_factory: type[AsyncCursor[Any]]) -> type[Cursor[Any]]:
+    """The class of cursors that do the same as those of the pool, without an event loop."""
+    twins = {AsyncRawCursor: RawCursor, AsyncClientCursor: ClientCursor}
+    return next((twins[kind] for kind in twins if issubclass(cursor_factory, kind)), Cursor)
