@@ -39,6 +39,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.errors import MigrationError as MigrationError
     from graphile_worker_py.errors import MissingRightsError as MissingRightsError
     from graphile_worker_py.errors import PayloadError as PayloadError
+    from graphile_worker_py.errors import StoppedError as StoppedError
     from graphile_worker_py.errors import UnknownTaskError as UnknownTaskError
     from graphile_worker_py.errors import UnsupportedPostgresError as UnsupportedPostgresError
     from graphile_worker_py.errors import WorkerPoolError as WorkerPoolError

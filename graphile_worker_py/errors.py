@@ -9,6 +9,18 @@ class GraphileWorkerError(Exception):
     """Base of every error that this package raises itself."""
 
 
+class StoppedError(GraphileWorkerError):
+    """A signal stopped a runner before it had started.
+
+    Attributes:
+        signal: Name of the signal.
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(f"{signal} stopped the worker before it had started")
+        self.signal = signal
+
+
 _SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, CancelledError)
 """Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
 

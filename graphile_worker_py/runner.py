@@ -1,7 +1,7 @@
 """Run jobs: `run`, `run_once`, `Runner` and `run_migrations`."""
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack
 
@@ -10,7 +10,7 @@ from psycopg_pool import AsyncConnectionPool
 from graphile_worker_py import aio, config, events
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import GraphileWorkerError, StoppedError
 from graphile_worker_py.events import Events
 from graphile_worker_py.observing.log import log_events
 from graphile_worker_py.plugins import Hooks, Plugins
@@ -29,19 +29,57 @@ if TYPE_CHECKING:
     from graphile_worker_py.cron import Cron
 
 
+class _Stopping:
+    """Passes stops on: to the start of a runner, and then to its worker pool."""
+
+    def __init__(self) -> None:
+        self.pool: Succession | None = None
+        self.early = asyncio.Event()
+        self._signal = ""
+
+    def stop(self, name: str) -> None:
+        """Stop gracefully because of a signal."""
+        if self.pool is None:
+            self._stop_early(name)
+        else:
+            self.pool.stop(f"Graceful worker shutdown due to {name}")
+
+    def kill(self, name: str) -> None:
+        """Stop by force because of a signal."""
+        if self.pool is None:
+            self._stop_early(name)
+        else:
+            self.pool.kill(f"Forced worker shutdown due to {name}")
+
+    def started(self) -> Succession:
+        """The worker pool.
+
+        Raises:
+            StoppedError: A signal stopped the start.
+        """
+        if self.pool is None:
+            raise StoppedError(self._signal)
+        return self.pool
+
+    def _stop_early(self, name: str) -> None:
+        self._signal = name
+        self.early.set()
+
+
 class Runner(JobAdder):
     """Runs jobs in the background of an `async with` block.
 
-    Entering it connects, installs or upgrades the schema, and starts to work. Leaving the block
+    Entering it connects, installs or upgrades the schema, and starts to run jobs. Leaving the block
     stops gracefully: running jobs finish.
 
     Args:
-        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller's, or None
+        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller, or None
             for `DATABASE_URL` or libpq's variables.
         options: See `RunnerOptions`.
 
     Raises:
-        ConfigurationError: An option is unknown, or its value not allowed.
+        ConfigurationError: An option is unknown, or its value is not allowed.
+        StoppedError: While the block is entered: a signal stopped the start.
     """
 
     _waits: ClassVar[Waits] = Waits()
@@ -52,39 +90,45 @@ class Runner(JobAdder):
         self._setup = Setup(source, options, waits=self._waits)
         self._stack = AsyncExitStack()
         self._working: asyncio.Task[None] | None = None
-        self._pool: Succession | None = None
+        self._stopping = _Stopping()
         self._health_url: str | None = None
         self._cron: Cron | None = None
 
     @property
     def events(self) -> Events:
-        """Where to subscribe to what happens."""
+        """The events of this runner, to subscribe to."""
         return self._setup.events
 
     @property
     def pool_id(self) -> str:
-        """Id of the worker pool, which is what its jobs are locked by."""
+        """Id of the worker pool: the `locked_by` of its jobs."""
         return self._started_pool().pool_id
 
     def health(self) -> Health:
-        """How it fares: whether it reaches the database, what it does, what last went wrong."""
+        """The state of the worker pool, its last contact with the database, its last error."""
         return self._started_pool().pool.health()
 
     @property
     def health_url(self) -> str | None:
-        """Where it answers probes; None if it does not."""
+        """Address that answers health probes; None without `health_port`."""
         return self._health_url
 
     @property
     def about(self) -> str:
-        """What it works on, in words: its tasks, and the schema of its jobs."""
+        """The tasks and the schema, for a log line."""
         return self._setup.about
 
     async def __aenter__(self) -> Self:
         if self._working is not None:
             raise GraphileWorkerError("this Runner was started before; make a new one")
         try:
-            await self._start()
+            # First of all, so that a signal is not lost while the migrations of another process
+            # take their time: the first process of a container ignores signals by default.
+            if self._setup.handles_signals:
+                self._stack.enter_context(handle_signals(stop=self._on_stop, kill=self._on_kill))
+            async with aio.until(self._stopping.early):
+                await self._start()
+            self._stopping.started()
         except BaseException:
             await self._stack.aclose()
             raise
@@ -97,27 +141,27 @@ class Runner(JobAdder):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            # Whoever can't wait any longer, and cancels, gets a forced stop, but no loose ends.
+            # A cancellation turns the graceful stop into a forced one, which still ends in order.
             await aio.run_to_end(self.stop(), on_cancel=self._started_pool().kill)
         finally:
             await self._stack.aclose()
 
     async def stop(self, reason: str = "Runner is stopping") -> None:
-        """Stop gracefully: fetch no more, let running jobs finish, record their outcome.
+        """Stop gracefully: fetch no more jobs, let running jobs finish, record their outcomes.
 
-        It waits for running jobs, so a job must not wait for it.
+        It waits for running jobs, so a job must not await it.
 
         Raises:
-            WorkerPoolError: It did not stop cleanly.
+            WorkerPoolError: The worker pool did not stop cleanly.
         """
         self._started_pool().stop(reason)
         await self.wait()
 
     async def kill(self, reason: str = "Terminated through .kill() command") -> None:
-        """Stop at once: running jobs are cut off, and returned with their attempt.
+        """Stop at once: running jobs are cancelled, and returned with their attempt.
 
         Raises:
-            WorkerPoolError: It did not stop cleanly.
+            WorkerPoolError: The worker pool did not stop cleanly.
         """
         self._started_pool().kill(reason)
         await self.wait()
@@ -126,12 +170,12 @@ class Runner(JobAdder):
         """Wait until the runner has stopped, for whatever reason.
 
         Raises:
-            WorkerPoolError: It could not run on, or not stop cleanly.
-            IncompatibleSchemaError: The schema changed while it ran.
+            WorkerPoolError: The worker pool failed, or did not stop cleanly.
+            IncompatibleSchemaError: The schema changed while the worker pool ran.
         """
         if self._working is None:
             raise GraphileWorkerError("this Runner was not started: use `async with`")
-        # Whoever waits may be cancelled; the work is not.
+        # A cancellation of the waiting task must not reach the work.
         await asyncio.shield(self._working)
 
     async def _start(self) -> None:
@@ -144,20 +188,20 @@ class Runner(JobAdder):
         await migrate.migrate(database, setup.hooks)
         await migrate.check_role(database, setup.needs)
         self._stack.callback(log_events(setup.events, setup.logger))
-        self._pool = setup.succession(database)
+        self._stopping.pool = setup.succession(database)
         if setup.cron_items:
             from graphile_worker_py.cron import Cron  # noqa: PLC0415  # see above
 
             self._cron = Cron(database, setup.cron_items, events=setup.events)
-        if setup.handles_signals:
-            self._stack.enter_context(handle_signals(stop=self._on_stop, kill=self._on_kill))
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
 
     async def _answer_probes(self, host: str, port: int) -> None:
         from graphile_worker_py.observing.probes import health_server  # noqa: PLC0415  # see above
 
         server = health_server(
-            lambda: None if self._pool is None else self._pool.pool.health(), host=host, port=port
+            lambda: None if (pool := self._stopping.pool) is None else pool.pool.health(),
+            host=host,
+            port=port,
         )
         self._health_url = await self._stack.enter_async_context(server)
         self._setup.logger.info("Answering probes on %s", self._health_url)
@@ -174,39 +218,41 @@ class Runner(JobAdder):
 
     def _on_stop(self, name: str) -> None:
         self.events.emit(events.GracefulShutdown(signal=name))
-        self._started_pool().stop(f"Graceful worker shutdown due to {name}")
+        self._stopping.stop(name)
 
     def _on_kill(self, name: str) -> None:
         self.events.emit(events.ForcefulShutdown(signal=name))
-        self._started_pool().kill(f"Forced worker shutdown due to {name}")
+        self._stopping.kill(name)
 
     def _started_pool(self) -> Succession:
-        if self._pool is None:
+        if self._stopping.pool is None:
             raise GraphileWorkerError("this Runner was not started: use `async with`")
-        return self._pool
+        return self._stopping.pool
 
 
 async def run(source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]) -> None:
     """Run jobs until SIGINT or SIGTERM, or until cancelled.
 
-    The first signal stops gracefully: running jobs finish. The second one cuts them off and
-    returns them. A cancellation stops gracefully, too.
+    The first signal stops gracefully: running jobs finish. The second one cancels them and returns
+    them to the database. A cancellation stops gracefully, too.
 
     Args:
-        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller's, or None
+        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller, or None
             for `DATABASE_URL` or libpq's variables.
         options: See `RunnerOptions`.
 
     Raises:
-        ConfigurationError: An option is unknown, or its value not allowed.
+        ConfigurationError: An option is unknown, or its value is not allowed.
         psycopg.OperationalError: The database can't be reached at the start.
         MigrationError: The schema can't be installed or upgraded.
         MissingRightsError: The role may not run jobs, or would not see them.
         IncompatibleSchemaError: The schema is newer than this release can work on.
-        WorkerPoolError: It could not run on, or not stop cleanly.
+        WorkerPoolError: The worker pool failed, or did not stop cleanly.
     """
-    async with Runner(source, **options) as runner:
-        await runner.wait()
+    # A signal during the start is a stop like any other.
+    with suppress(StoppedError):
+        async with Runner(source, **options) as runner:
+            await runner.wait()
 
 
 async def run_once(source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]) -> None:
@@ -220,24 +266,21 @@ async def run_once(source: str | AsyncPool | None = None, **options: Unpack[Runn
         options: As for `run`; those about cron are checked and not used.
 
     Raises:
-        As `run`.
+        As `run`, and StoppedError: A signal stopped the start, so that no job was run.
     """
     setup = Setup(source, options, waits=Runner._waits)
+    stopping = _Stopping()
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(setup.opened_pool())
-        database = setup.database(pool)
-        await migrate.migrate(database, setup.hooks)
-        await migrate.check_role(database, rights.WORKING)
-        stack.callback(log_events(setup.events, setup.logger))
-        workers = setup.succession(database, once=True)
         if setup.handles_signals:
-            stack.enter_context(
-                handle_signals(
-                    stop=lambda name: workers.stop(f"Graceful worker shutdown due to {name}"),
-                    kill=lambda name: workers.kill(f"Forced worker shutdown due to {name}"),
-                )
-            )
-        await workers.run()
+            stack.enter_context(handle_signals(stop=stopping.stop, kill=stopping.kill))
+        async with aio.until(stopping.early):
+            pool = await stack.enter_async_context(setup.opened_pool())
+            database = setup.database(pool)
+            await migrate.migrate(database, setup.hooks)
+            await migrate.check_role(database, rights.WORKING)
+            stack.callback(log_events(setup.events, setup.logger))
+            stopping.pool = setup.succession(database, once=True)
+        await stopping.started().run()
 
 
 async def run_migrations(
@@ -247,17 +290,17 @@ async def run_migrations(
     side_schema: bool = False,
     hooks: Plugins = (),
 ) -> None:
-    """Install the schema, or upgrade it; nothing happens if it is up to date.
+    """Install or upgrade the schema, unless it is up to date.
 
     Args:
         source: As for `run`.
         schema: Name of the schema; None means `GRAPHILE_WORKER_SCHEMA`, else `graphile_worker`.
-        side_schema: Whether to install the schema `graphile_worker_py` too, in which worker pools
-            register. They do so themselves, if their role may.
+        side_schema: Also install the schema `graphile_worker_py`, in which worker pools register.
+            Worker pools install it themselves if their role may.
         hooks: Plugins that take part in `bootstrap` and `migrate`.
 
     Raises:
-        MigrationError: It can't be done; the message says why.
+        MigrationError: The schema can't be installed or upgraded; the message says why.
     """
     name = config.schema_name(schema)
     check_flag("side_schema", side_schema)
@@ -272,9 +315,9 @@ async def run_migrations(
 
 
 async def _run_beside(cron: "Cron", pool: Succession) -> None:
-    """Run cron for as long as a pool runs; what breaks in cron stops the pool in order.
+    """Run cron for as long as a pool runs; an error of cron stops the pool gracefully.
 
-    Raises what broke first as it is: a group of errors would be no `WorkerPoolError`.
+    Raises the first error as it is: an exception group would not be a `WorkerPoolError`.
     """
     broken: list[Exception] = []
 

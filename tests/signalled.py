@@ -6,7 +6,12 @@ Called with a connection string and the name of one of its functions.
 import asyncio
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
 
 from graphile_worker_py import JobContext, Runner, SyncJobContext, run, run_once
 from graphile_worker_py.events import Event, Events
@@ -40,6 +45,7 @@ def block(payload: Any, ctx: SyncJobContext) -> None:
 
 async def stubborn(payload: Any) -> None:
     """Does not end even if it is cut off."""
+    say("stubborn")
     while True:
         try:
             await asyncio.Event().wait()
@@ -105,9 +111,29 @@ async def staggered(dsn: str) -> None:
     await asyncio.Event().wait()
 
 
+async def web(dsn: str) -> None:
+    """Serve an application that runs jobs, as long as its server runs."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with Runner(dsn, **options()):
+            yield
+
+    config = uvicorn.Config(Starlette(lifespan=lifespan), port=0, log_level="info")
+    await uvicorn.Server(config).serve()
+
+
 async def unhandled(dsn: str) -> None:
     """Run without handling signals."""
     await run(dsn, no_handle_signals=True, **options())
+
+
+async def idle(dsn: str) -> None:
+    """Run without jobs until stopped."""
+    async with Runner(dsn, tasks=TASKS) as runner:
+        say("ready")
+        await runner.wait()
+    say("ended")
 
 
 async def afterwards(dsn: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from graphile_worker_py import run_once
 from tests.support.eventually import eventually
+from tests.support.locking import table_locked
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
@@ -144,6 +145,78 @@ def test_a_storm_of_signals_ends_it_in_order(dsn: str, start: Start) -> None:
     assert jobs.locked() == []
 
 
+@pytest.mark.parametrize("pause", [0.001, 0.1])
+def test_a_storm_of_signals_does_not_change_how_the_process_ends(
+    dsn: str, start: Start, pause: float
+) -> None:
+    process = start("idle")
+    process.wait_for("ready")
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2]
+    for sent in range(5000):
+        if process.returncode is not None:
+            break
+        os.kill(process.pid, numbers[sent % len(numbers)])
+        time.sleep(pause)
+    assert process.wait() == 0
+    assert process.lines() == ["ready", "ended"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_a_web_server_and_its_runner(
+    dsn: str, start: Start, number: signal.Signals
+) -> None:
+    job_id = Jobs(dsn).add("until_abort")
+    process = start("web")
+    process.wait_for("job:start")
+    asyncio.run(eventually(lambda: "Application startup complete" in process.stderr))
+    os.kill(process.pid, number)
+    # uvicorn ends by the signal that it received.
+    assert process.wait() in (-number, 130)
+    assert process.lines() == ["job:start", "gracefulShutdown", "done", "stop"]
+    assert "Application shutdown complete" in process.stderr
+    assert Jobs(dsn).ids() == []
+    assert job_id
+
+
+@pytest.mark.parametrize("function", ["one", "once", "command"])
+@pytest.mark.parametrize("first", [True, False], ids=["PID 1", "any process"])
+async def test_a_signal_during_the_start_ends_it(
+    dsn: str, processes: Processes, function: str, first: bool
+) -> None:
+    """The first process of a container ignores signals that have no handler."""
+    command = [sys.executable, "-m", "tests.signalled", dsn, function]
+    if function == "command":
+        command = [sys.executable, "-m", "graphile_worker_py", "-c", dsn]
+        command += ["--tasks", "tests.signalled:TASKS"]
+    if first:
+        command = ["unshare", "--user", "--map-root-user", "--pid", "--fork", *command]
+    async with table_locked(dsn, "graphile_worker.migrations"):
+        process = processes.start(command, cwd=ROOT)
+        await eventually(lambda: waits_for_a_lock(dsn), timeout=15)
+        os.kill(child_of(process.pid) if first else process.pid, signal.SIGTERM)
+        code = await asyncio.to_thread(process.wait)
+    if function == "one":
+        assert (code, process.lines()) == (0, ["gracefulShutdown", "ended"])
+    elif function == "once":
+        assert code == 1
+        assert "SIGTERM stopped the worker before it had started" in process.stderr
+    else:
+        assert code == 128 + signal.SIGTERM if first else code == -signal.SIGTERM
+        assert "SIGTERM stopped the worker before it had started" in process.stderr
+
+
+def waits_for_a_lock(dsn: str) -> bool:
+    """Whether a session of this database waits for a lock."""
+    waiting = "select pid from pg_stat_activity where datname = current_database()"
+    return bool(Jobs(dsn).query(f"{waiting} and wait_event_type = 'Lock'"))
+
+
+def child_of(pid: int) -> int:
+    """The only child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return int(child)
+
+
 def test_two_runners_in_one_process_both_obey(dsn: str, start: Start) -> None:
     jobs = Jobs(dsn)
     process = start("two")
@@ -226,7 +299,7 @@ def test_a_task_that_ignores_everything_does_not_keep_the_command_alive(
     job_id = jobs.add("stubborn")
     command = [sys.executable, "-c", COMMAND, "-c", dsn]
     process = processes.start([*command, "--tasks", "tests.signalled:TASKS"], cwd=ROOT)
-    asyncio.run(eventually(jobs.locked, timeout=15))
+    process.wait_for("stubborn")
     process.terminate()
     asyncio.run(eventually(lambda: "Stopping: " in process.stderr))
     pause_for_a_second_signal()

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
@@ -12,9 +13,10 @@ from typing import Any, TypeAlias, cast
 
 from graphile_worker_py import aio, config
 from graphile_worker_py.cli.exits import EXIT_FAILURE, EXIT_INCOMPATIBLE_WHILE_RUNNING, exit_with
-from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError
+from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError, StoppedError
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
 from graphile_worker_py.loading.directory import watch_tasks
+from graphile_worker_py.processes.early import end_by
 from graphile_worker_py.processes.supervised import Supervised
 from graphile_worker_py.runner import Runner, run_migrations, run_once
 from graphile_worker_py.runner_options import RunnerOptions
@@ -58,7 +60,12 @@ class _Reload:
 
 
 def _run(work: Coroutine[Any, Any, None], process: Supervised | None) -> None:
-    run_in_loop(work if process is None else process.during(work))
+    try:
+        run_in_loop(work if process is None else process.during(work))
+    except StoppedError as error:
+        logger.info("%s", error)
+        logging.shutdown()
+        end_by(signal.Signals[error.signal])
 
 
 def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOptions:

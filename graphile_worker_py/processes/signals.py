@@ -1,28 +1,26 @@
 """Signals that end the process: the first one stops, the second one kills."""
 
 import asyncio
+import atexit
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any, Final
 
+from graphile_worker_py.processes.early import ENDING, end_by
+
 logger = logging.getLogger(__name__)
 
-ENDING: Final = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2", "SIGBREAK")
-    if hasattr(signal, name)
-)
-"""Graphile Worker's signals, as far as the platform has them. It also takes SIGABRT, which in a
-Python process means that native code has failed; that one keeps its own meaning."""
-
 REPEAT_WINDOW: Final = 0.3
-"""Seconds in which a signal that comes again is taken for the same one: a terminal and a process
-manager may both hand on one Ctrl-C."""
+"""Seconds during which a repeated signal counts as the same signal: a terminal and a process
+manager may both forward one Ctrl-C."""
+STORM: Final = 3
+"""This number of signals is a storm, whose rest is ignored after the end of a runner."""
 
 
 @contextmanager
@@ -31,8 +29,9 @@ def handle_signals(
 ) -> Iterator[None]:
     """Call `stop` at the first signal and `kill` at the second, each with the signal's name.
 
-    Several runners in one process are all told. Outside of the main thread, where Python allows
-    no handlers, nothing is handled.
+    All runners of a process receive each signal, and so do handlers of the program, such as those
+    of a web server. Outside of the main thread Python allows no handlers, so signals are not
+    handled.
     """
     if threading.current_thread() is not threading.main_thread():
         logger.warning("Not in the main thread: signals do not stop this worker")
@@ -40,24 +39,21 @@ def handle_signals(
         return
     handler = _Handler(stop, kill)
     for number in ENDING:
-        previous: Any = signal.signal(number, handler)
-        handler.previous[number] = previous
+        before: Any = signal.getsignal(number)
+        if before is None:  # installed by native code, and could not be restored
+            continue
+        handler.previous[number] = before.previous[number] if isinstance(before, _Late) else before
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        handler.ended = True
-        for number in ENDING:
-            # Another runner may have put its handler on top; it will pass over ours.
-            current: object = signal.getsignal(number)
-            if current is handler:
-                signal.signal(number, handler.below(number))
+        handler.end()
 
 
 def pass_on(name: str, *, force: bool) -> bool:
-    """Tell the runners of this process to stop, or to be forced to, as a signal would.
+    """Stop the runners of this process, or force them to stop, for a reason other than a signal.
 
-    For what is told by other means than signals. It does not count as one: what is meant by both
-    is obeyed once.
+    It does not count as a signal: if a signal requests the same, the runners stop once.
 
     Returns:
         Whether there is a runner.
@@ -70,7 +66,7 @@ def pass_on(name: str, *, force: bool) -> bool:
 
 
 class _Handler:
-    """A signal handler that passes each signal on to the handler of the runner before it."""
+    """A signal handler that also calls the handler before it: another runner's or the program's."""
 
     def __init__(self, stop: Callable[[str], object], kill: Callable[[str], object]) -> None:
         self._stop = stop
@@ -79,18 +75,39 @@ class _Handler:
         self._first_at: float | None = None
         self._stopped = False
         self.previous: dict[int, Any] = {}
+        self._last_at = 0.0
+        self._count = 0
         self.ended = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        below = self.below(number)
-        if isinstance(below, _Handler) or (self.ended and callable(below)):
-            below(number, frame)
+        self._last_at = time.monotonic()
+        self._count += 1
         if not self.ended:
-            # The loop may be in the middle of anything; it takes the news when it comes round.
+            # The loop may be at any point; it handles the signal in its next turn.
             self._loop.call_soon_threadsafe(self._take, signal.Signals(number).name)
+        below = self.below(number)
+        if callable(below) and (self.ended or not _is_default(below)):
+            below(number, frame)
+
+    def end(self) -> None:
+        """Give the signals back to the handlers from before."""
+        self.ended = True
+        late = None
+        if self._count:
+            late = _Late(self._loop, self._last_at, in_storm=self._count >= STORM)
+        for number in ENDING:
+            # The handler of another runner may be on top; it skips this one.
+            current: object = signal.getsignal(number)
+            if current is not self:
+                continue
+            below = self.below(number)
+            if late is not None and _is_default(below):
+                late.previous[number] = below
+                below = late
+            signal.signal(number, below)
 
     def pass_on(self, name: str, *, force: bool) -> None:
-        """Tell this runner, and those before it."""
+        """Stop this runner and the runners before it."""
         below = self.below(signal.SIGTERM)
         if isinstance(below, _Handler):
             below.pass_on(name, force=force)
@@ -98,7 +115,7 @@ class _Handler:
             self._loop.call_soon_threadsafe(partial(self._obey, name, force=force))
 
     def below(self, number: int) -> Any:
-        """The handler before this one, those of runners that have ended left out."""
+        """The handler before this one, without those of runners that have ended."""
         previous = self.previous[number]
         while isinstance(previous, _Handler) and previous.ended:
             previous = previous.previous[number]
@@ -118,3 +135,45 @@ class _Handler:
         elif not self._stopped:
             self._stopped = True
             self._stop(name)
+
+
+class _Late:
+    """Ignores signals that follow on those that stopped a runner, and would change how it ended.
+
+    It ignores the rest of a storm, and signals during the end of the process. Other signals, and
+    signals after a pause, have the effect that they had before the runner.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, last_at: float, *, in_storm: bool) -> None:
+        self.previous: dict[int, Any] = {}
+        self._loop = loop
+        self._last_at = last_at
+        self._in_storm = in_storm
+        atexit.register(self._ignore_at_exit)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        is_ending = not self._loop.is_running()
+        if now - self._last_at <= REPEAT_WINDOW and (self._in_storm or is_ending):
+            self._last_at = now
+            return
+        previous = self.previous[number]
+        signal.signal(number, previous)
+        if callable(previous):
+            previous(number, frame)
+        else:
+            signal.raise_signal(number)
+
+    def _ignore_at_exit(self) -> None:
+        # The interpreter restores the default actions while it ends.
+        for number in self.previous:
+            current: object = signal.getsignal(number)
+            if current is self:
+                signal.signal(number, signal.SIG_IGN)
+
+
+def _is_default(handler: object) -> bool:
+    """Whether a handler only ends the process or the main task, as without any handler."""
+    if isinstance(handler, partial):  # asyncio's own handler of SIGINT
+        return isinstance(getattr(handler.func, "__self__", None), asyncio.Runner)
+    return handler in (None, signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, end_by)

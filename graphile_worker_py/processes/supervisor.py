@@ -30,7 +30,8 @@ from typing import Final
 
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.processes.signals import ENDING, REPEAT_WINDOW
+from graphile_worker_py.processes.early import ENDING
+from graphile_worker_py.processes.signals import REPEAT_WINDOW
 from graphile_worker_py.processes.supervised import KILL, STOP, VARIABLE
 
 logger = logging.getLogger(__name__)
