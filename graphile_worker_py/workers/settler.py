@@ -10,7 +10,7 @@ from typing import Final
 import psycopg
 
 from graphile_worker_py import events
-from graphile_worker_py.errors import WorkerPoolError, one_line
+from graphile_worker_py.errors import WorkerPoolError, message_of, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
@@ -84,6 +84,10 @@ def _in_ascii(settled: Settled) -> Settled | None:
 COMPLETE: Final = _Statement("complete", _complete)
 FAIL: Final = _Statement("fail", _fail, _in_ascii)
 RETURN: Final = _Statement("return", _return)
+
+
+REFUSALS: Final = ("22", "23", "27", "44", "P0")
+"""Classes of errors by which constraints and triggers of the user refuse a row."""
 
 
 class Settler:
@@ -181,7 +185,7 @@ class Settler:
                 failures += 1
                 backoff = backoff_for(error)
                 if backoff is None:
-                    await self._write_singly(statement, batch, error)
+                    await self._write_in_parts(statement, batch, error)
                     return
                 delay = backoff.delay(failures)
                 self._logger.warning(
@@ -212,20 +216,44 @@ class Settler:
             except (psycopg.Error, OSError, UnicodeEncodeError) as error:
                 self._riders.failed([rider], error)
 
-    async def _write_singly(
+    async def _write_in_parts(
         self, statement: _Statement, batch: Sequence[Settled], error: Exception
     ) -> None:
-        """Record outcomes one by one after an error that will not pass: the others can succeed."""
+        """Record a batch after an error that will not pass, so that only its cause fails."""
         if len(batch) > 1:
-            for settled in batch:
-                await self._write(statement, [settled])
+            half = len(batch) // 2
+            for part in (batch[:half], batch[half:]):
+                await self._write(statement, part)
             return
+        settled = batch[0]
         # Text that the encoding of the database, or of a caller's connections, lacks.
         if isinstance(error, psycopg.DataError | UnicodeEncodeError):
-            plain = statement.simplify(batch[0])
+            plain = statement.simplify(settled)
             if plain is not None:
                 await self._write(statement, [plain])
                 return
+        if statement is COMPLETE and _is_refusal(error):
+            await self._write(FAIL, [self._refused(settled, error)])
+            return
         verb = statement.verb
-        failure = WorkerPoolError(f"could not {verb} job {batch[0][0].id}: {one_line(error)}")
+        failure = WorkerPoolError(f"could not {verb} job {settled[0].id}: {one_line(error)}")
         self._broken(failure, f"{verb} jobs")
+
+    def _refused(self, settled: Settled, error: Exception) -> Settled:
+        """The failure of a job that was completed, but that the database refuses to delete."""
+        job, _, ended, duration = settled
+        message = f"The database refused to complete the job: {message_of(error)}"
+        self._logger.error(
+            "Could not complete job %d (%s), recording it as failed: %s",
+            job.id,
+            job.task_identifier,
+            one_line(error),
+            extra={"pool_id": self._pool_id, "job_id": job.id},
+        )
+        is_final = job.attempts >= job.max_attempts
+        return job, Failed(error=error, message=message, is_final=is_final), ended, duration
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a constraint or trigger of the user refuses a job, instead of all being refused."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(REFUSALS)
