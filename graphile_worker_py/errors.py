@@ -2,7 +2,11 @@
 
 from asyncio import CancelledError
 from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import Final
+
+_PACKAGE: Final = str(Path(__file__).parent)
 
 
 class GraphileWorkerError(Exception):
@@ -46,6 +50,14 @@ def one_line(error: BaseException) -> str:
     kind = type(error).__name__
     said = message_of(error).strip().partition("\n")[0]
     return said if said.startswith(kind) else f"{kind}: {said}"
+
+
+def users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback of an error without the frames of this package at its top."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        frames = frames.tb_next
+    return frames
 
 
 class ConfigurationError(GraphileWorkerError, ValueError):

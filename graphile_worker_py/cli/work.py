@@ -1,7 +1,6 @@
 """What a process of the `run` command does: run jobs until it has to stop."""
 
 import asyncio
-import importlib
 import logging
 import os
 import signal
@@ -15,13 +14,13 @@ from graphile_worker_py import aio, config
 from graphile_worker_py.cli.exits import EXIT_FAILURE, EXIT_INCOMPATIBLE_WHILE_RUNNING, exit_with
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError, StoppedError
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
+from graphile_worker_py.loading import modules
 from graphile_worker_py.loading.directory import watch_tasks
 from graphile_worker_py.processes.early import end_by
 from graphile_worker_py.processes.supervised import Supervised
 from graphile_worker_py.runner import Runner, run_migrations, run_once
 from graphile_worker_py.runner_options import RunnerOptions
-from graphile_worker_py.tasks.importing import import_fault
-from graphile_worker_py.tasks.task import Task, Tasks
+from graphile_worker_py.tasks.task import Tasks
 
 logger = logging.getLogger("graphile_worker_py")
 
@@ -173,42 +172,15 @@ async def _run_until_stopped(
 
 
 def import_tasks(where: str) -> Tasks:
-    """Tasks of a module: those of an attribute (a list, a mapping or one task), or all it has.
+    """The tasks that `--tasks` names.
 
     Raises:
         ConfigurationError: There is no such module or attribute, or it holds no tasks.
     """
-    module_name, _, attribute = where.partition(":")
-    hint = "; a file or folder is given by --task-directory" if Path(where).exists() else ""
-    if not all(module_name.split(".")):
-        raise ConfigurationError(
-            f"--tasks {where}: {module_name!r} is not the name of a module; expected is "
-            f"MODULE[:ATTR], as in myapp.tasks{hint}"
-        )
-    # As `python -m` does it: what lies in the working directory can be imported.
+    # As `python -m` does it: modules in the working directory can be imported.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        fault = import_fault(error)
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        ):
-            fault = f"there is no module {error.name!r}{hint}"
-        raise ConfigurationError(f"--tasks {where}: {fault}") from error
-    if not attribute:
-        found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
-        if not found:
-            raise ConfigurationError(f"--tasks {where}: the module has no @task functions")
-        return list(found.values())
-    try:
-        tasks: Any = getattr(module, attribute)
-    except AttributeError as error:
-        raise ConfigurationError(
-            f"--tasks {where}: module {module_name!r} has no attribute {attribute!r}"
-        ) from error
-    return [tasks] if isinstance(tasks, Task) else tasks
+    return modules.import_tasks(where, name="--tasks")
 
 
 def run_in_loop(work: Coroutine[Any, Any, None]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphile_worker_py import aio, json_codec
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import GraphileWorkerError, users_frames
 from graphile_worker_py.executors import wire
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
 from graphile_worker_py.tasks.batches import batch_of
@@ -31,7 +31,6 @@ from graphile_worker_py.tasks.importing import import_file, open_package
 from graphile_worker_py.tasks.locating import TaskPlace
 from graphile_worker_py.tasks.task import Task
 
-_PACKAGE: Final = str(Path(__file__).parent.parent)
 _PLAIN: Final = (str, int, float, bool, type(None))
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -262,10 +261,8 @@ def _call(task: Task[Any], order: wire.Run, link: _Link) -> wire.Done:
 
 
 def _failure(error: BaseException) -> wire.Failure:
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        frames = frames.tb_next
-    return wire.failure(error, "".join(traceback.format_exception(type(error), error, frames)))
+    told = traceback.format_exception(type(error), error, users_frames(error))
+    return wire.failure(error, "".join(told))
 
 
 def _travelling(spec: JobSpec) -> JobSpec:

@@ -13,9 +13,10 @@ from typing import Any, Final, cast
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import CutOffError, GraphileWorkerError
-from graphile_worker_py.executors.groups import end_of, signal_group
+from graphile_worker_py.executors.groups import signal_group
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.job import LOCK_LIFETIME, Job
+from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
 

@@ -11,24 +11,15 @@ def signal_group(leader: int, number: signal.Signals, *, is_reaped: bool) -> Non
     Args:
         leader: Its process id, which is the id of the group.
         number: The signal.
-        is_reaped: Whether the leader has ended and was waited for, and only others may be left.
+        is_reaped: Whether the leader has ended and was waited for, so that only the processes
+            that it started may be left.
     """
     if is_reaped and _exists(leader):
-        # Gone with its whole group, and the number is another process's: as long as somebody is
-        # left in the group, the system does not give it away.
+        # The whole group is gone, and another process has the number: the system does not reuse
+        # it as long as a process is left in the group.
         return
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-
-
-def end_of(returncode: int | None) -> str:
-    """How a process ended, in words."""
-    if returncode is None or returncode >= 0:
-        return f"exited with code {returncode}"
-    try:
-        return f"was ended by {signal.Signals(-returncode).name}"
-    except ValueError:
-        return f"was ended by signal {-returncode}"
 
 
 def _exists(pid: int) -> bool:

@@ -25,10 +25,10 @@ from typing import Any, Final
 from graphile_worker_py import aio
 from graphile_worker_py.errors import ConfigurationError, TaskTimeoutError
 from graphile_worker_py.executors import memory, wire
-from graphile_worker_py.executors.groups import end_of
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
 from graphile_worker_py.executors.wire import ProcessTaskError
+from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
 

@@ -4,16 +4,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from graphile_worker_py import clock, config, events
-from graphile_worker_py.errors import message_of, one_line
+from graphile_worker_py.errors import message_of, one_line, users_frames
 from graphile_worker_py.events import Event, Events
 from graphile_worker_py.job import Job
-
-_PACKAGE: Final = str(Path(__file__).parent.parent)
 
 
 def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
@@ -93,7 +89,7 @@ class _EventLog:
             job.max_attempts,
             then,
             message_of(event.error),
-            exc_info=(type(event.error), event.error, _users_frames(event.error)),
+            exc_info=(type(event.error), event.error, users_frames(event.error)),
             extra={**_about(event), "duration": event.duration, "retry_at": retry_at},
         )
 
@@ -165,14 +161,6 @@ def _short(time: timedelta) -> str:
     elif number >= 100:
         number, unit = number / 60, "min"
     return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
-
-
-def _users_frames(error: BaseException) -> TracebackType | None:
-    """The traceback without the frames of this package at its top."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        frames = frames.tb_next
-    return frames
 
 
 def _described(event: Event) -> str:

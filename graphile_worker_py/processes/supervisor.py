@@ -31,6 +31,7 @@ from typing import Final
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.processes.early import ENDING
+from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.processes.signals import REPEAT_WINDOW
 from graphile_worker_py.processes.supervised import KILL, STOP, VARIABLE
 
@@ -238,7 +239,9 @@ class Supervisor:
                     place.pid = None
                     self._hear([place])  # it may have reported to be ready just before it ended
                     self._close(place)
-                    self._has_ended(place, *_how(os.waitstatus_to_exitcode(status)))
+                    returncode = os.waitstatus_to_exitcode(status)
+                    code = returncode if returncode >= 0 else SIGNALLED - returncode
+                    self._has_ended(place, end_of(returncode), code)
 
     def _close(self, place: _Place) -> None:
         if place.channel is not None:
@@ -347,17 +350,6 @@ class Supervisor:
 def own_command() -> list[str]:
     """The command line of this process, with the interpreter and its flags."""
     return [sys.executable, *sys.orig_argv[1:]]
-
-
-def _how(code: int) -> tuple[str, int]:
-    """How a process ended, in words, and the exit code for a parent that ends because of it."""
-    if code >= 0:
-        return f"ended with exit code {code}", code
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:  # real-time signals have no names
-        name = f"signal {-code}"
-    return f"was ended by {name}", SIGNALLED - code
 
 
 def _read_all(source: socket.socket) -> bytes:
