@@ -12,6 +12,7 @@ from graphile_worker_py import config
 from graphile_worker_py.checks import check_flag, check_is
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
+from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.loading.directory import load_tasks
 from graphile_worker_py.option_fields import Kind, Option
 from graphile_worker_py.options import (
@@ -22,7 +23,7 @@ from graphile_worker_py.options import (
     LocalQueueOptions,
     WorkerOptions,
 )
-from graphile_worker_py.plugins import Hooks, Plugins
+from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights

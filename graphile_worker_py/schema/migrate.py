@@ -15,7 +15,8 @@ from graphile_worker_py.errors import (
     MigrationError,
     UnsupportedPostgresError,
 )
-from graphile_worker_py.plugins import Hooks, SchemaStep
+from graphile_worker_py.hooks import Hooks
+from graphile_worker_py.plugins import SchemaStep
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights
