@@ -27,7 +27,7 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
 from graphile_worker_py.backoff import CONTENTION
-from graphile_worker_py.errors import ConfigurationError, one_line
+from graphile_worker_py.errors import ConfigurationError, MigrationError, one_line
 from graphile_worker_py.fleet.gaps import Gaps
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import WorkerOptions
@@ -84,8 +84,9 @@ class Heartbeat:
       are not suspected of having killed it.
     - `DEAD`: an answer said that another pool had declared this one dead. Its jobs are no longer
       its own. `declared_dead` was called, once.
-    - `WITHOUT`: there is no side schema: it is switched off, or the role may not use it. The pool
-      works on. If it is killed, its jobs stay locked until their locks are too old.
+    - `WITHOUT`: there is no side schema: it is switched off, the role may not use it, or another
+      role has planted it. The pool works on. If it is killed, its jobs stay locked until their
+      locks are too old.
     - `GONE`: closed. The row of the pool was deleted, unless the pool left locks behind.
 
     Args:
@@ -235,7 +236,7 @@ class Heartbeat:
                 await self._beat_in_time()
             except own.MISSING:
                 self._schema_is_missing()
-            except (psycopg.Error, OSError, ConfigurationError) as error:
+            except (psycopg.Error, OSError, ConfigurationError, MigrationError) as error:
                 backoff = backoff_for(error)
                 if backoff is CONTENTION:
                     self._wake.set()  # lost a race: try again at once

@@ -19,7 +19,7 @@ from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.plugins import SchemaStep
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Steps
-from graphile_worker_py.schema import rights
+from graphile_worker_py.schema import rights, trust
 from graphile_worker_py.sql import migrations, notifications
 from graphile_worker_py.sql.granted import read_rights
 from graphile_worker_py.sql.migrations import (
@@ -147,8 +147,13 @@ class _Migrator:
         self._hooks = hooks
 
     async def run(self) -> None:
+        schema, conn = self._database.schema, self._conn
+        found = await self._database.run(migrations.find(schema), conn=conn)
+        _check_postgres(found.server_version)
+        if found.exists and not found.has_jobs:
+            # Before anything in it is read: even that might run code of another role.
+            await self._database.drive(trust.check_trust(schema), conn=conn)
         revisions = await self._read_or_bootstrap()
-        _check_postgres(revisions.server_version)
         await self._hooks.migrate(
             self._step(revisions.server_version), lambda _: self._migrate(revisions)
         )
@@ -192,16 +197,19 @@ class _Migrator:
         )
 
     async def _bootstrap_within_hooks(self) -> None:
-        query = migrations.read_server(self._database.schema)
-        server_version, exists = await self._database.run(query, conn=self._conn)
-        _check_postgres(server_version)
+        query = migrations.find(self._database.schema)
+        found = await self._database.run(query, conn=self._conn)
         await self._hooks.bootstrap(
-            self._step(server_version), lambda _: self._bootstrap(schema_exists=exists)
+            self._step(found.server_version), lambda _: self._bootstrap(schema_exists=found.exists)
         )
 
     async def _bootstrap(self, *, schema_exists: bool) -> None:
         async with self._conn.transaction():
-            if not schema_exists:
+            if schema_exists:
+                # It may have been created a moment ago.
+                steps = trust.check_trust(self._database.schema)
+                await self._database.drive(steps, conn=self._conn)
+            else:
                 await self._database.run(migrations.create_schema(), conn=self._conn)
             await self._database.run_script(migrations.BOOTSTRAP, conn=self._conn)
             await self._database.run(migrations.mark_breaking(), conn=self._conn)

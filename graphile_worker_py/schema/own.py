@@ -18,6 +18,7 @@ from psycopg import AsyncConnection, errors
 
 from graphile_worker_py.errors import ConfigurationError, one_line
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.schema import trust
 from graphile_worker_py.sql import own_schema
 from graphile_worker_py.sql.time_limits import limit_transaction
 
@@ -75,6 +76,7 @@ async def install(database: Database, conn: AsyncConnection[Any]) -> None:
 
     Raises:
         ConfigurationError: The jobs themselves are in a schema of that name.
+        MigrationError: The schema, or a part of it, belongs to a role that is not to be trusted.
         psycopg.errors.InsufficientPrivilege: The role may not create it, or not read it.
         psycopg.Error: The database can't be reached, or refuses.
     """
@@ -83,10 +85,28 @@ async def install(database: Database, conn: AsyncConnection[Any]) -> None:
             f"the jobs are in the schema {own_schema.NAME!r}, which is the name of the one for "
             f"worker pools"
         )
-    if await _revision(database, conn) < own_schema.LATEST:
+    # Another role may create the schema at any moment as long as it does not exist.
+    exists = await check_trust(database, conn)
+    if not exists or await _revision(database, conn) < own_schema.LATEST:
         await _until_no_clash(partial(_install, database, conn))
     if REGISTERED:
         await _install_leaves(database, conn)
+
+
+async def check_trust(database: Database, conn: AsyncConnection[Any]) -> bool:
+    """Check that the schema, if it exists, belongs to roles that may be trusted.
+
+    Returns:
+        Whether it exists.
+
+    Raises:
+        MigrationError: It belongs to another role.
+    """
+    exists = await database.run(own_schema.read_schema_exists(), conn=conn)
+    if exists:
+        steps = trust.check_trust(own_schema.NAME, beside=database.schema)
+        await database.drive(steps, conn=conn)
+    return exists
 
 
 async def leaf_revisions(
@@ -138,7 +158,7 @@ async def _installing(database: Database, conn: AsyncConnection[Any]) -> AsyncIt
 async def _install(database: Database, conn: AsyncConnection[Any]) -> None:
     run = database.run
     async with _installing(database, conn):
-        if not await run(own_schema.read_schema_exists(), conn=conn):
+        if not await check_trust(database, conn):
             await run(own_schema.create_schema(), conn=conn)
         revision = await _revision(database, conn)
         for number, texts in enumerate(own_schema.MIGRATIONS, start=1):

@@ -5,6 +5,8 @@ from typing import Any, Final
 
 from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.sql import own_schema
+from graphile_worker_py.sql.trust import read_strangers
 
 _READ_BACKLOG: Final = """
 select
@@ -119,6 +121,8 @@ select exists (
 
 def registered_pools(schema: str) -> Steps[list[RegisteredPool] | None]:
     """Read the pools that work on a schema; None where they do not register, or not readably."""
+    if (yield read_strangers(own_schema.NAME, beside=schema)):
+        return None  # reading it might run code of the role that planted it
     if not (yield Query(_POOLS_CAN_BE_READ, (), lambda rows: rows[0][0], prepare=False)):
         return None
     return (yield read_pools(schema))  # type: ignore[no-any-return]

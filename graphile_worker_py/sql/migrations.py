@@ -42,15 +42,42 @@ def read_revisions() -> Query[Revisions]:
     return Query(_READ, (), lambda rows: Revisions(*rows[0]), prepare=False)
 
 
-_SERVER: Final = """
-select current_setting('server_version_num')::int4,
-  exists (select 1 from pg_catalog.pg_namespace where nspname = $1::text)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the catalogs of the database say about the schema.
+
+    Args:
+        server_version: As for `Revisions`.
+        exists: Whether the schema exists.
+        has_jobs: Whether it has the table of revisions, and one of jobs, which before revision 16
+            had another name.
+    """
+
+    server_version: int
+    exists: bool
+    has_jobs: bool
+
+
+_FIND: Final = """
+with tables as materialized (
+  select classes.relname
+  from pg_catalog.pg_class as classes
+  join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+  where namespaces.nspname = $1::text and classes.relkind = 'r'
+)
+select
+  current_setting('server_version_num')::int4,
+  exists (
+    select from pg_catalog.pg_namespace as namespaces where namespaces.nspname = $1::text
+  ),
+  exists (select from tables where tables.relname = 'migrations')
+    and exists (select from tables where tables.relname in ('_private_jobs', 'jobs'))
 """
 
 
-def read_server(schema: str) -> Query[tuple[int, bool]]:
-    """Read the server's version, and whether the schema exists."""
-    return Query(_SERVER, (schema,), lambda rows: (rows[0][0], rows[0][1]), prepare=False)
+def find(schema: str) -> Query[Found]:
+    """Look for the schema in the catalogs alone."""
+    return Query(_FIND, (schema,), lambda rows: Found(*rows[0]), prepare=False)
 
 
 _CREATE_SCHEMA: Final = "create schema :GRAPHILE_WORKER_SCHEMA"

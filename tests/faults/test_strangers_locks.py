@@ -111,6 +111,7 @@ async def test_an_upgrade_waits_for_another_session_only_for_seconds_and_says_so
     dsn: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(own, "LOCK_PATIENCE", 0.2)
+    told = Told()
     await run_migrations(dsn, side_schema=True)
     ledger.query("alter table graphile_worker_py.pools drop column lock_pid")
     ledger.query("delete from graphile_worker_py.migrations where id = 2")
@@ -118,7 +119,7 @@ async def test_an_upgrade_waits_for_another_session_only_for_seconds_and_says_so
         other.execute("select from graphile_worker_py.migrations for update")
         with pytest.raises(psycopg.errors.LockNotAvailable, match="another session has locked"):
             await run_migrations(dsn, side_schema=True)
-        async with Runner(dsn, tasks={"work": print}, **FAST) as runner:
+        async with Runner(dsn, tasks={"work": print}, events=told.events, **FAST) as runner:
             await eventually(
                 lambda: (
                     "Could not register this pool (LockNotAvailable: another session has locked "
@@ -126,4 +127,6 @@ async def test_an_upgrade_waits_for_another_session_only_for_seconds_and_says_so
                 )
             )
             other.rollback()
-            await eventually(lambda: list(ledger.pools()) == [runner.pool_id])
+            # A look at the table meanwhile would wait for its change, and with it the event loop.
+            await told.seen(PoolListenSuccess)
+            assert list(ledger.pools()) == [runner.pool_id]

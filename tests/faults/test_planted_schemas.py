@@ -1,0 +1,210 @@
+"""A role with CREATE on the database makes our schemas first, to run its code as the worker."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from graphile_worker_py import MigrationError, Runner, WorkerUtils, run_migrations
+from graphile_worker_py.events import JobSuccess
+from graphile_worker_py.schema import own
+from tests.faults.ledger import FAST, Ledger
+from tests.support.running import Jobs, Told
+
+SPY = """
+create table public.spied (who text not null, what text not null);
+grant insert on public.spied to public;
+create function public.spy() returns trigger language plpgsql as
+  $$ begin insert into public.spied values (current_user, tg_table_name); return new; end $$;
+"""
+SPIED = "select who, what from public.spied"
+SIDE = """
+create table graphile_worker_py.migrations (id int4 primary key, ts timestamptz default now());
+insert into graphile_worker_py.migrations (id) values (1), (2);
+create table graphile_worker_py.pools (
+  pool_id text primary key, worker_schema text, host text, pid int4, started_at timestamptz,
+  heartbeat_at timestamptz default now(), dead_after float8, lock_key int8, lock_pid int4,
+  is_stopping boolean, died_at timestamptz, recorded_at timestamptz, unlocked_at timestamptz
+);
+create table graphile_worker_py.suspects (
+  worker_schema text, job_id int8, crashes int4, started_by text, recorded_at timestamptz
+);
+create trigger spy before insert or update on graphile_worker_py.pools
+  for each row execute function public.spy();
+grant usage, create on schema graphile_worker_py to public;
+grant all on all tables in schema graphile_worker_py to public;
+"""
+JOBS = """
+create table graphile_worker.migrations
+  (id int4 primary key, ts timestamptz not null default now(), breaking boolean default false);
+create trigger spy before insert on graphile_worker.migrations
+  for each row execute function public.spy();
+grant usage, create on schema graphile_worker to public;
+grant all on all tables in schema graphile_worker to public;
+"""
+VIEW = """
+create function graphile_worker.spy() returns int4 language plpgsql as
+  $$ begin insert into public.spied values (current_user, 'view'); return 1; end $$;
+create view graphile_worker.migrations as
+  select graphile_worker.spy() as id, now() as ts, false as breaking;
+grant usage on schema graphile_worker to public;
+grant select on graphile_worker.migrations to public;
+"""
+
+
+class Roles:
+    """Two roles that are no superusers: one runs jobs and may install, the other one plants.
+
+    Attributes:
+        admin: What the superuser does.
+        worker_dsn: How the worker connects.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+        self.worker, self.mallory = f"worker_{name}", f"mallory_{name}"
+        self.admin = Jobs(dsn)
+        for role in (self.worker, self.mallory):
+            self.admin.query(f"create role {role} login password 'secret'")
+            self.admin.query(f"grant create on database {name} to {role}")
+        self.worker_dsn = psycopg.conninfo.make_conninfo(dsn, user=self.worker, password="secret")
+        self.script(SPY)
+
+    def script(self, text: str, *, by: str | None = None) -> None:
+        """Run statements as the superuser, or as a role."""
+        with psycopg.connect(self.admin.dsn) as conn:
+            if by is not None:
+                conn.execute(f"set role {by}".encode())
+            conn.execute(text.encode())
+
+    def plant(self, schema: str, text: str) -> None:
+        """Make a schema, and what is in it, as the other role."""
+        self.script(f"create schema {schema}; {text}", by=self.mallory)
+
+    def spied(self) -> list[dict[str, Any]]:
+        """What the planted code has seen, and as whom."""
+        return self.admin.query(SPIED)
+
+    def drop(self) -> None:
+        """Leave the server as it was."""
+        for role in (self.worker, self.mallory):
+            self.admin.query(f"drop owned by {role} cascade")
+            self.admin.query(f"drop role {role}")
+
+
+@pytest.fixture
+def roles(empty_dsn: str) -> Iterator[Roles]:
+    """The roles, in an empty database."""
+    roles = Roles(empty_dsn)
+    yield roles
+    roles.drop()
+
+
+async def run_a_job(dsn: str) -> None:
+    told = Told()
+    async with Runner(dsn, tasks={"work": print}, events=told.events, **FAST) as runner:
+        await runner.add_job("work")
+        await told.seen(JobSuccess)
+
+
+async def test_a_planted_side_schema_is_not_used_and_work_goes_on(
+    roles: Roles, caplog: pytest.LogCaptureFixture
+) -> None:
+    roles.plant("graphile_worker_py", SIDE)
+    await run_a_job(roles.worker_dsn)
+    assert roles.spied() == []
+    assert roles.admin.query("select pool_id from graphile_worker_py.pools") == []
+    (warning,) = [text for text in caplog.messages if "Working without the schema" in text]
+    assert f"it belongs to the role '{roles.mallory}'" in warning
+    async with WorkerUtils(roles.worker_dsn) as utils:
+        assert await utils.pools() is None
+    with pytest.raises(MigrationError, match="is not to be trusted"):
+        await run_migrations(roles.worker_dsn, side_schema=True)
+
+
+async def test_a_superuser_does_not_use_a_planted_side_schema_either(roles: Roles) -> None:
+    roles.plant("graphile_worker_py", SIDE)
+    await run_a_job(roles.admin.dsn)
+    assert roles.spied() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "create trigger spy before update on {} for each row execute function public.spy()",
+            "trigger 'spy' on the table 'pools'",
+        ),
+        ("create rule spy as on update to {} do also select 1", "rule 'spy' on the table 'pools'"),
+        ("alter table {} owner to {mallory}", "table 'pools' belongs to the role"),
+    ],
+)  # fmt: skip
+async def test_a_table_that_was_tampered_with_is_not_used(
+    roles: Roles, caplog: pytest.LogCaptureFixture, text: str, fault: str
+) -> None:
+    await run_migrations(roles.worker_dsn, side_schema=True)
+    roles.script(f"grant usage, create on schema graphile_worker_py to {roles.mallory}")
+    roles.script(text.format("graphile_worker_py.pools", mallory=roles.mallory))
+    await run_a_job(roles.worker_dsn)
+    assert fault in caplog.text
+    assert roles.spied() == []
+
+
+@pytest.mark.parametrize("owner", ["the owner of the jobs", "a role it is a member of", "admin"])
+async def test_a_side_schema_of_a_trusted_role_is_used(roles: Roles, owner: str) -> None:
+    name = {"the owner of the jobs": roles.worker, "admin": "postgres"}.get(owner, roles.mallory)
+    if owner == "a role it is a member of":
+        roles.script(f"grant {roles.mallory} to {roles.worker}")
+    await run_migrations(roles.worker_dsn)
+    roles.script(
+        f"create schema graphile_worker_py authorization {name};"
+        f"grant usage, create on schema graphile_worker_py to {roles.worker}"
+    )
+    told = Told()
+    async with Runner(
+        roles.worker_dsn, tasks={"work": print}, events=told.events, **FAST
+    ) as runner:
+        await runner.add_job("work")
+        await told.seen(JobSuccess)
+        assert [row["pool_id"] for row in Ledger.pools(roles.admin).values()] == [runner.pool_id]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [JOBS, VIEW, ""], ids=["trigger", "view", "empty"])
+@pytest.mark.parametrize("superuser", [False, True])
+async def test_nothing_is_installed_into_a_planted_schema(
+    roles: Roles, text: str, superuser: bool
+) -> None:
+    roles.plant("graphile_worker", text or "grant all on schema graphile_worker to public")
+    with pytest.raises(MigrationError, match=f"belongs to the role '{roles.mallory}'"):
+        await run_migrations(roles.admin.dsn if superuser else roles.worker_dsn)
+    assert roles.spied() == []
+
+
+async def test_a_schema_that_an_administrator_has_prepared_is_installed_into(roles: Roles) -> None:
+    roles.script(
+        f"create schema graphile_worker; grant usage, create on schema graphile_worker"
+        f" to {roles.worker}"
+    )
+    await run_a_job(roles.worker_dsn)
+
+
+async def test_a_side_schema_planted_during_the_installation_is_not_used(
+    roles: Roles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_migrations(roles.worker_dsn)
+    check = own.check_trust
+    looked: list[int] = []
+
+    async def plant_afterwards(*given: Any) -> bool:
+        exists = await check(*given)
+        if not looked:
+            looked.append(1)
+            roles.plant("graphile_worker_py", SIDE)
+        return exists
+
+    monkeypatch.setattr(own, "check_trust", plant_afterwards)
+    await run_a_job(roles.worker_dsn)
+    assert looked == [1]
+    assert roles.spied() == []
+    assert "Working without the schema graphile_worker_py" in caplog.text
