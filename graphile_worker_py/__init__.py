@@ -59,6 +59,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.plugins import Plugin as Plugin
     from graphile_worker_py.plugins import SchemaStep as SchemaStep
     from graphile_worker_py.runner import Runner as Runner
+    from graphile_worker_py.runner import RunOnceResult as RunOnceResult
     from graphile_worker_py.runner import run as run
     from graphile_worker_py.runner import run_migrations as run_migrations
     from graphile_worker_py.runner import run_once as run_once

@@ -341,9 +341,10 @@ class JobSpec:
             check_smallint("max_attempts", max_attempts, smallest=1)
         if job_key is not None:
             check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
-            # Without a key the mode has no effect, and the SQL functions accept any.
-            if job_key_mode is not None:
-                check_one_of("job_key_mode", job_key_mode, allowed=JobKeyMode)
+        if job_key_mode is not None:
+            check_one_of("job_key_mode", job_key_mode, allowed=JobKeyMode)
+            if job_key is None:
+                raise ConfigurationError(f"job_key_mode {str(job_key_mode)!r} needs a job_key")
         if flags is not None:
             flags = check_texts("flags", flags)
         put = object.__setattr__

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack
 
@@ -22,49 +23,13 @@ from graphile_worker_py.runner_options import RunnerOptions, Setup
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.schema.own import install as install_side_schema
 from graphile_worker_py.workers.health import Health
+from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Succession
 from graphile_worker_py.workers.waits import Waits
 
 # Importing cron takes a third of the time of all other modules; most programs have no crontab.
 if TYPE_CHECKING:
     from graphile_worker_py.cron import Cron
-
-
-class _Stopping:
-    """Passes stops on: to the start of a runner, and then to its worker pool."""
-
-    def __init__(self) -> None:
-        self.pool: Succession | None = None
-        self.early = asyncio.Event()
-        self._signal = ""
-
-    def stop(self, name: str) -> None:
-        """Stop gracefully because of a signal."""
-        if self.pool is None:
-            self._stop_early(name)
-        else:
-            self.pool.stop(f"Graceful worker shutdown due to {name}")
-
-    def kill(self, name: str) -> None:
-        """Stop by force because of a signal."""
-        if self.pool is None:
-            self._stop_early(name)
-        else:
-            self.pool.kill(f"Forced worker shutdown due to {name}")
-
-    def started(self) -> Succession:
-        """The worker pool.
-
-        Raises:
-            StoppedError: A signal stopped the start.
-        """
-        if self.pool is None:
-            raise StoppedError(self._signal)
-        return self.pool
-
-    def _stop_early(self, name: str) -> None:
-        self._signal = name
-        self.early.set()
 
 
 class Runner(JobAdder):
@@ -91,7 +56,7 @@ class Runner(JobAdder):
         self._setup = Setup(source, options, waits=self._waits)
         self._stack = AsyncExitStack()
         self._working: asyncio.Task[None] | None = None
-        self._stopping = _Stopping()
+        self._stopping = Stopping(self._setup.logger)
         self._health_url: str | None = None
         self._cron: Cron | None = None
 
@@ -193,6 +158,7 @@ class Runner(JobAdder):
         if setup.cron_items:
             from graphile_worker_py.cron import Cron  # noqa: PLC0415  # see above
 
+            setup.warn_of_missing_tasks()
             self._cron = Cron(database, setup.cron_items, events=setup.events)
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
 
@@ -256,22 +222,62 @@ async def run(source: str | AsyncPool | None = None, **options: Unpack[RunnerOpt
             await runner.wait()
 
 
-async def run_once(source: str | AsyncPool | None = None, **options: Unpack[RunnerOptions]) -> None:
-    """Run all jobs that are due, and what they add that is due, then return.
+@dataclass(frozen=True, slots=True)
+class RunOnceResult:
+    """What `run_once` did.
 
-    Serial queues are drained. Jobs that fail wait for their next attempt and are not waited for.
-    No cron, and no sweep for stale locks.
+    Attributes:
+        completed: Number of jobs that completed.
+        failed: The event of each attempt that failed, with `job`, `error` and `retry_at`.
+        returned: Number of jobs that a stop cancelled and returned.
+    """
+
+    completed: int
+    failed: tuple[events.JobError, ...]
+    returned: int
+
+    def raise_errors(self) -> None:
+        """Raise the error of the attempt that failed; if several did, a group of their errors.
+
+        Raises:
+            BaseException: The error of a task.
+        """
+        errors = [event.error for event in self.failed]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise BaseExceptionGroup(f"{len(errors)} attempts failed", errors)
+
+
+async def run_once(
+    source: str | AsyncPool | None = None,
+    *,
+    raise_errors: bool = False,
+    **options: Unpack[RunnerOptions],
+) -> RunOnceResult:
+    """Run all jobs that are due, and the due jobs that they add, then return.
+
+    Serial queues are drained. A failed job waits for its next attempt, which is not awaited. There
+    is no cron, and no sweep for old locks.
 
     Args:
         source: As for `run`.
-        options: As for `run`; those about cron are checked and not used.
+        raise_errors: Raise the errors of failed attempts at the end, as tests want it.
+        options: As for `run`, without those about cron.
+
+    Returns:
+        What happened to the jobs.
 
     Raises:
         As `run`, and StoppedError: A signal stopped the start, so that no job was run.
     """
     setup = Setup(source, options, waits=Runner._waits)
-    stopping = _Stopping()
+    check_flag("raise_errors", raise_errors)
+    setup.refuse_cron()
+    stopping = Stopping(setup.logger)
+    jobs = _Outcomes(setup.events)
     async with AsyncExitStack() as stack:
+        stack.callback(jobs.close)
         if setup.handles_signals:
             stack.enter_context(handle_signals(stop=stopping.stop, kill=stopping.kill))
         async with aio.until(stopping.early):
@@ -282,6 +288,40 @@ async def run_once(source: str | AsyncPool | None = None, **options: Unpack[Runn
             stack.callback(log_events(setup.events, setup.logger))
             stopping.pool = setup.succession(database, once=True)
         await stopping.started().run()
+    result = jobs.result()
+    if raise_errors:
+        result.raise_errors()
+    return result
+
+
+class _Outcomes:
+    """Collects the outcomes of jobs from their events."""
+
+    def __init__(self, observed: Events) -> None:
+        self._completed = 0
+        self._failed: list[events.JobError] = []
+        self._returned = 0
+        self._ends = [
+            observed.subscribe(events.JobSuccess, self._on_success),
+            # By its name, because a subscriber of the class would hear a final failure twice.
+            observed.subscribe(events.JobError.name, self._failed.append),
+            observed.subscribe(events.JobReturned, self._on_returned),
+        ]
+
+    def close(self) -> None:
+        """Collect no more."""
+        for end in self._ends:
+            end()
+
+    def result(self) -> RunOnceResult:
+        """The outcomes so far."""
+        return RunOnceResult(self._completed, tuple(self._failed), self._returned)
+
+    def _on_success(self, _event: events.JobSuccess) -> None:
+        self._completed += 1
+
+    def _on_returned(self, _event: events.JobReturned) -> None:
+        self._returned += 1
 
 
 async def run_migrations(

@@ -227,6 +227,32 @@ class Setup:
         shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
         return f"{len(names)} task(s) of schema {self._options.schema!r}: {shown}"
 
+    def refuse_cron(self) -> None:
+        """Refuse recurring jobs.
+
+        Raises:
+            ConfigurationError: There are some.
+        """
+        if self.cron_items:
+            raise ConfigurationError(
+                "run_once adds no recurring jobs: leave out crontab, crontab_file and "
+                "parsed_cron_items, or use run"
+            )
+
+    def warn_of_missing_tasks(self) -> None:
+        """Log the tasks of recurring jobs that this worker does not have."""
+        missing = {item.task: item for item in self.cron_items if item.task not in self._tasks}
+        if missing:
+            named = (
+                f"{name!r} (line {item.line})" if item.line else repr(name)
+                for name, item in missing.items()
+            )
+            self.logger.warning(
+                "This worker adds recurring jobs for tasks that it does not have, so another "
+                "worker must run them: %s",
+                ", ".join(named),
+            )
+
     @property
     def needs(self) -> rights.Needs:
         """The rights that the role needs."""

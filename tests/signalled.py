@@ -4,6 +4,7 @@ Called with a connection string and the name of one of its functions.
 """
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -88,6 +89,18 @@ async def once(dsn: str) -> None:
     """Run what is due."""
     await run_once(dsn, **options())
     say("ended")
+
+
+async def logged_one(dsn: str) -> None:
+    """Run until stopped, and log."""
+    logging.basicConfig(level=logging.INFO)
+    await one(dsn)
+
+
+async def logged_once(dsn: str) -> None:
+    """Run what is due, and log."""
+    logging.basicConfig(level=logging.INFO)
+    await once(dsn)
 
 
 async def two(dsn: str) -> None:

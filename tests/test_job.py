@@ -98,7 +98,6 @@ GOOD: list[dict[str, Any]] = [
     {"job_key": "x" * 512},
     {"job_key": "k", "job_key_mode": "preserve_run_at"},
     {"job_key": "k", "job_key_mode": JobKeyMode.UNSAFE_DEDUPE},
-    {"job_key_mode": "anything, as no key is given"},
     {"priority": -32768},
     {"priority": 32767},
     {"max_attempts": 1},

@@ -8,7 +8,14 @@ import psycopg_pool
 import pytest
 from psycopg.rows import dict_row
 
-from graphile_worker_py import JobContext, SyncJobContext, run_once
+from graphile_worker_py import (
+    ConfigurationError,
+    CronItem,
+    JobContext,
+    SyncJobContext,
+    parse_cron_items,
+    run_once,
+)
 from graphile_worker_py.events import PoolRelease
 from graphile_worker_py.options import LocalQueueOptions
 from tests.support.running import Jobs, Told
@@ -263,3 +270,53 @@ async def test_it_does_not_wait_for_company_for_its_last_outcomes(dsn: str) -> N
     )
     assert jobs.ids() == [failed]
     assert jobs.one(failed)["last_error"] == "no"
+
+
+async def test_it_returns_what_happened_to_the_jobs(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(2, "work")
+    failing = jobs.add("fail", max_attempts=1)
+    retried = jobs.add("fail")
+
+    async def fail(payload: Any) -> None:
+        raise ValueError("no way")
+
+    tasks: dict[str, Any] = {"work": print, "fail": fail}
+    result = await run_once(dsn, tasks=tasks)
+    assert (result.completed, result.returned) == (2, 0)
+    assert {event.job.id: event.retry_at is None for event in result.failed} == {
+        failing: True,
+        retried: False,
+    }
+    with pytest.raises(BaseExceptionGroup, match="2 attempts failed") as raised:
+        result.raise_errors()
+    assert [str(error) for error in raised.value.exceptions] == ["no way", "no way"]
+
+    result = await run_once(dsn, tasks=tasks, raise_errors=True)
+    assert (result.completed, result.failed) == (0, ())
+    result.raise_errors()
+
+
+async def test_it_raises_the_error_of_a_task_if_it_is_asked_to(dsn: str) -> None:
+    job_id = Jobs(dsn).add("fail")
+
+    def fail(payload: Any) -> None:
+        raise ValueError("no way")
+
+    with pytest.raises(ValueError, match="no way"):
+        await run_once(dsn, tasks={"fail": fail}, raise_errors=True)
+    row = Jobs(dsn).one(job_id)
+    assert (row["attempts"], row["locked_at"], row["last_error"]) == (1, None, "no way")
+
+
+@pytest.mark.parametrize(
+    "cron",
+    [
+        {"crontab": "* * * * * work"},
+        {"parsed_cron_items": parse_cron_items([CronItem("work", "* * * * *")])},
+    ],
+    ids=["crontab", "items"],
+)
+async def test_it_refuses_recurring_jobs(dsn: str, cron: Any) -> None:
+    with pytest.raises(ConfigurationError, match="run_once adds no recurring jobs"):
+        await run_once(dsn, tasks={"work": print}, **cron)

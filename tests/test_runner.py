@@ -223,3 +223,13 @@ async def test_it_logs_what_it_does_and_no_payloads(
     assert about[bad.id].exc_info is not None
     assert about[bad.id].__dict__["pool_id"] == runner.pool_id
     assert "xyzzy" not in "".join(record.getMessage() for record in ours)
+
+
+async def test_recurring_jobs_of_a_task_that_the_worker_lacks_are_warned_of(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    crontab = "0 4 * * * work\n0 4 * * * lost ?id=one\n0 5 * * * gone\n"
+    async with Runner(dsn, tasks={"work": print}, crontab=crontab):
+        pass
+    (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert warning.endswith("must run them: 'lost' (line 2), 'gone' (line 3)")

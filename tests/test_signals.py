@@ -67,6 +67,22 @@ def test_the_first_signal_lets_running_jobs_end(
     assert jobs.locked() == []
 
 
+@pytest.mark.parametrize("function", ["one", "once"])
+@pytest.mark.parametrize(
+    ("number", "again"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_graceful_stop_says_which_jobs_it_waits_for(
+    dsn: str, start: Start, function: str, number: signal.Signals, again: str
+) -> None:
+    ids = Jobs(dsn).add_many(2, "until_abort")
+    process = start(f"logged_{function}")
+    process.wait_for("job:start", count=2)
+    os.kill(process.pid, number)
+    assert process.wait() == 0
+    named = ", ".join(f"{job_id} (until_abort)" for job_id in ids)
+    assert f"Waiting for 2 jobs: {named}; {again} again returns them" in process.stderr
+
+
 def test_sigabrt_keeps_its_meaning(dsn: str, start: Start) -> None:
     """Native code has failed; nothing in the process can be relied upon."""
     Jobs(dsn).add("until_abort")

@@ -35,6 +35,13 @@ def install(settings: Settings) -> None:
 def once(settings: Settings, process: Supervised | None) -> None:
     """Run the jobs that are due."""
     options = _telling(_runner_options(settings, process), process)
+    crontab = options.pop("crontab_file", None)
+    if settings["crontab_file"].origin is config.Origin.FLAG:
+        raise ConfigurationError("--once adds no recurring jobs: leave out --crontab")
+    if crontab is not None:
+        from graphile_worker_py.cron import read_crontab  # few workers have a crontab
+
+        read_crontab(crontab)  # its errors are reported now, and not when it is used
     _run(run_once(settings["connection"].value, **options), process)
 
 
@@ -58,7 +65,7 @@ class _Reload:
         self.signal: str | None = None
 
 
-def _run(work: Coroutine[Any, Any, None], process: Supervised | None) -> None:
+def _run(work: Coroutine[Any, Any, object], process: Supervised | None) -> None:
     try:
         run_in_loop(work if process is None else process.during(work))
     except StoppedError as error:
@@ -183,7 +190,7 @@ def import_tasks(where: str) -> Tasks:
     return modules.import_tasks(where, name="--tasks")
 
 
-def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
+def run_in_loop(work: Coroutine[Any, Any, object]) -> None:
     """Run to the end, on uvloop where that is installed."""
     with asyncio.Runner(loop_factory=_loop_factory()) as loop:
         loop.run(work)

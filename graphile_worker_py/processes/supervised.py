@@ -78,7 +78,7 @@ class Supervised:
             self._put_off = None
             self._obey(name, force=force)
 
-    async def during(self, work: Coroutine[Any, Any, None]) -> None:
+    async def during(self, work: Coroutine[Any, Any, object]) -> None:
         """Do the work, and receive stops from the supervisor meanwhile."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._channel, self._listen)

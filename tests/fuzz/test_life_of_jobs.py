@@ -379,7 +379,7 @@ class LifeOfJobs(RuleBasedStateMachine):
                 queue_name=queue,
                 max_attempts=max_attempts,
                 job_key=key,
-                job_key_mode=mode,
+                job_key_mode=None if key is None else mode,
             )
             self.note(job, key, queue, max_attempts, mode)
 
