@@ -388,7 +388,7 @@ async def soak(minutes: float, seed: int) -> bool:
     if npm is None:
         raise SystemExit("npm is not installed")
     processes = Processes()
-    node = Node(npm, processes)
+    node = Node(processes)
     with EmbeddedPostgres() as server:
         quiet = make_conninfo(server.dsn, dbname="quiet")
         await run_migrations(server.dsn)

@@ -7,14 +7,14 @@ import psycopg_pool
 import pytest
 
 from graphile_worker_py import JobSpec, SyncWorkerUtils
-from tests.support.server import Server
+from tests.support.server import CREATE_LATIN1, Server
 
 
 @pytest.fixture
 def latin_dsn(server: Server) -> Iterator[str]:
     """A database in LATIN1."""
     with psycopg.connect(server.dsn("postgres"), autocommit=True) as conn:
-        conn.execute("create database latin encoding 'LATIN1' locale 'C' template template0")
+        conn.execute(CREATE_LATIN1)
         yield server.dsn("latin")
         conn.execute("drop database latin")
 

@@ -14,7 +14,7 @@ import pytest
 from graphile_worker_py import JobContext, run_migrations, run_once, task
 from graphile_worker_py.events import JobComplete, JobError, JobFailed, JobSuccess
 from tests.support.running import Jobs, Told
-from tests.support.server import Server
+from tests.support.server import CREATE_LATIN1, Server
 
 
 async def last_error(dsn: str, error: BaseException) -> str:
@@ -192,7 +192,7 @@ async def test_text_that_postgres_cannot_store_is_stored_readably(dsn: str) -> N
 def latin_dsn(server: Server, empty_dsn: str) -> Iterator[str]:
     """A database whose encoding has few characters."""
     with psycopg.connect(empty_dsn, autocommit=True) as conn:
-        conn.execute("create database latin encoding 'LATIN1' locale 'C' template template0")
+        conn.execute(CREATE_LATIN1)
     dsn = server.dsn("latin")
     yield dsn
     server.drop_database(dsn)

@@ -104,7 +104,7 @@ def main() -> None:
         if not reports:
             reports = [Path(folder) / "report.xml"]
             command = [*COMMAND, f"--junitxml={reports[0]}", *options]
-            subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
+            subprocess.run(command, cwd=ROOT, check=True)
         rows = [row for report in reports for row in figures(report)]
     PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
 

@@ -1,25 +1,21 @@
 """The real Node package, installed once per machine and run as a black box."""
 
-import fcntl
-import json
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 
+from tests.support import npm
 from tests.support.processes import Process, Processes, clean_environment
 
 LATEST = "0.18.0"
 NEEDED_NODE = (22, 18)
-INSTALL_TIMEOUT = 600.0
 
 BOTH_INSTALLERS = pytest.mark.parametrize("installer", ["node", "python"])
 """Run the test on a schema that Node has installed and on one of ours."""
@@ -28,11 +24,8 @@ BOTH_INSTALLERS = pytest.mark.parametrize("installer", ["node", "python"])
 class Node:
     """Runs scripts and commands with a chosen version of graphile-worker."""
 
-    def __init__(self, npm: str, processes: Processes) -> None:
-        self._npm = npm
+    def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        self._cache = Path(home) / "graphile-worker-py"
 
     @cached_property
     def binary(self) -> str:
@@ -47,12 +40,12 @@ class Node:
             platform.machine().lower(), platform.machine().lower()
         )
         package = f"node-{sys.platform}-{machine}"
-        directory = self._install(f"{package}@{NEEDED_NODE[0]}")
+        directory = npm.install(f"{package}@{NEEDED_NODE[0]}")
         return str(directory / "node_modules" / package / "bin" / "node")
 
     def package(self, version: str = LATEST) -> Path:
         """The directory whose `node_modules` holds that version of graphile-worker."""
-        return self._install(f"graphile-worker@{version}")
+        return npm.install(f"graphile-worker@{version}")
 
     def run(
         self,
@@ -68,7 +61,7 @@ class Node:
         """
         command = [self.binary, "--input-type=module", "-", *args]
         done = self._call(version, command, js_source, env, timeout)
-        _require_success(done)
+        npm.require_success(done)
         return done.stdout
 
     def start(
@@ -89,7 +82,7 @@ class Node:
         """Run the `graphile-worker` command; with `check`, it must exit with 0."""
         done = self._call(version, [*self._cli(version), *args], "", env, timeout)
         if check:
-            _require_success(done)
+            npm.require_success(done)
         return done
 
     def start_cli(self, version: str, *args: str, env: Mapping[str, str] | None = None) -> Process:
@@ -119,36 +112,3 @@ class Node:
             env=clean_environment(env),
             timeout=timeout,
         )
-
-    def _install(self, spec: str) -> Path:
-        """Install a package into a directory of the user's cache, unless it is there."""
-        directory = self._cache / spec
-        if directory.exists():
-            return directory
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with (self._cache / f"{spec}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if directory.exists():  # another run installed it while this one waited
-                return directory
-            with tempfile.TemporaryDirectory(dir=self._cache, prefix="installing-") as scratch:
-                project = Path(scratch) / "project"
-                project.mkdir()
-                (project / "package.json").write_text(json.dumps({"private": True}))
-                command = [self._npm, "install", "--no-audit", "--no-fund", spec]
-                done = subprocess.run(
-                    command,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    cwd=project,
-                    timeout=INSTALL_TIMEOUT,
-                )
-                _require_success(done)
-                project.rename(directory)  # at once, so what exists is complete
-        return directory
-
-
-def _require_success(done: subprocess.CompletedProcess[str]) -> None:
-    if done.returncode != 0:
-        message = f"{done.args!r} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        raise AssertionError(message)

@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--postgres",
         default=os.environ.get("GRAPHILE_WORKER_PY_TEST_POSTGRES", "18"),
-        help="PostgreSQL server to test on: 18, 17, 16, system, or a directory with its programs",
+        help="PostgreSQL server to test on: 12 to 18, system, or a directory with its programs",
     )
     parser.addoption(
         "--long",
@@ -111,10 +111,9 @@ def server(pytestconfig: pytest.Config) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def node(processes: Processes) -> Node:
     """Node and the graphile-worker package."""
-    npm = shutil.which("npm")
-    if npm is None:
+    if shutil.which("npm") is None:
         missing("npm is not installed: nothing can be compared with the Node package")
-    return Node(npm, processes)
+    return Node(processes)
 
 
 @pytest.fixture(scope="session")

