@@ -15,7 +15,10 @@ from graphile_worker_py.adding.adder import Around
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
+from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins import (
+    Beating,
+    Chore,
     FetchRequest,
     Part,
     Plugin,
@@ -110,6 +113,25 @@ class Hooks:
     def riders(self, pool: Any) -> list[Rider]:
         """The statements that plugins add to those that record outcomes."""
         return [rider for plugin in self._overriding("riders") for rider in plugin.riders(pool)]
+
+    def beating(self, pool: Any) -> list[Beating]:
+        """What plugins do after each heartbeat of a pool."""
+        return [
+            Beating(
+                name=f"run {type(plugin).__name__}.beat",
+                leaf=plugin.leaf,
+                beat=partial(plugin.beat, pool),
+            )
+            for plugin in self._overriding("beat")
+        ]
+
+    def chores(self, pool: Any) -> list[Chore]:
+        """What plugins let the leader do."""
+        return [chore for plugin in self._overriding("chores") for chore in plugin.chores(pool)]
+
+    def settled(self, pool: Any) -> list[Callable[[Sequence[Settled]], None]]:
+        """What plugins do with outcomes that were recorded."""
+        return [partial(plugin.settled, pool) for plugin in self._overriding("settled")]
 
     @property
     def recovering(self) -> Sequence[Plugin]:

@@ -95,6 +95,37 @@ class Rider:
     bind: Callable[[Sequence[Settled]], BoundRider | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chore:
+    """Work that one pool of the schema, the leader, does for all of them.
+
+    Attributes:
+        name: What it does, as a verb with its object: it completes `Could not …` in the log.
+        interval: Seconds between two runs; the first one follows as soon as a pool leads.
+        run: Called with a connection of this chore alone, in autocommit mode. It is cut off after
+            a minute, so it works in small chunks. Two pools may do it at the same moment.
+    """
+
+    name: str
+    interval: float
+    run: Callable[[AsyncConnection[Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beating:
+    """What a plugin does after each heartbeat.
+
+    Attributes:
+        name: As for a `Chore`.
+        leaf: The leaf whose tables it needs; None if it needs none.
+        beat: Called with the connection of the heartbeat.
+    """
+
+    name: str
+    leaf: str | None
+    beat: Callable[[AsyncConnection[Any]], Awaitable[None]]
+
+
 class Plugin:
     """Base of plugins: override the methods that you need; the others cost nothing.
 
@@ -103,7 +134,7 @@ class Plugin:
 
     Attributes:
         leaf: Name under which the plugin has registered migrations of the side schema; None if it
-            has no tables there. Where they were not applied, `recovered` is not called.
+            has no tables there. Where they were not applied, `recovered` and `beat` are not called.
     """
 
     leaf: str | None = None
@@ -178,6 +209,35 @@ class Plugin:
 
     def riders(self, pool: Any) -> Iterable[Rider]:  # noqa: ARG002  # for those that override it
         """Statements that record more than the outcome of a job; called once when the pool starts.
+
+        Args:
+            pool: As for `parts`.
+        """
+        return ()
+
+    def settled(self, pool: Any, batch: Sequence[Settled]) -> None:
+        """Count outcomes; called with those of one kind that were recorded together.
+
+        It must be quick, because the pool waits for it. An error that it raises is logged.
+
+        Args:
+            pool: As for `parts`.
+            batch: The outcomes. Those of jobs that were taken from the pool are not among them.
+        """
+
+    async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
+        """Act after each answered heartbeat, every two seconds by default.
+
+        All plugins share a quarter of `dead_after`, two seconds by default. An error is logged and
+        counted in the health of the pool; it does not fail the heartbeat.
+
+        Args:
+            pool: As for `parts`.
+            conn: The connection of the heartbeat, in autocommit mode.
+        """
+
+    def chores(self, pool: Any) -> Iterable[Chore]:  # noqa: ARG002  # for those that override it
+        """Work that one pool of the schema does for all; called once when the pool starts.
 
         Args:
             pool: As for `parts`.

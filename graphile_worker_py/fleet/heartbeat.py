@@ -16,7 +16,7 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from enum import StrEnum
@@ -96,6 +96,7 @@ class Heartbeat:
         listens: Whether the pool has a listening connection, which can hold an advisory lock.
         suspects: Learns from each answer which jobs are suspects.
         declared_dead: Called once if another pool declared this one dead.
+        follow: Called after each answered heartbeat with its connection; may not raise.
         logger: Where to log.
 
     Attributes:
@@ -112,6 +113,7 @@ class Heartbeat:
         listens: bool,
         suspects: Suspects,
         declared_dead: Callable[[], None],
+        follow: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
         logger: logging.Logger,
     ) -> None:
         self.others_late = asyncio.Event()
@@ -122,6 +124,7 @@ class Heartbeat:
         self._gaps = Gaps(longest=max(options.dead_after / 2, 1.5 * options.heartbeat_interval))
         self._suspects = suspects
         self._declared_dead = declared_dead
+        self._follow = follow
         self._logger = logger
         self._about = {"pool_id": pool_id}
         self._lock: PoolLock | None = None
@@ -276,6 +279,8 @@ class Heartbeat:
             else:
                 with hung_up_after(max(within, REGISTER_PATIENCE), conn):
                     await self._register(conn)
+            if self._follow is not None and self.is_registered:
+                await self._follow(conn)
 
     async def _register(self, conn: AsyncConnection[Any]) -> None:
         """Insert the pool's row and send its first heartbeat, both or neither.

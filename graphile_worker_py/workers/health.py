@@ -46,6 +46,9 @@ class Health:
         stuck_threads: How many of them run on after their job was cut off.
         rider_failures: How often outcomes were recorded without what plugins add to them.
         rider_error: The last error that caused this; None if there was none.
+        leads: Whether the pool is the leader of its schema, which does chores for all pools.
+        plugin_failures: How often chores failed, or what plugins do after a heartbeat.
+        plugin_error: The last of these errors; None if there was none.
         last_error: The last error of the pool, not of its jobs; None if there was none.
         last_error_at: When it occurred.
     """
@@ -65,6 +68,9 @@ class Health:
     stuck_threads: int
     rider_failures: int
     rider_error: str | None
+    leads: bool
+    plugin_failures: int
+    plugin_error: str | None
     last_error: str | None
     last_error_at: datetime | None
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from graphile_worker_py.executors.executor import Executors
+from graphile_worker_py.fleet.followers import Followers
 from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.postgres.own_connection import OwnConnection
@@ -36,6 +38,8 @@ class Parts:
     fetcher: Fetcher
     settler: Settler
     heartbeat: Heartbeat
+    followers: Followers
+    leader: Leader
     recovery: RecoveryLoop
     old_locks: OldLocks
     riders: Riders
@@ -45,3 +49,21 @@ class Parts:
     sweep: Sweep
     executors: Executors
     make_watchdog: Callable[[], Watchdog]
+
+    def looking_after_others(self) -> list[tuple[RecoveryLoop | OldLocks | Leader, str]]:
+        """The parts that do something for other pools too, and what each does."""
+        parts: list[tuple[RecoveryLoop | OldLocks | Leader, str]] = [
+            (self.recovery, "recover dead pools"),
+            (self.old_locks, "look after old locks"),
+        ]
+        return [*parts, (self.leader, "do chores")] if self.leader.has_chores else parts
+
+    @property
+    def plugin_failures(self) -> int:
+        """How often chores failed, or what plugins do after a heartbeat."""
+        return self.followers.failures + self.leader.failures
+
+    @property
+    def plugin_error(self) -> str | None:
+        """The last of these errors; None if there was none."""
+        return self.followers.last_error or self.leader.last_error

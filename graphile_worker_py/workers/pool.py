@@ -160,6 +160,9 @@ class WorkerPool:
             stuck_threads=parts.executors.threads.stuck,
             rider_failures=parts.riders.failures.total(),
             rider_error=parts.riders.last_error,
+            leads=parts.leader.leads,
+            plugin_failures=parts.plugin_failures,
+            plugin_error=parts.plugin_error,
             last_error=vitals.last_error,
             last_error_at=vitals.last_error_at,
         )
@@ -242,16 +245,16 @@ class WorkerPool:
         await parts.heartbeat.begin(self.stopping)
         async with asyncio.TaskGroup() as present:
             self._start(present, parts.heartbeat.run(), "prove to be alive")
-            self._start(present, parts.recovery.run(), "recover dead pools")
-            self._start(present, parts.old_locks.run(), "look after old locks")
+            for part, action in parts.looking_after_others():
+                self._start(present, part.run(), action)
             try:
                 if not self.stopping.is_set():
                     async with self._plugins_parts():
                         await self._settle_and_below()
                     await self._leave_nothing_locked()
             finally:
-                parts.recovery.close()
-                parts.old_locks.close()
+                for part, _ in parts.looking_after_others():
+                    part.close()
                 left_locks = bool(parts.holdings.ids) or parts.holdings.in_doubt
                 parts.heartbeat.close(left_locks=left_locks)
 

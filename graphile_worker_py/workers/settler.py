@@ -99,6 +99,7 @@ class Settler:
         options: The delays for gathering outcomes.
         holdings: The jobs that are locked for the pool.
         riders: What plugins add to the statements.
+        settled: What plugins do with outcomes that were recorded.
         events: Where to emit events.
         logger: Where to log.
         broken: Called with an error, and what failed, if an outcome can't be recorded for a
@@ -113,6 +114,7 @@ class Settler:
         options: WorkerOptions,
         holdings: Holdings,
         riders: Riders,
+        settled: Sequence[Callable[[Sequence[Settled]], None]],
         events: Events,
         logger: logging.Logger,
         broken: Callable[[BaseException, str], None],
@@ -121,6 +123,7 @@ class Settler:
         self._connection = connection
         self._holdings = holdings
         self._riders = riders
+        self._settled = settled
         self._events = events
         self._logger = logger
         self._broken = broken
@@ -197,13 +200,23 @@ class Settler:
                     extra={"pool_id": self._pool_id},
                 )
                 await asyncio.sleep(delay)
+        recorded = batch
         # After a failure rows may be missing because the first statement was committed.
         if len(written) < len(batch) and failures == 0:
             lost = [job.id for job in _jobs_of(batch) if job.id not in written]
             self._events.emit(events.JobLost(pool_id=self._pool_id, job_ids=lost))
+            recorded = [each for each in batch if each[0].id in written]
         self._holdings.recorded(_jobs_of(batch))
+        self._let_count(recorded)
         for rider in left_behind:
             await self._ride_singly(rider, [each for each in batch if each[0].id in written])
+
+    def _let_count(self, batch: Sequence[Settled]) -> None:
+        for count in self._settled:
+            try:
+                count(batch)
+            except Exception:
+                self._logger.exception("A plugin could not count outcomes")
 
     async def _ride_singly(self, rider: Rider, batch: Sequence[Settled]) -> None:
         """Run a rider for one job after the other, because a value of one of them failed it."""

@@ -10,7 +10,9 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.executor import Executors
+from graphile_worker_py.fleet.followers import Followers
 from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.fleet.suspects import Suspects
@@ -102,7 +104,9 @@ def _connected(pool: WorkerPool) -> Parts:
         max_crashes=pool.options.max_crashes,
         logger=pool.logger,
     )
-    heartbeat = _heartbeat(pool, suspects)
+    leader = _leader(pool)
+    followers = _followers(pool, leader)
+    heartbeat = _heartbeat(pool, suspects, followers)
     fetcher = _fetcher(pool, holdings, fetching)
     settler = _settler(pool, holdings, riders, settling)
     queue = _queue(pool, holdings, settler)
@@ -130,6 +134,8 @@ def _connected(pool: WorkerPool) -> Parts:
         fetcher=fetcher,
         settler=settler,
         heartbeat=heartbeat,
+        followers=followers,
+        leader=leader,
         recovery=_recovery(pool, heartbeat, suspects),
         old_locks=_old_locks(pool, heartbeat, suspects, holdings),
         riders=riders,
@@ -164,6 +170,7 @@ def _settler(
         options=pool.options,
         holdings=holdings,
         riders=riders,
+        settled=pool.hooks.settled(pool),
         events=pool.events,
         logger=pool.logger,
         broken=pool.break_down,
@@ -228,7 +235,29 @@ def _watchdog(pool: WorkerPool, team: Team) -> Watchdog:
     )
 
 
-def _heartbeat(pool: WorkerPool, suspects: Suspects) -> Heartbeat:
+def _leader(pool: WorkerPool) -> Leader:
+    return Leader(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        chores=pool.hooks.chores(pool),
+        heartbeat_interval=pool.options.heartbeat_interval,
+        logger=pool.logger,
+    )
+
+
+def _followers(pool: WorkerPool, leader: Leader) -> Followers:
+    return Followers(
+        database=pool.database,
+        leader=leader,
+        beating=pool.hooks.beating(pool),
+        # Short enough that the next heartbeat is not too late.
+        patience=pool.options.dead_after / 4,
+        pool_id=pool.pool_id,
+        logger=pool.logger,
+    )
+
+
+def _heartbeat(pool: WorkerPool, suspects: Suspects, followers: Followers) -> Heartbeat:
     return Heartbeat(
         pool_id=pool.pool_id,
         database=pool.database,
@@ -236,6 +265,7 @@ def _heartbeat(pool: WorkerPool, suspects: Suspects) -> Heartbeat:
         listens=not pool.once,
         suspects=suspects,
         declared_dead=pool.lose,
+        follow=followers.follow,
         logger=pool.logger,
     )
 
