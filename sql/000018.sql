@@ -10,6 +10,9 @@
 -- rows 1 to 18 itself. `:GRAPHILE_WORKER_SCHEMA` stands for the quoted schema name. Syntax is that
 -- of PostgreSQL 12.
 
+-- Types and functions outside of function bodies are qualified, so that nothing in the search path of
+-- the installing role can stand in for them. The bodies are as upstream's in this respect.
+--
 -- Constraint names of NOT NULL are stored from PostgreSQL 18 on and ignored before.
 
 -- A task is the name of a piece of code. Jobs refer to it by number, which keeps their rows and
@@ -17,24 +20,24 @@
 create table :GRAPHILE_WORKER_SCHEMA._private_tasks (
   id integer constraint tasks_id_not_null not null
     generated always as identity (sequence name :GRAPHILE_WORKER_SCHEMA.tasks_id_seq),
-  identifier text constraint tasks_identifier_not_null not null,
+  identifier pg_catalog.text constraint tasks_identifier_not_null not null,
   constraint tasks_pkey primary key (id),
   constraint tasks_identifier_key unique (identifier),
-  constraint tasks_identifier_check check (length(identifier) <= 128)
+  constraint tasks_identifier_check check (pg_catalog.length(identifier) <= 128)
 );
 
 -- A queue is a serial lane: its row is locked while one of its jobs runs.
 create table :GRAPHILE_WORKER_SCHEMA._private_job_queues (
   id integer constraint job_queues_id_not_null not null
     generated always as identity (sequence name :GRAPHILE_WORKER_SCHEMA.job_queues_id_seq),
-  queue_name text constraint job_queues_queue_name_not_null1 not null,
-  locked_at timestamptz,
-  locked_by text,
+  queue_name pg_catalog.text constraint job_queues_queue_name_not_null1 not null,
+  locked_at pg_catalog.timestamptz,
+  locked_by pg_catalog.text,
   is_available boolean constraint job_queues_is_available_not_null not null
     generated always as (locked_at is null) stored,
   constraint job_queues_pkey1 primary key (id),
   constraint job_queues_queue_name_key unique (queue_name),
-  constraint job_queues_queue_name_check check (length(queue_name) <= 128)
+  constraint job_queues_queue_name_check check (pg_catalog.length(queue_name) <= 128)
 );
 
 -- There are no foreign keys, on purpose: checking them would cost row locks on tasks and queues
@@ -48,25 +51,25 @@ create table :GRAPHILE_WORKER_SCHEMA._private_jobs (
   job_queue_id integer,
   task_id integer constraint jobs_task_id_not_null not null,
   -- json and not jsonb: a payload comes back byte for byte as it was given.
-  payload json constraint jobs_payload_not_null1 not null default '{}'::json,
+  payload pg_catalog.json constraint jobs_payload_not_null1 not null default '{}'::pg_catalog.json,
   priority smallint constraint jobs_priority_not_null1 not null default 0,
-  run_at timestamptz constraint jobs_run_at_not_null1 not null default now(),
+  run_at pg_catalog.timestamptz constraint jobs_run_at_not_null1 not null default pg_catalog.now(),
   attempts smallint constraint jobs_attempts_not_null1 not null default 0,
   max_attempts smallint constraint jobs_max_attempts_not_null1 not null default 25,
-  last_error text,
-  created_at timestamptz constraint jobs_created_at_not_null1 not null default now(),
-  updated_at timestamptz constraint jobs_updated_at_not_null1 not null default now(),
-  key text,
-  locked_at timestamptz,
-  locked_by text,
+  last_error pg_catalog.text,
+  created_at pg_catalog.timestamptz constraint jobs_created_at_not_null1 not null default pg_catalog.now(),
+  updated_at pg_catalog.timestamptz constraint jobs_updated_at_not_null1 not null default pg_catalog.now(),
+  key pg_catalog.text,
+  locked_at pg_catalog.timestamptz,
+  locked_by pg_catalog.text,
   revision integer constraint jobs_revision_not_null1 not null default 0,
-  flags jsonb,
+  flags pg_catalog.jsonb,
   -- Generated, so that the partial indexes hold exactly the jobs a worker may take.
   is_available boolean constraint jobs_is_available_not_null not null
     generated always as (locked_at is null and attempts < max_attempts) stored,
   constraint jobs_pkey1 primary key (id),
   constraint jobs_key_key1 unique (key),
-  constraint jobs_key_check check (length(key) > 0 and length(key) <= 512),
+  constraint jobs_key_check check (pg_catalog.length(key) > 0 and pg_catalog.length(key) <= 512),
   constraint jobs_max_attempts_check check (max_attempts >= 1)
 );
 
@@ -82,9 +85,9 @@ create index jobs_no_queue_index
 
 -- When each cron item was first seen and last run; what backfilling starts from.
 create table :GRAPHILE_WORKER_SCHEMA._private_known_crontabs (
-  identifier text constraint known_crontabs_identifier_not_null not null,
-  known_since timestamptz constraint known_crontabs_known_since_not_null not null,
-  last_execution timestamptz,
+  identifier pg_catalog.text constraint known_crontabs_identifier_not_null not null,
+  known_since pg_catalog.timestamptz constraint known_crontabs_known_since_not_null not null,
+  last_execution pg_catalog.timestamptz,
   constraint known_crontabs_pkey primary key (identifier)
 );
 
@@ -121,14 +124,14 @@ left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as job_queues
 
 -- One job to add. No job key mode: add_jobs has one for the whole batch.
 create type :GRAPHILE_WORKER_SCHEMA.job_spec as (
-  identifier text,
-  payload json,
-  queue_name text,
-  run_at timestamptz,
+  identifier pg_catalog.text,
+  payload pg_catalog.json,
+  queue_name pg_catalog.text,
+  run_at pg_catalog.timestamptz,
   max_attempts smallint,
-  job_key text,
+  job_key pg_catalog.text,
   priority smallint,
-  flags text[]
+  flags pg_catalog.text[]
 );
 
 -- Adds a batch of jobs, or replaces the pending jobs that carry the same keys. Returns the rows
@@ -219,15 +222,15 @@ $function$;
 -- Adds one job. Returns its row, or a row of nulls if a worker took the job with this key at the
 -- same moment; callers then ask again.
 create function :GRAPHILE_WORKER_SCHEMA.add_job(
-  identifier text,
-  payload json default null::json,
-  queue_name text default null::text,
-  run_at timestamptz default null::timestamptz,
+  identifier pg_catalog.text,
+  payload pg_catalog.json default null::pg_catalog.json,
+  queue_name pg_catalog.text default null::pg_catalog.text,
+  run_at pg_catalog.timestamptz default null::pg_catalog.timestamptz,
   max_attempts integer default null::integer,
-  job_key text default null::text,
+  job_key pg_catalog.text default null::pg_catalog.text,
   priority integer default null::integer,
-  flags text[] default null::text[],
-  job_key_mode text default 'replace'::text
+  flags pg_catalog.text[] default null::pg_catalog.text[],
+  job_key_mode pg_catalog.text default 'replace'::pg_catalog.text
 )
 returns :GRAPHILE_WORKER_SCHEMA._private_jobs
 language plpgsql
@@ -310,7 +313,7 @@ $function$;
 
 -- Deletes the job with this key. A running one can't be taken back: it loses the key and its
 -- further attempts.
-create function :GRAPHILE_WORKER_SCHEMA.remove_job(job_key text)
+create function :GRAPHILE_WORKER_SCHEMA.remove_job(job_key pg_catalog.text)
 returns :GRAPHILE_WORKER_SCHEMA._private_jobs
 language plpgsql
 strict
@@ -351,7 +354,7 @@ $function$;
 -- Uses up all attempts of the jobs, so that they are kept but never run.
 create function :GRAPHILE_WORKER_SCHEMA.permanently_fail_jobs(
   job_ids bigint[],
-  error_message text default null::text
+  error_message pg_catalog.text default null::pg_catalog.text
 )
 returns setof :GRAPHILE_WORKER_SCHEMA._private_jobs
 language sql
@@ -369,7 +372,7 @@ $function$;
 -- Changes what is given and leaves what is null.
 create function :GRAPHILE_WORKER_SCHEMA.reschedule_jobs(
   job_ids bigint[],
-  run_at timestamptz default null::timestamptz,
+  run_at pg_catalog.timestamptz default null::pg_catalog.timestamptz,
   priority integer default null::integer,
   attempts integer default null::integer,
   max_attempts integer default null::integer
@@ -392,7 +395,7 @@ $function$;
 
 -- Frees what dead workers hold. An operator's tool: a worker that still lives would lose its jobs
 -- to others.
-create function :GRAPHILE_WORKER_SCHEMA.force_unlock_workers(worker_ids text[])
+create function :GRAPHILE_WORKER_SCHEMA.force_unlock_workers(worker_ids pg_catalog.text[])
 returns void
 language sql
 as $function$

@@ -98,15 +98,15 @@ end;
 $function$;
 
 create or replace function :GRAPHILE_WORKER_SCHEMA.add_job(
-  identifier text,
-  payload json default null::json,
-  queue_name text default null::text,
-  run_at timestamptz default null::timestamptz,
+  identifier pg_catalog.text,
+  payload pg_catalog.json default null::pg_catalog.json,
+  queue_name pg_catalog.text default null::pg_catalog.text,
+  run_at pg_catalog.timestamptz default null::pg_catalog.timestamptz,
   max_attempts integer default null::integer,
-  job_key text default null::text,
+  job_key pg_catalog.text default null::pg_catalog.text,
   priority integer default null::integer,
-  flags text[] default null::text[],
-  job_key_mode text default 'replace'::text
+  flags pg_catalog.text[] default null::pg_catalog.text[],
+  job_key_mode pg_catalog.text default 'replace'::pg_catalog.text
 )
 returns :GRAPHILE_WORKER_SCHEMA._private_jobs
 language plpgsql

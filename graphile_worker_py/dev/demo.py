@@ -35,7 +35,7 @@ create table orders (id int generated always as identity primary key, customer t
 create function order_placed() returns trigger language plpgsql as $$
 begin
   perform graphile_worker.add_job(
-    'send_receipt', json_build_object('order', new.id, 'customer', new.customer)
+    'send_receipt', pg_catalog.json_build_object('order', new.id, 'customer', new.customer)
   );
   return new;
 end
@@ -49,7 +49,7 @@ create trigger order_placed after insert on orders
 # missed are made up for at once.
 KNOWN_CRONTAB: Final = """
 insert into graphile_worker._private_known_crontabs (identifier, known_since)
-values ('rollup', now() - interval '3 minutes')
+values ('rollup', pg_catalog.now() - interval '3 minutes')
 """
 
 

@@ -17,7 +17,7 @@ from graphile_worker_py.postgres.masking import fault_of, masked
 logger = logging.getLogger(__name__)
 
 AsyncPool = psycopg_pool.AsyncConnectionPool[Any]
-_SERVER_PROCESS: Final = "select pg_backend_pid()"
+_SERVER_PROCESS: Final = "select pg_catalog.pg_backend_pid()"
 APPLICATION_NAME: Final = "graphile_worker_py"
 CONNECT_TIMEOUT: Final = 10
 # Detect a silently lost peer within about a minute, where TCP's defaults take two hours and more:

@@ -25,8 +25,9 @@ T = TypeVar("T")
 Session = tuple[int, str]
 """A session: its server process id and its start, which together are unique on a server."""
 _END_SESSION: Final = """
-select pg_terminate_backend(pid)
-from pg_stat_get_activity($1::int4) where extract(epoch from backend_start)::text = $2::text
+select pg_catalog.pg_terminate_backend(pid)
+from pg_catalog.pg_stat_get_activity($1::pg_catalog.int4)
+where extract(epoch from backend_start)::pg_catalog.text = $2::pg_catalog.text
 """
 END_INTERVAL: Final = 0.05
 """Seconds between two checks whether a session has ended."""

@@ -15,15 +15,15 @@ _ADD_JOB: Final = (
     + fragments.JOB
     + """
 from :GRAPHILE_WORKER_SCHEMA.add_job(
-  identifier => $1::text,
-  payload => $2::json,
-  queue_name => $3::text,
-  run_at => $4::timestamptz,
-  max_attempts => $5::int4,
-  job_key => $6::text,
-  priority => $7::int4,
-  flags => $8::text[],
-  job_key_mode => $9::text
+  identifier => $1::pg_catalog.text,
+  payload => $2::pg_catalog.json,
+  queue_name => $3::pg_catalog.text,
+  run_at => $4::pg_catalog.timestamptz,
+  max_attempts => $5::pg_catalog.int4,
+  job_key => $6::pg_catalog.text,
+  priority => $7::pg_catalog.int4,
+  flags => $8::pg_catalog.text[],
+  job_key_mode => $9::pg_catalog.text
 ) as job
 """
 )
@@ -57,7 +57,7 @@ _SPECS: Final = """
   array(
     select row(
       spec.identifier,
-      spec.payload::json,
+      spec.payload::pg_catalog.json,
       spec.queue_name,
       spec.run_at,
       spec.max_attempts,
@@ -65,15 +65,15 @@ _SPECS: Final = """
       spec.priority,
       spec.flags
     ):::GRAPHILE_WORKER_SCHEMA.job_spec
-    from json_to_recordset($1::json) as spec (
-      identifier text,
-      payload text,
-      queue_name text,
-      run_at timestamptz,
-      max_attempts int2,
-      job_key text,
-      priority int2,
-      flags text[]
+    from pg_catalog.json_to_recordset($1::pg_catalog.json) as spec (
+      identifier pg_catalog.text,
+      payload pg_catalog.text,
+      queue_name pg_catalog.text,
+      run_at pg_catalog.timestamptz,
+      max_attempts pg_catalog.int2,
+      job_key pg_catalog.text,
+      priority pg_catalog.int2,
+      flags pg_catalog.text[]
     )
   )
 """
@@ -83,7 +83,7 @@ _ADD_JOBS: Final = (
     + fragments.JOB
     + """
 from :GRAPHILE_WORKER_SCHEMA.add_jobs(
-  job_key_preserve_run_at => $2::bool,
+  job_key_preserve_run_at => $2::pg_catalog.bool,
   specs => """
     + _SPECS
     + """
@@ -101,10 +101,10 @@ _ADD_JOBS_PLANNED: Final = (
     + """
 from
   (
-    select set_config('plan_cache_mode', 'force_custom_plan', true) offset 0
+    select pg_catalog.set_config('plan_cache_mode', 'force_custom_plan', true) offset 0
   ) as planning (mode),
   lateral :GRAPHILE_WORKER_SCHEMA.add_jobs(
-    job_key_preserve_run_at => $2::bool and planning.mode is not null,
+    job_key_preserve_run_at => $2::pg_catalog.bool and planning.mode is not null,
     specs => """
     + _SPECS
     + """
@@ -155,11 +155,11 @@ def _record(spec: JobSpec, payload: str) -> dict[str, Any]:
 _NAMES: Final = """
 select true, tasks.id, tasks.identifier
 from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
-where tasks.identifier = any($1::text[])
+where tasks.identifier = any($1::pg_catalog.text[])
 union all
 select false, queues.id, queues.queue_name
 from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-where queues.queue_name = any($2::text[])
+where queues.queue_name = any($2::pg_catalog.text[])
 """
 
 

@@ -30,7 +30,7 @@ _COMPLETE: Final = (
     + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
-from :GRAPHILE_WORKER_SCHEMA.complete_jobs($1::int8[]) as job
+from :GRAPHILE_WORKER_SCHEMA.complete_jobs($1::pg_catalog.int8[]) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 order by job.id
 """
@@ -47,7 +47,9 @@ _FAIL: Final = (
     + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
-from :GRAPHILE_WORKER_SCHEMA.permanently_fail_jobs($1::int8[], $2::text) as job
+from :GRAPHILE_WORKER_SCHEMA.permanently_fail_jobs(
+  $1::pg_catalog.int8[], $2::pg_catalog.text
+) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 order by job.id
 """
@@ -67,11 +69,11 @@ _RESCHEDULE: Final = (
     + """,
   coalesce(tasks.identifier, '')
 from :GRAPHILE_WORKER_SCHEMA.reschedule_jobs(
-  $1::int8[],
-  run_at => $2::timestamptz,
-  priority => $3::int4,
-  attempts => $4::int4,
-  max_attempts => $5::int4
+  $1::pg_catalog.int8[],
+  run_at => $2::pg_catalog.timestamptz,
+  priority => $3::pg_catalog.int4,
+  attempts => $4::pg_catalog.int4,
+  max_attempts => $5::pg_catalog.int4
 ) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 order by job.id
@@ -105,7 +107,7 @@ _REMOVE: Final = (
     + fragments.JOB
     + """,
   coalesce(tasks.identifier, '')
-from :GRAPHILE_WORKER_SCHEMA.remove_job($1::text) as job
+from :GRAPHILE_WORKER_SCHEMA.remove_job($1::pg_catalog.text) as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 """
 )
@@ -139,16 +141,16 @@ class Unlocked:
 _UNLOCK: Final = """
 select
   (
-    select count(*)
+    select pg_catalog.count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-    where jobs.locked_by = any($1::text[])
+    where jobs.locked_by = any($1::pg_catalog.text[])
   ),
   (
-    select count(*)
+    select pg_catalog.count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-    where queues.locked_by = any($1::text[])
+    where queues.locked_by = any($1::pg_catalog.text[])
   ),
-  :GRAPHILE_WORKER_SCHEMA.force_unlock_workers($1::text[])
+  :GRAPHILE_WORKER_SCHEMA.force_unlock_workers($1::pg_catalog.text[])
 """
 
 

@@ -10,25 +10,27 @@ from graphile_worker_py.sql.trust import read_strangers
 
 _READ_BACKLOG: Final = """
 select
-  (select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations),
+  (select pg_catalog.max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations),
   due.jobs,
   due.age,
   (
-    select count(*)
+    select pg_catalog.count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-    where jobs.locked_at < now() - $1::float8 * interval '1 second'
+    where jobs.locked_at < pg_catalog.now() - $1::pg_catalog.float8 * interval '1 second'
   ),
   (
-    select count(*)
+    select pg_catalog.count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_job_queues as job_queues
-    where job_queues.locked_at < now() - $1::float8 * interval '1 second'
+    where job_queues.locked_at < pg_catalog.now() - $1::pg_catalog.float8 * interval '1 second'
   )
 from (
   select
-    count(*) as jobs,
-    coalesce(extract(epoch from now() - min(jobs.run_at)), 0)::float8 as age
+    pg_catalog.count(*) as jobs,
+    coalesce(
+      extract(epoch from pg_catalog.now() - pg_catalog.min(jobs.run_at))::pg_catalog.float8, 0
+    ) as age
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.is_available and jobs.run_at <= now()
+  where jobs.is_available and jobs.run_at <= pg_catalog.now()
 ) as due
 """
 
@@ -74,12 +76,12 @@ select
   pools.pool_id,
   pools.host,
   pools.pid,
-  extract(epoch from clock_timestamp() - pools.heartbeat_at)::float8,
+  extract(epoch from pg_catalog.clock_timestamp() - pools.heartbeat_at)::pg_catalog.float8,
   pools.died_at is not null
-    or pools.heartbeat_at < clock_timestamp() - pools.dead_after * interval '1 second',
+    or pools.heartbeat_at < pg_catalog.clock_timestamp() - pools.dead_after * interval '1 second',
   pools.is_stopping
 from graphile_worker_py.pools as pools
-where pools.worker_schema = $1::text and pools.unlocked_at is null
+where pools.worker_schema = $1::pg_catalog.text and pools.unlocked_at is null
 order by pools.started_at, pools.pool_id
 """
 
@@ -113,8 +115,8 @@ select exists (
   join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
   where namespaces.nspname = 'graphile_worker_py'
     and classes.relname = 'pools'
-    and has_schema_privilege(namespaces.oid, 'usage')
-    and has_table_privilege(classes.oid, 'select')
+    and pg_catalog.has_schema_privilege(namespaces.oid, 'usage')
+    and pg_catalog.has_table_privilege(classes.oid, 'select')
 )
 """
 

@@ -7,11 +7,12 @@ from graphile_worker_py.postgres.query import Query, no_result
 # The mark stands in both statements, because the text of a comment can't be a parameter.
 _FIND: Final = """
 select coalesce(
-  obj_description(namespaces.oid, 'pg_namespace') = 'made and dropped by graphile-worker-py bench',
+  pg_catalog.obj_description(namespaces.oid, 'pg_namespace')
+    = 'made and dropped by graphile-worker-py bench'::pg_catalog.text,
   false
 )
 from pg_catalog.pg_namespace as namespaces
-where namespaces.nspname = $1::text
+where namespaces.nspname = $1::pg_catalog.text
 """
 
 

@@ -28,13 +28,13 @@ with deleted as (
     and jobs.locked_at is null
   returning jobs.id
 )
-select count(*) from deleted
+select pg_catalog.count(*) from deleted
 """
 
 _GC_TASK_IDENTIFIERS: Final = """
 with deleted as (
   delete from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
-  where tasks.identifier <> all ($1::text[])
+  where tasks.identifier <> all ($1::pg_catalog.text[])
     and not exists (
       select 1
       from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
@@ -42,7 +42,7 @@ with deleted as (
     )
   returning tasks.id
 )
-select count(*) from deleted
+select pg_catalog.count(*) from deleted
 """
 
 _GC_JOB_QUEUES: Final = """
@@ -56,7 +56,7 @@ with deleted as (
     )
   returning queues.id
 )
-select count(*) from deleted
+select pg_catalog.count(*) from deleted
 """
 
 

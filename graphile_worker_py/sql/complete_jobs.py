@@ -9,7 +9,7 @@ from graphile_worker_py.sql.outcomes import BoundRider, ids, record
 
 _COMPLETE: Final = """
 delete from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
+where jobs.id = any($2::pg_catalog.int8[]) and jobs.locked_by = $1::pg_catalog.text
 returning jobs.id, jobs.job_queue_id
 """
 

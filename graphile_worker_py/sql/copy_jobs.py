@@ -20,23 +20,35 @@ from graphile_worker_py.sql.notifications import JOBS_INSERT, announcement
 
 _RESERVE: Final = """
 with jobs as materialized (
-  select pg_get_serial_sequence(format('%I._private_jobs', $1::text), 'id')::regclass as sequence
-  from pg_class
-  where pg_class.oid = format('%I._private_jobs', $1::text)::regclass
-    and not exists (select from pg_trigger where pg_trigger.tgrelid = pg_class.oid)
-    and not exists (select from pg_rewrite where pg_rewrite.ev_class = pg_class.oid)
-    and not row_security_active(pg_class.oid)
-    and has_table_privilege(pg_class.oid, 'insert')
+  select
+    pg_catalog.pg_get_serial_sequence(
+      pg_catalog.format('%I._private_jobs', $1::pg_catalog.text), 'id'
+    )::pg_catalog.regclass as sequence
+  from pg_catalog.pg_class as classes
+  join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+  where namespaces.nspname = $1::pg_catalog.text
+    and classes.relname = '_private_jobs'
+    and not exists (
+      select from pg_catalog.pg_trigger as triggers where triggers.tgrelid = classes.oid
+    )
+    and not exists (
+      select from pg_catalog.pg_rewrite as rules where rules.ev_class = classes.oid
+    )
+    and not pg_catalog.row_security_active(classes.oid)
+    and pg_catalog.has_table_privilege(classes.oid, 'insert')
     and (
-      select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations
-    ) = $3::int4
+      select pg_catalog.max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations as migrations
+    ) = $3::pg_catalog.int4
 )
 select
-  array(select nextval(jobs.sequence) from generate_series(1, $2::int4)),
-  now(),
-  pg_notify($4::text, $5::text)
+  array(
+    select pg_catalog.nextval(jobs.sequence)
+    from pg_catalog.generate_series(1, $2::pg_catalog.int4)
+  ),
+  pg_catalog.now(),
+  pg_catalog.pg_notify($4::pg_catalog.text, $5::pg_catalog.text)
 from jobs
-where has_sequence_privilege(jobs.sequence, 'usage')
+where pg_catalog.has_sequence_privilege(jobs.sequence, 'usage')
 """
 
 
@@ -66,7 +78,7 @@ def reserve(schema: str, count: int) -> Query[Reserved | None]:
 _REGISTER_QUEUES: Final = """
 insert into :GRAPHILE_WORKER_SCHEMA._private_job_queues (queue_name)
 select wanted.queue_name
-from unnest($1::text[]) as wanted (queue_name)
+from pg_catalog.unnest($1::pg_catalog.text[]) as wanted (queue_name)
 where not exists (
   select
   from :GRAPHILE_WORKER_SCHEMA._private_job_queues as job_queues

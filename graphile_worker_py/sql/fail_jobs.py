@@ -18,13 +18,17 @@ from graphile_worker_py.sql.outcomes import BoundRider, ids, record
 _FAIL: Final = """
 update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
 set last_error = failure.message,
-  run_at = greatest(now(), jobs.run_at)
-    + exp(least(jobs.attempts, 10)) * interval '1 second',
+  run_at = greatest(pg_catalog.now(), jobs.run_at)
+    + pg_catalog.exp(least(jobs.attempts, 10)) * interval '1 second',
   locked_by = null,
   locked_at = null,
-  payload = coalesce(failure.payload::json, jobs.payload)
-from unnest($2::int8[], $3::text[], $4::text[]) as failure (job_id, message, payload)
-where jobs.id = failure.job_id and jobs.locked_by = $1::text
+  payload = coalesce(failure.payload::pg_catalog.json, jobs.payload)
+from rows from (
+  pg_catalog.unnest($2::pg_catalog.int8[]),
+  pg_catalog.unnest($3::pg_catalog.text[]),
+  pg_catalog.unnest($4::pg_catalog.text[])
+) as failure (job_id, message, payload)
+where jobs.id = failure.job_id and jobs.locked_by = $1::pg_catalog.text
 returning jobs.id, jobs.job_queue_id
 """
 

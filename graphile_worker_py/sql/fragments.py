@@ -15,7 +15,7 @@ STATE: Final = """
   case
     when job.locked_at is not null then 'running'
     when job.attempts >= job.max_attempts then 'failed'
-    when job.run_at > now() then 'scheduled'
+    when job.run_at > pg_catalog.now() then 'scheduled'
     else 'ready'
   end
 """

@@ -42,7 +42,7 @@ with sight as materialized (
   select
     jobs.id,
     jobs.job_queue_id,
-    row_number() over (
+    pg_catalog.row_number() over (
       partition by jobs.job_queue_id order by jobs.priority, jobs.run_at, jobs.id
     ) as place
   from (
@@ -53,9 +53,9 @@ with sight as materialized (
         where queues.is_available = true
       )
       and jobs.is_available = true
-      and jobs.run_at <= coalesce($5::timestamptz, now())
-      and array_position($2::int4[], jobs.task_id) is not null
-      and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+      and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
+      and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
+      and ($4::pg_catalog.text[] is null or (jobs.flags ?| $4::pg_catalog.text[]) is not true)
       and (
         jobs.job_queue_id is null
         or jobs.job_queue_id in (
@@ -65,7 +65,7 @@ with sight as materialized (
         )
       )
     order by jobs.priority, jobs.run_at
-    limit 2 * $3::int4 + 8
+    limit 2 * $3::pg_catalog.int4 + 8
   ) as jobs
 ),
 free as materialized (
@@ -89,9 +89,9 @@ queued as materialized (
     )
     and (jobs.job_queue_id in (select free.id from free)) is true
     and jobs.is_available = true
-    and jobs.run_at <= coalesce($5::timestamptz, now())
-    and array_position($2::int4[], jobs.task_id) is not null
-    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+    and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
+    and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
+    and ($4::pg_catalog.text[] is null or (jobs.flags ?| $4::pg_catalog.text[]) is not true)
   for update skip locked
 ),
 heads as materialized (
@@ -104,11 +104,11 @@ unqueued as materialized (
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   where jobs.job_queue_id is null
     and jobs.is_available = true
-    and jobs.run_at <= coalesce($5::timestamptz, now())
-    and array_position($2::int4[], jobs.task_id) is not null
-    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+    and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
+    and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
+    and ($4::pg_catalog.text[] is null or (jobs.flags ?| $4::pg_catalog.text[]) is not true)
   order by jobs.priority, jobs.run_at
-  limit $3::int4
+  limit $3::pg_catalog.int4
   for update skip locked
 ),
 next as (
@@ -116,13 +116,13 @@ next as (
   union all
   select unqueued.id, unqueued.priority, unqueued.run_at from unqueued
   order by priority, run_at
-  limit $3::int4
+  limit $3::pg_catalog.int4
 ),
 taken as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
   set attempts = job.attempts + 1,
-    locked_by = $1::text,
-    locked_at = now()
+    locked_by = $1::pg_catalog.text,
+    locked_at = pg_catalog.now()
   where job.id = any (array(select next.id from next))
   returning """  # noqa: S608  # all parts are constants
     + fragments.JOB
@@ -130,21 +130,23 @@ taken as (
 ),
 locked as (
   update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = $1::text,
-    locked_at = now()
+  set locked_by = $1::pg_catalog.text,
+    locked_at = pg_catalog.now()
   where queues.id = any (
     array(select taken.job_queue_id from taken where taken.job_queue_id is not null)
   )
 ),
 found as (
   select
-    1 * exists (select from sight where sight.job_queue_id is not null)::int4
+    1 * exists (select from sight where sight.job_queue_id is not null)::pg_catalog.int4
     + 2 * exists (
       select from sight
       where sight.job_queue_id is not null
         and (sight.job_queue_id in (select free.id from free)) is not true
-    )::int4
-    + 4 * ((select count(*) from sight) >= 2 * $3::int4 + 8)::int4 as in_sight
+    )::pg_catalog.int4
+    + 4 * (
+      (select pg_catalog.count(*) from sight) >= 2 * $3::pg_catalog.int4 + 8
+    )::pg_catalog.int4 as in_sight
 )
 select taken.*, found.in_sight
 from found
@@ -164,19 +166,19 @@ with next as materialized (
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   where jobs.job_queue_id is null
     and jobs.is_available = true
-    and (jobs.priority, jobs.run_at) >= ($6::int2, $7::timestamptz)
-    and jobs.run_at <= coalesce($5::timestamptz, now())
-    and array_position($2::int4[], jobs.task_id) is not null
-    and ($4::text[] is null or (jobs.flags ?| $4::text[]) is not true)
+    and (jobs.priority, jobs.run_at) >= ($6::pg_catalog.int2, $7::pg_catalog.timestamptz)
+    and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
+    and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
+    and ($4::pg_catalog.text[] is null or (jobs.flags ?| $4::pg_catalog.text[]) is not true)
   order by jobs.priority, jobs.run_at
-  limit $3::int4
+  limit $3::pg_catalog.int4
   for update skip locked
 ),
 taken as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
   set attempts = job.attempts + 1,
-    locked_by = $1::text,
-    locked_at = now()
+    locked_by = $1::pg_catalog.text,
+    locked_at = pg_catalog.now()
   where job.id = any (array(select next.id from next))
   returning """  # noqa: S608  # all parts are constants
     + fragments.JOB

@@ -30,37 +30,43 @@ class Rights:
 # that the role may not use is no error.
 _READ: Final = """
 with tables as materialized (
-  select classes.oid, classes.relname::text as name
+  select classes.oid, classes.relname::pg_catalog.text as name
   from pg_catalog.pg_class as classes
   join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
-  where namespaces.nspname = $1::text and classes.relkind = 'r'
+  where namespaces.nspname = $1::pg_catalog.text and classes.relkind = 'r'
 ),
 lacking as (
   select needed.place, needed.name, needed.privilege
-  from unnest($2::text[], $3::text[]) with ordinality as needed (name, privilege, place)
+  from rows from (
+    pg_catalog.unnest($2::pg_catalog.text[]),
+    pg_catalog.unnest($3::pg_catalog.text[])
+  ) with ordinality as needed (name, privilege, place)
   join tables on tables.name = needed.name
-  where not has_table_privilege(tables.oid, needed.privilege)
+  where not pg_catalog.has_table_privilege(tables.oid, needed.privilege)
 )
 select
-  current_user::text,
-  pg_get_userbyid(namespaces.nspowner)::text,
-  has_schema_privilege(namespaces.oid, 'usage'),
+  current_user::pg_catalog.text,
+  pg_catalog.pg_get_userbyid(namespaces.nspowner)::pg_catalog.text,
+  pg_catalog.has_schema_privilege(namespaces.oid, 'usage'),
   array(select lacking.name from lacking order by lacking.place),
   array(select lacking.privilege from lacking order by lacking.place),
   array(
     select tables.name
     from tables
-    where row_security_active(tables.oid)
+    where pg_catalog.row_security_active(tables.oid)
       and not exists (
         select
-        from pg_catalog.pg_policy as policies, unnest(policies.polroles) as roles (oid)
+        from pg_catalog.pg_policy as policies, pg_catalog.unnest(policies.polroles) as roles (oid)
         where policies.polrelid = tables.oid
-          and case when roles.oid = 0 then true else pg_has_role(roles.oid, 'usage') end
+          and case
+            when roles.oid = 0::pg_catalog.oid then true
+            else pg_catalog.pg_has_role(roles.oid, 'usage')
+          end
       )
     order by tables.name
   )
 from pg_catalog.pg_namespace as namespaces
-where namespaces.nspname = $1::text
+where namespaces.nspname = $1::pg_catalog.text
 """
 
 

@@ -81,31 +81,36 @@ _LIST: Final = (
 from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
 left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
 left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = job.job_queue_id
-where ($1::int8 is null or job.id = $1::int8)
-  and ($2::int8 is null or job.id < $2::int8)
-  and ($3::text is null or $3::text in ('running', 'failed') or job.is_available = true)
-  and ($3::text is null or $3::text ="""
+where ($1::pg_catalog.int8 is null or job.id = $1::pg_catalog.int8)
+  and ($2::pg_catalog.int8 is null or job.id < $2::pg_catalog.int8)
+  and ($3::pg_catalog.text is null
+    or $3::pg_catalog.text in ('running', 'failed')
+    or job.is_available = true
+  )
+  and ($3::pg_catalog.text is null or $3::pg_catalog.text ="""
     + fragments.STATE
     + """)
-  and ($4::text is null or job.task_id = (
+  and ($4::pg_catalog.text is null or job.task_id = (
     select tasks.id
     from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
-    where tasks.identifier = $4::text
+    where tasks.identifier = $4::pg_catalog.text
   ))
-  and ($5::text is null or job.job_queue_id = (
+  and ($5::pg_catalog.text is null or job.job_queue_id = (
     select queues.id
     from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-    where queues.queue_name = $5::text
+    where queues.queue_name = $5::pg_catalog.text
   ))
-  and ($6::text is null or job.key = $6::text)
-  and ($7::text is null or job.locked_by = $7::text)
-  and ($8::text is null
-    or position(lower($8::text) in lower(job.payload::text)) > 0
-    or position(lower($8::text) in lower(job.key)) > 0
-    or position(lower($8::text) in lower(job.last_error)) > 0
+  and ($6::pg_catalog.text is null or job.key = $6::pg_catalog.text)
+  and ($7::pg_catalog.text is null or job.locked_by = $7::pg_catalog.text)
+  and ($8::pg_catalog.text is null
+    or position(
+      pg_catalog.lower($8::pg_catalog.text) in pg_catalog.lower(job.payload::pg_catalog.text)
+    ) > 0
+    or position(pg_catalog.lower($8::pg_catalog.text) in pg_catalog.lower(job.key)) > 0
+    or position(pg_catalog.lower($8::pg_catalog.text) in pg_catalog.lower(job.last_error)) > 0
   )
 order by job.id desc
-limit $9::int8
+limit $9::pg_catalog.int8
 """
 )
 
@@ -199,7 +204,7 @@ _COUNT: Final = (
     """
 select coalesce(tasks.identifier, ''), counted.state, counted.jobs
 from (
-  select job.task_id, count(*) as jobs,"""  # noqa: S608  # all parts are constants
+  select job.task_id, pg_catalog.count(*) as jobs,"""  # noqa: S608  # all parts are constants
     + fragments.STATE
     + """as state
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
@@ -254,7 +259,7 @@ _QUEUES: Final = """
 select queues.queue_name, coalesce(counted.jobs, 0), queues.locked_by, queues.locked_at
 from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
 left join (
-  select jobs.job_queue_id, count(*) as jobs
+  select jobs.job_queue_id, pg_catalog.count(*) as jobs
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   where jobs.job_queue_id is not null
   group by jobs.job_queue_id
@@ -296,9 +301,9 @@ class LockHolder:
 _LOCK_HOLDERS: Final = """
 select
   locks.locked_by,
-  count(*) filter (where locks.is_job),
-  count(*) filter (where not locks.is_job),
-  min(locks.locked_at)
+  pg_catalog.count(*) filter (where locks.is_job),
+  pg_catalog.count(*) filter (where not locks.is_job),
+  pg_catalog.min(locks.locked_at)
 from (
   select jobs.locked_by, jobs.locked_at, true
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
@@ -309,7 +314,7 @@ from (
   where queues.locked_by is not null
 ) as locks (locked_by, locked_at, is_job)
 group by locks.locked_by
-order by min(locks.locked_at), locks.locked_by
+order by pg_catalog.min(locks.locked_at), locks.locked_by
 """
 
 

@@ -49,8 +49,8 @@ class AddedRun:
 _REGISTER: Final = """
 with registered as (
   insert into :GRAPHILE_WORKER_SCHEMA._private_known_crontabs (identifier, known_since)
-  select item.identifier, $2::timestamptz
-  from unnest($1::text[]) with ordinality as item (identifier, position)
+  select item.identifier, $2::pg_catalog.timestamptz
+  from pg_catalog.unnest($1::pg_catalog.text[]) with ordinality as item (identifier, position)
   where not exists (
     select 1
     from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
@@ -61,10 +61,10 @@ with registered as (
 )
 select
   known.identifier,
-  extract(epoch from known.known_since)::float8,
-  extract(epoch from known.last_execution)::float8
+  extract(epoch from known.known_since)::pg_catalog.float8,
+  extract(epoch from known.last_execution)::pg_catalog.float8
 from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
-where known.identifier = any($1::text[])
+where known.identifier = any($1::pg_catalog.text[])
 """
 
 
@@ -80,8 +80,8 @@ def register(identifiers: Sequence[str], now: datetime) -> Query[dict[str, Known
 _LIST: Final = """
 select
   known.identifier,
-  extract(epoch from known.known_since)::float8,
-  extract(epoch from known.last_execution)::float8
+  extract(epoch from known.known_since)::pg_catalog.float8,
+  extract(epoch from known.last_execution)::pg_catalog.float8
 from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
 order by known.identifier
 """
@@ -110,9 +110,17 @@ def list_known() -> Query[list[KnownCrontab]]:
 _ADD: Final = """
 with due as (
   select item.*
-  from unnest(
-    $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-    $7::int4[], $8::text[], $9::int4[], $10::text[], $11::bool[]
+  from rows from (
+    pg_catalog.unnest($2::pg_catalog.text[]),
+    pg_catalog.unnest($3::pg_catalog.text[]),
+    pg_catalog.unnest($4::pg_catalog.text[]),
+    pg_catalog.unnest($5::pg_catalog.text[]),
+    pg_catalog.unnest($6::pg_catalog.timestamptz[]),
+    pg_catalog.unnest($7::pg_catalog.int4[]),
+    pg_catalog.unnest($8::pg_catalog.text[]),
+    pg_catalog.unnest($9::pg_catalog.int4[]),
+    pg_catalog.unnest($10::pg_catalog.text[]),
+    pg_catalog.unnest($11::pg_catalog.bool[])
   ) with ordinality as item (
     identifier, task, payload, queue_name, run_at,
     max_attempts, job_key, priority, job_key_mode, skip_if_there, position
@@ -121,7 +129,7 @@ with due as (
 recorded as (
   insert into :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
     (identifier, known_since, last_execution)
-  select due.identifier, $1::timestamptz, $1::timestamptz
+  select due.identifier, $1::pg_catalog.timestamptz, $1::pg_catalog.timestamptz
   from due
   order by due.position
   on conflict (identifier) do update
@@ -148,12 +156,12 @@ ours as (
   order by due.position
 ),
 without_key as (
-  select count(*) as number
+  select pg_catalog.count(*) as number
   from (
-    select array_agg(
+    select pg_catalog.array_agg(
       row(
         ours.task,
-        ours.payload::json,
+        ours.payload::pg_catalog.json,
         ours.queue_name,
         ours.run_at,
         ours.max_attempts,
@@ -165,7 +173,7 @@ without_key as (
     ) as specs
     from ours
     where ours.job_key is null
-    having count(*) > 0
+    having pg_catalog.count(*) > 0
   ) as spec
   cross join lateral :GRAPHILE_WORKER_SCHEMA.add_jobs(spec.specs, false)
 )
@@ -177,13 +185,13 @@ union all
 select
   ours.identifier,
   case
-    when job.id is null then 1 / (job.id is not null)::int4 > 0
+    when job.id is null then 1 / (job.id is not null)::pg_catalog.int4 > 0
     else ours.skip_if_there and ours.mode = 'unsafe_dedupe' and job.revision > 0
   end
 from ours
 cross join lateral :GRAPHILE_WORKER_SCHEMA.add_job(
   ours.task,
-  ours.payload::json,
+  ours.payload::pg_catalog.json,
   ours.queue_name,
   ours.run_at,
   ours.max_attempts,

@@ -31,9 +31,13 @@ class Revisions:
 
 _READ: Final = """
 select
-  current_setting('server_version_num')::int4,
-  (select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations),
-  (select max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations where migrations.breaking)
+  pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
+  (select pg_catalog.max(migrations.id) from :GRAPHILE_WORKER_SCHEMA.migrations),
+  (
+    select pg_catalog.max(migrations.id)
+    from :GRAPHILE_WORKER_SCHEMA.migrations
+    where migrations.breaking
+  )
 """
 
 
@@ -63,12 +67,12 @@ with tables as materialized (
   select classes.relname
   from pg_catalog.pg_class as classes
   join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
-  where namespaces.nspname = $1::text and classes.relkind = 'r'
+  where namespaces.nspname = $1::pg_catalog.text and classes.relkind = 'r'
 )
 select
-  current_setting('server_version_num')::int4,
+  pg_catalog.current_setting('server_version_num')::pg_catalog.int4,
   exists (
-    select from pg_catalog.pg_namespace as namespaces where namespaces.nspname = $1::text
+    select from pg_catalog.pg_namespace as namespaces where namespaces.nspname = $1::pg_catalog.text
   ),
   exists (select from tables where tables.relname = 'migrations')
     and exists (select from tables where tables.relname in ('_private_jobs', 'jobs'))
@@ -92,8 +96,8 @@ def create_schema() -> Query[None]:
 # administrator prepared, gets it here.
 BOOTSTRAP: Final = """
 create table if not exists :GRAPHILE_WORKER_SCHEMA.migrations (
-  id int4 primary key,
-  ts timestamptz not null default now()
+  id pg_catalog.int4 primary key,
+  ts pg_catalog.timestamptz not null default pg_catalog.now()
 );
 alter table :GRAPHILE_WORKER_SCHEMA.migrations
   add column if not exists breaking boolean not null default false;
@@ -103,7 +107,7 @@ alter table :GRAPHILE_WORKER_SCHEMA.migrations
 _MARK_BREAKING: Final = """
 update :GRAPHILE_WORKER_SCHEMA.migrations as migrations
 set breaking = true
-where migrations.id = any($1::int4[]) and not migrations.breaking
+where migrations.id = any($1::pg_catalog.int4[]) and not migrations.breaking
 """
 
 
@@ -115,7 +119,10 @@ def mark_breaking() -> Query[None]:
 _RECORD: Final = """
 insert into :GRAPHILE_WORKER_SCHEMA.migrations (id, breaking)
 select revision.id, revision.breaking
-from unnest($1::int4[], $2::bool[]) as revision (id, breaking)
+from rows from (
+  pg_catalog.unnest($1::pg_catalog.int4[]),
+  pg_catalog.unnest($2::pg_catalog.bool[])
+) as revision (id, breaking)
 order by revision.id
 """
 

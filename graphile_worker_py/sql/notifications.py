@@ -19,7 +19,7 @@ OWN: Final = "graphile_worker_py"
 LISTEN: Final = 'listen "' + JOBS_INSERT + '"; listen "' + WORKER_MIGRATE + '"'
 """A script that listens on both channels of Graphile Worker."""
 
-_NOTIFY: Final = "select pg_notify($1::text, $2::text)"
+_NOTIFY: Final = "select pg_catalog.pg_notify($1::pg_catalog.text, $2::pg_catalog.text)"
 
 
 def echo_channel(pool_id: str) -> str:

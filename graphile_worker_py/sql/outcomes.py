@@ -21,10 +21,10 @@ _UNLOCK: Final = """
   where queues.id = any (
       array(select changed.job_queue_id from changed where changed.job_queue_id is not null)
     )
-    and queues.locked_by = $1::text
+    and queues.locked_by = $1::pg_catalog.text
 """
 
-_GIVEN: Final = "select given.id from unnest($1::int8[]) as given (id)"
+_GIVEN: Final = "select given.id from pg_catalog.unnest($1::pg_catalog.int8[]) as given (id)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,38 +26,38 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (
         """
         create table graphile_worker_py.migrations (
-          id int4 primary key,
-          ts timestamptz not null default now()
+          id pg_catalog.int4 primary key,
+          ts pg_catalog.timestamptz not null default pg_catalog.now()
         )
         """,
         """
         create table graphile_worker_py.pools (
-          pool_id text primary key,
-          worker_schema text not null,
-          host text not null,
-          pid int4 not null,
-          started_at timestamptz not null default clock_timestamp(),
-          heartbeat_at timestamptz not null default clock_timestamp(),
-          dead_after float8 not null,
-          lock_key int8 not null,
+          pool_id pg_catalog.text primary key,
+          worker_schema pg_catalog.text not null,
+          host pg_catalog.text not null,
+          pid pg_catalog.int4 not null,
+          started_at pg_catalog.timestamptz not null default pg_catalog.clock_timestamp(),
+          heartbeat_at pg_catalog.timestamptz not null default pg_catalog.clock_timestamp(),
+          dead_after pg_catalog.float8 not null,
+          lock_key pg_catalog.int8 not null,
           is_stopping boolean not null default false,
-          died_at timestamptz,
-          recorded_at timestamptz,
-          unlocked_at timestamptz
+          died_at pg_catalog.timestamptz,
+          recorded_at pg_catalog.timestamptz,
+          unlocked_at pg_catalog.timestamptz
         ) with (fillfactor = 50)
         """,
         """
         create table graphile_worker_py.suspects (
-          worker_schema text not null,
-          job_id int8 not null,
-          crashes int4 not null,
-          started_by text,
-          recorded_at timestamptz not null default clock_timestamp(),
+          worker_schema pg_catalog.text not null,
+          job_id pg_catalog.int8 not null,
+          crashes pg_catalog.int4 not null,
+          started_by pg_catalog.text,
+          recorded_at pg_catalog.timestamptz not null default pg_catalog.clock_timestamp(),
           primary key (worker_schema, job_id)
         )
         """,
     ),
-    ("alter table graphile_worker_py.pools add column lock_pid int4",),
+    ("alter table graphile_worker_py.pools add column lock_pid pg_catalog.int4",),
 )
 LATEST: Final = len(MIGRATIONS)
 
@@ -69,7 +69,7 @@ def create_schema() -> Query[None]:
     return Query(_CREATE, (), no_result, prepare=False)
 
 
-_EXISTS: Final = "select to_regnamespace('graphile_worker_py') is not null"
+_EXISTS: Final = "select pg_catalog.to_regnamespace('graphile_worker_py') is not null"
 
 
 def read_schema_exists() -> Query[bool]:
@@ -77,7 +77,7 @@ def read_schema_exists() -> Query[bool]:
     return Query(_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
-_TABLE_EXISTS: Final = "select to_regclass('graphile_worker_py.migrations') is not null"
+_TABLE_EXISTS: Final = "select pg_catalog.to_regclass('graphile_worker_py.migrations') is not null"
 
 
 def read_table_exists() -> Query[bool]:
@@ -85,7 +85,9 @@ def read_table_exists() -> Query[bool]:
     return Query(_TABLE_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
-_REVISION: Final = "select coalesce(max(migrations.id), 0) from graphile_worker_py.migrations"
+_REVISION: Final = (
+    "select coalesce(pg_catalog.max(migrations.id), 0) from graphile_worker_py.migrations"
+)
 
 
 def read_revision() -> Query[int]:
@@ -107,7 +109,7 @@ def lock_migrations() -> Query[None]:
     return Query(_LOCK, (), no_result, prepare=False)
 
 
-_RECORD: Final = "insert into graphile_worker_py.migrations (id) values ($1::int4)"
+_RECORD: Final = "insert into graphile_worker_py.migrations (id) values ($1::pg_catalog.int4)"
 
 
 def record_revision(revision: int) -> Query[None]:
@@ -123,9 +125,9 @@ def statement(text: LiteralString) -> Query[None]:
 # Separate from `migrations`, whose numbers are those of the core, in older releases too.
 _CREATE_LEAF_TABLE: Final = """
 create table graphile_worker_py.leaf_migrations (
-  leaf text not null,
-  id int4 not null,
-  ts timestamptz not null default now(),
+  leaf pg_catalog.text not null,
+  id pg_catalog.int4 not null,
+  ts pg_catalog.timestamptz not null default pg_catalog.now(),
   primary key (leaf, id)
 )
 """
@@ -136,7 +138,9 @@ def create_leaf_table() -> Query[None]:
     return Query(_CREATE_LEAF_TABLE, (), no_result, prepare=False)
 
 
-_LEAF_TABLE_EXISTS: Final = "select to_regclass('graphile_worker_py.leaf_migrations') is not null"
+_LEAF_TABLE_EXISTS: Final = (
+    "select pg_catalog.to_regclass('graphile_worker_py.leaf_migrations') is not null"
+)
 
 
 def read_leaf_table_exists() -> Query[bool]:
@@ -145,7 +149,7 @@ def read_leaf_table_exists() -> Query[bool]:
 
 
 _LEAF_REVISIONS: Final = """
-select leaf_migrations.leaf, max(leaf_migrations.id)
+select leaf_migrations.leaf, pg_catalog.max(leaf_migrations.id)
 from graphile_worker_py.leaf_migrations
 group by leaf_migrations.leaf
 """
@@ -157,7 +161,8 @@ def read_leaf_revisions() -> Query[dict[str, int]]:
 
 
 _RECORD_LEAF: Final = """
-insert into graphile_worker_py.leaf_migrations (leaf, id) values ($1::text, $2::int4)
+insert into graphile_worker_py.leaf_migrations (leaf, id)
+values ($1::pg_catalog.text, $2::pg_catalog.int4)
 """
 
 

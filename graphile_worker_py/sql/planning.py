@@ -14,15 +14,18 @@ from graphile_worker_py.postgres.query import Query
 _KEEP_TO_INDEXES: Final = """
 select
   pid,
-  extract(epoch from backend_start)::text,
-  set_config('plan_cache_mode', 'force_generic_plan', false),
-  set_config('enable_seqscan', 'off', false),
-  set_config('enable_sort', 'off', false),
-  set_config('enable_bitmapscan', 'off', false),
-  set_config('jit', 'off', false),
-  case when $2::text is not null then set_config('lock_timeout', $2::text, false) end
-from pg_stat_get_activity(pg_backend_pid())
-where pid = $1::int4
+  extract(epoch from backend_start)::pg_catalog.text,
+  pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false),
+  pg_catalog.set_config('enable_seqscan', 'off', false),
+  pg_catalog.set_config('enable_sort', 'off', false),
+  pg_catalog.set_config('enable_bitmapscan', 'off', false),
+  pg_catalog.set_config('jit', 'off', false),
+  case
+    when $2::pg_catalog.text is not null
+    then pg_catalog.set_config('lock_timeout', $2::pg_catalog.text, false)
+  end
+from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())
+where pid = $1::pg_catalog.int4
 """
 
 

@@ -12,10 +12,13 @@ from graphile_worker_py.postgres.query import Query, no_result
 _REGISTER: Final = """
 with forgotten as (
   delete from graphile_worker_py.pools as pools
-  where pools.heartbeat_at < clock_timestamp() - interval '7 days'
+  where pools.heartbeat_at < pg_catalog.clock_timestamp() - interval '7 days'
 )
 insert into graphile_worker_py.pools (pool_id, worker_schema, host, pid, dead_after, lock_key)
-values ($1::text, $2::text, $3::text, $4::int4, $5::float8, 0)
+values (
+  $1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.text, $4::pg_catalog.int4,
+  $5::pg_catalog.float8, 0
+)
 on conflict (pool_id) do nothing
 """
 
@@ -29,7 +32,9 @@ def register_pool(
     )
 
 
-_LEAVE: Final = "delete from graphile_worker_py.pools as pools where pools.pool_id = $1::text"
+_LEAVE: Final = (
+    "delete from graphile_worker_py.pools as pools where pools.pool_id = $1::pg_catalog.text"
+)
 
 
 def leave(pool_id: str) -> Query[None]:
@@ -55,12 +60,12 @@ class PoolLock:
 # session that holds the same key by chance or on purpose does not matter.
 _HOLD_LOCK: Final = """
 select
-  set_config('tcp_keepalives_idle', $2::text, false),
-  set_config('tcp_keepalives_interval', $2::text, false),
-  set_config('tcp_keepalives_count', '3', false),
-  set_config('tcp_user_timeout', $3::text, false),
-  pg_try_advisory_lock_shared($1::int8),
-  pg_backend_pid()
+  pg_catalog.set_config('tcp_keepalives_idle', $2::pg_catalog.text, false),
+  pg_catalog.set_config('tcp_keepalives_interval', $2::pg_catalog.text, false),
+  pg_catalog.set_config('tcp_keepalives_count', '3', false),
+  pg_catalog.set_config('tcp_user_timeout', $3::pg_catalog.text, false),
+  pg_catalog.pg_try_advisory_lock_shared($1::pg_catalog.int8),
+  pg_catalog.pg_backend_pid()
 """
 
 
@@ -106,43 +111,46 @@ class HeartbeatReply:
 _BEAT: Final = """
 with beaten as (
   update graphile_worker_py.pools as pools
-  set heartbeat_at = statement_timestamp(),
-    is_stopping = $3::bool,
-    lock_key = $4::int8,
-    lock_pid = $5::int4
-  where pools.pool_id = $1::text and pools.died_at is null
+  set heartbeat_at = pg_catalog.statement_timestamp(),
+    is_stopping = $3::pg_catalog.bool,
+    lock_key = $4::pg_catalog.int8,
+    lock_pid = $5::pg_catalog.int4
+  where pools.pool_id = $1::pg_catalog.text and pools.died_at is null
   returning pools.pool_id
 )
 select
   case
     when exists (select from beaten) then 'alive'
-    when exists (select from graphile_worker_py.pools where pools.pool_id = $1::text) then 'dead'
+    when exists (
+      select from graphile_worker_py.pools where pools.pool_id = $1::pg_catalog.text
+    ) then 'dead'
     else 'unknown'
   end,
   exists (
     select
     from graphile_worker_py.pools as others
-    where others.worker_schema = $2::text
-      and others.pool_id <> $1::text
+    where others.worker_schema = $2::pg_catalog.text
+      and others.pool_id <> $1::pg_catalog.text
       and others.unlocked_at is null
       and (
         others.died_at is not null
-        or others.heartbeat_at < clock_timestamp() - others.dead_after * interval '1 second'
+        or others.heartbeat_at
+          < pg_catalog.clock_timestamp() - others.dead_after * interval '1 second'
       )
   ),
   array(
     select suspects.job_id
     from graphile_worker_py.suspects as suspects
-    where suspects.worker_schema = $2::text
+    where suspects.worker_schema = $2::pg_catalog.text
     order by suspects.job_id
   ),
   array(
     select suspects.crashes
     from graphile_worker_py.suspects as suspects
-    where suspects.worker_schema = $2::text
+    where suspects.worker_schema = $2::pg_catalog.text
     order by suspects.job_id
   ),
-  extract(epoch from statement_timestamp())::float8
+  extract(epoch from pg_catalog.statement_timestamp())::pg_catalog.float8
 """
 
 
@@ -192,17 +200,18 @@ with late as materialized (
   select pools.pool_id,
     pools.lock_key,
     pools.lock_pid,
-    pools.heartbeat_at < clock_timestamp() - 40 * pools.dead_after * interval '1 second' as too_late
+    pools.heartbeat_at
+      < pg_catalog.clock_timestamp() - pools.dead_after * interval '40 seconds' as too_late
   from graphile_worker_py.pools as pools
-  where pools.worker_schema = $2::text
-    and pools.pool_id <> $1::text
+  where pools.worker_schema = $2::pg_catalog.text
+    and pools.pool_id <> $1::pg_catalog.text
     and pools.died_at is null
-    and pools.dead_after <= $3::float8
-    and pools.heartbeat_at < clock_timestamp() - pools.dead_after * interval '1 second'
+    and pools.dead_after <= $3::pg_catalog.float8
+    and pools.heartbeat_at < pg_catalog.clock_timestamp() - pools.dead_after * interval '1 second'
   for update skip locked
 )
 update graphile_worker_py.pools as pools
-set died_at = clock_timestamp()
+set died_at = pg_catalog.clock_timestamp()
 from late
 where pools.pool_id = late.pool_id
   and (
@@ -216,10 +225,10 @@ where pools.pool_id = late.pool_id
         and locks.database = (
           select databases.oid
           from pg_catalog.pg_database as databases
-          where databases.datname = current_database()
+          where databases.datname = pg_catalog.current_database()
         )
-        and locks.classid = ((late.lock_key >> 32) & 4294967295)::oid
-        and locks.objid = (late.lock_key & 4294967295)::oid
+        and locks.classid = ((late.lock_key >> 32) & 4294967295)::pg_catalog.oid
+        and locks.objid = (late.lock_key & 4294967295)::pg_catalog.oid
         and locks.objsubid = 1
     )
   )
@@ -242,8 +251,8 @@ def find_dead(pool_id: str, *, worker_schema: str, steady: float) -> Query[list[
 # The suspects are committed by now: each heartbeat after this moment reads them.
 _MARK_RECORDED: Final = """
 update graphile_worker_py.pools as pools
-set recorded_at = clock_timestamp()
-where pools.worker_schema = $1::text
+set recorded_at = pg_catalog.clock_timestamp()
+where pools.worker_schema = $1::pg_catalog.text
   and pools.died_at is not null
   and pools.recorded_at is null
 """
@@ -259,20 +268,20 @@ def mark_recorded(worker_schema: str) -> Query[None]:
 _TAKE_DEAD: Final = """
 select dead.pool_id, dead.host, dead.pid, dead.is_stopping
 from graphile_worker_py.pools as dead
-where dead.worker_schema = $2::text
+where dead.worker_schema = $2::pg_catalog.text
   and dead.recorded_at is not null
   and dead.unlocked_at is null
   and (
-    dead.recorded_at < clock_timestamp() - $3::float8 * interval '1 second'
+    dead.recorded_at < pg_catalog.clock_timestamp() - $3::pg_catalog.float8 * interval '1 second'
     or not exists (
       select
       from graphile_worker_py.pools as others
-      where others.worker_schema = $2::text
-        and others.pool_id <> $1::text
+      where others.worker_schema = $2::pg_catalog.text
+        and others.pool_id <> $1::pg_catalog.text
         and others.died_at is null
         and others.heartbeat_at <= dead.recorded_at
         and others.heartbeat_at
-          >= clock_timestamp() - others.dead_after * interval '1 second'
+          >= pg_catalog.clock_timestamp() - others.dead_after * interval '1 second'
     )
   )
 for update of dead skip locked
@@ -289,8 +298,8 @@ def take_dead(pool_id: str, *, worker_schema: str, patience: float) -> Query[lis
 
 _MARK_UNLOCKED: Final = """
 update graphile_worker_py.pools as pools
-set unlocked_at = clock_timestamp()
-where pools.pool_id = any($1::text[])
+set unlocked_at = pg_catalog.clock_timestamp()
+where pools.pool_id = any($1::pg_catalog.text[])
 """
 
 
@@ -304,13 +313,14 @@ _TAKE_UNLOCKED: Final = """
 with due as materialized (
   select pools.pool_id
   from graphile_worker_py.pools as pools
-  where pools.worker_schema = $1::text
+  where pools.worker_schema = $1::pg_catalog.text
     and pools.died_at is not null
-    and pools.unlocked_at < clock_timestamp() - $2::float8 * interval '1 second'
+    and pools.unlocked_at
+      < pg_catalog.clock_timestamp() - $2::pg_catalog.float8 * interval '1 second'
   for update skip locked
 )
 update graphile_worker_py.pools as pools
-set unlocked_at = clock_timestamp()
+set unlocked_at = pg_catalog.clock_timestamp()
 from due
 where pools.pool_id = due.pool_id
 returning pools.pool_id

@@ -8,7 +8,7 @@ from graphile_worker_py.postgres.query import Query
 _READ: Final = """
 select queues.id, queues.queue_name
 from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-where queues.id = any($1::int4[])
+where queues.id = any($1::pg_catalog.int4[])
 """
 
 

@@ -11,11 +11,14 @@ select exists (
   select
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   left join :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues on queues.id = jobs.job_queue_id
-  where jobs.id = any($2::int8[])
-    and jobs.locked_by = $1::text
+  where jobs.id = any($2::pg_catalog.int8[])
+    and jobs.locked_by = $1::pg_catalog.text
     and (
-      jobs.locked_at < now() - interval '1 hour'
-      or (queues.locked_by = $1::text and queues.locked_at < now() - interval '1 hour')
+      jobs.locked_at < pg_catalog.now() - interval '1 hour'
+      or (
+        queues.locked_by = $1::pg_catalog.text
+        and queues.locked_at < pg_catalog.now() - interval '1 hour'
+      )
     )
 )
 """
@@ -31,9 +34,9 @@ _RENEW: Final = """
 with old as (
   select jobs.id
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.id = any($2::int8[])
-    and jobs.locked_by = $1::text
-    and jobs.locked_at < now() - interval '1 hour'
+  where jobs.id = any($2::pg_catalog.int8[])
+    and jobs.locked_by = $1::pg_catalog.text
+    and jobs.locked_at < pg_catalog.now() - interval '1 hour'
   for update skip locked
 ),
 old_queues as (
@@ -43,20 +46,20 @@ old_queues as (
       array(
         select jobs.job_queue_id
         from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-        where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
+        where jobs.id = any($2::pg_catalog.int8[]) and jobs.locked_by = $1::pg_catalog.text
       )
     )
-    and queues.locked_by = $1::text
-    and queues.locked_at < now() - interval '1 hour'
+    and queues.locked_by = $1::pg_catalog.text
+    and queues.locked_at < pg_catalog.now() - interval '1 hour'
   for update skip locked
 ),
 renewed as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  set locked_at = now()
+  set locked_at = pg_catalog.now()
   where jobs.id = any (array(select old.id from old))
 )
 update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-set locked_at = now()
+set locked_at = pg_catalog.now()
 where queues.id = any (array(select old_queues.id from old_queues))
 """
 

@@ -11,9 +11,10 @@ with jobs_reset as (
   update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
   set locked_by = null,
     locked_at = null,
-    run_at = greatest(jobs.run_at, coalesce($1::timestamptz, now()))
+    run_at = greatest(jobs.run_at, coalesce($1::pg_catalog.timestamptz, pg_catalog.now()))
   where jobs.locked_at
-    < coalesce($1::timestamptz, now()) - $2::float8 * interval '1 second'
+    < coalesce($1::pg_catalog.timestamptz, pg_catalog.now())
+      - $2::pg_catalog.float8 * interval '1 second'
   returning jobs.id
 ),
 queues_reset as (
@@ -21,7 +22,8 @@ queues_reset as (
   set locked_by = null,
     locked_at = null
   where queues.locked_at
-    < coalesce($1::timestamptz, now()) - $2::float8 * interval '1 second'
+    < coalesce($1::pg_catalog.timestamptz, pg_catalog.now())
+      - $2::pg_catalog.float8 * interval '1 second'
 )
 select jobs_reset.id from jobs_reset
 """

@@ -12,7 +12,7 @@ update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
 set attempts = greatest(0, jobs.attempts - 1),
   locked_by = null,
   locked_at = null
-where jobs.id = any($2::int8[]) and jobs.locked_by = $1::text
+where jobs.id = any($2::pg_catalog.int8[]) and jobs.locked_by = $1::pg_catalog.text
 returning jobs.id, jobs.job_queue_id
 """
 
@@ -23,7 +23,7 @@ update :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
 set attempts = greatest(0, jobs.attempts - 1),
   locked_by = null,
   locked_at = null
-where jobs.locked_by = $1::text and jobs.id <> all ($2::int8[])
+where jobs.locked_by = $1::pg_catalog.text and jobs.id <> all ($2::pg_catalog.int8[])
 returning jobs.id, jobs.job_queue_id
 """
 

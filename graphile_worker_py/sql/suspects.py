@@ -10,13 +10,13 @@ from graphile_worker_py.postgres.query import Query, no_result
 # that it had only fetched keep their count.
 _RECORD: Final = """
 insert into graphile_worker_py.suspects (worker_schema, job_id, crashes)
-select $1::text, jobs.id, 1
+select $1::pg_catalog.text, jobs.id, 1
 from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-where jobs.locked_by = any($2::text[])
+where jobs.locked_by = any($2::pg_catalog.text[])
 on conflict (worker_schema, job_id) do update
 set crashes = suspects.crashes + 1,
   started_by = null
-where suspects.started_by = any($2::text[])
+where suspects.started_by = any($2::pg_catalog.text[])
 """
 
 
@@ -27,8 +27,8 @@ def record_suspects(worker_schema: str, pool_ids: Sequence[str]) -> Query[None]:
 
 _MARK_STARTED: Final = """
 update graphile_worker_py.suspects as suspects
-set started_by = $3::text
-where suspects.worker_schema = $1::text and suspects.job_id = $2::int8
+set started_by = $3::pg_catalog.text
+where suspects.worker_schema = $1::pg_catalog.text and suspects.job_id = $2::pg_catalog.int8
 """
 
 
@@ -39,9 +39,9 @@ def mark_started(worker_schema: str, job_id: int, pool_id: str) -> Query[None]:
 
 _CLEAR: Final = """
 delete from graphile_worker_py.suspects as suspects
-where suspects.worker_schema = $1::text
-  and suspects.started_by = $2::text
-  and suspects.job_id = any($3::int8[])
+where suspects.worker_schema = $1::pg_catalog.text
+  and suspects.started_by = $2::pg_catalog.text
+  and suspects.job_id = any($3::pg_catalog.int8[])
 """
 
 
@@ -53,7 +53,7 @@ def clear_suspects(worker_schema: str, pool_id: str, job_ids: Sequence[int]) -> 
 _READ: Final = """
 select suspects.job_id, suspects.crashes
 from graphile_worker_py.suspects as suspects
-where suspects.worker_schema = $1::text
+where suspects.worker_schema = $1::pg_catalog.text
 """
 
 
@@ -66,9 +66,9 @@ def read_suspects(worker_schema: str) -> Query[dict[int, int]]:
 
 _FORGET: Final = """
 delete from graphile_worker_py.suspects as suspects
-where suspects.worker_schema = $1::text
+where suspects.worker_schema = $1::pg_catalog.text
   and (
-    suspects.job_id = any($2::int8[])
+    suspects.job_id = any($2::pg_catalog.int8[])
     or not exists (
       select
       from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
@@ -101,7 +101,7 @@ class HeldJob:
 _HELD: Final = """
 select jobs.id, jobs.locked_by, jobs.attempts >= jobs.max_attempts
 from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-where jobs.locked_by = any($1::text[])
+where jobs.locked_by = any($1::pg_catalog.text[])
 order by jobs.id
 """
 

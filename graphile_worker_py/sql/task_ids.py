@@ -9,7 +9,7 @@ from graphile_worker_py.postgres.query import Query, no_result
 _REGISTER: Final = """
 insert into :GRAPHILE_WORKER_SCHEMA._private_tasks (identifier)
 select supported.identifier
-from unnest($1::text[]) as supported (identifier)
+from pg_catalog.unnest($1::pg_catalog.text[]) as supported (identifier)
 where not exists (
   select 1
   from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
@@ -27,7 +27,7 @@ def register_tasks(identifiers: Sequence[str]) -> Query[None]:
 _READ: Final = """
 select tasks.id, tasks.identifier
 from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
-where tasks.identifier = any($1::text[])
+where tasks.identifier = any($1::pg_catalog.text[])
 """
 
 

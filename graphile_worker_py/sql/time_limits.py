@@ -8,9 +8,9 @@ from graphile_worker_py.postgres.query import Query, no_result
 # table locked for long: a transaction that waits for it would keep its own locks meanwhile.
 _LIMIT: Final = """
 select
-  set_config('lock_timeout', $1::text, true),
-  set_config('statement_timeout', $2::text, true),
-  set_config('idle_in_transaction_session_timeout', $3::text, true)
+  pg_catalog.set_config('lock_timeout', $1::pg_catalog.text, true),
+  pg_catalog.set_config('statement_timeout', $2::pg_catalog.text, true),
+  pg_catalog.set_config('idle_in_transaction_session_timeout', $3::pg_catalog.text, true)
 """
 
 

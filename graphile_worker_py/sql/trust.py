@@ -24,18 +24,18 @@ trusted as materialized (
     or roles.oid in (
       select databases.datdba
       from pg_catalog.pg_database as databases
-      where databases.datname = current_database()
+      where databases.datname = pg_catalog.current_database()
     )
     or roles.oid in (
       select namespaces.nspowner
       from pg_catalog.pg_namespace as namespaces
-      where namespaces.nspname = $2::text
+      where namespaces.nspname = $2::pg_catalog.text
     )
 ),
 namespace as materialized (
   select namespaces.oid, namespaces.nspowner
   from pg_catalog.pg_namespace as namespaces
-  where namespaces.nspname = $1::text
+  where namespaces.nspname = $1::pg_catalog.text
 ),
 relations as materialized (
   select classes.oid, classes.relname, classes.relkind, classes.relowner
@@ -43,20 +43,24 @@ relations as materialized (
   join namespace on namespace.oid = classes.relnamespace
   where classes.relkind in ('r', 'p', 'v', 'm', 'f')
 )
-select 'schema', null, null, pg_catalog.pg_get_userbyid(namespace.nspowner)::text
+select 'schema', null, null, pg_catalog.pg_get_userbyid(namespace.nspowner)::pg_catalog.text
 from namespace
 where namespace.nspowner not in (select trusted.oid from trusted)
 union all
-select 'table', null, relations.relname::text, pg_catalog.pg_get_userbyid(relations.relowner)::text
+select
+  'table',
+  null,
+  relations.relname::pg_catalog.text,
+  pg_catalog.pg_get_userbyid(relations.relowner)::pg_catalog.text
 from relations
 where relations.relowner not in (select trusted.oid from trusted)
 union all
-select 'trigger', triggers.tgname::text, relations.relname::text, null
+select 'trigger', triggers.tgname::pg_catalog.text, relations.relname::pg_catalog.text, null
 from relations
 join pg_catalog.pg_trigger as triggers on triggers.tgrelid = relations.oid
 where not triggers.tgisinternal
 union all
-select 'rule', rules.rulename::text, relations.relname::text, null
+select 'rule', rules.rulename::pg_catalog.text, relations.relname::pg_catalog.text, null
 from relations
 join pg_catalog.pg_rewrite as rules on rules.ev_class = relations.oid
 where relations.relkind in ('r', 'p')
