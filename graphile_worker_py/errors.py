@@ -148,6 +148,10 @@ class MissingRightsError(MigrationError):
     """The role may not do what is needed; the message names what is missing, and the way out."""
 
 
+class RowsHiddenError(MissingRightsError):
+    """Row-level security hides rows from the role; statements change nothing and do not fail."""
+
+
 class UnsupportedPostgresError(MigrationError):
     """The PostgreSQL server is older than the schema needs (12)."""
 

@@ -16,17 +16,19 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
-from graphile_worker_py.errors import one_line
+from graphile_worker_py.errors import RowsHiddenError, one_line
 from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
+from graphile_worker_py.schema.rights import check_visible
 from graphile_worker_py.sql import admin, notifications, pools
 from graphile_worker_py.sql.renew_locks import read_old_locks, renew_locks
 from graphile_worker_py.sql.suspects import forget_suspects
@@ -94,7 +96,7 @@ class OldLocks:
             await self._renew_locks()
             if self._heartbeat.is_registered:
                 await self._free_locks_of_the_dead()
-        except (psycopg.Error, OSError) as error:
+        except (psycopg.Error, OSError, RowsHiddenError) as error:
             self._logger.warning(
                 "Could not look after old locks (%s); retrying later",
                 one_line(error),
@@ -119,6 +121,7 @@ class OldLocks:
             )
             if not dead:
                 return
+            await check_visible(partial(self._database.run, conn=conn), schema)
             freed = await self._database.run(admin.force_unlock_workers(dead), conn=conn)
             if freed.jobs:
                 await self._database.run(notifications.announce_jobs(freed.jobs), conn=conn)

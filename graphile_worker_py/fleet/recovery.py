@@ -9,13 +9,14 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.errors import one_line
+from graphile_worker_py.errors import RowsHiddenError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.heartbeat import SILENT, Heartbeat
 from graphile_worker_py.fleet.suspects import Suspects
@@ -23,7 +24,7 @@ from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
-from graphile_worker_py.schema import own
+from graphile_worker_py.schema import own, rights
 from graphile_worker_py.sql import admin, notifications, pools, suspects
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.sql.suspects import HeldJob
@@ -129,7 +130,7 @@ class RecoveryLoop:
         try:
             with self._suspects.recording():
                 recovered = await self._recover()
-        except (psycopg.Error, OSError) as error:
+        except (psycopg.Error, OSError, RowsHiddenError) as error:
             self._logger.warning(
                 "Could not recover the jobs of dead pools (%s); retrying",
                 one_line(error),
@@ -169,17 +170,19 @@ class RecoveryLoop:
 
     async def _recover(self) -> Recovered | None:
         """Take one turn; None if no jobs could be freed yet."""
+        schema = self._database.schema
         async with (
             self._database.connection_in_any_case(self._borrow_patience) as conn,
             ended_after(DEADLINE, conn),
         ):
+            await rights.check_visible(partial(self._database.run, conn=conn), schema)
             await self._record(conn)
             async with conn.transaction():
                 await self._database.run(self._limits, conn=conn)
                 dead = await self._database.run(
                     pools.take_dead(
                         self._pool_id,
-                        worker_schema=self._database.schema,
+                        worker_schema=schema,
                         patience=self._heartbeat.dead_after,
                     ),
                     conn=conn,

@@ -10,7 +10,7 @@ from psycopg import errors
 from psycopg_pool import PoolClosed
 
 from graphile_worker_py.backoff import CONTENTION, UNAVAILABLE, Backoff
-from graphile_worker_py.errors import one_line
+from graphile_worker_py.errors import RowsHiddenError, one_line
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, _UNAVAILABLE):
         return True
     if not isinstance(error, psycopg.Error):
-        return isinstance(error, ConnectionError | TimeoutError)
+        return isinstance(error, ConnectionError | TimeoutError | RowsHiddenError)
     if error.sqlstate is None:
         # Without a code the error is not the server's: the connection was lost or refused, or the
         # pool had none free in time.

@@ -5,12 +5,12 @@ can't record its outcome. Rows that row-level security hides cause no error at a
 finds no jobs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from graphile_worker_py.errors import MissingRightsError
-from graphile_worker_py.postgres.query import quoted
-from graphile_worker_py.sql.granted import Rights
+from graphile_worker_py.errors import MissingRightsError, RowsHiddenError
+from graphile_worker_py.postgres.query import Query, quoted
+from graphile_worker_py.sql.granted import Rights, read_rights
 
 Needs: TypeAlias = Mapping[str, Sequence[str]]
 """The needed privileges by table."""
@@ -41,14 +41,30 @@ def check_rights(rights: Rights | None, schema: str) -> None:
 
     Raises:
         MissingRightsError: The message says what is missing, and what to do.
+        RowsHiddenError: All rows are hidden.
     """
     check_grants(rights, schema)
     if rights is not None and rights.hidden:
-        raise MissingRightsError(
+        raise RowsHiddenError(
             f"role {rights.role!r} sees no rows in schema {schema!r}: row-level security hides "
             f"those of {', '.join(rights.hidden)}. Connect as the owner {rights.owner!r}, or let a "
             f"superuser run: alter role {quoted(rights.role)} bypassrls"
         )
+
+
+async def check_visible(
+    run: Callable[[Query[Rights | None]], Awaitable[Rights | None]], schema: str
+) -> None:
+    """Check that no rows are hidden now, where a statement may have changed none because of that.
+
+    Args:
+        run: Sends the query.
+        schema: Name of the schema.
+
+    Raises:
+        RowsHiddenError: They are.
+    """
+    check_rights(await run(read_rights(schema, {})), schema)
 
 
 def check_grants(rights: Rights | None, schema: str) -> None:

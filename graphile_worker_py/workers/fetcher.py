@@ -15,6 +15,7 @@ from graphile_worker_py.plugins import FetchRequest
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.schema.rights import check_visible
 from graphile_worker_py.sql.get_jobs import Fetched, Place, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
@@ -138,6 +139,7 @@ class Fetcher:
     async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         if self._holdings.in_doubt:
             known = frozenset(self._holdings.ids)
+            await check_visible(run, self._database.schema)
             await run(return_unknown_jobs(known, pool_id=self._pool_id))
             self._holdings.resolved(known)
 

@@ -10,7 +10,7 @@ from typing import Final
 import psycopg
 
 from graphile_worker_py import events
-from graphile_worker_py.errors import WorkerPoolError, message_of, one_line
+from graphile_worker_py.errors import RowsHiddenError, WorkerPoolError, message_of, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
@@ -19,6 +19,7 @@ from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.schema.rights import check_visible
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.outcomes import BoundRider, ride_alone
@@ -95,6 +96,7 @@ class Settler:
 
     Args:
         pool_id: Id of the pool; only jobs that it has locked are changed.
+        schema: Name of the schema.
         connection: The connection for outcomes.
         options: The delays for gathering outcomes.
         holdings: The jobs that are locked for the pool.
@@ -110,6 +112,7 @@ class Settler:
         self,
         *,
         pool_id: str,
+        schema: str,
         connection: OwnConnection,
         options: WorkerOptions,
         holdings: Holdings,
@@ -120,6 +123,7 @@ class Settler:
         broken: Callable[[BaseException, str], None],
     ) -> None:
         self._pool_id = pool_id
+        self._schema = schema
         self._connection = connection
         self._holdings = holdings
         self._riders = riders
@@ -177,9 +181,9 @@ class Settler:
         while True:
             query = statement.query(batch, self._pool_id, [bound for _, bound in riding])
             try:
-                written = await self._connection.run(query)
+                written = await self._send(query, rows=len(batch))
                 break
-            except (psycopg.Error, OSError, UnicodeEncodeError) as error:
+            except (psycopg.Error, OSError, UnicodeEncodeError, RowsHiddenError) as error:
                 if riding and not self._riders.stay(error):
                     riders, riding = [rider for rider, _ in riding], []
                     self._riders.failed(riders, error)
@@ -217,6 +221,17 @@ class Settler:
                 count(batch)
             except Exception:
                 self._logger.exception("A plugin could not count outcomes")
+
+    async def _send(self, query: Query[set[int]], *, rows: int) -> set[int]:
+        """Send a statement that should change this many rows; returns the ids of those it changed.
+
+        Raises:
+            RowsHiddenError: Some were not changed, because the role may not see rows now.
+        """
+        written = await self._connection.run(query)
+        if len(written) < rows:
+            await check_visible(self._connection.run, self._schema)
+        return written
 
     async def _ride_singly(self, rider: Rider, batch: Sequence[Settled]) -> None:
         """Run a rider for one job after the other, because a value of one of them failed it."""

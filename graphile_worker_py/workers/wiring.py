@@ -166,6 +166,7 @@ def _settler(
 ) -> Settler:
     return Settler(
         pool_id=pool.pool_id,
+        schema=pool.database.schema,
         connection=connection,
         options=pool.options,
         holdings=holdings,
