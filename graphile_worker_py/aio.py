@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -72,16 +73,6 @@ async def awaited(result: Any) -> Any:
     return result
 
 
-async def absorb_cancellation() -> None:
-    """Go on as if the running asyncio task had not been cancelled."""
-    current = asyncio.current_task()
-    while current is not None and current.cancelling() > 0:
-        current.uncancel()
-    # It strikes at the next wait only, if the task was cancelled from within.
-    with suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)
-
-
 class Crew:
     """Tasks of one owner that are cancelled together, and given up if they do not obey.
 
@@ -93,9 +84,11 @@ class Crew:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
 
-    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Start a member."""
-        task = asyncio.create_task(work, name=name)
+    def start(
+        self, work: Coroutine[Any, Any, None], *, name: str, context: Context | None = None
+    ) -> None:
+        """Start a member; `context` is for what it runs, None means a copy of the current one."""
+        task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._has_ended)
 

@@ -1,6 +1,8 @@
 """Tasks that run in processes, for `test_process_tasks.py`; a process imports them by name."""
 
 import asyncio
+import contextvars
+import decimal
 import logging
 import multiprocessing
 import os
@@ -259,3 +261,15 @@ class Holder:
 
 
 held = task("held", executor="process")(Holder.method)
+
+
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
+
+@task(executor="process")
+def colour(payload: object) -> None:
+    """Fail if another job has left its context."""
+    if COLOUR.get() != "none" or decimal.getcontext().prec != 28:
+        raise ValueError("not the first one")
+    COLOUR.set("red")
+    decimal.getcontext().prec = 5

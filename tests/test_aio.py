@@ -101,33 +101,6 @@ async def test_run_to_end_hands_on_results_and_errors() -> None:
         await aio.run_to_end(fail(), on_cancel=pytest.fail)
 
 
-async def test_a_cancellation_that_is_absorbed_leaves_no_trace() -> None:
-    steps: list[str] = []
-
-    async def work() -> None:
-        current = asyncio.current_task()
-        assert current is not None
-        # From within: it has not struck yet.
-        current.cancel()
-        await aio.absorb_cancellation()
-        await asyncio.sleep(0)
-        steps.append("went on")
-        # Struck already, and more than once.
-        try:
-            current.cancel()
-            current.cancel()
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            await aio.absorb_cancellation()
-        assert current.cancelling() == 0
-        async with asyncio.timeout(5):
-            await asyncio.sleep(0)
-        steps.append("went on again")
-
-    await asyncio.create_task(work())
-    assert steps == ["went on", "went on again"]
-
-
 async def test_a_crew_is_waited_for() -> None:
     crew, go, ended = aio.Crew(), asyncio.Event(), list[str]()
 

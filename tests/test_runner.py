@@ -142,21 +142,16 @@ async def test_user_code_that_cancels_the_fetch_is_told_and_stops_the_pool(dsn: 
 
 
 async def test_a_worker_that_is_cancelled_between_two_jobs_goes_on(dsn: str) -> None:
-    told = Told()
-    workers: set[Any] = set()
-
-    async def work(payload: Any) -> None:
-        workers.add(asyncio.current_task())
-
-    async with Runner(dsn, tasks={"work": work}, poll_interval=3600, events=told.events) as runner:
+    jobs, told = Jobs(dsn), Told()
+    async with Runner(dsn, tasks={"work": print}, poll_interval=3600, events=told.events) as runner:
         await runner.add_job("work")
-        await told.seen(JobSuccess)
-        (worker,) = workers
+        success = await told.seen(JobSuccess)
         await asyncio.sleep(0)
-        worker.cancel()
+        named = {each.get_name(): each for each in asyncio.all_tasks()}
+        named[success.worker_id].cancel()
         await runner.add_job("work")
         await told.seen(JobSuccess, count=2)
-    assert workers == {worker}
+    assert jobs.ids() == []
 
 
 async def test_a_pool_of_the_callers_that_is_closed_too_early_costs_no_outcome(dsn: str) -> None:

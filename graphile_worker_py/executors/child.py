@@ -30,6 +30,7 @@ from graphile_worker_py.tasks.context import job_logger
 from graphile_worker_py.tasks.importing import import_file, open_package
 from graphile_worker_py.tasks.locating import TaskPlace
 from graphile_worker_py.tasks.task import Task
+from graphile_worker_py.tasks.variables import JobVariables
 
 _PLAIN: Final = (str, int, float, bool, type(None))
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -218,7 +219,8 @@ def _run(order: wire.Run, link: _Link) -> None:
     try:
         task = _task(order.place)
         link.send(wire.Begun())
-        outcome: wire.Message = _call(task, order, link)
+        variables = JobVariables()
+        outcome: wire.Message = variables.new().run(_call, task, order, link, variables)
     except BaseException as error:  # SystemExit included: it is the task's failure
         outcome = _failure(error)
     link.is_open = False
@@ -243,7 +245,8 @@ def _task(place: TaskPlace) -> Task[Any]:
     return found if isinstance(found, Task) else Task(found, place.identifier)
 
 
-def _call(task: Task[Any], order: wire.Run, link: _Link) -> wire.Done:
+def _call(task: Task[Any], order: wire.Run, link: _Link, variables: JobVariables) -> wire.Done:
+    variables.begin_job()
     job = order.job
     payload = job.payload if task.decode is None else task.decode(job.payload_json)
     arguments = (payload, ProcessJobContext(order, link))[: task.arguments]

@@ -121,6 +121,10 @@ class RunningJob:
             self._context = JobContext(self)
         return self._context
 
+    def end(self) -> None:
+        """Let go of the context, which refers to this: a cycle would be garbage for each job."""
+        self._context = None
+
 
 class JobContext(JobAdder):
     """What an async task knows of its job, and what it can do with its pool's database.

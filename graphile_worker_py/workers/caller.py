@@ -44,10 +44,13 @@ class Caller:
             BatchAnswerError: The task's answer to a batch job can't be matched with its items.
         """
         self.running = running = RunningJob(self._pool, job, self._worker_id)
-        result = await self._call(job)
-        if result is not None:
-            await self._settle(running, result)
-        return result
+        try:
+            result = await self._call(job)
+            if result is not None:
+                await self._settle(running, result)
+            return result
+        finally:
+            running.end()
 
     def _call_task(self, job: Job) -> Awaitable[Any]:
         call = self._calls.get(job.task_identifier)

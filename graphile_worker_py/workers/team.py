@@ -11,6 +11,7 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.context import PoolContext, RunningJob
+from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.worker import Worker
 
 
@@ -20,6 +21,7 @@ class Team:
     Args:
         pool_id: Id of the pool.
         make_worker: Makes a worker from its id.
+        variables: The context variables of jobs.
         options: How many workers there are, and when running jobs are told to abort.
         task_names: Identifiers of the pool's tasks, for events.
         stop: Set when the pool is to stop.
@@ -35,6 +37,7 @@ class Team:
         *,
         pool_id: str,
         make_worker: Callable[[str], Worker],
+        variables: JobVariables,
         options: WorkerOptions,
         task_names: tuple[str, ...],
         stop: asyncio.Event,
@@ -46,6 +49,8 @@ class Team:
     ) -> None:
         self._pool_id = pool_id
         self._make_worker = make_worker
+        self._variables = variables
+        self._crew = aio.Crew()
         self._options = options
         self._task_names = task_names
         self._stop = stop
@@ -91,25 +96,35 @@ class Team:
 
     async def work(self) -> None:
         """Run the workers until all have ended or were given up."""
-        crew = aio.Crew()
         for _ in range(self._options.concurrent_jobs):
             # With `worker_id` given there is only one worker.
             worker = self._make_worker(self._options.worker_id or f"worker-{os.urandom(9).hex()}")
             self._workers.append(worker)
             self._emit(events.WorkerCreate, worker, tasks=self._task_names)
-            crew.start(self._run(worker), name=worker.worker_id)
+            self._start(worker)
         async with asyncio.TaskGroup() as watching:
             abort = watching.create_task(self._abort_in_time(), name="abort")
-            killer = watching.create_task(self._kill_crew(crew), name="kill")
-            await crew.wait()
+            killer = watching.create_task(self._kill_crew(), name="kill")
+            await self._crew.wait()
             abort.cancel()
             if not self._kill.is_set():
                 killer.cancel()
 
+    def _start(self, worker: Worker) -> None:
+        """Run a worker in a new asyncio task."""
+        self._crew.start(self._run(worker), name=worker.worker_id, context=self._variables.new())
+
     async def _run(self, worker: Worker) -> None:
         error: BaseException | None = None
         try:
-            await self._run_until_killed(worker)
+            if await worker.run():
+                self._start(worker)
+                return
+        except asyncio.CancelledError:
+            if not self._kill.is_set():
+                # User code got hold of the asyncio task, and cancelled it between two jobs.
+                self._start(worker)
+                return
         except Exception as broken:
             # Nothing that a task does ends a worker, so this is a fault of ours.
             error = broken
@@ -129,27 +144,16 @@ class Team:
         worker.return_job()
         self._broken(error, "run a worker")
 
-    async def _run_until_killed(self, worker: Worker) -> None:
-        while True:
-            try:
-                await worker.run()
-            except asyncio.CancelledError:
-                if not self._kill.is_set():
-                    # User code got hold of the asyncio task, and cancelled it between two jobs.
-                    await aio.absorb_cancellation()
-                    continue
-            return
-
     async def _abort_in_time(self) -> None:
         """Some seconds into a graceful stop, ask the running jobs to end."""
         await self._stop.wait()
         await asyncio.sleep(self._options.graceful_shutdown_abort_timeout)
         self.abort("shutdown")
 
-    async def _kill_crew(self, crew: aio.Crew) -> None:
+    async def _kill_crew(self) -> None:
         """At a forced stop cancel the workers, and give up on those that do not end."""
         await self._kill.wait()
-        stubborn = await crew.cancel(patience=self._patience)
+        stubborn = await self._crew.cancel(patience=self._patience)
         for worker in self._workers:
             if worker.worker_id in stubborn:
                 worker.return_job()

@@ -26,6 +26,7 @@ from graphile_worker_py.sql.planning import keep_to_indexes
 from graphile_worker_py.tasks.context import PoolContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
+from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
@@ -114,6 +115,8 @@ def _connected(pool: WorkerPool) -> Parts:
         context, most_processes=pool.options.concurrent_jobs, observed=pool.events
     )
 
+    variables = JobVariables()
+
     def make_worker(worker_id: str) -> Worker:
         return Worker(
             worker_id,
@@ -123,10 +126,11 @@ def _connected(pool: WorkerPool) -> Parts:
             guard=pool,
             caller=Caller(worker_id, pool=context, executors=executors, hooks=pool.hooks),
             suspects=suspects,
+            variables=variables,
             events=pool.events,
         )
 
-    team = _team(pool, make_worker, context)
+    team = _team(pool, make_worker, variables, context)
     return Parts(
         holdings=holdings,
         fetching=fetching,
@@ -196,10 +200,16 @@ def _queue(pool: WorkerPool, holdings: Holdings, settler: Settler) -> LocalQueue
     )
 
 
-def _team(pool: WorkerPool, make_worker: Callable[[str], Worker], context: PoolContext) -> Team:
+def _team(
+    pool: WorkerPool,
+    make_worker: Callable[[str], Worker],
+    variables: JobVariables,
+    context: PoolContext,
+) -> Team:
     return Team(
         pool_id=pool.pool_id,
         make_worker=make_worker,
+        variables=variables,
         options=pool.options,
         task_names=tuple(pool.tasks),
         stop=pool.stopping,

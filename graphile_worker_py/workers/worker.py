@@ -5,7 +5,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from graphile_worker_py import aio, events
+from graphile_worker_py import events
 from graphile_worker_py.errors import BatchJobError
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.suspects import Suspects
@@ -13,7 +13,9 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import Failed, Outcome, Returned, outcome_of
 from graphile_worker_py.sql.fail_jobs import retry_at
 from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
+from graphile_worker_py.workers.leftovers import Leftovers
 
 LONGEST_TURN: Final = 0.01
 """Seconds after which a worker yields to the event loop before its next job."""
@@ -61,6 +63,7 @@ class Worker:
         guard: Decides whether a job may begin.
         caller: Calls the task of a job.
         suspects: Jobs under which worker processes died, and how they are run.
+        variables: The context variables of jobs.
         events: Where to emit events.
     """
 
@@ -74,6 +77,7 @@ class Worker:
         guard: Guard,
         caller: Caller,
         suspects: Suspects,
+        variables: JobVariables,
         events: Events,
     ) -> None:
         self.worker_id = worker_id
@@ -85,11 +89,11 @@ class Worker:
         self._call = caller.call
         self._suspects = suspects
         self._crashes = suspects.crashes
+        self._variables = variables
         self._events = events
         self.job_error: BaseException | None = None
         """What the task of the running job has raised; None before, and if it raised nothing."""
         self._job: Job | None = None
-        self._running: asyncio.Task[Any] | None = None
 
     @property
     def job(self) -> Job | None:
@@ -102,9 +106,14 @@ class Worker:
         running = self._caller.running
         return running if running is not None and running.job is self._job else None
 
-    async def run(self) -> None:
-        """Run jobs until the source has no more."""
-        self._running = asyncio.current_task()
+    async def run(self) -> bool:
+        """Run jobs until the source has no more.
+
+        Returns:
+            Whether the source may have more, but a job has left something in this asyncio task,
+            so that the worker must be run in another one.
+        """
+        leftovers = Leftovers()
         take_job, get_job = self._source.take, self._source.get
         is_late = self._guard.is_late
         turn_ends = 0.0
@@ -117,12 +126,15 @@ class Worker:
             if job is None:
                 job = await get_job()
                 if job is None:
-                    return
+                    return False
                 turn_ends = perf_counter() + LONGEST_TURN
             self._job = job
+            self._variables.begin_job()
             if not is_late() or await self._is_ours():
                 await self._run_job(job)
             self._job = self.job_error = None
+            if leftovers.exist():
+                return True
             if perf_counter() >= turn_ends:
                 # With stored jobs and tasks that never wait, nothing else would have a turn.
                 await asyncio.sleep(0)
@@ -174,8 +186,6 @@ class Worker:
             raise
         except BaseException as error:  # SystemExit included: it is the task's failure
             raised = error
-        if self._is_cancelled() and self._guard.kill_reason is None:
-            await aio.absorb_cancellation()
         if self._job is None:
             return  # returned meanwhile, because it did not end when it was cut off
         outcome = outcome_of(job, returned=returned, raised=raised)
@@ -183,10 +193,6 @@ class Worker:
             self.return_job(outcome.reason)
         else:
             self._end(job, outcome, perf_counter() - started)
-
-    def _is_cancelled(self) -> bool:
-        """Whether the worker was cancelled; a task may also raise CancelledError itself."""
-        return self._running is not None and self._running.cancelling() > 0
 
     def _end(self, job: Job, outcome: Outcome, duration: float) -> None:
         error: BaseException | None = None
