@@ -12,12 +12,13 @@ import psycopg_pool
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import config
+from graphile_worker_py import config, explaining
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
+from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
@@ -306,6 +307,25 @@ class SyncWorkerUtils:
     def backlog(self, *, conn: Connection[Any] | None = None) -> Backlog:
         """Count the jobs that are due, and old locks. See `WorkerUtils.backlog`."""
         return self._run(backlog.read_backlog(), conn)
+
+    def explain(self, job_id: int | str, *, conn: Connection[Any] | None = None) -> Explanation:
+        """Say why a job is not running: reasons in order, with what to do about each.
+
+        Pools of Node do not report which tasks they have. What pools of Python report is in the
+        schema `graphile_worker_py`; without it, `Explanation.missing` says so.
+        """
+        return self._run_steps(explaining.explain(job_id, self._schema), conn)
+
+    def unserved_tasks(self, *, conn: Connection[Any] | None = None) -> dict[str, str | None]:
+        """Read the tasks of due jobs that no live Python pool has.
+
+        Pools of Node may have them. Looks at the first 20,000 jobs that are due.
+
+        Returns:
+            For each of these tasks the most similar name that a pool has, or None. Empty if no pool
+            is registered, or one of an older release does not report its tasks.
+        """
+        return self._run_steps(explaining.unserved_tasks(self._schema), conn)
 
     def known_crontabs(self, *, conn: Connection[Any] | None = None) -> list[KnownCrontab]:
         """Read all crontab items ever registered. See `WorkerUtils.known_crontabs`."""

@@ -12,10 +12,11 @@ from typing import Any, Self, TypeVar, Unpack
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from graphile_worker_py import config
+from graphile_worker_py import config, explaining
 from graphile_worker_py.adding.adder import JobAdder, check_async
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
+from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
@@ -347,6 +348,29 @@ class WorkerUtils(JobAdder):
         Reads all jobs that are due.
         """
         return await self._run(backlog.read_backlog(), conn)
+
+    async def explain(
+        self, job_id: int | str, *, conn: AsyncConnection[Any] | None = None
+    ) -> Explanation:
+        """Say why a job is not running: reasons in order, with what to do about each.
+
+        Pools of Node do not report which tasks they have. What pools of Python report is in the
+        schema `graphile_worker_py`; without it, `Explanation.missing` says so.
+        """
+        return await self._run_steps(explaining.explain(job_id, self._schema), conn)
+
+    async def unserved_tasks(
+        self, *, conn: AsyncConnection[Any] | None = None
+    ) -> dict[str, str | None]:
+        """Read the tasks of due jobs that no live Python pool has.
+
+        Pools of Node may have them. Looks at the first 20,000 jobs that are due.
+
+        Returns:
+            For each of these tasks the most similar name that a pool has, or None. Empty if no pool
+            is registered, or one of an older release does not report its tasks.
+        """
+        return await self._run_steps(explaining.unserved_tasks(self._schema), conn)
 
     async def known_crontabs(
         self, *, conn: AsyncConnection[Any] | None = None

@@ -14,7 +14,7 @@ from graphile_worker_py.checks import check_seconds
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
-from graphile_worker_py.cli.tables import print_json, print_table
+from graphile_worker_py.cli.tables import about_unserved, print_json, print_table
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
@@ -119,7 +119,9 @@ def _ask_database(
     backlog = utils.backlog()
     pools = utils.pools()
     told = {**asdict(backlog), "pools": None if pools is None else list(map(asdict, pools))}
-    return told, [*_troubles(backlog, max_age), *_absent(pools or ())]
+    unserved = utils.unserved_tasks()
+    told["unserved_tasks"] = list(unserved)
+    return told, [*_troubles(backlog, max_age), *_absent(pools or ()), *about_unserved(unserved)]
 
 
 def _troubles(backlog: Backlog, max_age: float | None) -> list[str]:

@@ -20,6 +20,7 @@ _MODULES: Final = {
     "counts": "show",
     "queues": "show",
     "workers": "show",
+    "explain": "show",
     "complete": "admin",
     "fail": "admin",
     "reschedule": "admin",

@@ -1,5 +1,6 @@
 """The commands that show jobs, queues and locks, and change nothing."""
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -8,7 +9,15 @@ import click
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
-from graphile_worker_py.cli.tables import job_as_json, job_rows, print_job, print_json, print_table
+from graphile_worker_py.cli.tables import (
+    about_unserved,
+    harmless,
+    job_as_json,
+    job_rows,
+    print_job,
+    print_json,
+    print_table,
+)
 from graphile_worker_py.sql.backlog import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, StateCounts
 
@@ -64,6 +73,29 @@ def job(job_id: str, connection: str | None, schema: str | None, as_json: bool) 
 
 
 @click.command()
+@click.argument("job_id", metavar="ID")
+@database_options
+@json_option
+@told_clearly()
+def explain(job_id: str, connection: str | None, schema: str | None, as_json: bool) -> None:
+    """Say why a job is not running, and what to do about it."""
+    with opened_utils(connection, schema) as utils:
+        found = utils.explain(job_id)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(f"Job {found.job_id}: {found.state or 'not found'}")
+        for reason in found.reasons:
+            click.echo(f"  {'!' if reason.blocks else '-'} {harmless(reason.fact)}")
+            if reason.remedy is not None:
+                click.echo(f"      {harmless(reason.remedy)}")
+        if found.missing is not None:
+            click.echo(f"Not looked at: {found.missing}", err=True)
+    if found.state is None:
+        sys.exit(EXIT_FAILURE)
+
+
+@click.command()
 @database_options
 @json_option
 @told_clearly()
@@ -111,6 +143,7 @@ def workers(connection: str | None, schema: str | None, as_json: bool) -> None:
     with opened_utils(connection, schema) as utils:
         holders = utils.workers()
         registered = {pool.pool_id: pool for pool in utils.pools() or ()}
+        unserved = utils.unserved_tasks()
     found = [
         {**asdict(holder), **_about_pool(registered.pop(holder.pool_id, None))}
         for holder in holders
@@ -122,14 +155,17 @@ def workers(connection: str | None, schema: str | None, as_json: bool) -> None:
         print_json(found)
         return
     print_table([_spaced(row) for row in found], if_none="No pool has anything locked.")
+    for sentence in about_unserved(unserved):
+        click.echo(f"Trouble: {harmless(sentence)}", err=True)
 
 
 def _about_pool(pool: RegisteredPool | None) -> dict[str, Any]:
     if pool is None:
-        return {"state": None, "host": None, "pid": None, "heartbeat_age": None}
+        return dict.fromkeys(("state", "host", "pid", "heartbeat_age", "running", "concurrency"))
     state = "late" if pool.overdue else "stopping" if pool.stopping else "alive"
     age = round(pool.heartbeat_age, 1)
-    return {"state": state, "host": pool.host, "pid": pool.pid, "heartbeat_age": age}
+    about = {"state": state, "host": pool.host, "pid": pool.pid, "heartbeat_age": age}
+    return {**about, "running": pool.running, "concurrency": pool.concurrency}
 
 
 def _spaced(row: dict[str, Any]) -> dict[str, object]:

@@ -55,9 +55,18 @@ def print_job(job: ListedJob) -> None:
     width = max(map(len, fields))
     for name, value in fields.items():
         first, *more = _text(value).split("\n")
-        click.echo(f"{name:{width}}  {_harmless(first)}".rstrip())
+        click.echo(f"{name:{width}}  {harmless(first)}".rstrip())
         for line in more:
-            click.echo(f"{'':{width}}  {_harmless(line)}".rstrip())
+            click.echo(f"{'':{width}}  {harmless(line)}".rstrip())
+
+
+def about_unserved(tasks: Mapping[str, str | None]) -> list[str]:
+    """A sentence for each task of due jobs that no pool has."""
+    return [
+        f"jobs of task {task!r} are due, and no live Python pool has it"
+        + ("" if close is None else f": did you mean {close!r}?")
+        for task, close in tasks.items()
+    ]
 
 
 def job_rows(jobs: Iterable[Job]) -> list[dict[str, object]]:
@@ -100,7 +109,7 @@ def _cell(value: object) -> str:
     text = _text(value)
     if len(text) > WIDEST_CELL:
         text = text[: WIDEST_CELL - 1] + "…"
-    return _harmless(text)
+    return harmless(text)
 
 
 def _text(value: object) -> str:
@@ -111,7 +120,8 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
+    """The text with characters escaped that would move the cursor or break the line."""
     # Keys and messages are foreign text: characters that would move the cursor or break the line
     # are printed as escapes.
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -17,7 +17,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, assert_never
@@ -36,7 +36,7 @@ from graphile_worker_py.postgres.deadlines import ended_after, hung_up_after
 from graphile_worker_py.postgres.outages import backoff_for, is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import notifications, pools
-from graphile_worker_py.sql.pools import HeartbeatReply, PoolLock, Standing
+from graphile_worker_py.sql.pools import HeartbeatReply, PoolLock, PoolReport, Standing
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 
 REGISTER_PATIENCE: Final = 5.0
@@ -97,6 +97,7 @@ class Heartbeat:
         suspects: Learns from each answer which jobs are suspects.
         declared_dead: Called once if another pool declared this one dead.
         follow: Called after each answered heartbeat with its connection; may not raise.
+        report: Makes what the pool reports about itself, given how late the event loop is.
         logger: Where to log.
 
     Attributes:
@@ -114,6 +115,7 @@ class Heartbeat:
         suspects: Suspects,
         declared_dead: Callable[[], None],
         follow: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
+        report: Callable[[float], PoolReport],
         logger: logging.Logger,
     ) -> None:
         self.others_late = asyncio.Event()
@@ -125,6 +127,8 @@ class Heartbeat:
         self._suspects = suspects
         self._declared_dead = declared_dead
         self._follow = follow
+        self._report = report
+        self._loop_lag = 0.0
         self._logger = logger
         self._about = {"pool_id": pool_id}
         self._lock: PoolLock | None = None
@@ -183,9 +187,12 @@ class Heartbeat:
         """Send heartbeats until closed, then leave."""
         while not self._closed.is_set():
             self._wake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._delay()):
+            try:
+                async with asyncio.timeout(self._delay()) as limit:
                     await self._wake.wait()
+            except TimeoutError:
+                due = limit.when()
+                self._loop_lag = 0.0 if due is None else asyncio.get_running_loop().time() - due
             if not self._closed.is_set():
                 await self.beat()
         await self._leave()
@@ -309,6 +316,7 @@ class Heartbeat:
             worker_schema=self._database.schema,
             is_stopping=self._mode is Mode.STOPPING,
             lock=self._lock,
+            report=self._report(self._loop_lag),
         )
         # If a pooler loses the prepared statement of the first heartbeat, the whole transaction
         # that registers the pool fails.

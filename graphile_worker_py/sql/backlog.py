@@ -1,6 +1,6 @@
 """How a schema fares: what is due, what is locked for too long, and which pools have registered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from graphile_worker_py.job import LOCK_LIFETIME
@@ -70,7 +70,8 @@ def read_backlog() -> Query[Backlog]:
     return Query(_READ_BACKLOG, (LOCK_LIFETIME,), read, prepare=False)
 
 
-# A pool that others have found dead, and whose jobs they have freed, is no trouble any more.
+# The rows of dead pools whose jobs were freed are left out. What pools report is read through JSON,
+# because an older release may have created the table, without these columns.
 _READ_POOLS: Final = """
 select
   pools.pool_id,
@@ -79,16 +80,31 @@ select
   extract(epoch from pg_catalog.clock_timestamp() - pools.heartbeat_at)::pg_catalog.float8,
   pools.died_at is not null
     or pools.heartbeat_at < pg_catalog.clock_timestamp() - pools.dead_after * interval '1 second',
-  pools.is_stopping
-from graphile_worker_py.pools as pools
-where pools.worker_schema = $1::pg_catalog.text and pools.unlocked_at is null
+  pools.is_stopping,
+  extract(epoch from pg_catalog.clock_timestamp() - pools.started_at)::pg_catalog.float8,
+  extract(epoch from pg_catalog.clock_timestamp() - pools.died_at)::pg_catalog.float8,
+  pools.dead_after,
+  pools.about ->> 'version',
+  case when pg_catalog.jsonb_typeof(pools.about -> 'tasks') = 'array'
+    then array(select pg_catalog.jsonb_array_elements_text(pools.about -> 'tasks')) end,
+  case when pg_catalog.jsonb_typeof(pools.about -> 'forbidden_flags') = 'array'
+    then array(select pg_catalog.jsonb_array_elements_text(pools.about -> 'forbidden_flags')) end,
+  (pools.about ->> 'concurrency')::pg_catalog.int4,
+  (pools.about ->> 'running')::pg_catalog.int4,
+  (pools.about ->> 'memory')::pg_catalog.int8,
+  (pools.about ->> 'loop_lag')::pg_catalog.float8
+from (
+  select pools.*, pg_catalog.to_jsonb(pools) as about
+  from graphile_worker_py.pools as pools
+  where pools.worker_schema = $1::pg_catalog.text and pools.unlocked_at is null
+) as pools
 order by pools.started_at, pools.pool_id
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredPool:
-    """A Python worker pool, as others see it.
+    """A Python worker pool, as the table of pools shows it.
 
     Attributes:
         pool_id: Its id.
@@ -97,6 +113,17 @@ class RegisteredPool:
         heartbeat_age: Seconds since its last heartbeat.
         overdue: Whether that is longer ago than it may be.
         stopping: Whether it was told to stop.
+        age: Seconds since it registered.
+        dead_for: Seconds since another pool declared it dead; None if none did.
+        dead_after: By how many seconds its heartbeat may be late.
+        version: Version of the package. This and what follows is None for pools of older releases.
+        tasks: Identifiers of its tasks.
+        forbidden_flags: It fetches no jobs with one of these flags; None also where a function
+            decides at each fetch.
+        concurrency: How many jobs it runs at a time.
+        running: How many ran at its last heartbeat.
+        memory: Bytes that its process held in memory.
+        loop_lag: By how many seconds its event loop was late.
     """
 
     pool_id: str
@@ -105,6 +132,16 @@ class RegisteredPool:
     heartbeat_age: float
     overdue: bool
     stopping: bool
+    age: float
+    dead_for: float | None
+    dead_after: float
+    version: str | None
+    tasks: list[str] | None
+    forbidden_flags: list[str] | None
+    concurrency: int | None
+    running: int | None
+    memory: int | None
+    loop_lag: float | None
 
 
 # Asked for first, of the catalogs alone: a statement that fails would end a caller's transaction.
@@ -134,16 +171,7 @@ def read_pools(schema: str) -> Query[list[RegisteredPool]]:
     """The pools that work on a schema; an error if pools do not register in this database."""
 
     def read(rows: list[tuple[Any, ...]]) -> list[RegisteredPool]:
-        return [
-            RegisteredPool(
-                pool_id=pool_id,
-                host=host,
-                pid=pid,
-                heartbeat_age=age,
-                overdue=overdue,
-                stopping=stopping,
-            )
-            for pool_id, host, pid, age, overdue, stopping in rows
-        ]
+        names = [field.name for field in fields(RegisteredPool)]
+        return [RegisteredPool(**dict(zip(names, row, strict=True))) for row in rows]
 
     return Query(_READ_POOLS, (schema,), read, prepare=False)

@@ -21,6 +21,7 @@ NAME: Final = "graphile_worker_py"
 #   are freed. The row of a dead pool stays for a week, so that a pool that was only paused learns
 #   of its death. Rows are updated every two seconds; free room on each page keeps these updates
 #   away from the index.
+#   The last seven columns are what a pool reports with each heartbeat, see `pools.PoolReport`.
 # suspects: jobs that a dead pool had locked. `started_by` is the pool that runs one now.
 MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (
@@ -58,6 +59,18 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
         """,
     ),
     ("alter table graphile_worker_py.pools add column lock_pid pg_catalog.int4",),
+    (
+        """
+        alter table graphile_worker_py.pools
+          add column version pg_catalog.text,
+          add column tasks pg_catalog.text[],
+          add column forbidden_flags pg_catalog.text[],
+          add column concurrency pg_catalog.int4,
+          add column running pg_catalog.int4,
+          add column memory pg_catalog.int8,
+          add column loop_lag pg_catalog.float8
+        """,
+    ),
 )
 LATEST: Final = len(MIGRATIONS)
 

@@ -105,6 +105,30 @@ class HeartbeatReply:
     at: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolReport:
+    """What a pool reports about itself with each heartbeat.
+
+    Args:
+        version: Version of this package.
+        tasks: Identifiers of its tasks.
+        forbidden_flags: Jobs with one of these flags are not fetched. None where a function decides
+            at each fetch.
+        concurrency: How many jobs it runs at a time.
+        running: How many run now.
+        memory: Bytes that its process holds in memory; None where that can't be measured.
+        loop_lag: By how many seconds the event loop was late for this heartbeat.
+    """
+
+    version: str
+    tasks: Sequence[str]
+    forbidden_flags: Sequence[str] | None
+    concurrency: int
+    running: int
+    memory: int | None
+    loop_lag: float
+
+
 # All times are the server's. If another pool is declaring this one dead at this moment, the update
 # waits for that pool's transaction, and the answer then says that it is dead. The time is that of
 # the beginning of the statement: everything committed before it is in the answer.
@@ -114,7 +138,14 @@ with beaten as (
   set heartbeat_at = pg_catalog.statement_timestamp(),
     is_stopping = $3::pg_catalog.bool,
     lock_key = $4::pg_catalog.int8,
-    lock_pid = $5::pg_catalog.int4
+    lock_pid = $5::pg_catalog.int4,
+    version = $6::pg_catalog.text,
+    tasks = $7::pg_catalog.text[],
+    forbidden_flags = $8::pg_catalog.text[],
+    concurrency = $9::pg_catalog.int4,
+    running = $10::pg_catalog.int4,
+    memory = $11::pg_catalog.int8,
+    loop_lag = $12::pg_catalog.float8
   where pools.pool_id = $1::pg_catalog.text and pools.died_at is null
   returning pools.pool_id
 )
@@ -155,7 +186,12 @@ select
 
 
 def beat(
-    pool_id: str, *, worker_schema: str, is_stopping: bool, lock: PoolLock | None
+    pool_id: str,
+    *,
+    worker_schema: str,
+    is_stopping: bool,
+    lock: PoolLock | None,
+    report: PoolReport,
 ) -> Query[HeartbeatReply]:
     """Send a heartbeat, and read what is new.
 
@@ -164,6 +200,7 @@ def beat(
         worker_schema: The schema that it works on.
         is_stopping: Whether it was told to stop. If it is killed then, its jobs are not suspected.
         lock: The lock that its listening connection has taken; None if it has taken none.
+        report: What it reports about itself.
     """
 
     def read(rows: list[tuple[Any, ...]]) -> HeartbeatReply:
@@ -172,7 +209,21 @@ def beat(
         return HeartbeatReply(Standing(standing), others_late, suspects, at)
 
     key, pid = (0, None) if lock is None else (lock.key, lock.pid)
-    return Query(_BEAT, (pool_id, worker_schema, is_stopping, key, pid), read)
+    values = (
+        pool_id,
+        worker_schema,
+        is_stopping,
+        key,
+        pid,
+        report.version,
+        list(report.tasks),
+        None if report.forbidden_flags is None else list(report.forbidden_flags),
+        report.concurrency,
+        report.running,
+        report.memory,
+        report.loop_lag,
+    )
+    return Query(_BEAT, values, read)
 
 
 @dataclass(frozen=True, slots=True)

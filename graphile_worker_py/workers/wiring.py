@@ -34,6 +34,7 @@ from graphile_worker_py.workers.listener import Listener, announced_jobs, is_bre
 from graphile_worker_py.workers.local_queue import LocalQueue
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.pool import WorkerPool
+from graphile_worker_py.workers.report import report_of
 from graphile_worker_py.workers.riders import Riders
 from graphile_worker_py.workers.settler import Settler
 from graphile_worker_py.workers.sweep import Sweep
@@ -277,6 +278,7 @@ def _heartbeat(pool: WorkerPool, suspects: Suspects, followers: Followers) -> He
         suspects=suspects,
         declared_dead=pool.lose,
         follow=followers.follow,
+        report=partial(report_of, pool),
         logger=pool.logger,
     )
 

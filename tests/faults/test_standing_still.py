@@ -26,6 +26,7 @@ from graphile_worker_py.fleet.heartbeat import Heartbeat, Mode
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.connecting import opened_pool
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.sql.pools import PoolReport
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, FASTER, Ledger
 from tests.faults.test_killed_workers import begun
@@ -202,6 +203,15 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             listens=True,
             suspects=Suspects(pool_id=pool_id, database=database, max_crashes=3, logger=logger),
             declared_dead=taken_for_dead.set,
+            report=lambda loop_lag: PoolReport(
+                version="0",
+                tasks=["a"],
+                forbidden_flags=None,
+                concurrency=1,
+                running=0,
+                memory=None,
+                loop_lag=loop_lag,
+            ),
             logger=logger,
         )
         await heartbeat.beat()
