@@ -8,9 +8,8 @@ import pytest
 
 from graphile_worker_py import Runner
 from graphile_worker_py.events import JobStart, JobSuccess
-from graphile_worker_py.fleet import old_locks
 from tests.support.eventually import eventually
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 # A look for old locks comes with every thirtieth heartbeat.
 OFTEN: dict[str, Any] = {"heartbeat_interval": 0.01, "dead_after": 8, "poll_interval": 3600}
@@ -88,10 +87,7 @@ async def test_a_lock_that_somebody_else_is_about_to_change_delays_no_other(dsn:
         finish.set()
 
 
-async def test_with_seldom_heartbeats_locks_are_looked_after_often_enough(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(old_locks, "LONGEST_INTERVAL", 0.2)
+async def test_with_seldom_heartbeats_locks_are_looked_after_often_enough(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     finish = asyncio.Event()
 
@@ -99,7 +95,7 @@ async def test_with_seldom_heartbeats_locks_are_looked_after_often_enough(
         await finish.wait()
 
     job_id = jobs.add("work")
-    async with Runner(
+    async with impatient(old_locks=0.2)(
         dsn, tasks={"work": work}, heartbeat_interval=600, dead_after=3600, events=told.events
     ):
         await told.seen(JobStart)

@@ -36,8 +36,6 @@ from graphile_worker_py.sql.time_limits import limit_transaction
 
 EVERY: Final = 30
 """Heartbeats from one turn to the next."""
-LONGEST_INTERVAL: Final = 600.0
-"""Most seconds from one turn to the next, so that a lock gets several turns an hour."""
 FREE_AGAIN_AFTER: Final = 600.0
 """Seconds after which a pool looks again for locks of a dead pool; that reads the whole table."""
 BORROW_PATIENCE: Final = 1.0
@@ -54,6 +52,7 @@ class OldLocks:
         pool_id: Id of the pool.
         database: The database that the pool works on.
         heartbeat_interval: Seconds between two heartbeats.
+        longest_interval: Most seconds between two turns, even if heartbeats are seldom.
         known_ids: Returns the ids of the jobs that the pool has locked.
         heartbeat: Tells whether the pool is registered.
         suspects: The suspects that the pool knows.
@@ -66,6 +65,7 @@ class OldLocks:
         pool_id: str,
         database: Database,
         heartbeat_interval: float,
+        longest_interval: float,
         known_ids: Callable[[], AbstractSet[int]],
         heartbeat: Heartbeat,
         suspects: Suspects,
@@ -73,7 +73,7 @@ class OldLocks:
     ) -> None:
         self._pool_id = pool_id
         self._database = database
-        self._interval = min(EVERY * heartbeat_interval, LONGEST_INTERVAL)
+        self._interval = min(EVERY * heartbeat_interval, longest_interval)
         self._known_ids = known_ids
         self._heartbeat = heartbeat
         self._suspects = suspects

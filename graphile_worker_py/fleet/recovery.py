@@ -39,8 +39,6 @@ DIED_AT_LAST: Final = (
     "{pool.host}); no attempts are left"
 )
 
-LOCK_PATIENCE: Final = 10.0
-"""Seconds to wait for rows and tables that other sessions have locked. The next turn comes soon."""
 STATEMENT_PATIENCE: Final = 240.0
 """Seconds that a statement may take; some read the whole table."""
 IDLE_PATIENCE: Final = 30.0
@@ -79,6 +77,7 @@ class RecoveryLoop:
         suspects: The suspects that the pool knows.
         hooks: Plugins that release what dead pools held.
         events: Where to emit events.
+        lock_patience: Seconds to wait for rows and tables that other sessions have locked.
         logger: Where to log.
     """
 
@@ -92,6 +91,7 @@ class RecoveryLoop:
         suspects: Suspects,
         hooks: Hooks,
         events: Events,
+        lock_patience: float,
         logger: logging.Logger,
     ) -> None:
         self._pool_id = pool_id
@@ -106,7 +106,7 @@ class RecoveryLoop:
         self._about = {"pool_id": pool_id}
         self._closed = asyncio.Event()
         self._limits = limit_transaction(
-            lock=LOCK_PATIENCE, statement=STATEMENT_PATIENCE, idle=IDLE_PATIENCE
+            lock=lock_patience, statement=STATEMENT_PATIENCE, idle=IDLE_PATIENCE
         )
 
     def close(self) -> None:

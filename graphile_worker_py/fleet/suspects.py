@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
@@ -23,9 +23,6 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.suspects import clear_suspects, mark_started
 
-OPENS_AFTER: Final = 30.0
-"""Seconds after which a suspect that runs alone no longer keeps the other suspects waiting."""
-
 
 class Suspects:
     """The suspects that one pool knows, and how it runs them.
@@ -34,6 +31,8 @@ class Suspects:
         pool_id: Id of the pool.
         database: The database where suspects are recorded.
         max_crashes: Number of crashes after which a job is given up; 0 means never.
+        alone_for: Seconds after which a suspect that runs alone no longer keeps the other suspects
+            waiting.
         logger: Where to log.
 
     Attributes:
@@ -41,12 +40,19 @@ class Suspects:
     """
 
     def __init__(
-        self, *, pool_id: str, database: Database, max_crashes: int, logger: logging.Logger
+        self,
+        *,
+        pool_id: str,
+        database: Database,
+        max_crashes: int,
+        alone_for: float,
+        logger: logging.Logger,
     ) -> None:
         self.crashes: dict[int, int] = {}
         self._pool_id = pool_id
         self._database = database
         self._max_crashes = max_crashes
+        self._alone_for = alone_for
         self._logger = logger
         self._alone = asyncio.Lock()
         self._cleared: list[int] = []
@@ -155,7 +161,7 @@ class Suspects:
                 is_holding = False
                 self._alone.release()
 
-        opening = asyncio.get_running_loop().call_later(OPENS_AFTER, let_go)
+        opening = asyncio.get_running_loop().call_later(self._alone_for, let_go)
         try:
             yield
         finally:

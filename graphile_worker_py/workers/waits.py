@@ -27,6 +27,11 @@ class Waits:
         late_echo: How long it waits in addition: the time may be up because the event loop stood
             still.
         deaf: Pauses between two tries to listen where LISTEN has no effect.
+        suspect_alone: How long a suspect that runs alone keeps the other suspects waiting.
+        recovery_lock: How long a recovery waits for rows and tables that other sessions have
+            locked. The next recovery comes soon.
+        old_locks: The longest pause between two looks after old locks, so that a lock is looked
+            after several times an hour.
         look: The pause between two looks of the watchdog, if `watchdog_timeout` allows it.
         first_warning: How long the event loop stands still before the watchdog first warns. It
             warns again each time that this has doubled.
@@ -44,6 +49,9 @@ class Waits:
     echo: float = 5.0
     late_echo: float = 1.0
     deaf: Backoff = DEAF
+    suspect_alone: float = 30.0
+    recovery_lock: float = 10.0
+    old_locks: float = 600.0
     look: float = 1.0
     first_warning: float = 10.0
 

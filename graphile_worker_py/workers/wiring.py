@@ -104,6 +104,7 @@ def _connected(pool: WorkerPool) -> Parts:
         pool_id=pool.pool_id,
         database=pool.database,
         max_crashes=pool.options.max_crashes,
+        alone_for=pool.waits.suspect_alone,
         logger=pool.logger,
     )
     leader = _leader(pool)
@@ -292,6 +293,7 @@ def _recovery(pool: WorkerPool, heartbeat: Heartbeat, suspects: Suspects) -> Rec
         suspects=suspects,
         hooks=pool.hooks,
         events=pool.events,
+        lock_patience=pool.waits.recovery_lock,
         logger=pool.logger,
     )
 
@@ -303,6 +305,7 @@ def _old_locks(
         pool_id=pool.pool_id,
         database=pool.database,
         heartbeat_interval=pool.options.heartbeat_interval,
+        longest_interval=pool.waits.old_locks,
         known_ids=lambda: holdings.ids,
         heartbeat=heartbeat,
         suspects=suspects,

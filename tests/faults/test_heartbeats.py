@@ -14,7 +14,6 @@ from graphile_worker_py.events import (
     PoolTakenForDead,
     WorkerGetJobEmpty,
 )
-from graphile_worker_py.fleet import recovery
 from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
 from tests.support.locking import POOLS, table_locked
@@ -149,13 +148,12 @@ async def test_what_a_dead_pool_has_locked_since_it_was_found_dead_is_freed_in_t
 async def test_a_recovery_that_meets_a_locked_table_is_given_up_and_tried_again(
     dsn: str,
     ledger: Ledger,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(recovery, "LOCK_PATIENCE", 0.2)
     told = Told()
     ledger.change(ledger.add("work"), HAUNT)
-    async with Runner(dsn, tasks={"work": print}, events=told.events, **FAST):
+    runner_type = impatient(recovery_lock=0.2)
+    async with runner_type(dsn, tasks={"work": print}, events=told.events, **FAST):
         await told.seen(PoolListenSuccess)
         async with table_locked(dsn):
             ledger.query(GHOST, None, None, None)

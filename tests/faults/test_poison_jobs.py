@@ -4,8 +4,6 @@ import asyncio
 import signal
 from typing import Any
 
-import pytest
-
 from graphile_worker_py import Runner
 from graphile_worker_py.events import (
     JobError,
@@ -14,11 +12,10 @@ from graphile_worker_py.events import (
     PoolGracefulShutdown,
     PoolListenSuccess,
 )
-from graphile_worker_py.fleet import suspects
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, Ledger
 from tests.support.eventually import eventually
-from tests.support.running import Told
+from tests.support.running import Told, impatient
 
 SUSPECT = """
 insert into graphile_worker_py.suspects (worker_schema, job_id, crashes)
@@ -108,16 +105,16 @@ async def test_suspects_that_one_more_crash_would_condemn_run_one_at_a_time(
 
 
 async def test_a_long_suspect_does_not_keep_the_others_waiting_for_ever(
-    dsn: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    dsn: str, ledger: Ledger
 ) -> None:
-    monkeypatch.setattr(suspects, "OPENS_AFTER", 0.1)
     told = Told()
     together = asyncio.Barrier(2)
 
     async def work(payload: Any) -> None:
         await together.wait()
 
-    async with Runner(dsn, tasks={"work": work}, concurrent_jobs=2, events=told.events, **FAST):
+    options: dict[str, Any] = {"concurrent_jobs": 2, "events": told.events, **FAST}
+    async with impatient(suspect_alone=0.1)(dsn, tasks={"work": work}, **options):
         await told.seen(PoolListenSuccess)
         await make_suspects_due(ledger, 2, crashes=2)
         await told.seen(JobSuccess, count=2)

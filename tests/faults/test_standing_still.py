@@ -201,7 +201,9 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             database=database,
             options=WorkerOptions(heartbeat_interval=0.2, dead_after=3),
             listens=True,
-            suspects=Suspects(pool_id=pool_id, database=database, max_crashes=3, logger=logger),
+            suspects=Suspects(
+                pool_id=pool_id, database=database, max_crashes=3, alone_for=30, logger=logger
+            ),
             declared_dead=taken_for_dead.set,
             report=lambda loop_lag: PoolReport(
                 version="0",
