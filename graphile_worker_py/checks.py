@@ -68,14 +68,16 @@ def check_aware(name: str, value: object) -> datetime:
 
 
 def check_schema(value: object) -> str:
-    """Check the name of a schema: any name that PostgreSQL can hold."""
+    """Check the name of a schema: any name that PostgreSQL can hold, without control characters."""
     if not isinstance(value, str):
         raise ConfigurationError(f"schema must be a string, not {value!r}")
-    if not value or "\0" in value or _bytes_of(value) > MAX_SCHEMA_BYTES:
+    if not value or _bytes_of(value) > MAX_SCHEMA_BYTES:
         raise ConfigurationError(
             f"schema {value!r} is not a name that PostgreSQL can hold: 1 to "
-            f"{MAX_SCHEMA_BYTES} bytes, no U+0000, no lone surrogates"
+            f"{MAX_SCHEMA_BYTES} bytes, no lone surrogates"
         )
+    if any(each < " " or "\x7f" <= each <= "\x9f" or each in "\u2028\u2029" for each in value):
+        raise ConfigurationError(f"schema {value!r} must have no control characters")
     return value
 
 

@@ -7,8 +7,9 @@
 -- created these.
 --
 -- The migrator creates the schema and the `migrations` table before it runs this file, and writes
--- rows 1 to 18 itself. `:GRAPHILE_WORKER_SCHEMA` stands for the quoted schema name. Syntax is that
--- of PostgreSQL 12.
+-- rows 1 to 18 itself, and replaces the placeholder before each object by the quoted name of the
+-- schema. It must not stand in a comment, which a line feed in the name would end. Syntax is that of
+-- PostgreSQL 12.
 
 -- Types and functions outside of function bodies are qualified, so that nothing in the search path of
 -- the installing role can stand in for them. The bodies are as upstream's in this respect.

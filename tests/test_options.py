@@ -20,6 +20,10 @@ from graphile_worker_py import (
     run_once,
 )
 from graphile_worker_py.loading.directory import watch_tasks
+from graphile_worker_py.postgres.connecting import opened_pool
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.schema import migrate
+from tests.support.running import Jobs
 
 GOOD: list[dict[str, Any]] = [
     {},
@@ -48,7 +52,7 @@ GOOD: list[dict[str, Any]] = [
     {"get_queue_name_batch_delay": 0},
 ]
 BAD: list[tuple[str, list[Any]]] = [
-    ("schema", ["", "x" * 64, "\N{SNOWMAN}" * 22, "a\0b", 7]),
+    ("schema", ["", "x" * 64, "\N{SNOWMAN}" * 22, "a\0b", "a\nb", "a\rb", "a\x1bb", "a\x7fb", 7]),
     ("concurrent_jobs", [0, -1, 1.0, True, "4"]),
     ("poll_interval", [0, -1, float("inf"), float("nan"), "2", True]),
     ("max_pool_size", [1, 0, 3.0]),
@@ -179,6 +183,35 @@ async def test_a_connection_string_that_is_none_is_told_without_its_password() -
 async def test_migrations_refuse_a_wrong_value_before_anything_is_connected() -> None:
     with pytest.raises(ConfigurationError, match="side_schema must be True or False, not 'no'"):
         await run_migrations("postgresql://nobody@127.0.0.1:1/nothing", side_schema="no")  # type: ignore[arg-type]
+
+
+async def test_a_line_feed_in_the_name_of_the_schema_runs_nothing(empty_dsn: str) -> None:
+    schema = "jobs\n;create table public.hacked();--"
+    with pytest.raises(ConfigurationError, match="no control characters"):
+        await run_migrations(empty_dsn, schema=schema)
+    await check_nothing_is_run_by(schema, empty_dsn)
+
+
+@pytest.mark.parametrize(
+    "name", ["$function$;create table public.hacked();--", "$function_$", "$$", "$function"]
+)
+async def test_a_dollar_quote_in_the_name_of_the_schema_runs_nothing(
+    empty_dsn: str, name: str
+) -> None:
+    await check_nothing_is_run_by(f"jobs{name}", empty_dsn)
+    async with WorkerUtils(empty_dsn, schema=f"jobs{name}") as utils:
+        await utils.add_job("work")
+
+
+async def check_nothing_is_run_by(schema: str, empty_dsn: str) -> None:
+    """Install into a schema of this name, past all checks of it; nothing else happens."""
+    async with opened_pool(empty_dsn, max_size=1) as pool:
+        await migrate.migrate(Database(pool, schema=schema))
+    jobs = Jobs(empty_dsn)
+    assert jobs.query("select to_regclass('public.hacked') is null as safe") == [{"safe": True}]
+    assert jobs.query("select nspname from pg_namespace where nspname like 'jobs%%'") == [
+        {"nspname": schema}
+    ]
 
 
 async def test_the_schema_may_have_any_name(empty_dsn: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
 
 import psycopg
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 SCHEMA_PLACEHOLDER: Final = ":GRAPHILE_WORKER_SCHEMA"
+DOLLAR_QUOTE: Final = "$function$"
+"""What migrations quote the bodies of functions with."""
 BEGIN: Final = "select"
 """Begins a transaction on a connection that is not in autocommit mode, as any statement does."""
 STALE: Final = errors.FeatureNotSupported
@@ -112,21 +115,28 @@ def quoted(schema: str) -> str:
     return sql.Identifier(schema).as_string()
 
 
+def _dollar_quote_for(schema: str) -> str:
+    """A dollar quote that the schema's name does not contain: it would end a function's body."""
+    candidates = (f"$function{'_' * length}$" for length in count())
+    return next(quote for quote in candidates if quote not in schema)
+
+
 class Statements:
     """Statement texts with the schema's name filled in, each text once."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
         self._quoted = quoted(schema)
+        self._dollar_quote = _dollar_quote_for(schema)
         self._texts: dict[str, bytes] = {}
 
     def __getitem__(self, text: LiteralString) -> bytes:
         try:
             return self._texts[text]
         except KeyError:
-            filled = text.replace(SCHEMA_PLACEHOLDER, self._quoted).encode()
-            self._texts[text] = filled
-            return filled
+            filled = text.replace(DOLLAR_QUOTE, self._dollar_quote)
+            self._texts[text] = filled.replace(SCHEMA_PLACEHOLDER, self._quoted).encode()
+            return self._texts[text]
 
 
 def raw_cursor(conn: AsyncConnection[Any]) -> AsyncRawCursor[Any]:
