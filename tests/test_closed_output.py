@@ -1,9 +1,11 @@
 """Whoever read what a worker writes has gone, or was never there."""
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,14 +27,25 @@ def apart(payload):
 """
 
 
+CHATTY = """
+from graphile_worker_py import task
+
+@task
+async def chat(payload, ctx):
+    ctx.logger.info("x" * 8000)
+"""
+
+
 @contextmanager
-def worker(folder: Path, dsn: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    folder: Path, dsn: str, output: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[bytes]]:
     """A worker of the command line that writes into a pipe; killed at the end."""
     command = [sys.executable, "-m", "graphile_worker_py", "--tasks", "few_tasks"]
     environment = clean_environment({"DATABASE_URL": dsn})
-    pipe, joined = subprocess.PIPE, subprocess.STDOUT
+    joined = subprocess.STDOUT
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=pipe, stderr=joined
+        command, cwd=folder, env=environment, stdout=output, stderr=joined
     ) as process:
         try:
             yield process
@@ -54,6 +67,35 @@ async def test_a_worker_whose_log_nobody_reads_any_more_works_on_and_ends_well(
         assert process.poll() is None
         process.terminate()
         assert process.wait(15) == 0
+    assert jobs.locked() == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_worker_whose_log_is_full_works_on_and_says_later_what_is_lost(
+    dsn: str, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "few_tasks.py").write_text(CHATTY, encoding="utf-8")
+    jobs = Jobs(dsn)
+    jobs.add_many(60, "chat")
+    ours, theirs = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
+    read = b""
+    with worker(tmp_path, dsn, output=theirs) as process:
+        os.close(theirs)
+        await eventually(lambda: jobs.ids() == [], timeout=15)
+        os.set_blocking(ours, False)
+        with suppress(BlockingIOError):
+            while True:
+                read += os.read(ours, 2**16)
+        jobs.add_many(60, "chat")
+        await eventually(lambda: jobs.ids() == [], timeout=15)
+        process.terminate()
+        assert process.wait(15) == 0
+    os.set_blocking(ours, True)
+    while part := os.read(ours, 2**16):
+        read += part
+    os.close(ours)
+    assert b"Working as" in read
+    assert b"log line(s) were dropped, because nothing read the log" in read
     assert jobs.locked() == []
 
 

@@ -1,6 +1,8 @@
 """What a person and a machine read of a worker."""
 
 import logging
+import os
+import pty
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from graphile_worker_py import JobSpec, WorkerUtils, run_once, task
+from graphile_worker_py import JobSpec, WorkerUtils, clock, run_once, task
+from graphile_worker_py.cli.logs import PlainFormatter, configure_logging
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
@@ -78,6 +81,73 @@ async def test_a_traceback_starts_in_the_task(dsn: str, caplog: pytest.LogCaptur
     traceback = record.exc_info[2]
     assert traceback is not None
     assert traceback.tb_frame.f_code.co_name == "fail"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00152, "1.52 ms"),
+        (0.9, "900.00 ms"),
+        (2.635, "2.6 s"),
+        (99, "99 s"),
+        (150, "2.5 min"),
+        (5999, "100 min"),
+        (22026, "6.1 h"),
+        (172800, "2.0 d"),
+    ],
+)
+def test_a_duration_has_a_fitting_unit(seconds: float, text: str) -> None:
+    assert clock.shortened(seconds) == text
+
+
+def plain(message: str, error: BaseException | None = None, **about: object) -> list[str]:
+    """The lines of a record in the text log, without their time."""
+    record = logging.makeLogRecord({"msg": message, "levelname": "INFO", **about})
+    if error is not None:
+        record.exc_info = (type(error), error, None)
+    first, *others = PlainFormatter(colour=False).format(record).split("\n")
+    return [first.partition(" ")[2], *others]
+
+
+def test_no_message_can_forge_a_line_or_move_the_cursor() -> None:
+    forged = "\n19:04:05.123 INFO    Completed job 7\r\x1b[2K\x9b1A\u202e"
+    escaped = r"\n19:04:05.123 INFO    Completed job 7\r\x1b[2K\x9b1A\u202e"
+    assert plain(f"Failed: ä{forged}") == [f"INFO    Failed: ä{escaped}"]
+    lines = plain("Failed", ValueError(forged))
+    assert len(lines) == 3
+    assert all(line.startswith("  ") and line.isprintable() for line in lines[1:])
+
+
+def test_a_line_that_a_task_logs_names_its_job() -> None:
+    about: dict[str, Any] = {"job_id": 7, "task_identifier": "work"}
+    assert plain("at work", **about) == ["INFO    Job 7 (work): at work"]
+    assert plain("Completed job 7 (work, 1 ms)", **about) == [
+        "INFO    Completed job 7 (work, 1 ms)"
+    ]
+    assert plain("like job 77", **about) == ["INFO    Job 7 (work): like job 77"]
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_are_for_terminals_unless_the_environment_says_no(
+    monkeypatch: pytest.MonkeyPatch, no_color: str, coloured: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    with os.fdopen(theirs, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("NO_COLOR", no_color)
+        try:
+            configure_logging(json=False, level="info")
+            logging.getLogger("test").warning("look")
+        finally:
+            root.handlers[:] = before
+            root.setLevel(level)
+            logging.captureWarnings(capture=False)
+        line = os.read(ours, 1000)
+    os.close(ours)
+    assert b"look" in line
+    assert (b"\x1b[33m" in line) is coloured
 
 
 async def test_no_payload_is_logged(dsn: str, caplog: pytest.LogCaptureFixture) -> None:

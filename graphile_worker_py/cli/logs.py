@@ -1,10 +1,13 @@
 """The log of the command line: lines for people, or JSON for programs."""
 
 import logging
+import os
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.cli.log_handler import PatientHandler
+from graphile_worker_py.cli.text import harmless
 
 PROCESS: Final = "process_number"
 """Field of a record with the number of the supervised process that logs it."""
@@ -13,7 +16,11 @@ _COLOURS: Final = {"ERROR": "31", "CRITICAL": "31", "WARNING": "33", "DEBUG": "2
 
 
 class PlainFormatter(logging.Formatter):
-    """`19:04:05.123 INFO  Completed job 7 (send_email, 1.52 ms)`, in local time."""
+    """`19:04:05.123 INFO    Completed job 7 (send_email, 1.52 ms)`, in local time.
+
+    Messages may quote foreign text. So that it can't look like another line or move the cursor,
+    control characters are written as escapes, and tracebacks are indented.
+    """
 
     def __init__(self, *, colour: bool) -> None:
         super().__init__()
@@ -27,10 +34,20 @@ class PlainFormatter(logging.Formatter):
         if self._colour and record.levelname in _COLOURS:
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
         process = f"[{number}] " if (number := getattr(record, PROCESS, None)) else ""
-        text = f"{time} {level} {process}{record.getMessage()}"
+        text = f"{time} {level} {process}{harmless(_message(record))}"
         if record.exc_info and record.exc_info[1] is not None:
-            text += f"\n{self.formatException(record.exc_info)}"
+            lines = self.formatException(record.exc_info).split("\n")
+            text += "".join(f"\n  {harmless(line)}" for line in lines)
         return text
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message, with the job in front of it where a task logs it."""
+    message = record.getMessage()
+    job_id = getattr(record, "job_id", None)
+    if job_id is None or f"job {job_id} " in f"{message.lower()} ":
+        return message
+    return f"Job {job_id} ({getattr(record, 'task_identifier', '?')}): {message}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -55,7 +72,7 @@ class JsonFormatter(logging.Formatter):
 
 def configure_logging(*, json: bool, level: str, process: int | None = None) -> None:
     """Write the root logger's records to stderr, with the number of this process if it has one."""
-    handler = logging.StreamHandler()
+    handler = PatientHandler()
     if process is not None:
 
         def number(record: logging.LogRecord) -> bool:
@@ -63,9 +80,8 @@ def configure_logging(*, json: bool, level: str, process: int | None = None) -> 
             return True
 
         handler.addFilter(number)
-    handler.setFormatter(
-        JsonFormatter() if json else PlainFormatter(colour=handler.stream.isatty())
-    )
+    colour = handler.stream.isatty() and not os.environ.get("NO_COLOR")
+    handler.setFormatter(JsonFormatter() if json else PlainFormatter(colour=colour))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

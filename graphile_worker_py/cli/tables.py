@@ -8,6 +8,7 @@ import click
 import orjson
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.job import JOB_COLUMNS, Job
 from graphile_worker_py.sql.inspect import ListedJob
 
@@ -118,10 +119,3 @@ def _text(value: object) -> str:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%SZ")
     return str(value)
-
-
-def harmless(text: str) -> str:
-    """The text with characters escaped that would move the cursor or break the line."""
-    # Keys and messages are foreign text: characters that would move the cursor or break the line
-    # are printed as escapes.
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import fields
-from datetime import timedelta
 from typing import Any
 
 from graphile_worker_py import clock, config, events
@@ -65,10 +64,10 @@ class _EventLog:
         job = event.job
         attempt = f", attempt {job.attempts} of {job.max_attempts}" if job.attempts > 1 else ""
         self._logger.info(
-            "Completed job %d (%s, %.2f ms%s)",
+            "Completed job %d (%s, %s%s)",
             job.id,
             job.task_identifier,
-            event.duration * 1000,
+            clock.shortened(event.duration),
             attempt,
             extra={**_about(event), "duration": event.duration},
         )
@@ -78,13 +77,14 @@ class _EventLog:
         if retry_at is None:
             level, then = logging.ERROR, "giving up"
         else:
-            level, then = logging.WARNING, f"retry in {_short(retry_at - clock.utc_now())}"
+            delay = (retry_at - clock.utc_now()).total_seconds()
+            level, then = logging.WARNING, f"retry in {clock.shortened(delay)}"
         self._logger.log(
             level,
-            "Failed job %d (%s, %.2f ms, attempt %d of %d, %s): %s",
+            "Failed job %d (%s, %s, attempt %d of %d, %s): %s",
             job.id,
             job.task_identifier,
-            event.duration * 1000,
+            clock.shortened(event.duration),
             job.attempts,
             job.max_attempts,
             then,
@@ -151,16 +151,6 @@ def _about(event: events.JobEvent) -> dict[str, object]:
         "worker_id": event.worker_id,
         "pool_id": event.pool_id,
     }
-
-
-def _short(time: timedelta) -> str:
-    """A length of time in its largest fitting unit: `2.7 s`, `18 min`, `6.1 h`."""
-    number, unit = time.total_seconds(), "s"
-    if number >= 6000:
-        number, unit = number / 3600, "h"
-    elif number >= 100:
-        number, unit = number / 60, "min"
-    return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
 
 
 def _described(event: Event) -> str:
