@@ -130,8 +130,8 @@ async def test_one_pool_does_the_chores_and_another_one_takes_over(dsn: str, job
                 {"worker_schema": "graphile_worker", "pool_id": first.pool_id}
             ]
             assert (first.health().leads, second.health().leads) == (True, False)
-            await first.stop()
             assert two.done == []
+            await first.stop()
             # The lease was given back: no one waits for its end.
             await eventually(lambda: two.done)
             assert set(two.done) == {second.pool_id}

@@ -15,7 +15,7 @@ import pytest
 
 from graphile_worker_py.postgres.query import Statements
 from graphile_worker_py.schema.migrate import read_migration
-from graphile_worker_py.sql import migrations, own_schema
+from graphile_worker_py.sql import leaders, migrations, own_schema
 from tests.support.statements import Hostile, all_statements
 
 STATEMENTS = sorted(set(all_statements()))
@@ -53,6 +53,8 @@ def _install(conn: psycopg.Connection[Any]) -> None:
     for statement in itertools.chain(*own_schema.MIGRATIONS):
         conn.execute(statement)
     conn.execute(own_schema.create_leaf_table().text)
+    for statement in itertools.chain(*leaders.MIGRATIONS):
+        conn.execute(statement)
 
 
 def quoted(text: str) -> bytes:

@@ -14,9 +14,9 @@ MIGRATIONS: Final[Sequence[Sequence[LiteralString]]] = (
     (
         """
         create table graphile_worker_py.leaders (
-          worker_schema text primary key,
-          pool_id text not null,
-          until timestamptz not null
+          worker_schema pg_catalog.text primary key,
+          pool_id pg_catalog.text not null,
+          until pg_catalog.timestamptz not null
         ) with (fillfactor = 50)
         """,
     ),
@@ -28,18 +28,21 @@ _LEAD: Final = """
 with standing as (
   select
   from graphile_worker_py.leaders as leaders
-  where leaders.worker_schema = $1::text
-    and leaders.pool_id <> $2::text
-    and leaders.until > clock_timestamp()
+  where leaders.worker_schema = $1::pg_catalog.text
+    and leaders.pool_id <> $2::pg_catalog.text
+    and leaders.until > pg_catalog.clock_timestamp()
 ),
 taken as (
   insert into graphile_worker_py.leaders as leaders (worker_schema, pool_id, until)
-  select $1::text, $2::text, clock_timestamp() + $3::float8 * interval '1 second'
+  select
+    $1::pg_catalog.text,
+    $2::pg_catalog.text,
+    pg_catalog.clock_timestamp() + $3::pg_catalog.float8 * interval '1 second'
   where not exists (select from standing)
   on conflict (worker_schema) do update
   set pool_id = excluded.pool_id,
     until = excluded.until
-  where leaders.pool_id = excluded.pool_id or leaders.until <= clock_timestamp()
+  where leaders.pool_id = excluded.pool_id or leaders.until <= pg_catalog.clock_timestamp()
   returning leaders.pool_id
 )
 select exists (select from taken)
@@ -53,7 +56,7 @@ def lead(pool_id: str, *, worker_schema: str, lease: float) -> Query[bool]:
 
 _STEP_DOWN: Final = """
 delete from graphile_worker_py.leaders as leaders
-where leaders.worker_schema = $1::text and leaders.pool_id = $2::text
+where leaders.worker_schema = $1::pg_catalog.text and leaders.pool_id = $2::pg_catalog.text
 """
 
 
