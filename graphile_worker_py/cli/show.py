@@ -11,13 +11,13 @@ from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import (
     about_unserved,
-    harmless,
     job_as_json,
     job_rows,
     print_job,
     print_json,
     print_table,
 )
+from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.sql.backlog import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, StateCounts
 
