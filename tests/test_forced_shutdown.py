@@ -191,19 +191,21 @@ async def test_a_task_that_ignores_its_cancellation_does_not_hold_up_the_end(dsn
         raise ValueError("far too late")
 
     tasks: dict[str, Any] = {"stubborn": stubborn, "hang": hang}
-    with pytest.raises(WorkerPoolError, match=r"1 task\(s\) did not end within 0\.3 s"):
-        async with impatient(kill=0.3)(
-            dsn, tasks=tasks, concurrent_jobs=2, events=told.events
-        ) as runner:
-            await told.seen(JobStart, count=2)
-            await runner.kill()
-    (end,) = told.of(PoolForcefulShutdownError)
-    assert "did not end" in str(end.error)
-    # Its job went back, and what it makes of it in the end changes nothing.
-    before = jobs.snapshot()
-    assert jobs.one(stubborn_id)["attempts"] == 0
-    assert jobs.locked() == []
-    release.set()
+    try:
+        with pytest.raises(WorkerPoolError, match=r"1 task\(s\) did not end within 0\.3 s"):
+            async with impatient(kill=0.3)(
+                dsn, tasks=tasks, concurrent_jobs=2, events=told.events
+            ) as runner:
+                await told.seen(JobStart, count=2)
+                await runner.kill()
+        (end,) = told.of(PoolForcefulShutdownError)
+        assert "did not end" in str(end.error)
+        # Its job went back, and what it makes of it in the end changes nothing.
+        before = jobs.snapshot()
+        assert jobs.one(stubborn_id)["attempts"] == 0
+        assert jobs.locked() == []
+    finally:
+        release.set()  # or the event loop could not be closed
     await asyncio.sleep(0)
     await eventually(lambda: all("worker-" not in each.get_name() for each in asyncio.all_tasks()))
     assert jobs.snapshot() == before

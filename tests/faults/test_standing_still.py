@@ -9,8 +9,6 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import psycopg
-
 from graphile_worker_py import JobContext, Runner, WorkerOptions, run_once
 from graphile_worker_py.events import (
     JobLost,
@@ -42,14 +40,17 @@ SKEWED_CLOCK = """
 create schema skewed;
 create table skewed.clock (ahead interval not null);
 insert into skewed.clock values ('0 s');
-create function skewed.clock_timestamp() returns timestamptz language sql volatile as
-  $$ select pg_catalog.clock_timestamp() + clock.ahead from skewed.clock $$;
-create function skewed.statement_timestamp() returns timestamptz language sql volatile as
-  $$ select pg_catalog.statement_timestamp() + clock.ahead from skewed.clock $$;
+alter function pg_catalog.clock_timestamp() rename to real_clock_timestamp;
+alter function pg_catalog.statement_timestamp() rename to real_statement_timestamp;
+create function pg_catalog.clock_timestamp() returns timestamptz language sql volatile as
+  $$ select real_clock_timestamp() + clock.ahead from skewed.clock $$;
+create function pg_catalog.statement_timestamp() returns timestamptz language sql volatile as
+  $$ select real_statement_timestamp() + clock.ahead from skewed.clock $$;
 """
+"""Gives the test's database a clock that can be set, although statements name PostgreSQL's own."""
 JUMP = """
 update skewed.clock set ahead = ahead + interval '1 hour'
-returning pg_catalog.clock_timestamp() + ahead as now
+returning pg_catalog.real_clock_timestamp() + ahead as now
 """
 FIND_DEAD = "update graphile_worker_py.pools set died_at = now(), unlocked_at = now()"
 UNLOCK = "select graphile_worker.force_unlock_workers(array[%s])"
@@ -388,11 +389,10 @@ def all_have_beaten(ledger: Ledger, *, after: datetime) -> bool:
 async def test_a_jump_of_the_databases_clock_is_nobodys_death(dsn: str, ledger: Ledger) -> None:
     ledger.query(SKEWED_CLOCK)
     told = Told()
-    at = psycopg.conninfo.make_conninfo(dsn, options="-c search_path=skewed,pg_catalog")
     options: dict[str, Any] = {"heartbeat_interval": 0.5, "dead_after": 2}
     async with (
-        Runner(at, tasks={"work": print}, events=told.events, **options) as one,
-        Runner(at, tasks={"work": print}, events=told.events, **options) as two,
+        Runner(dsn, tasks={"work": print}, events=told.events, **options) as one,
+        Runner(dsn, tasks={"work": print}, events=told.events, **options) as two,
     ):
         pools = {one.pool_id, two.pool_id}
         await told.seen(PoolListenSuccess, count=2)
