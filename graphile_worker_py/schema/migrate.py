@@ -18,6 +18,7 @@ from graphile_worker_py.errors import (
 from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.plugins import SchemaStep
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.deadlines import STATEMENT_DEADLINE, ended_after
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights, trust
 from graphile_worker_py.sql import migrations, notifications
@@ -32,6 +33,8 @@ from graphile_worker_py.sql.migrations import (
 logger = logging.getLogger(__name__)
 
 OLDEST_POSTGRES: Final = 120000
+BORROW_PATIENCE: Final = 1.0
+"""Seconds to wait for a connection of the pool before a new one is opened."""
 
 # Errors of an installer that lost a race with another one.
 _CLASHES: Final = (
@@ -132,10 +135,18 @@ def check_installed(schema: str) -> Steps[None]:
 async def check_revision(database: Database) -> None:
     """Check that this release can work on the current revision of the schema.
 
+    After an outage, the connections of the pool may be dead or borrowed; the check does not wait
+    for one.
+
     Raises:
         IncompatibleSchemaError: It can't.
     """
-    check_supported(await database.run(migrations.read_revisions()), database.schema)
+    async with (
+        database.connection_in_any_case(BORROW_PATIENCE) as conn,
+        ended_after(STATEMENT_DEADLINE, conn),
+    ):
+        revisions = await database.run(migrations.read_revisions(), conn=conn)
+    check_supported(revisions, database.schema)
 
 
 class _Migrator:
