@@ -85,6 +85,8 @@ def configure_logging(*, json: bool, level: str, process: int | None = None) -> 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The connection pool logs each connection that it opens at info; that is too much detail.
-    logging.getLogger("psycopg.pool").setLevel(max(logging.WARNING, root.level))
+    # The connection pool logs each connection that it opens at info, and each one that it can't
+    # open as a warning. The worker itself logs an outage once.
+    is_debug = root.level <= logging.DEBUG
+    logging.getLogger("psycopg.pool").setLevel(logging.WARNING if is_debug else logging.ERROR)
     logging.captureWarnings(capture=True)

@@ -15,7 +15,6 @@ from graphile_worker_py.backoff import CONTENTION, Backoff
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
-from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import (
     CronBackfill,
     CronOverdueTimer,
@@ -27,8 +26,9 @@ from graphile_worker_py.events import (
     Events,
 )
 from graphile_worker_py.job import JobSpec
+from graphile_worker_py.postgres.availability import retrying
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.outages import backoff_for, retrying
+from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.sql import known_crontabs
 from graphile_worker_py.sql.known_crontabs import AddedRun, CronJob, KnownCrontab
 
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 Wait = Callable[[asyncio.Event, float | None], Awaitable[bool]]
 
+PART: Final = "run cron"
 RESTART: Final = Backoff(shortest=0.2, longest=60.0)
 """Delays before the protocol starts again after an error that lasted."""
 CLOSING_TIME: Final = 1.0
@@ -91,6 +92,7 @@ class Cron:
         self._items = tuple(items)
         check_items(self._items)
         self._database = database
+        self._availability = database.availability
         self._events = events
         self._clock = clock
         self._wait = wait
@@ -119,6 +121,7 @@ class Cron:
                 raise
         finally:
             self._limit = None
+            self._availability.forget(PART)
 
     async def _run_for_ever(self) -> None:
         while not self._closed.is_set():
@@ -127,7 +130,7 @@ class Cron:
             except (psycopg.Error, OSError) as error:
                 self._failures += 1
                 delay = RESTART.delay(self._failures)
-                logger.warning("Cron failed (%s); starting again in %.1f s", one_line(error), delay)
+                self._availability.failed(PART, error, delay=delay, log=logger)
                 await self._wait(self._closed, delay)
 
     async def _run_until_error(self) -> None:
@@ -137,6 +140,7 @@ class Cron:
         self._events.emit(CronStarting(start=start))
         identifiers = [item.identifier for item in self._items]
         known = await self._database.run(known_crontabs.register(identifiers, start))
+        self._availability.works(PART)
         await self._backfill(start, known)
         self._events.emit(CronStarted(start=start))
         await self._each_minute(ceil_minute(start))
@@ -265,6 +269,7 @@ class Cron:
             add,
             what=f"add cron jobs of {minute.isoformat()}",
             log=logger,
+            availability=self._availability,
             delay_after=delay_after,
             sleep=lambda delay: self._wait(self._closed, delay),
         )

@@ -41,6 +41,8 @@ from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 
 REGISTER_PATIENCE: Final = 5.0
 """Seconds to register, because the schema may have to be created first."""
+PART: Final = "send a heartbeat"
+REGISTER: Final = "register this pool"
 BEGIN_PATIENCE: Final = 30.0
 BEGIN_INTERVAL: Final = 0.2
 """Seconds that a pool tries to register before its first fetch, and between two tries."""
@@ -229,7 +231,7 @@ class Heartbeat:
             return True
         if self._mode is Mode.ALIVE:
             self._enter(Mode.HELD_BACK)
-            self._logger.error(
+            self._logger.warning(
                 "Fetching no jobs: this pool could not prove for %g s that it is alive, so other "
                 "pools may have declared it dead",
                 self.dead_after,
@@ -327,6 +329,8 @@ class Heartbeat:
         self._gaps.answered(sent, server_time=reply.at)
         self._late_at = sent + self.dead_after
         self._failures = self._misses = 0
+        self._database.availability.works(PART)
+        self._database.availability.works(REGISTER)
         self._has_row = reply.standing is not Standing.UNKNOWN
         match reply.standing:
             case Standing.ALIVE:
@@ -355,12 +359,10 @@ class Heartbeat:
             )
 
     def _failed(self, error: Exception) -> None:
-        if self._failures == 0:
-            self._logger.warning(
-                "Could not %s (%s); retrying",
-                "send a heartbeat" if self._has_row else "register this pool",
-                one_line(error),
-                extra=self._about,
+        if self._failures == 0 or is_outage(error):
+            part = PART if self._has_row else REGISTER
+            self._database.availability.failed(
+                part, error, delay=self._interval, log=self._logger, extra=self._about
             )
         self._failures += 1
 

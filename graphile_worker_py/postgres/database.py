@@ -12,9 +12,9 @@ from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor, errors
 
 from graphile_worker_py import clock
 from graphile_worker_py.postgres import deadlines
+from graphile_worker_py.postgres.availability import Availability, retrying
 from graphile_worker_py.postgres.connecting import AsyncPool, connect_like
 from graphile_worker_py.postgres.deadlines import ended_after
-from graphile_worker_py.postgres.outages import retrying
 from graphile_worker_py.postgres.query import (
     BEGIN,
     STALE,
@@ -56,6 +56,7 @@ class Database:
     ) -> None:
         self.pool = pool
         self._use_node_time = use_node_time
+        self.availability = Availability()
         self.statements = Statements(schema)
         # At the first use, because most statements are sent many times.
         self._prepare = prepared_statements
@@ -146,7 +147,9 @@ class Database:
 
         `what` names the work in the log.
         """
-        return await retrying(lambda: self.run(query), what=what, log=logger)
+        return await retrying(
+            lambda: self.run(query), what=what, log=logger, availability=self.availability
+        )
 
     async def drive(self, steps: Steps[T], *, conn: AsyncConnection[Any] | None = None) -> T:
         """Send what a generator yields, and return its result.

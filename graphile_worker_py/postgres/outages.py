@@ -1,18 +1,11 @@
 """Which errors of the database are worth another try, and how soon."""
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
-
 import psycopg
 from psycopg import errors
 from psycopg_pool import PoolClosed
 
 from graphile_worker_py.backoff import CONTENTION, UNAVAILABLE, Backoff
-from graphile_worker_py.errors import RowsHiddenError, one_line
-
-T = TypeVar("T")
+from graphile_worker_py.errors import RowsHiddenError
 
 # The statement lost a race: it may succeed at once.
 _CONTENTION = (errors.SerializationFailure, errors.DeadlockDetected)
@@ -63,43 +56,3 @@ def is_outage(error: BaseException) -> bool:
         # pool had none free in time.
         return isinstance(error, psycopg.OperationalError)
     return error.sqlstate.startswith(_UNAVAILABLE_CLASSES)
-
-
-class DelayAfter(Protocol):
-    """Decides about the next try, as `delay_after` does."""
-
-    def __call__(self, error: BaseException, *, failures: int) -> float | None: ...
-
-
-async def retrying(
-    attempt: Callable[[], Awaitable[T]],
-    *,
-    what: str,
-    log: logging.Logger,
-    delay_after: DelayAfter = delay_after,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> T:
-    """Await `attempt`, again after errors of the database that may pass.
-
-    Args:
-        attempt: Awaited anew for each try; must be safe to repeat.
-        what: Names the work in the log: `Could not <what> (<error>); retrying in <n> s`.
-        log: Where to log.
-        delay_after: Decides about the next try.
-        sleep: Waits this many seconds for the next try; may return early.
-
-    Raises:
-        psycopg.Error: No retry helps, or too many tries failed.
-        OSError: The same.
-    """
-    failures = 0
-    while True:
-        try:
-            return await attempt()
-        except (psycopg.Error, OSError) as error:
-            failures += 1
-            delay = delay_after(error, failures=failures)
-            if delay is None:
-                raise
-            log.warning("Could not %s (%s); retrying in %.1f s", what, one_line(error), delay)
-            await sleep(delay)

@@ -12,10 +12,11 @@ from psycopg.pq import TransactionStatus
 
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.postgres import deadlines
+from graphile_worker_py.postgres.availability import Availability, retrying
 from graphile_worker_py.postgres.connecting import connect_like
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import hang_up, hung_up_after
-from graphile_worker_py.postgres.outages import backoff_for, retrying
+from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.query import STALE, Query, raw_cursor
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,11 @@ class OwnConnection:
         self._turn = asyncio.Lock()
         self._runs_for: asyncio.Task[Any] | None = None
 
+    @property
+    def availability(self) -> Availability:
+        """Whether the database serves the parts of the worker."""
+        return self._database.availability
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -84,7 +90,9 @@ class OwnConnection:
 
     async def run_retrying(self, query: Query[T], *, what: str) -> T:
         """Send one statement, again after errors that may pass. See `Database.run_retrying`."""
-        return await retrying(lambda: self.run(query), what=what, log=logger)
+        return await retrying(
+            lambda: self.run(query), what=what, log=logger, availability=self.availability
+        )
 
     async def end_statement(self, of: asyncio.Task[Any] | None) -> None:
         """Cancel the running statement of an asyncio task; cut the connection if that fails.

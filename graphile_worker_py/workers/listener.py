@@ -24,7 +24,6 @@ from psycopg import AsyncConnection, Notify
 from psycopg_pool import PoolTimeout
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.events import Events
@@ -35,7 +34,7 @@ from graphile_worker_py.workers.waits import Waits
 
 logger = logging.getLogger(__name__)
 
-RECONNECT: Final = Backoff(shortest=0.1, longest=40.0, factor=2.7)
+PART: Final = "listen for new jobs"
 CREW_PATIENCE: Final = 3.0
 DEAF_MESSAGE: Final = (
     "LISTEN has no effect here: notifications do not arrive, as behind a pooler in transaction "
@@ -156,7 +155,7 @@ class Listener:
                     self._deaf += 1
                 delay = self._delay_after(error)
                 self._events.emit(events.PoolListenError(pool_id=self._pool_id, error=error))
-                await aio.wait_for(self._closed, delay)
+                await self._database.availability.wait(delay, stop=self._closed)
         self._listening = False
         self._events.emit(events.PoolListenRelease(pool_id=self._pool_id))
 
@@ -168,6 +167,7 @@ class Listener:
             topics = notifications.listen_on(*self._handlers)
             await self._database.run_script(topics, conn=conn)  # pyright: ignore[reportArgumentType]
         self._failures = 0
+        self._database.availability.works(PART)
         self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))
         for handler in self._handlers.values():
             await _called(handler, None)
@@ -297,13 +297,12 @@ class Listener:
             level = logging.WARNING if self._deaf == 2 else logging.DEBUG
             logger.log(level, DEAF_MESSAGE, self._poll_interval, self._hint, extra=about)
             return self._waits.deaf.delay(self._deaf - 1)
-        delay = RECONNECT.delay(self._failures)
-        logger.warning(
-            "Not listening for new jobs (%s); polling, reconnecting in %.1f s",
-            one_line(error),
-            delay,
-            extra=about,
-        )
+        delay = self._waits.reconnect.delay(self._failures)
+        if isinstance(error, NoEchoError):
+            message = "Not listening for new jobs (%s); polling, reconnecting in %.1f s"
+            logger.warning(message, one_line(error), delay, extra=about)
+        else:
+            self._database.availability.failed(PART, error, delay=delay, log=logger, extra=about)
         return delay
 
 

@@ -30,10 +30,10 @@ from typing import Final, Protocol
 
 from graphile_worker_py import aio, events
 from graphile_worker_py.backoff import Backoff
-from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import LocalQueueOptions, RefetchDelay
+from graphile_worker_py.postgres.availability import Availability
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.workers.holdings import Holdings
@@ -49,6 +49,7 @@ MOST_DOUBLINGS: Final = 16
 """Far beyond the poll interval."""
 AHEAD_FROM: Final = 100
 """Least size of a store that is filled up before it is empty; filling a small one is quick."""
+PART: Final = "fetch jobs"
 PATIENT: Final = Backoff(shortest=1.0, longest=60.0)
 """After a fetch failed for a reason that will not pass: a missing right, a faulty callback."""
 
@@ -78,6 +79,7 @@ class LocalQueue:
         fetch: Locks jobs in the database.
         return_jobs: Returns jobs to the database; does its own retries.
         holdings: The jobs that are locked for the pool.
+        availability: Logs outages, and ends the pauses between tries after one.
         options: Size, ttl, refetch delay.
         poll_interval: Seconds until the next fetch if there is no other reason to fetch.
         drain: Whether to end once no job is due and none is running, instead of polling.
@@ -91,6 +93,7 @@ class LocalQueue:
         fetch: Fetch,
         return_jobs: Callable[[Sequence[Job]], Awaitable[None]],
         holdings: Holdings,
+        availability: Availability,
         options: LocalQueueOptions,
         poll_interval: float,
         drain: bool,
@@ -101,6 +104,7 @@ class LocalQueue:
         self._return_jobs = return_jobs
         self._holdings = holdings
         holdings.when_recorded(self._recorded)
+        self._availability = availability
         self._options = options
         self._prefetches = options.size > 0
         self._half = _half(options)
@@ -250,6 +254,7 @@ class LocalQueue:
             await self._recover(error)
             return
         self._failures = 0
+        self._availability.works(PART)
         jobs = self._holdings.passed_on(fetched.jobs)
         # The next fetch returns what plugins have withheld; that is not urgent.
         more = fetched.more and not self._holdings.has_withheld
@@ -345,14 +350,10 @@ class LocalQueue:
         self._failures += 1
         self._due = True
         delay = (backoff_for(error) or PATIENT).delay(self._failures)
-        logger.error(
-            "Could not fetch jobs (%s); retrying in %.1f s",
-            one_line(error),
-            delay,
-            extra={"pool_id": self._pool_id},
-        )
+        about = {"pool_id": self._pool_id}
+        self._availability.failed(PART, error, delay=delay, log=logger, extra=about)
         self._events.emit(events.WorkerGetJobError(pool_id=self._pool_id, error=error))
-        await aio.wait_for(self._stopped, delay)
+        await self._availability.wait(delay, stop=self._stopped)
 
     def _set_mode(self, mode: Mode) -> None:
         if mode is self._mode:

@@ -193,6 +193,7 @@ class WorkerPool:
         finally:
             threads_left = await parts.executors.close()
             watchdog.close()
+            self.database.availability.forget_all()
             self._end(threads_left)
         if self._fatal is not None:
             raise self._fatal

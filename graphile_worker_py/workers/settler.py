@@ -1,6 +1,5 @@
 """Record the outcomes of a pool's jobs, in batches."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -178,6 +177,8 @@ class Settler:
         failures = 0
         riding = self._riders.bind(batch)
         left_behind: list[Rider] = []
+        availability = self._connection.availability
+        part = f"{statement.verb} jobs"
         while True:
             query = statement.query(batch, self._pool_id, [bound for _, bound in riding])
             try:
@@ -195,15 +196,10 @@ class Settler:
                     await self._write_in_parts(statement, batch, error)
                     return
                 delay = backoff.delay(failures)
-                self._logger.warning(
-                    "Could not %s %d job(s) (%s); retrying in %.1f s",
-                    statement.verb,
-                    len(batch),
-                    one_line(error),
-                    delay,
-                    extra={"pool_id": self._pool_id},
-                )
-                await asyncio.sleep(delay)
+                about = {"pool_id": self._pool_id}
+                availability.failed(part, error, delay=delay, log=self._logger, extra=about)
+                await availability.wait(delay)
+        availability.works(part)
         recorded = batch
         # After a failure rows may be missing because the first statement was committed.
         if len(written) < len(batch) and failures == 0:

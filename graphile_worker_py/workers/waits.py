@@ -5,6 +5,7 @@ from typing import Final
 
 from graphile_worker_py.backoff import Backoff
 
+RECONNECT: Final = Backoff(shortest=0.1, longest=40.0, factor=2.7)
 DEAF: Final = Backoff(shortest=60.0, longest=600.0, factor=2.0)
 
 
@@ -26,6 +27,7 @@ class Waits:
         echo: How long the listener waits for its own notification.
         late_echo: How long it waits in addition: the time may be up because the event loop stood
             still.
+        reconnect: Pauses between two tries to connect the listener.
         deaf: Pauses between two tries to listen where LISTEN has no effect.
         suspect_alone: How long a suspect that runs alone keeps the other suspects waiting.
         recovery_lock: How long a recovery waits for rows and tables that other sessions have
@@ -48,6 +50,7 @@ class Waits:
     begin_listening: float = 10.0
     echo: float = 5.0
     late_echo: float = 1.0
+    reconnect: Backoff = RECONNECT
     deaf: Backoff = DEAF
     suspect_alone: float = 30.0
     recovery_lock: float = 10.0

@@ -195,6 +195,7 @@ def _queue(pool: WorkerPool, holdings: Holdings, settler: Settler) -> LocalQueue
         fetch=pool.vitals.watched(pool.fetch),
         return_jobs=settler.return_now,
         holdings=holdings,
+        availability=pool.database.availability,
         options=options,
         poll_interval=pool.options.poll_interval,
         drain=pool.once,

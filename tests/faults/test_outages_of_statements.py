@@ -1,6 +1,7 @@
 """The server refuses what it is asked, or takes too long: it is asked again."""
 
 import asyncio
+import logging
 import time
 
 import psycopg
@@ -37,6 +38,12 @@ TOUCH_JOBS = """
 update graphile_worker._private_jobs set priority = priority
 where job_queue_id = %s and locked_by is not null
 """
+
+
+@pytest.fixture(autouse=True)
+def each_failed_fetch_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """At info, an outage is logged only once."""
+    caplog.set_level(logging.DEBUG, logger="graphile_worker_py.workers.local_queue")
 
 
 def set_for_all(dsn: str, name: str, value: str) -> None:

@@ -91,7 +91,7 @@ async def test_nothing_is_fetched_before_the_pool_is_registered(
     with psycopg.connect(dsn) as conn:
         conn.execute("lock table graphile_worker_py.pools in access exclusive mode")
         async with Runner(dsn, tasks={"work": work}, events=told.events, **FAST):
-            await eventually(lambda: "Could not register this pool (" in caplog.text)
+            await eventually(lambda: "could not register this pool (" in caplog.text)
             assert ledger.locked() == []
             conn.commit()
             await told.seen(JobSuccess, count=2, timeout=10)
