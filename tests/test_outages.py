@@ -232,15 +232,15 @@ async def test_one_outcome_that_cannot_be_written_does_not_take_the_others_with_
     jobs.query(
         "create function graphile_worker.keep() returns trigger language plpgsql as"
         " $$ begin raise exception 'never' using errcode = '23503'; end $$;"
-        "create trigger keep before delete on graphile_worker._private_jobs"
-        " for each row when (old.id = 3) execute function graphile_worker.keep()"
+        "create trigger keep before delete or update on graphile_worker._private_jobs for each row"
+        " when (old.id = 3 and old.locked_by is not null) execute function graphile_worker.keep()"
     )
     together = asyncio.Barrier(5)
 
     async def work(payload: Any) -> None:
         await together.wait()
 
-    with pytest.raises(WorkerPoolError, match="could not complete job 3: ForeignKeyViolation"):
+    with pytest.raises(WorkerPoolError, match="could not fail job 3: ForeignKeyViolation"):
         async with Runner(
             dsn, tasks={"work": work}, concurrent_jobs=5, events=told.events
         ) as runner:
