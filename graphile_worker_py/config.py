@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar, cast
 
 from graphile_worker_py.checks import check_schema
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.option_fields import VARIABLE_PREFIX, Kind, Option
 from graphile_worker_py.options import (
     DEFAULT_SCHEMA,
     OPTIONS,
@@ -23,6 +22,7 @@ from graphile_worker_py.options import (
     RefetchDelay,
     WorkerOptions,
 )
+from graphile_worker_py.options.fields import VARIABLE_PREFIX, Kind, Option
 
 P = TypeVar("P")
 

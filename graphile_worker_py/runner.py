@@ -13,9 +13,9 @@ from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag
 from graphile_worker_py.errors import GraphileWorkerError, StoppedError
 from graphile_worker_py.events import Events
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.observing.log import log_events
 from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.processes.signals import handle_signals

@@ -12,9 +12,7 @@ from graphile_worker_py import config
 from graphile_worker_py.checks import check_flag, check_is
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.loading.directory import load_tasks
-from graphile_worker_py.option_fields import Kind, Option
 from graphile_worker_py.options import (
     OPTIONS,
     PROCESS_OPTIONS,
@@ -23,7 +21,9 @@ from graphile_worker_py.options import (
     LocalQueueOptions,
     WorkerOptions,
 )
+from graphile_worker_py.options.fields import Kind, Option
 from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights
@@ -45,7 +45,7 @@ class RunnerOptions(TypedDict, total=False):
     """The options of `run`, `run_once` and `Runner`, for type checkers; None means not given.
 
     Either `tasks` or `task_directory` is required. The page about configuration explains each
-    option; their entries are in `options.py` and in `CODE_OPTIONS`.
+    option; their entries are in `options` and in `CODE_OPTIONS`.
     """
 
     tasks: Tasks | None

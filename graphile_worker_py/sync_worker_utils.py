@@ -19,9 +19,9 @@ from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
 from graphile_worker_py.postgres.database import Database

@@ -17,9 +17,9 @@ from graphile_worker_py.adding.adder import JobAdder, check_async
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query, Steps

@@ -14,8 +14,8 @@ from graphile_worker_py.config import (
     read_settings,
     runner_values,
 )
-from graphile_worker_py.option_fields import Option
 from graphile_worker_py.options import OPTIONS
+from graphile_worker_py.options.fields import Option
 from graphile_worker_py.postgres.masking import masked
 
 

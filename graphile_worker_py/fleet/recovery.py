@@ -20,8 +20,8 @@ from graphile_worker_py.errors import RowsHiddenError, one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.heartbeat import SILENT, Heartbeat
 from graphile_worker_py.fleet.suspects import Suspects
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.options import WorkerOptions
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.schema import own, rights

@@ -15,8 +15,8 @@ from graphile_worker_py.errors import (
     MigrationError,
     UnsupportedPostgresError,
 )
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.plugins import SchemaStep
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import STATEMENT_DEADLINE, ended_after
 from graphile_worker_py.postgres.query import Steps

@@ -5,8 +5,8 @@ from typing import Any
 
 from graphile_worker_py.errors import UnknownTaskError
 from graphile_worker_py.executors.executor import Executors
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.job import Job
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob
 
 

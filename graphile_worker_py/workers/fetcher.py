@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from graphile_worker_py.checks import check_texts
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.options import ForbiddenFlags
 from graphile_worker_py.plugins import FetchRequest
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.postgres.query import Query

@@ -20,9 +20,9 @@ from typing import Any, Final
 from graphile_worker_py import aio, events
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.plugins import Part, PartEnd
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched

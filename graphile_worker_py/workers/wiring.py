@@ -16,8 +16,8 @@ from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.fleet.suspects import Suspects
-from graphile_worker_py.hooks import Hooks
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import connect_directly, connect_like
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.own_connection import OwnConnection
