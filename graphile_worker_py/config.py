@@ -22,7 +22,7 @@ from graphile_worker_py.options import (
     RefetchDelay,
     WorkerOptions,
 )
-from graphile_worker_py.options.fields import VARIABLE_PREFIX, Kind, Option
+from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind, Option
 
 P = TypeVar("P")
 

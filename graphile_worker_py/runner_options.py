@@ -21,7 +21,7 @@ from graphile_worker_py.options import (
     LocalQueueOptions,
     WorkerOptions,
 )
-from graphile_worker_py.options.fields import Kind, Option
+from graphile_worker_py.options.declaring import Kind, Option
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool

@@ -25,7 +25,7 @@ from graphile_worker_py.cli.main import main
 from graphile_worker_py.cli.shared_options import values_of_flags
 from graphile_worker_py.config import Origin, Setting, read_settings, runner_values
 from graphile_worker_py.options import OPTIONS
-from graphile_worker_py.options.fields import Kind
+from graphile_worker_py.options.declaring import Kind
 from graphile_worker_py.runner_options import CODE_OPTIONS, RunnerOptions
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs

@@ -15,7 +15,7 @@ from graphile_worker_py.config import (
     runner_values,
 )
 from graphile_worker_py.options import OPTIONS
-from graphile_worker_py.options.fields import Option
+from graphile_worker_py.options.declaring import Option
 from graphile_worker_py.postgres.masking import masked
 
 

@@ -9,7 +9,7 @@ import click
 from graphile_worker_py import config
 from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.options import OPTIONS
-from graphile_worker_py.options.fields import Kind, Option
+from graphile_worker_py.options.declaring import Kind, Option
 
 _METAVARS: Final = {Kind.WHOLE: "N", Kind.SECONDS: "SECONDS"}
 Command = Callable[..., Any]

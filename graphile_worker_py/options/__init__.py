@@ -22,7 +22,7 @@ from graphile_worker_py.checks import (
     check_whole,
 )
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.options.fields import (
+from graphile_worker_py.options.declaring import (
     Kind,
     Option,
     about,
