@@ -2,8 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -117,12 +117,29 @@ class Crew:
             self._ended.set()
 
 
+@contextmanager
+def keeping_cancellation() -> Iterator[None]:
+    """Raise a cancellation at the end of the block if something within has swallowed it.
+
+    Until Python 3.12 `asyncio.wait_for`, which psycopg uses, swallows one that arrives together
+    with the result.
+    """
+    block = asyncio.current_task()
+    if block is None:
+        raise RuntimeError("keeping_cancellation() needs a running task")
+    before = block.cancelling()
+    yield
+    if block.cancelling() > before:
+        raise asyncio.CancelledError
+
+
 @asynccontextmanager
 async def until(event: asyncio.Event) -> AsyncIterator[None]:
     """Run the block until it ends, or the event is set: then the block is cut off, and left."""
     block = asyncio.current_task()
     if block is None:
         raise RuntimeError("until() needs a running task")
+    before = block.cancelling()
     cut_off = False
 
     async def watch() -> None:
@@ -135,9 +152,12 @@ async def until(event: asyncio.Event) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        # Ours to swallow only if nobody else cancelled the task as well.
-        if not cut_off or block.uncancel() > 0:
+        # It is swallowed here only if the task was not cancelled from outside as well.
+        if not cut_off or block.uncancel() > before:
             raise
+    else:
+        if cut_off:
+            block.uncancel()  # the block has swallowed it
     finally:
         watcher.cancel()
         await asyncio.wait([watcher])

@@ -146,13 +146,14 @@ class Runner(JobAdder):
 
     async def _start(self) -> None:
         setup = self._setup
-        if setup.health_port is not None:
-            await self._answer_probes(setup.health_host, setup.health_port)
-        pool = await self._stack.enter_async_context(setup.opened_pool())
-        database = setup.database(pool)
-        super().__init__(database, setup.hooks.around_adding(setup.events))
-        await migrate.migrate(database, setup.hooks)
-        await migrate.check_role(database, setup.needs)
+        with aio.keeping_cancellation():
+            if setup.health_port is not None:
+                await self._answer_probes(setup.health_host, setup.health_port)
+            pool = await self._stack.enter_async_context(setup.opened_pool())
+            database = setup.database(pool)
+            super().__init__(database, setup.hooks.around_adding(setup.events))
+            await migrate.migrate(database, setup.hooks)
+            await migrate.check_role(database, setup.needs)
         self._stack.callback(log_events(setup.events, setup.logger))
         self._stopping.pool = setup.succession(database)
         if setup.cron_items:
@@ -280,13 +281,14 @@ async def run_once(
         stack.callback(jobs.close)
         if setup.handles_signals:
             stack.enter_context(handle_signals(stop=stopping.stop, kill=stopping.kill))
-        async with aio.until(stopping.early):
-            pool = await stack.enter_async_context(setup.opened_pool())
-            database = setup.database(pool)
-            await migrate.migrate(database, setup.hooks)
-            await migrate.check_role(database, rights.WORKING)
-            stack.callback(log_events(setup.events, setup.logger))
-            stopping.pool = setup.succession(database, once=True)
+        with aio.keeping_cancellation():
+            async with aio.until(stopping.early):
+                pool = await stack.enter_async_context(setup.opened_pool())
+                database = setup.database(pool)
+                await migrate.migrate(database, setup.hooks)
+                await migrate.check_role(database, rights.WORKING)
+                stack.callback(log_events(setup.events, setup.logger))
+                stopping.pool = setup.succession(database, once=True)
         await stopping.started().run()
     result = jobs.result()
     if raise_errors:
@@ -347,12 +349,13 @@ async def run_migrations(
     check_flag("side_schema", side_schema)
     plugins = Hooks(hooks)
     where = config.source(source, AsyncConnectionPool)
-    async with opened_pool(where, max_size=2) as pool:
-        database = Database(pool, schema=name)
-        await migrate.migrate(database, plugins)
-        if side_schema:
-            async with pool.connection() as conn:
-                await install_side_schema(database, conn)
+    with aio.keeping_cancellation():
+        async with opened_pool(where, max_size=2) as pool:
+            database = Database(pool, schema=name)
+            await migrate.migrate(database, plugins)
+            if side_schema:
+                async with pool.connection() as conn:
+                    await install_side_schema(database, conn)
 
 
 async def _run_beside(cron: "Cron", pool: Succession) -> None:

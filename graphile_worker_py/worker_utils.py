@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar, Unpack
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from graphile_worker_py import config, explaining
+from graphile_worker_py import aio, config, explaining
 from graphile_worker_py.adding.adder import JobAdder, check_async
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
@@ -109,11 +109,12 @@ class WorkerUtils(JobAdder):
         )
         super().__init__(database, self._hooks.around_adding(self.events))
         try:
-            if self._migrates:
-                await self.migrate()
-                await migrate.check_role(database, rights.LOOKING)
-            else:
-                await database.drive(migrate.check_installed(self._schema))
+            with aio.keeping_cancellation():
+                if self._migrates:
+                    await self.migrate()
+                    await migrate.check_role(database, rights.LOOKING)
+                else:
+                    await database.drive(migrate.check_installed(self._schema))
         except BaseException:
             await self._stack.aclose()
             raise
