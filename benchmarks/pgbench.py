@@ -24,6 +24,7 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query, Statements
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.get_jobs import get_jobs
+from graphile_worker_py.sql.task_ids import TaskIds
 
 POOL = "worker-pool-of-pgbench"
 PLACE = 987_654_321
@@ -76,7 +77,9 @@ def rate(lab: Lab, jobs: int, batch: int) -> float:
 
 def script(*, task_id: int, batch: int) -> tuple[str, dict[str, str]]:
     """The script, and its variables other than `next`, the id of the first job."""
-    fetch = get_jobs(pool_id=POOL, task_ids={task_id: "noop"}, count=batch, forbidden_flags=None)
+    fetch = get_jobs(
+        pool_id=POOL, task_ids=TaskIds({task_id: "noop"}), count=batch, forbidden_flags=None
+    )
     complete = complete_jobs([Job((PLACE, None), "noop")], pool_id=POOL)
     ids = f"array(select generate_series(:next::int8, :next::int8 + {batch - 1}))"
     variables: dict[str, str] = {}

@@ -31,7 +31,7 @@ class Looks:
     def __init__(self) -> None:
         self.kinds: list[str] = []
 
-    def get_jobs(self, **about: Any) -> Query[Fetched]:
+    def get_jobs(self, **about: Any) -> Query[Fetched | None]:
         """Note it, and make the query."""
         self.kinds.append("all" if about["after"] is None else "further")
         return get_jobs(**about)

@@ -5,7 +5,6 @@ worker's role: a function or operator with exactly the types of the arguments is
 built-in one that needs a conversion.
 """
 
-import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 
 from graphile_worker_py.postgres.query import Statements
 from graphile_worker_py.schema.migrate import read_migration
-from graphile_worker_py.sql import leaders, migrations, own_schema
-from tests.support.statements import Hostile, all_statements
+from graphile_worker_py.sql import migrations, own_schema
+from tests.support.statements import Hostile, all_statements, side_migrations
 
 STATEMENTS = sorted(set(all_statements()))
 SAMPLES = {
@@ -50,11 +49,9 @@ def _install(conn: psycopg.Connection[Any]) -> None:
     for revision in (18, 19, 20):
         conn.execute(quoted(read_migration(revision)))
     conn.execute(own_schema.create_schema().text)
-    for statement in itertools.chain(*own_schema.MIGRATIONS):
+    for statement in side_migrations():
         conn.execute(statement)
     conn.execute(own_schema.create_leaf_table().text)
-    for statement in itertools.chain(*leaders.MIGRATIONS):
-        conn.execute(statement)
 
 
 def quoted(text: str) -> bytes:

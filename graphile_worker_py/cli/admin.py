@@ -234,7 +234,7 @@ def cleanup(
     \b
     TASK is one or more of
       DELETE_PERMAFAILED_JOBS  jobs without attempts left
-      GC_TASK_IDENTIFIERS      task identifiers without jobs; stop the workers first
+      GC_TASK_IDENTIFIERS      task identifiers without jobs; stop Node's workers first
       GC_JOB_QUEUES            queues without jobs
     in upper or lower case, with spaces or commas between.
     """

@@ -84,6 +84,12 @@ def no_result(_rows: list[tuple[Any, ...]]) -> None:
     """Read nothing, for statements whose rows do not matter."""
 
 
+def array_text(values: Iterable[int | str]) -> str:
+    """An array as PostgreSQL writes it, which is sent faster than a list."""
+    texts = [str(value).replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return "{" + ",".join([f'"{text}"' for text in texts]) + "}"
+
+
 class _RecodingLoader(Loader):
     """Load JSON as UTF-8 from a connection with another client encoding."""
 

@@ -1,44 +1,61 @@
 """Fetching: lock the next jobs, and the queues they belong to, for one worker pool."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntFlag
 from typing import Any, Final
 
-from graphile_worker_py.job import Job
+from graphile_worker_py.job import ID, TASK_ID, Job
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import fragments
+from graphile_worker_py.sql.task_ids import TaskIds
+
+_KNOWN: Final = """
+known as materialized (
+  select pg_catalog.count(*) = pg_catalog.cardinality($2::pg_catalog.int4[]) as is_right
+  from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
+  where tasks.id = any($2::pg_catalog.int4[])
+    and tasks.identifier = ($6::pg_catalog.text[])[
+      pg_catalog.array_position($2::pg_catalog.int4[], tasks.id)
+    ]
+),
+"""
 
 # Step by step:
-#  sight     the first jobs in order of priority and time, of free queues and without queue, as they
-#            are at the moment: nothing is locked. It is for finding queues, and reaches further
-#            than needed because some may turn out to be locked. With no queue free it is not
-#            looked at, so that jobs that wait for a locked queue cost nothing.
-#  free      locks the queues in sight. Whoever has a queue's row locked is alone with its jobs, the
-#            Node worker too: two fetches at once never take jobs of the same queue.
-#  queued    locks the first jobs of these queues: more than one of each, because somebody's
-#            transaction may have the first one locked.
+#  known     checks that each id still stands for the task that the pool knows by it. Ids change
+#            when the schema is dropped and installed again, or its tables are truncated. If one
+#            differs, nothing is locked: another task would run the job.
+#  sight     the first jobs in order of priority and time, without a queue or of free queues. It
+#            locks nothing. It serves to find queues, and has more jobs than needed, because some
+#            may turn out to be locked. If no queue is free it is not read, so that jobs that wait
+#            for a locked queue cost nothing.
+#  free      locks the queues in sight. While a queue's row is locked, its jobs are fetched by this
+#            statement only, Node's workers included: two fetches never take jobs of one queue.
+#  queued    locks the first jobs of these queues: several of each, because another transaction may
+#            have locked the first one.
 #  heads     of each queue only the first one, because a queue is serial.
-#  unqueued  locks the first jobs without queue. Their index has no others: many jobs of a queue
-#            that stand before them need not be passed.
+#  unqueued  locks the first jobs without a queue. Their own index has no other jobs: it need not
+#            pass over the jobs of queues that stand before them.
 #  taken     marks the first ones of both.
-#  locked    marks the queues, but only of jobs that were really taken: a queue that is locked with
-#            nobody at work would stand still for hours.
-#  found     what was in sight, told also if nothing was taken; in one number, for it comes with
+#  locked    marks the queues of the jobs that were taken, and no others: a queue that is locked
+#            although none of its jobs runs would stand still for hours.
+#  found     what was in sight, also if nothing was taken. It is one number, because it comes with
 #            each job.
-# Between sight and lock a job may have changed; so its conditions are looked at again. Columns are
-# named, because a plan is kept, and fails for good once there is one more in the table.
+# A job may change between sight and lock, so its conditions are checked again. Columns are named,
+# because a prepared plan fails for good once the table has one more.
 #
-# Three things are for the planner, which must read the index in its order and stop at the limit,
-# whatever it believes about the table. `task_id = any(…)` looks so selective to it, before the
-# table was analysed, that it reads and sorts all jobs instead (measured: three times slower at
-# half a million jobs); array_position() tells it nothing. And ids in an array, instead of a join,
-# make it go through the primary key. `(… in (…)) is true` is looked up in a hash table; without
-# the test it would become a join that compares all with all. See also the settings in planning.py.
+# Three constructs are for the planner, which must read the index in its order and stop at the
+# limit, whatever it estimates for the table. Before the table is analysed, `task_id = any(…)` looks
+# so selective that all jobs are read and sorted (measured: three times slower at half a million
+# jobs); array_position() has no estimate. Ids in an array, instead of a join, are looked up by the
+# primary key. `(… in (…)) is true` is looked up in a hash table; without the test it becomes a join
+# that compares all with all. See also the settings in planning.py.
 _GET_JOBS: Final = (
-    """
-with sight as materialized (
+    "with "  # noqa: S608  # all parts are constants
+    + _KNOWN
+    + """
+sight as materialized (
   select
     jobs.id,
     jobs.job_queue_id,
@@ -52,6 +69,7 @@ with sight as materialized (
         select from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
         where queues.is_available = true
       )
+      and (select known.is_right from known)
       and jobs.is_available = true
       and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
       and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
@@ -102,7 +120,8 @@ heads as materialized (
 unqueued as materialized (
   select jobs.id, jobs.priority, jobs.run_at
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.job_queue_id is null
+  where (select known.is_right from known)
+    and jobs.job_queue_id is null
     and jobs.is_available = true
     and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
     and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
@@ -124,7 +143,7 @@ taken as (
     locked_by = $1::pg_catalog.text,
     locked_at = pg_catalog.now()
   where job.id = any (array(select next.id from next))
-  returning """  # noqa: S608  # all parts are constants
+  returning """
     + fragments.JOB
     + """
 ),
@@ -146,7 +165,9 @@ found as (
     )::pg_catalog.int4
     + 4 * (
       (select pg_catalog.count(*) from sight) >= 2 * $3::pg_catalog.int4 + 8
-    )::pg_catalog.int4 as in_sight
+    )::pg_catalog.int4
+    + 8 * (known.is_right is not true)::pg_catalog.int4 as in_sight
+  from known
 )
 select taken.*, found.in_sight
 from found
@@ -155,18 +176,21 @@ order by taken.priority, taken.run_at, taken.id
 """
 )
 
-# The same for jobs without queue alone, from a place in their order on. What stands before it was
-# passed a moment ago, and most of it is gone; but its entries stay in the index until a vacuum, and
-# would be gone through by each fetch. After a million jobs that takes longer than all else, and
-# beside an old transaction, for which each of them might still matter, many times longer.
+# The same for jobs without a queue only, from a place in their order on. The jobs before it were
+# fetched a moment ago and most of them are gone, but their index entries stay until a vacuum, and
+# each scan from the start would pass over them. After a million jobs that takes longer than all
+# else, and many times longer beside an old transaction, to which the jobs may still be visible.
 _GET_FURTHER_JOBS: Final = (
-    """
-with next as materialized (
+    "with "  # noqa: S608  # all parts are constants
+    + _KNOWN
+    + """
+next as materialized (
   select jobs.id
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.job_queue_id is null
+  where (select known.is_right from known)
+    and jobs.job_queue_id is null
     and jobs.is_available = true
-    and (jobs.priority, jobs.run_at) >= ($6::pg_catalog.int2, $7::pg_catalog.timestamptz)
+    and (jobs.priority, jobs.run_at) >= ($7::pg_catalog.int2, $8::pg_catalog.timestamptz)
     and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
     and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
     and ($4::pg_catalog.text[] is null or (jobs.flags ?| $4::pg_catalog.text[]) is not true)
@@ -180,7 +204,7 @@ taken as (
     locked_by = $1::pg_catalog.text,
     locked_at = pg_catalog.now()
   where job.id = any (array(select next.id from next))
-  returning """  # noqa: S608  # all parts are constants
+  returning """
     + fragments.JOB
     + """
 )
@@ -192,11 +216,12 @@ order by taken.priority, taken.run_at, taken.id
 
 
 class InSight(IntFlag):
-    """What the statement tells of the jobs that it saw."""
+    """What the statement reports about the jobs in sight."""
 
     QUEUED = 1
     HIDDEN = 2
     MORE = 4
+    TASKS_CHANGED = 8
 
 
 Place = tuple[int, datetime]
@@ -205,13 +230,13 @@ Place = tuple[int, datetime]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a fetch brought.
+    """The result of a fetch.
 
     Args:
         jobs: The jobs, in the order in which they are to run.
-        more: Whether the next fetch may bring more: this one did not see all there is.
+        more: Whether the next fetch may return more: this one did not see all jobs.
         queued: Whether jobs of free queues were in sight.
-        hidden: Whether one of these queues was locked by somebody for the moment.
+        hidden: Whether another transaction had locked one of these queues.
     """
 
     jobs: list[Job]
@@ -223,40 +248,46 @@ class Fetched:
 def get_jobs(
     *,
     pool_id: str,
-    task_ids: Mapping[int, str],
+    task_ids: TaskIds,
     count: int,
     forbidden_flags: Sequence[str] | None,
     now: datetime | None = None,
     after: Place | None = None,
-) -> Query[Fetched]:
+) -> Query[Fetched | None]:
     """Lock up to `count` jobs for a pool, in the order in which they are to run.
 
     At most one job of a queue is among them.
 
     Args:
         pool_id: The pool.
-        task_ids: Whose jobs are wanted, with their names.
-        count: How many at the most.
-        forbidden_flags: Jobs with one of these flags are left; None means none are.
-        now: The time up to which they are due; None means that of the database.
-        after: Look for jobs without queue only, from this place on; None means all.
+        task_ids: The tasks whose jobs to fetch.
+        count: Most jobs to lock.
+        forbidden_flags: Jobs with one of these flags are not fetched; None forbids no flag.
+        now: Jobs that are due at this time are fetched; None means the database's time.
+        after: Fetch only jobs without a queue, from this place on; None means all jobs.
+
+    Returns:
+        None if an id no longer stands for its task; nothing is locked then. With `after` the result
+        is empty instead.
     """
     flags = list(forbidden_flags) if forbidden_flags else None
+    values = (pool_id, task_ids.numbers, count, flags, now, task_ids.identifiers)
     if after is not None:
 
         def read_further(rows: list[tuple[Any, ...]]) -> Fetched:
-            return Fetched([Job(row, task_ids[row[2]]) for row in rows], more=True)
+            return Fetched([Job(row, task_ids[row[TASK_ID]]) for row in rows], more=True)
 
-        values = (pool_id, list(task_ids), count, flags, now, *after)
-        return Query(_GET_FURTHER_JOBS, values, read_further)
+        return Query(_GET_FURTHER_JOBS, (*values, *after), read_further)
 
-    def read(rows: list[tuple[Any, ...]]) -> Fetched:
+    def read(rows: list[tuple[Any, ...]]) -> Fetched | None:
         in_sight = InSight(rows[0][-1])
+        if InSight.TASKS_CHANGED in in_sight:
+            return None
         queued, hidden = InSight.QUEUED in in_sight, InSight.HIDDEN in in_sight
-        if rows[0][0] is None:
+        if rows[0][ID] is None:
             return Fetched([], more=False, queued=queued, hidden=hidden)
-        jobs = [Job(row, task_ids[row[2]]) for row in rows]
+        jobs = [Job(row, task_ids[row[TASK_ID]]) for row in rows]
         more = len(jobs) >= count or InSight.MORE in in_sight
         return Fetched(jobs, more=more, queued=queued, hidden=hidden)
 
-    return Query(_GET_JOBS, (pool_id, list(task_ids), count, flags, now), read)
+    return Query(_GET_JOBS, values, read)

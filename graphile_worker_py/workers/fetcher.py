@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,9 +19,11 @@ from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.schema.rights import check_visible
 from graphile_worker_py.sql.get_jobs import Fetched, Place, get_jobs
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
-from graphile_worker_py.sql.task_ids import read_task_ids, register_tasks
+from graphile_worker_py.sql.task_ids import TaskIds, read_task_ids, register_tasks
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.waits import Waits
+
+logger = logging.getLogger(__name__)
 
 MOST_SCANS: Final = 100
 """Most sets of tasks for which the place in the order of jobs is kept."""
@@ -76,7 +79,7 @@ class Fetcher:
         self._waits = waits
         self._get_jobs = hooks.get_jobs(self._lock_jobs)
         self._has_plugins = self._get_jobs != self._lock_jobs
-        self._task_ids: dict[int, str] = {}
+        self._task_ids = TaskIds({})
         self._scans: dict[frozenset[str], _Scan] = {}
         self._limit: asyncio.Timeout | None = None
         self._fetching: asyncio.Task[Any] | None = None
@@ -153,16 +156,15 @@ class Fetcher:
         queues_freed = self._holdings.queues_freed
         resumes = began < scan.until and scan.queues_freed == queues_freed
         after, scan.place = scan.place if resumes else None, None
-        query = get_jobs(
-            pool_id=self._pool_id,
-            task_ids=self._ids_of(tasks),
-            count=request.count,
-            forbidden_flags=request.forbidden_flags,
-            now=self._database.now(),
-            after=after,
-        )
-        with self._holdings.locking():
-            fetched = await self._connection.run(query)
+        fetched = await self._lock(request, tasks, after)
+        if fetched is None:
+            logger.warning(
+                "Ids of tasks have changed: the schema was installed again, or rows of tasks were "
+                "deleted. Registering the tasks again",
+                extra={"pool_id": self._pool_id},
+            )
+            await self.register_tasks(self._connection.run)
+            fetched = await self._lock(request, tasks, after) or Fetched([], more=False)
         if self._has_plugins:
             self._holdings.withhold(fetched.jobs)
         if after is None:
@@ -175,15 +177,29 @@ class Fetcher:
             scan.place, scan.queues_freed = (last.priority, last.run_at), queues_freed
         return fetched
 
+    async def _lock(
+        self, request: FetchRequest, tasks: frozenset[str], after: Place | None
+    ) -> Fetched | None:
+        query = get_jobs(
+            pool_id=self._pool_id,
+            task_ids=self._ids_of(tasks),
+            count=request.count,
+            forbidden_flags=request.forbidden_flags,
+            now=self._database.now(),
+            after=after,
+        )
+        with self._holdings.locking():
+            return await self._connection.run(query)
+
     def _scan_of(self, tasks: frozenset[str]) -> _Scan:
         if len(self._scans) > MOST_SCANS:
             self._scans.clear()
         return self._scans.setdefault(tasks, _Scan())
 
-    def _ids_of(self, tasks: frozenset[str]) -> dict[int, str]:
+    def _ids_of(self, tasks: frozenset[str]) -> TaskIds:
         if tasks is self._tasks:
             return self._task_ids
-        return {number: name for number, name in self._task_ids.items() if name in tasks}
+        return self._task_ids.among(tasks)
 
     async def _forbidden_flags(self) -> Sequence[str] | None:
         flags = self._flags

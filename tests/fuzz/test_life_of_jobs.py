@@ -516,6 +516,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         fetched = await database.run(
             get_jobs(pool_id=ghost, task_ids=task_ids, count=count, forbidden_flags=None)
         )
+        assert fetched is not None
         for job in fetched.jobs:
             self.model.fetch(self.model.rows[job.id], ghost)
         if fetched.jobs:

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import psycopg
@@ -11,6 +12,7 @@ import psycopg
 import graphile_worker_py
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import SCHEMA_PLACEHOLDER
+from graphile_worker_py.sql import own_schema
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.outcomes import BoundRider
@@ -71,15 +73,31 @@ where refobjid in (select oid from planted)
 """What depends on planted objects and is not planted itself."""
 
 
+def modules() -> Iterator[ModuleType]:
+    """All modules of the package that are not programs."""
+    for found in pkgutil.walk_packages(graphile_worker_py.__path__, "graphile_worker_py."):
+        if not found.name.endswith((".__main__", ".interpreter", ".guard")):
+            yield importlib.import_module(found.name)
+
+
+def side_migrations() -> Iterator[str]:
+    """The statements that create the tables of the side schema, the core's first."""
+    leaves = [
+        module.MIGRATIONS
+        for module in modules()
+        if "MIGRATIONS" in vars(module) and module is not own_schema
+    ]
+    for revisions in (own_schema.MIGRATIONS, *leaves):
+        for statements in revisions:
+            yield from statements
+
+
 def all_statements() -> Iterator[tuple[str, str]]:
     """Each statement that is a constant of a module, with a name for it."""
-    for found in pkgutil.walk_packages(graphile_worker_py.__path__, "graphile_worker_py."):
-        if found.name.endswith((".__main__", ".interpreter", ".guard")):
-            continue
-        module = importlib.import_module(found.name)
+    for module in modules():
         for name, value in vars(module).items():
             if isinstance(value, str) and PLANNED.match(value) and "from changed" not in value:
-                yield f"{found.name.removeprefix('graphile_worker_py.')}.{name}", value
+                yield f"{module.__name__.removeprefix('graphile_worker_py.')}.{name}", value
     job = Job((1, 1, 1, b"{}"), "a")
     rider = BoundRider(
         "select changed.id from changed where changed.id = $r1::pg_catalog.int8", [1]
