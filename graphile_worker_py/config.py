@@ -26,6 +26,8 @@ from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind, Option
 
 P = TypeVar("P")
 
+CONNECTIONS: Final = ("connection", "listen_connection_string")
+"""The options that hold a connection string."""
 CONFIG_FILE: Final = "graphile_worker.toml"
 PROJECT_FILE: Final = "pyproject.toml"
 PROJECT_TABLE: Final = "graphile-worker"
@@ -37,7 +39,6 @@ _MISSPELT_TABLES: Final = (PROJECT_TABLE, PROJECT_TABLE.replace("-", ""))
 _LOCAL_QUEUE: Final = "local_queue."
 _REFETCH_DELAY: Final = "local_queue.refetch_delay."
 _EITHER_OR: Final = ("tasks", "task_directory")
-_CONNECTIONS: Final = ("connection", "listen_connection_string")
 _YES: Final = ("true", "yes", "on", "1")
 _NO: Final = ("false", "no", "off", "0")
 
@@ -326,7 +327,7 @@ def _read_file(
         if not isinstance(document, dict):
             raise ConfigurationError(f"{path} has no table [tool.{PROJECT_TABLE}]")
     for name, value in _flat(document, "", path):
-        if name in _CONNECTIONS and isinstance(value, dict):
+        if name in CONNECTIONS and isinstance(value, dict):
             variable = _variable_in(name, value, path)
             if name not in skip:
                 yield name, _connection_from(name, variable, variables, path)

@@ -1,6 +1,8 @@
 """The command line as a person or a process manager uses it."""
 
 import json
+import re
+import socket
 import sys
 import time
 from importlib import metadata
@@ -13,6 +15,7 @@ from tests.support.app import GRACE
 from tests.support.processes import Process, Processes
 from tests.support.rows import rows_of
 
+ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "graphile_worker_py"]
 
 TASKS = """
@@ -319,3 +322,64 @@ def test_it_tells_its_version_and_its_commands(cli: Cli) -> None:
     assert (version.returncode, told.returncode) == (0, 0)
     for command in ("run", "migrate", "add-job", "cleanup", "cron", "unlock"):
         assert f"  {command} " in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "missing"),
+    [
+        ("", {"run", "jobs", "cron", "add-job"}, {"--tasks"}),
+        ("re", {"remove", "reschedule"}, {"run"}),
+        ("--ta", {"--tasks", "--task-directory"}, {"run"}),
+        ("run --log", {"--log-level", "--log-format"}, {"run"}),
+        ("--once --log-level de", {"debug"}, {"run"}),
+        ("cron ", {"check", "due", "next", "status"}, {"jobs"}),
+        ("jobs --st", {"--state"}, {"run"}),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(
+    processes: Processes, shell: str, words: str, found: set[str], missing: set[str]
+) -> None:
+    *typed, last = words.split(" ")
+    line = " ".join(["graphile-worker-py", *typed, last])
+    environment = {
+        "_GRAPHILE_WORKER_PY_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": line,
+        "COMP_CWORD": last if shell == "fish" else str(len(typed) + 1),
+    }
+    code = "from graphile_worker_py.cli.main import main; main(prog_name='graphile-worker-py')"
+    process = processes.start([sys.executable, "-c", code], env=environment)
+    assert process.wait() == 0, process.stderr
+    completed = set(re.split(r"[,\s]+", process.stdout))
+    assert found <= completed
+    assert not missing & completed
+
+
+@pytest.mark.parametrize("arguments", [["jobs"], ["--once", "--tasks", "few"], ["migrate"]])
+def test_a_connection_that_was_not_given_is_named_as_the_reason(
+    processes: Processes, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "few.py").write_text("from graphile_worker_py import task\n@task\ndef a(p): ...\n")
+    command = [sys.executable, "-m", "graphile_worker_py", *arguments]
+    process = processes.start(command, cwd=tmp_path, env={"PGDATABASE": "nowhere"})
+    assert process.wait() == 1
+    assert process.stderr.startswith(
+        "Error: no connection given: set DATABASE_URL or --connection; for a server: "
+        "`graphile-worker-py postgres` (OperationalError: "
+    )
+    process = processes.start(command, cwd=tmp_path, env={"DATABASE_URL": "host=127.0.0.1 port=1"})
+    assert process.wait() == 1
+    assert "no connection given" not in process.stderr
+
+
+def test_a_health_port_that_is_in_use_is_named(
+    dsn: str, processes: Processes, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "graphile_worker_py", "-c", dsn, "--health-port", port]
+        command += ["--tasks", "tests.signalled:TASKS"]
+        process = processes.start(command, cwd=ROOT)
+        assert process.wait() == 1
+    expected = f"health_port {port} can't be opened on 127.0.0.1: Address already in use\n"
+    assert process.stderr.endswith(expected)

@@ -207,7 +207,14 @@ def test_a_job_that_is_not_there_is_told(call: Call) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("migrat", "'migrate'"), ("reshedule", "'reschedule'"), ("jobss", "'jobs' or 'job'")],
+    [
+        ("migrat", "'migrate'"),
+        ("reshedule", "'reschedule'"),
+        ("jobss", "'jobs' or 'job'"),
+        ("retry", "'reschedule ID --attempts 0 --run-at now'"),
+        ("cancel", "'remove KEY', 'complete ID' or 'fail ID'"),
+        ("version", "'--version'"),
+    ],
 )
 def test_a_misspelt_command_is_told_with_the_one_that_may_be_meant(
     call: Call, typed: str, meant: str

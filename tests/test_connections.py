@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from graphile_worker_py import JobContext, WorkerUtils, run_once
+from graphile_worker_py.postgres.masking import masked
 from tests.support.eventually import eventually
 from tests.support.running import Jobs
 
@@ -84,3 +85,15 @@ async def test_the_database_is_named_by_code_or_by_the_environment(
     async with WorkerUtils(dsn if said == "connection string" else None) as utils:
         await utils.add_job("work")
     assert len(Jobs(dsn).ids()) == 1
+
+
+@pytest.mark.parametrize(
+    "scheme", ["postgresql+psycopg", "postgresql+asyncpg", "postgres+psycopg2"]
+)
+async def test_the_driver_in_a_connection_string_is_left_out(dsn: str, scheme: str) -> None:
+    other = dsn.replace("postgresql://", f"{scheme}://", 1)
+    assert other.startswith(scheme)
+    async with WorkerUtils(other) as utils:
+        await utils.add_job("work")
+    assert (await run_once(other, tasks={"work": print})).completed == 1
+    assert masked(f"{scheme}://me:secret@h/db") == f"{scheme}://me:***@h/db"

@@ -169,13 +169,43 @@ def test_a_connection_string_within_a_message_is_masked(
         "postgresql://me@h:5432/app?sslmode=require",
         "service=app",
         "postgres:///app?host=/tmp",
-        "Completed job 5 (a:b@c)",
+        "mysql://db.example.com/app",
         "",
     ],
 )
 def test_what_has_no_password_is_shown_as_it_is(text: str) -> None:
     assert masked(text) == text
     assert masked_text(text) == text
+    assert masked_text("Completed job 5 (a:b@c)") == "Completed job 5 (a:b@c)"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        f" postgresql://me:{SECRET}@h/db",
+        f"\tpostgresql://me:{SECRET}@h/db",
+        f"me:{SECRET}@h/db",
+        f"me:{SECRET}@h:5432/db",
+        f"host=h pasword={SECRET}",
+        f"host=h {SECRET}",
+        f"pasword={SECRET} host=h",
+        f"dbname=postgresql://me:{SECRET}@h/db",
+        f"host=h dbname='host=h password={SECRET}'",
+        f"postgresql://h/postgresql%3A%2F%2Fme%3A{SECRET}%40h%2Fdb",
+        f"postgresql+psycopg://me:{SECRET}@h/db",
+        f"jdbc:postgresql://h/db?user=me&password={SECRET}",
+        f"postgresql//me:{SECRET}@h/db",
+        f"psql 'postgresql://me:{SECRET}@h/db'",
+    ],
+)
+def test_nothing_is_shown_that_libpq_does_not_take_as_it_was_meant(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_nowhere(masked(dsn), told(dsn))
+    for arguments in (["config", "show"], ["config", "show", "--json"], ["jobs"]):
+        result = CliRunner().invoke(command_line, arguments, env={"DATABASE_URL": dsn})
+        assert_nowhere(result.output)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,12 @@ import click
 from graphile_worker_py import config
 from graphile_worker_py.checks import check_schema, check_seconds
 from graphile_worker_py.cli.exits import told_clearly
-from graphile_worker_py.cli.shared_options import config_option, json_option, option_flags
+from graphile_worker_py.cli.shared_options import (
+    config_option,
+    json_option,
+    option_flags,
+    read_settings,
+)
 from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.cli.work import run_in_loop
 from graphile_worker_py.dev.bench import SCHEMA, Figure, Plan, measure
@@ -80,7 +85,7 @@ def bench(
     It creates a separate schema and drops it at the end. Your jobs are not touched, but the server
     is loaded, and the figures are only valid for a server that is otherwise idle.
     """
-    settings = config.read_settings({"connection": connection}, file=config_file)
+    settings = read_settings({"connection": connection}, config_file)
     if check_schema(schema) == settings["schema"].value:
         raise ConfigurationError(f"--schema {schema}: this is the schema of your jobs")
     check_seconds("--seconds", seconds)

@@ -9,6 +9,7 @@ from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.shared_options import configuration_options, json_option
 from graphile_worker_py.cli.tables import print_json, print_table
 from graphile_worker_py.config import (
+    CONNECTIONS,
     Setting,
     misspelt_variables,
     read_settings,
@@ -16,7 +17,7 @@ from graphile_worker_py.config import (
 )
 from graphile_worker_py.options import OPTIONS
 from graphile_worker_py.options.declaring import Option
-from graphile_worker_py.postgres.masking import masked
+from graphile_worker_py.postgres.masking import masked, masked_text
 
 
 @click.group()
@@ -38,7 +39,7 @@ def show(
     settings = read_settings({"connection": connection, "schema": schema}, file=config_file)
     runner_values(settings)
     if as_json:
-        print_json({name: _as_json(setting) for name, setting in settings.items()})
+        print_json({name: _as_json(name, setting) for name, setting in settings.items()})
     else:
         rows = [_row(name, setting) for name, setting in settings.items()]
         print_table(rows, if_none="No options.")
@@ -46,20 +47,22 @@ def show(
         click.echo(f"Not read: {variable}; did you mean {meant}?", err=True)
 
 
-def _shown(value: Any) -> Any:
-    return masked(value) if isinstance(value, str) else value
+def _shown(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return masked(value) if name in CONNECTIONS else masked_text(value)
 
 
-def _as_json(setting: Setting) -> dict[str, Any]:
+def _as_json(name: str, setting: Setting) -> dict[str, Any]:
     return {
-        "value": _shown(setting.value),
+        "value": _shown(name, setting.value),
         "origin": setting.origin,
         "place": setting.place or None,
     }
 
 
 def _row(name: str, setting: Setting) -> dict[str, object]:
-    value = _shown(setting.value)
+    value = _shown(name, setting.value)
     if isinstance(value, bool):
         value = str(value).lower()
     elif isinstance(value, list):

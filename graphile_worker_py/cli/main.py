@@ -6,6 +6,7 @@ from io import TextIOWrapper
 from typing import Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from graphile_worker_py.cli.reading import reading_modules
 
@@ -36,14 +37,40 @@ _MODULES: Final = {
 }
 
 
+# What other job queues call it.
+_INSTEAD: Final = {
+    "retry": "'reschedule ID --attempts 0 --run-at now'",
+    "cancel": "'remove KEY', 'complete ID' or 'fail ID'",
+    "delete": "'remove KEY' or 'complete ID'",
+    "version": "'--version'",
+    "help": "'--help'",
+    "work": "'run'",
+    "worker": "'run' or 'workers'",
+    "start": "'run'",
+    "status": "'health', 'counts' or 'workers'",
+    "list": "'jobs'",
+    "show": "'job ID' or 'jobs'",
+    "enqueue": "'add-job'",
+    "add": "'add-job'",
+}
+
+
 class _Commands(click.Group):
     """The commands by name, each imported when it is called. `run` is the default command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = {"--help", "--version"}
-        if not args or (args[0].startswith("-") and args[0] not in own):
+        own = {"--help", "-h", "--version"}
+        # A shell that completes the first word asks for the names of commands.
+        is_completing = ctx.resilient_parsing and not args
+        if not is_completing and (not args or (args[0].startswith("-") and args[0] not in own)):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command, or an option of `run`."""
+        found = super().shell_complete(ctx, incomplete)
+        run = self.get_command(ctx, "run") if incomplete.startswith("-") else None
+        return found if run is None else [*found, *run.shell_complete(ctx, incomplete)]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -52,8 +79,8 @@ class _Commands(click.Group):
             import difflib  # most calls make no mistake
 
             close = difflib.get_close_matches(args[0], _MODULES)
-            if close:
-                meant = " or ".join(map(repr, close))
+            meant = _INSTEAD.get(args[0]) or " or ".join(map(repr, close))
+            if meant:
                 ctx.fail(f"No such command {args[0]!r}; did you mean {meant}?")
         return super().resolve_command(ctx, args)
 

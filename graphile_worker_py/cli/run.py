@@ -12,7 +12,12 @@ from graphile_worker_py.checks import AUTO, HIGHEST_PORT
 from graphile_worker_py.cli.exits import EXIT_INCOMPATIBLE_WHILE_RUNNING, told_clearly
 from graphile_worker_py.cli.logs import configure_logging
 from graphile_worker_py.cli.reading import reading_modules
-from graphile_worker_py.cli.shared_options import config_option, option_flags, values_of_flags
+from graphile_worker_py.cli.shared_options import (
+    config_option,
+    option_flags,
+    read_settings,
+    values_of_flags,
+)
 from graphile_worker_py.config import Setting
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options import OPTIONS
@@ -43,7 +48,7 @@ def run(config_file: str | None, watch: bool, once: bool, schema_only: bool, **f
     if once + schema_only + watch > 1:
         raise click.UsageError("--once, --schema-only and --watch exclude each other")
     process = Supervised.from_environment()
-    settings = config.read_settings(values_of_flags(flags), file=config_file)
+    settings = read_settings(values_of_flags(flags), config_file)
     configure_logging(
         json=settings["log_format"].value == "json",
         level=settings["log_level"].value,

@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from graphile_worker_py import config
-from graphile_worker_py.cli.exits import told_clearly
+from graphile_worker_py.cli.exits import note_settings, told_clearly
 from graphile_worker_py.options import OPTIONS
 from graphile_worker_py.options.declaring import Kind, Option
 
@@ -63,10 +63,17 @@ def _help(option: Option) -> str:
     return f"{text} Default: {option.shown_default}." if has_default else text
 
 
+def read_settings(flags: Mapping[str, Any], file: str | None) -> dict[str, config.Setting]:
+    """The value of every option for a command."""
+    settings = config.read_settings(flags, file=file)
+    note_settings(settings)
+    return settings
+
+
 def configuration_options(command: Command) -> Command:
     """Add `--connection`, `--schema` and `--config`, given as they were written or None.
 
-    The command passes them to `config.read_settings`.
+    The command passes them to `read_settings`.
     """
     return option_flags(("connection", "schema"))(config_option(command))
 
@@ -97,7 +104,7 @@ def _resolving(command: Command, *names: str) -> Command:
     def call(*, config_file: str | None, **given: Any) -> Any:
         flags = {name: given.pop(name) for name in names}
         with told_clearly():
-            settings = config.read_settings(flags, file=config_file)
+            settings = read_settings(flags, config_file)
         return command(**{name: settings[name].value for name in names}, **given)
 
     return call

@@ -1,6 +1,7 @@
 """Answer probes over HTTP: three fixed pages, and as little HTTP as they take."""
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -69,6 +70,12 @@ async def health_server(
         server = await asyncio.start_server(accept, host, port, limit=LONGEST_REQUEST)
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigurationError(f"health_host {host!r} is no address: {error}") from error
+    except OSError as error:
+        # asyncio's text repeats the address.
+        reason = "Address already in use" if error.errno == errno.EADDRINUSE else error.strerror
+        named = OSError(f"health_port {port} can't be opened on {host}: {reason}")
+        named.errno = error.errno
+        raise named from error
     try:
         name = f"[{host}]" if ":" in host else host
         yield f"http://{name}:{server.sockets[0].getsockname()[1]}"

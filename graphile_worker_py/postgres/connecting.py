@@ -12,7 +12,7 @@ from psycopg import AsyncConnection, BaseConnection, Connection, conninfo
 from psycopg.rows import tuple_row
 
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.postgres.masking import fault_of, masked
+from graphile_worker_py.postgres.masking import fault_of, masked, without_driver
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def checked_conninfo(dsn: str, name: str = "connection string") -> str:
     if "\0" in dsn:  # where libpq would stop reading
         raise misfit
     try:
-        given = conninfo.conninfo_to_dict(dsn)
+        given = conninfo.conninfo_to_dict(without_driver(dsn))
     except (psycopg.ProgrammingError, UnicodeError):
         # Without the cause, which may quote part of a password.
         raise misfit from None

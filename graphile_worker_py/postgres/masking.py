@@ -1,4 +1,4 @@
-"""Show connection strings, and texts that may hold one, without their passwords."""
+"""Show connection strings, and texts that may contain one, without their passwords."""
 
 import re
 from collections.abc import Mapping
@@ -17,17 +17,18 @@ _SECRETS: Final = (
     "scram_client_key",
     "scram_server_key",
 )
-_URI: Final = re.compile(r"(postgres(?:ql)?://)(.*)", re.DOTALL)
-_ANY_URI: Final = re.compile(r"([a-z][a-z0-9+]*://)(.*)", re.DOTALL | re.IGNORECASE)
-# As libpq reads it: a name, "=", a value in quotes or up to a space; a backslash takes the next
-# character as it is.
+_URI: Final = re.compile(r"(postgres(?:ql)?(?:\+\w+)?://)(.*)", re.DOTALL)
+_DRIVER: Final = re.compile(r"(postgres(?:ql)?)\+\w+://")
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
+_PLAIN: Final = re.compile(r"[\w./-]*")
+# As libpq reads it: a name, "=", a value in quotes or up to a space; a backslash escapes the next
+# character.
 _WORD: Final = re.compile(
     r"""\s*(?P<name>[^\s=]+)\s*=\s*(?P<value>'(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])*)""",
     re.DOTALL | re.ASCII,
 )
-# What looks like a secret where the text is not a connection string, or one gone wrong.
-_TELLING: Final = r"(?:pass(?:word|wd)?|pwd|secret|(?:client|server)_key)"
-_FROM_SECRET_ON: Final = re.compile(rf"({_TELLING}\w*\s*=).*", re.DOTALL | re.IGNORECASE)
+# Names of secrets in a text around a connection string, with common misspellings.
+_TELLING: Final = r"(?:pas+(?:wo?r?d)?|pwd|secret|(?:client|server)_key)"
 _USER_IN_TEXT: Final = re.compile(r"(\w://[^\s/?#@:]*:)\S*@")
 _SECRET_IN_TEXT: Final = re.compile(
     rf"({_TELLING}\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s&\\])+)", re.DOTALL | re.IGNORECASE
@@ -35,23 +36,29 @@ _SECRET_IN_TEXT: Final = re.compile(
 
 
 def masked(dsn: str) -> str:
-    """A connection string as it may be shown.
+    """A connection string with its passwords masked.
 
-    Of one that libpq would not understand, or not as it was meant, nothing is shown that may be
-    part of a password: nobody knows where that ends.
+    All of a text that libpq can't parse is masked, or parses differently from what was meant: it is
+    unknown where a password in it begins and ends. A plain word or the scheme of a URI is shown.
     """
     uri = _URI.fullmatch(dsn)
     try:
-        words = conninfo.conninfo_to_dict(dsn)
+        words = conninfo.conninfo_to_dict(without_driver(dsn))
     except (psycopg.Error, UnicodeError):
         return _masked_wrong(dsn)
-    if fault_of(words) is not None:
+    # A database name may be another connection string, which libpq expands.
+    if fault_of(words) is not None or not _PLAIN.fullmatch(str(words.get("dbname", ""))):
         return _masked_wrong(dsn)
     return _masked_words(dsn) if uri is None else uri[1] + _masked_uri(uri[2])
 
 
+def without_driver(dsn: str) -> str:
+    """A connection string without the driver that SQLAlchemy's have: `postgresql+psycopg://`."""
+    return _DRIVER.sub(r"\1://", dsn, count=1) if _DRIVER.match(dsn) else dsn
+
+
 def fault_of(words: Mapping[str, Any]) -> str | None:
-    """What shows that a connection string was taken apart at the wrong places; None if nothing."""
+    """The fault of a connection string that libpq split at the wrong places, if there is one."""
     if "@" in str(words.get("host", "")):
         return "host has an @"
     if re.search(r"[^\d,\s]", str(words.get("port", ""))):
@@ -60,23 +67,23 @@ def fault_of(words: Mapping[str, Any]) -> str | None:
 
 
 def masked_text(text: str) -> str:
-    """A text that may quote a connection string, like an error message, as it may be shown.
+    """A text that may quote a connection string, such as an error message, without passwords.
 
-    More may be masked than is secret.
+    It may mask more than the secrets.
     """
     text = _USER_IN_TEXT.sub(rf"\1{MASK}@", text)
     return _SECRET_IN_TEXT.sub(rf"\1{MASK}", text)
 
 
 def _masked_wrong(dsn: str) -> str:
-    uri = _ANY_URI.fullmatch(dsn)
-    if uri is not None:
-        return dsn if not set(":@?=") & set(uri[2]) else uri[1] + MASK
-    return _FROM_SECRET_ON.sub(rf"\1{MASK}", dsn)
+    scheme = _SCHEME.match(dsn)
+    start = "" if scheme is None else scheme[0]
+    rest = dsn[len(start) :]
+    return dsn if _PLAIN.fullmatch(rest) or rest == MASK else start + MASK
 
 
 def _masked_uri(rest: str) -> str:
-    # libpq looks for the end of user and password, and only a slash comes before it.
+    # libpq looks for the end of user and password, and stops at a slash.
     found = re.match(r"[^@/]*@", rest)
     user = "" if found is None else found[0]
     place, question, query = rest[len(user) :].partition("?")
