@@ -145,12 +145,16 @@ async def test_odd_requests_are_answered_in_few_words(request_line: str, status:
         assert (await ask(url, "GET /livez HTTP/1.1"))[0] == 200
 
 
-async def test_clients_that_say_nothing_hold_nobody_up() -> None:
+@pytest.mark.parametrize("said", [b"", b"GET /livez HTTP/1.1\r\n"])
+async def test_slow_clients_keep_no_probe_from_its_answer(said: bytes) -> None:
     async with health_server(lambda: None, host="127.0.0.1", port=0) as url:
         host, port = url.removeprefix("http://").split(":")
-        silent = [(await asyncio.open_connection(host, port))[1] for _ in range(MOST_CLIENTS - 1)]
-        assert (await ask(url, "GET /livez HTTP/1.1"))[0] == 200
-    for writer in silent:
+        slow: list[asyncio.StreamWriter] = []
+        for _ in range(2 * MOST_CLIENTS):
+            slow.append((await asyncio.open_connection(host, port))[1])
+            slow[-1].write(said)
+            assert (await ask(url, "GET /livez HTTP/1.1"))[0] == 200
+    for writer in slow:
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -165,7 +169,7 @@ async def test_a_port_that_is_taken_is_an_error_at_the_start(dsn: str) -> None:
 
 
 async def test_a_host_without_address_is_named_at_the_start(dsn: str) -> None:
-    with pytest.raises(ConfigurationError, match="health_host 'no such host' is no address: "):
+    with pytest.raises(ConfigurationError, match="health_host 'no such host' has no address: "):
         async with Runner(dsn, tasks={"work": print}, health_port=0, health_host="no such host"):
             pass
 

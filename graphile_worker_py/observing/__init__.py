@@ -1,1 +1,1 @@
-"""What tells people and probes what happens."""
+"""The logs and probes of a worker, for people and machines that watch it."""

@@ -1,4 +1,4 @@
-"""Answer probes over HTTP: three fixed pages, and as little HTTP as they take."""
+"""Answer probes over HTTP: three pages, with the little of HTTP that they need."""
 
 import asyncio
 import errno
@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 LONGEST_REQUEST: Final = 8192
 """Bytes that a request may have."""
-PATIENCE: Final = 5.0
-"""Seconds that a client gets to send its request and to take the answer."""
+PATIENCE: Final = 2.0
+"""Seconds that a client gets to send its request and to receive the answer."""
 MOST_CLIENTS: Final = 32
+"""Connections at a time. One more aborts the oldest, which is slower than a probe can be."""
 CLOSE_PATIENCE: Final = 1.0
 
 _Answer = tuple[HTTPStatus, str, bytes]
@@ -29,34 +30,53 @@ _Answer = tuple[HTTPStatus, str, bytes]
 async def health_server(
     health: Callable[[], Health | None], *, host: str, port: int
 ) -> AsyncIterator[str]:
-    """Answer within the block; gives the URL.
+    """Answer probes within the block, which gets the URL.
 
-    `/livez` and `/readyz` answer with 200 or 503, `/healthz` with the status of `/readyz` and all
-    that there is to tell, as JSON. Whatever clients do, there is nothing that the worker waits for.
+    `/livez` and `/readyz` answer with 200 or 503, `/healthz` with the status of `/readyz` and the
+    whole health as JSON. Clients can't hold up the worker, whatever they do.
 
     Args:
-        health: How the worker fares; None as long as it is not that far.
+        health: Returns the health of the worker; None while it starts.
         host: Address to listen on.
-        port: Port to listen on; 0 takes one that is free.
+        port: Port to listen on; 0 takes a free one.
 
     Raises:
-        OSError: The port is taken, or the address not this machine's.
+        OSError: The port is in use, or this machine does not have the address.
         ConfigurationError: The host has no address.
     """
-    clients: set[asyncio.StreamWriter] = set()
-    crew = aio.Crew()
+    clients = _Clients(health)
+    server = await _listening(clients.accept, host, port)
+    try:
+        name = f"[{host}]" if ":" in host else host
+        yield f"http://{name}:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await clients.close()
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(clients) >= MOST_CLIENTS:
-            writer.transport.abort()
-            return
-        clients.add(writer)
-        crew.start(serve(reader, writer), name="answer a probe")
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+class _Clients:
+    """The connections of clients, oldest first."""
+
+    def __init__(self, health: Callable[[], Health | None]) -> None:
+        self._health = health
+        self._connected: dict[asyncio.StreamWriter, None] = {}
+        self._crew = aio.Crew()
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connected) >= MOST_CLIENTS:
+            oldest = next(iter(self._connected))
+            del self._connected[oldest]
+            oldest.transport.abort()
+        self._connected[writer] = None
+        self._crew.start(self._serve(reader, writer), name="answer a probe")
+
+    async def close(self) -> None:
+        await self._crew.cancel(patience=CLOSE_PATIENCE)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                writer.write(await _response(reader, health))
+                writer.write(await _response(reader, self._health))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -64,24 +84,22 @@ async def health_server(
             logger.debug("A probe was not answered (%s)", error)
         finally:
             writer.transport.abort()
-            clients.discard(writer)
+            self._connected.pop(writer, None)
 
+
+async def _listening(
+    accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None], host: str, port: int
+) -> asyncio.Server:
     try:
-        server = await asyncio.start_server(accept, host, port, limit=LONGEST_REQUEST)
+        return await asyncio.start_server(accept, host, port, limit=LONGEST_REQUEST)
     except (socket.gaierror, UnicodeError) as error:
-        raise ConfigurationError(f"health_host {host!r} is no address: {error}") from error
+        raise ConfigurationError(f"health_host {host!r} has no address: {error}") from error
     except OSError as error:
         # asyncio's text repeats the address.
         reason = "Address already in use" if error.errno == errno.EADDRINUSE else error.strerror
         named = OSError(f"health_port {port} can't be opened on {host}: {reason}")
         named.errno = error.errno
         raise named from error
-    try:
-        name = f"[{host}]" if ":" in host else host
-        yield f"http://{name}:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await crew.cancel(patience=CLOSE_PATIENCE)
 
 
 async def _response(reader: asyncio.StreamReader, health: Callable[[], Health | None]) -> bytes:
