@@ -1,6 +1,7 @@
 """Riders: what plugins add to the statements that record outcomes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, LiteralString
 
 import psycopg
@@ -166,3 +167,47 @@ async def test_a_rider_that_only_selects_is_run(dsn: str, ridden: Ridden) -> Non
     job_id = Jobs(dsn).add("work", {})
     await run_once(dsn, tasks=TASKS, hooks=[Noting(text)])
     assert ridden.rows() == [(job_id, "called")]
+
+
+FACTS: LiteralString = """
+insert into ridden (job_id, outcome)
+select changed.id, pg_catalog.concat_ws(
+  ' ', changed.task_id > 0, changed.attempts, changed.created_at <= changed.run_at, changed.key,
+  changed.payload ->> 'says', changed.flags, changed.job_queue_id is not null, $r2::text[]
+)
+from changed
+where $r1::int8[] is not null
+returning 1
+"""
+
+
+async def test_a_rider_reads_the_facts_of_the_jobs_also_when_it_is_run_alone(
+    dsn: str, ridden: Ridden
+) -> None:
+    jobs = Jobs(dsn)
+    # The text of the second one can't be stored, which leads to statements for one job each.
+    first = jobs.add("work", {"says": "a"}, job_key="k", flags=["f"], queue_name="q")
+    jobs.add("work", {"says": "b\0"})
+    options: Any = {"concurrent_jobs": 2, "hooks": [Noting(FACTS)]}
+    await run_once(dsn, tasks=TASKS, **options)
+    assert jobs.ids() == []
+    assert ridden.rows() == [(first, 't 1 t k a {"f": true} t {a}')]
+
+
+async def test_a_batch_is_recorded_in_as_many_statements_as_a_rider_wants(
+    dsn: str, ridden: Ridden
+) -> None:
+    class InTwos(Noting):
+        def bind(self, batch: Sequence[Settled]) -> BoundRider | None:
+            bound = super().bind(batch[:2])
+            return None if bound is None else replace(bound, covers=len(batch[:2]))
+
+    jobs = Jobs(dsn)
+    ids = [jobs.add("work", {}) for _ in range(5)]
+    options: Any = {"concurrent_jobs": 5, "complete_job_batch_delay": 0.2}
+    plugin, other = InTwos(), Noting()
+    hooks = [other, plugin]
+    async with Runner(dsn, tasks=TASKS, hooks=hooks, **options):
+        await eventually(lambda: jobs.ids() == [])
+    assert ridden.rows() == sorted((job_id, "Completed") for job_id in ids for _ in hooks)
+    assert max(len(batch) for batch in plugin.batches) == 2

@@ -1,6 +1,8 @@
-"""For how long a pool has sent its heartbeats without a gap."""
+"""For how long a pool has sent its heartbeats without a gap, and what the server's clock says."""
 
+import asyncio
 import math
+from time import perf_counter
 
 
 class Gaps:
@@ -34,3 +36,12 @@ class Gaps:
             self._steady_since = sent
         self._clocks_apart = apart
         self._last_beat = sent
+
+    def server_time(self, moment: float) -> float | None:
+        """The server's clock, in seconds since 1970, at a moment of `perf_counter`.
+
+        None before the first heartbeat was answered.
+        """
+        if self._clocks_apart == math.inf:
+            return None
+        return self._clocks_apart + asyncio.get_running_loop().time() - (perf_counter() - moment)

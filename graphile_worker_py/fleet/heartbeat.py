@@ -126,6 +126,7 @@ class Heartbeat:
         self._interval = options.heartbeat_interval
         self.dead_after = options.dead_after * (1 if listens else WITHOUT_LOCK)
         self._gaps = Gaps(longest=max(options.dead_after / 2, 1.5 * options.heartbeat_interval))
+        self.server_time = self._gaps.server_time
         self._suspects = suspects
         self._declared_dead = declared_dead
         self._follow = follow

@@ -8,7 +8,7 @@ freed. Pools that do this at the same time do not get in each other's way.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -230,18 +230,24 @@ class RecoveryLoop:
             jobs=unlocked.jobs,
             queues=unlocked.queues,
             given_up=[job.job_id for job in given_up],
-            failed_plugins=await self._let_plugins_release(conn, dead),
+            failed_plugins=await self._let_plugins_release(conn, dead, held),
         )
 
     async def _let_plugins_release(
-        self, conn: AsyncConnection[Any], dead: Sequence[DeadPool]
+        self, conn: AsyncConnection[Any], dead: Sequence[DeadPool], held: Sequence[HeldJob]
     ) -> int:
         """Call `Plugin.recovered`; returns how many plugins failed."""
         plugins = self._hooks.recovering
+        if not plugins:
+            return 0
+        with_jobs = [
+            replace(pool, jobs=[job for job in held if job.pool_id == pool.pool_id])
+            for pool in dead
+        ]
         if any(plugin.leaf is not None for plugin in plugins):
             applied = await own.leaf_revisions(self._database, conn=conn)
             plugins = [plugin for plugin in plugins if own.is_ready(plugin.leaf, applied)]
-        return await self._hooks.recovered(conn, dead, plugins=plugins)
+        return await self._hooks.recovered(conn, with_jobs, plugins=plugins)
 
     async def _fail(
         self,

@@ -1,9 +1,9 @@
 """Put together the statements that record outcomes.
 
 Each begins with a *change*: a statement that deletes or updates those of the given jobs that the
-pool still has locked (`$1` is its id), and returns `id` and `job_queue_id`. A job that was taken
-from the pool, and may be running elsewhere, stays as it is. Two things may follow in the same
-statement: the release of the jobs' queues, and *riders*.
+pool still has locked (`$1` is its id), and ends with `returning jobs.id, jobs.job_queue_id`. A job
+that was taken from the pool, and may be running elsewhere, stays as it is. Two things may follow in
+the same statement: the release of the jobs' queues, and *riders*.
 """
 
 import re
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, LiteralString
 
+from graphile_worker_py import json_codec
+from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
 
 _UNLOCK: Final = """
@@ -24,7 +26,21 @@ _UNLOCK: Final = """
     and queues.locked_by = $1::pg_catalog.text
 """
 
-_GIVEN: Final = "select given.id from pg_catalog.unnest($1::pg_catalog.int8[]) as given (id)"
+_FACTS: Final = """,
+  jobs.created_at, jobs.task_id, jobs.attempts, jobs.run_at, jobs.key, jobs.payload, jobs.flags
+"""
+_GIVEN: Final = """
+select
+  $1::pg_catalog.int8 as id,
+  $2::pg_catalog.int4 as job_queue_id,
+  $3::pg_catalog.timestamptz as created_at,
+  $4::pg_catalog.int4 as task_id,
+  $5::pg_catalog.int2 as attempts,
+  $6::pg_catalog.timestamptz as run_at,
+  $7::pg_catalog.text as key,
+  $8::pg_catalog.text::pg_catalog.json as payload,
+  $9::pg_catalog.text::pg_catalog.jsonb as flags
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +48,18 @@ class BoundRider:
     """A statement that rides on the one that records outcomes, for one batch.
 
     Args:
-        text: A statement that returns rows. It may read `changed (id)`, the jobs whose outcome
-            this statement records. Its parameters are `$r1`, `$r2`, and so on.
+        text: A statement that returns rows. It may read `changed`, the jobs whose outcome this
+            statement records, with the columns id, job_queue_id, created_at, task_id, attempts,
+            run_at, key, payload and flags, as they are after it. Its parameters are `$r1`, `$r2`,
+            and so on.
         values: One for each parameter.
+        covers: How many jobs of the batch it is for, from the first one on, so that its values
+            do not get too large. The others are recorded by further statements. None means all.
     """
 
     text: LiteralString
     values: Sequence[Any]
+    covers: int | None = None
 
 
 def record(
@@ -59,9 +80,20 @@ def record(
     return replace(change, text=text, values=values)
 
 
-def ride_alone(job_ids: Sequence[int], rider: BoundRider) -> Query[set[int]]:
-    """Run a rider for jobs whose outcome is recorded already."""
-    given = Query(_GIVEN, [list(job_ids)], ids, prepare=False)
+def ride_alone(job: Job, rider: BoundRider) -> Query[set[int]]:
+    """Run a rider for a job whose outcome is recorded already."""
+    values = (
+        job.id,
+        job.job_queue_id,
+        job.created_at,
+        job.task_id,
+        job.attempts,
+        job.run_at,
+        job.key,
+        job.payload_json.decode(),
+        None if job.flags is None else json_codec.dumps(job.flags).decode(),
+    )
+    given = Query(_GIVEN, values, ids, prepare=False)
     return record(given, queued=False, riders=[rider])
 
 
@@ -72,6 +104,8 @@ def _composed(
     taken: int,
     riders: tuple[LiteralString, ...],
 ) -> LiteralString:
+    if riders and change is not _GIVEN:
+        change = "".join((change.rstrip(), _FACTS))
     parts = [_named("changed", change)]
     columns = ["changed.id"]
     if queued:

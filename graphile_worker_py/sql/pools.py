@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.sql.suspects import HeldJob
 
 # Rows of pools that sent no heartbeat for a week are deleted.
 _REGISTER: Final = """
@@ -235,12 +236,14 @@ class DeadPool:
         host: Name of the machine that it ran on.
         pid: Number of its process there.
         is_stopping: Whether it was told to stop before it died.
+        jobs: The jobs that it had locked, for plugins that release what it held.
     """
 
     pool_id: str
     host: str
     pid: int
     is_stopping: bool
+    jobs: Sequence[HeldJob] = ()
 
 
 # A session that still holds the lock protects a pool whose event loop is blocked, but not forever:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
+from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, no_result
 
 # A job that is already a suspect counts another crash only if the dead pool had started it. Jobs
@@ -90,17 +92,42 @@ class HeldJob:
     Args:
         job_id: Its id.
         pool_id: The pool that has it locked.
+        attempt: Number of its attempt, from 1.
         is_last_attempt: Whether no attempts are left.
+        run_at: When it was due.
+        locked_at: When the pool locked it.
+        has_begun: Whether the pool is known to have begun it. A pool that prefetches has locked
+            more jobs than it runs.
     """
 
     job_id: int
     pool_id: str
+    attempt: int
     is_last_attempt: bool
+    run_at: datetime
+    locked_at: datetime
+    has_begun: bool
 
 
+# A pool begins jobs in the order in which it fetched them. The number of jobs that it runs at a
+# time is read through JSON, because a table of an older release lacks that column.
 _HELD: Final = """
-select jobs.id, jobs.locked_by, jobs.attempts >= jobs.max_attempts
+select
+  jobs.id,
+  jobs.locked_by,
+  jobs.attempts::pg_catalog.int4,
+  jobs.attempts >= jobs.max_attempts,
+  jobs.run_at,
+  jobs.locked_at,
+  coalesce(
+    pg_catalog.row_number() over (
+      partition by jobs.locked_by
+      order by jobs.locked_at, jobs.priority, jobs.run_at, jobs.id
+    ) <= (pg_catalog.to_jsonb(pools) ->> 'concurrency')::pg_catalog.int8,
+    false
+  )
 from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+join graphile_worker_py.pools as pools on pools.pool_id = jobs.locked_by
 where jobs.locked_by = any($1::pg_catalog.text[])
 order by jobs.id
 """
@@ -108,6 +135,11 @@ order by jobs.id
 
 def read_held_jobs(pool_ids: Sequence[str]) -> Query[list[HeldJob]]:
     """Read which jobs pools have locked; reads the whole table."""
-    return Query(
-        _HELD, (list(pool_ids),), lambda rows: [HeldJob(*row) for row in rows], prepare=False
-    )
+    return Query(_HELD, (list(pool_ids),), _read_held, prepare=False)
+
+
+def _read_held(rows: list[tuple[Any, ...]]) -> list[HeldJob]:
+    return [
+        HeldJob(job_id, pool_id, attempt, last, from_timestamp(due), from_timestamp(at), begun)
+        for job_id, pool_id, attempt, last, due, at, begun in rows
+    ]

@@ -111,6 +111,10 @@ class WorkerPool:
         """The jobs that run now, by their ids; each of them can be asked to end."""
         return self.parts.team.running
 
+    def server_time(self, moment: float) -> float | None:
+        """The server's clock at a moment of `perf_counter`; see `Gaps.server_time`."""
+        return self.parts.heartbeat.server_time(moment)
+
     def nudge(self, count: int) -> None:
         """Fetch now: there may be this many jobs."""
         if not self.stopping.is_set():

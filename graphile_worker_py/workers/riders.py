@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import psycopg
 from psycopg import errors
@@ -15,6 +15,8 @@ from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import is_outage
 from graphile_worker_py.sql.outcomes import BoundRider
 
+Riding: TypeAlias = list[tuple[Rider, BoundRider]]
+"""Riders, each with what it adds to a statement."""
 LEFT_OUT_FOR: Final = 60.0
 """Seconds for which riders are left out after an error that the next batch would meet, too."""
 _LOST_RACE: Final = (errors.SerializationFailure, errors.DeadlockDetected)
@@ -58,12 +60,19 @@ class Riders:
     def __bool__(self) -> bool:
         return bool(self._riders)
 
-    def bind(self, batch: Sequence[Settled]) -> list[tuple[Rider, BoundRider]]:
-        """The riders that take part in recording a batch."""
+    def bind(self, batch: Sequence[Settled]) -> tuple[Sequence[Settled], Riding]:
+        """How many jobs of a batch one statement records, and the riders that take part in it."""
         if not self._riders or self.left_out:
-            return []
-        bound = [(rider, rider.bind(batch)) for rider in self._riders]
-        return [(rider, statement) for rider, statement in bound if statement is not None]
+            return batch, []
+        while True:
+            bound = [(rider, rider.bind(batch)) for rider in self._riders]
+            riding = [(rider, statement) for rider, statement in bound if statement is not None]
+            covered = min(
+                (each.covers for _, each in riding if each.covers is not None), default=len(batch)
+            )
+            if covered >= len(batch) or len(riding) == 1:
+                return batch[:covered], riding
+            batch = batch[:covered]
 
     def stay(self, error: Exception) -> bool:
         """Whether the statement is sent again with its riders: after outages and lost races."""

@@ -25,7 +25,7 @@ from graphile_worker_py.sql.outcomes import BoundRider, ride_alone
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.workers.batcher import Batcher
 from graphile_worker_py.workers.holdings import Holdings
-from graphile_worker_py.workers.riders import Riders, is_data_error
+from graphile_worker_py.workers.riders import Riders, Riding, is_data_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +173,17 @@ class Settler:
         await self._write(RETURN, [(job, Returned(), perf_counter(), 0.0) for job in jobs])
 
     async def _write(self, statement: _Statement, batch: Sequence[Settled]) -> None:
-        """Record a batch, however long it takes: until then its jobs stay locked."""
+        """Record a batch, in as many statements as its riders need."""
+        while batch:
+            part, riding = self._riders.bind(batch)
+            await self._write_part(statement, part, riding)
+            batch = batch[len(part) :]
+
+    async def _write_part(
+        self, statement: _Statement, batch: Sequence[Settled], riding: Riding
+    ) -> None:
+        """Record jobs, however long it takes: until then they stay locked."""
         failures = 0
-        riding = self._riders.bind(batch)
         left_behind: list[Rider] = []
         availability = self._connection.availability
         part = f"{statement.verb} jobs"
@@ -199,6 +207,8 @@ class Settler:
                 about = {"pool_id": self._pool_id}
                 availability.failed(part, error, delay=delay, log=self._logger, extra=about)
                 await availability.wait(delay)
+                if riding:  # what they say of the time has changed
+                    riding = self._riders.bind(batch)[1]
         availability.works(part)
         recorded = batch
         # After a failure rows may be missing because the first statement was committed.
@@ -236,7 +246,7 @@ class Settler:
             if bound is None:
                 continue
             try:
-                await self._connection.run(ride_alone([settled[0].id], bound))
+                await self._connection.run(ride_alone(settled[0], bound))
             except (psycopg.Error, OSError, UnicodeEncodeError) as error:
                 self._riders.failed([rider], error)
 

@@ -9,6 +9,7 @@ import pytest
 from graphile_worker_py import ConfigurationError, DeadPool, Plugin, Runner
 from graphile_worker_py.events import JobSuccess, PoolListenSuccess, PoolRecovered
 from graphile_worker_py.schema import own
+from graphile_worker_py.sql.suspects import HeldJob
 from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, Ledger
 from tests.faults.test_killed_workers import begun, make_short
@@ -53,6 +54,19 @@ class Note(Plugin):
     ) -> None:
         for pool in pools:
             await conn.execute(NOTE, (f"{type(self).__name__} {pool.pool_id}",))
+
+
+class NoteJobs(Plugin):
+    """Keeps the jobs that dead pools had locked."""
+
+    def __init__(self) -> None:
+        self.jobs: list[HeldJob] = []
+
+    async def recovered(
+        self, conn: psycopg.AsyncConnection[Any], pools: Sequence[DeadPool]
+    ) -> None:
+        for pool in pools:
+            self.jobs.extend(pool.jobs)
 
 
 class Raise(Note):
@@ -124,6 +138,24 @@ async def test_plugins_release_what_a_dead_pool_held_and_one_that_fails_stops_no
     assert "LookupError: no lease" in caplog.text
     assert "the plugin left the transaction failed or ended" in caplog.text
     assert ledger.locked() == []
+
+
+async def test_a_plugin_learns_which_jobs_a_dead_pool_had_begun(
+    dsn: str, ledger: Ledger, start_worker: StartWorker
+) -> None:
+    plugin, told = NoteJobs(), Told()
+    ids = [ledger.add("work", {"seconds": 3600}) for _ in range(4)]
+    killed = start_worker(**FAST, concurrent_jobs=2, local_queue=4)
+    dead = await begun(ledger, killed, 2)
+    make_short(ledger)
+    async with Runner(dsn, tasks={"work": print}, hooks=[plugin], events=told.events, **FAST):
+        await told.seen(PoolListenSuccess)
+        killed.kill()
+        await told.seen(PoolRecovered)
+    assert [(job.job_id, job.pool_id, job.attempt, job.has_begun) for job in plugin.jobs] == [
+        (job_id, dead, 1, at < 2) for at, job_id in enumerate(ids)
+    ]
+    assert all(job.run_at <= job.locked_at for job in plugin.jobs)
 
 
 async def test_a_leaf_whose_tables_are_missing_sends_nothing_and_stops_no_worker(
