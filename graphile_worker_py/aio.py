@@ -1,4 +1,4 @@
-"""The few asyncio helpers that asyncio itself lacks."""
+"""Helpers for cancellation and waiting that asyncio lacks."""
 
 import asyncio
 import inspect
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Await work to its end, even if the waiting task is cancelled meanwhile.
+    """Await work to its end, even if the awaiting task is cancelled meanwhile.
 
-    For writes that must not be cut in two. A cancellation that came in between is raised after
-    the work is done; what the work raised goes before it.
+    For writes that must not be interrupted. A cancellation is raised after the work has ended,
+    unless the work raised an error.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -25,7 +25,7 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
             if task.cancelled():
                 raise
             cancelled = error
-        except BaseException:  # what the work raised is raised below
+        except BaseException:  # raised below by `result`
             break
     result = task.result()
     if cancelled is not None:
@@ -34,7 +34,7 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def wait_for(event: asyncio.Event, timeout: float | None) -> bool:
-    """Wait for an event, at most `timeout` seconds (None: without limit).
+    """Wait for an event for at most `timeout` seconds; None waits without limit.
 
     Returns:
         Whether the event is set.
@@ -48,10 +48,10 @@ async def wait_for(event: asyncio.Event, timeout: float | None) -> bool:
 
 
 async def run_to_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], object]) -> T:
-    """Await work that is told to stop, instead of being cancelled, when the waiting task is.
+    """Await work to its end; if the awaiting task is cancelled, ask the work to stop.
 
-    `on_cancel` is called for each cancellation that comes in; the work is awaited to its end all
-    the same, and the cancellation raised afterwards.
+    Each cancellation calls `on_cancel`, which must make the work end. The cancellation is raised
+    after the work has ended, unless the work raised an error.
     """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -74,10 +74,10 @@ async def awaited(result: Any) -> Any:
 
 
 class Crew:
-    """Tasks of one owner that are cancelled together, and given up if they do not obey.
+    """The asyncio tasks of one owner, which are cancelled together.
 
-    A TaskGroup would wait for ever for a task that swallows its cancellation. What a member
-    raises is its own to handle.
+    A TaskGroup waits forever for a task that suppresses its cancellation; a crew gives such a task
+    up. Members must handle their own exceptions.
     """
 
     def __init__(self) -> None:
@@ -93,14 +93,14 @@ class Crew:
         task.add_done_callback(self._has_ended)
 
     async def wait(self) -> None:
-        """Wait until all have ended or were given up."""
+        """Wait until all members have ended or were given up."""
         await self._ended.wait()
 
     async def cancel(self, *, patience: float, pause: float = 1.0) -> list[str]:
-        """Cancel all, every `pause` seconds for `patience` seconds, then give up.
+        """Cancel all members every `pause` seconds for `patience` seconds, then give up.
 
         Returns:
-            The names of those who run on nevertheless.
+            The names of the members that keep running.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience
@@ -119,10 +119,10 @@ class Crew:
 
 @contextmanager
 def keeping_cancellation() -> Iterator[None]:
-    """Raise a cancellation at the end of the block if something within has swallowed it.
+    """Raise a cancellation at the end of the block if something within has suppressed it.
 
-    Until Python 3.12 `asyncio.wait_for`, which psycopg uses, swallows one that arrives together
-    with the result.
+    Until Python 3.12 `asyncio.wait_for`, which psycopg uses, suppresses a cancellation that arrives
+    together with the result.
     """
     block = asyncio.current_task()
     if block is None:
@@ -135,7 +135,7 @@ def keeping_cancellation() -> Iterator[None]:
 
 @asynccontextmanager
 async def until(event: asyncio.Event) -> AsyncIterator[None]:
-    """Run the block until it ends, or the event is set: then the block is cut off, and left."""
+    """Run the block until it ends or the event is set, which cancels the block and leaves it."""
     block = asyncio.current_task()
     if block is None:
         raise RuntimeError("until() needs a running task")
@@ -152,12 +152,12 @@ async def until(event: asyncio.Event) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        # It is swallowed here only if the task was not cancelled from outside as well.
+        # Suppressed only if nothing else cancelled the task as well.
         if not cut_off or block.uncancel() > before:
             raise
     else:
         if cut_off:
-            block.uncancel()  # the block has swallowed it
+            block.uncancel()  # the block has suppressed it
     finally:
         watcher.cancel()
         await asyncio.wait([watcher])

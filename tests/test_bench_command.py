@@ -86,7 +86,7 @@ def test_a_schema_that_is_there_is_refused_also_with_force(bench: Bench) -> None
     for arguments in ([], ["--force"]):
         process = bench.run(*SMALL, *arguments)
         assert process.returncode == 2
-        assert "is there already; give another name with --schema" in process.stderr
+        assert "exists; give another name with --schema" in process.stderr
     assert bench.sql(f"select * from {OWN_SCHEMA}.precious") == [(1,)]
 
 

@@ -1,1 +1,1 @@
-"""Tools for development: an embedded PostgreSQL server."""
+"""Tools for development: an embedded server, a demonstration, a benchmark."""

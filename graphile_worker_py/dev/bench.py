@@ -1,4 +1,4 @@
-"""Measure what jobs cost on a database: in a schema of its own, which is dropped at the end."""
+"""Measure the speed of jobs on a database, in a separate schema that is dropped at the end."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from graphile_worker_py.worker_utils import WorkerUtils
 
 SCHEMA: Final = "graphile_worker_bench"
 WARM_PART: Final = 10
-"""The first tenth of the jobs warms up: connections, plans, the processor's clock."""
+"""The first tenth of the jobs is not counted: it warms up connections, plans and processor."""
 ROUND_TRIPS: Final = 50
 
 
@@ -31,11 +31,11 @@ class Plan:
     """How much to measure.
 
     Attributes:
-        jobs: How many jobs are added, and run.
-        concurrent_jobs: How many run at the same time.
-        batch_size: How many are fetched at a time, where they are.
-        singles: How many jobs are added one by one, and for latency.
-        seconds: Most seconds for each measurement of running jobs; it then counts what was done.
+        jobs: Number of jobs to add and run.
+        concurrent_jobs: Jobs that run at the same time.
+        batch_size: Jobs of one fetch, in the measurement that fetches in batches.
+        singles: Number of jobs to add one by one, and to measure latency with.
+        seconds: Longest time for a measurement of running jobs; it then counts the jobs so far.
     """
 
     jobs: int = 20_000
@@ -47,12 +47,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """Something that was measured.
+    """The result of a measurement.
 
     Attributes:
-        name: For programs.
-        title: For people.
-        value: In this unit.
+        name: Name for programs.
+        title: Name for people.
+        value: The result, in `unit`.
         unit: `jobs/s` or `ms`.
     """
 
@@ -70,19 +70,19 @@ async def measure(
     replace: bool = False,
     tell: Callable[[str], None],
 ) -> list[Figure]:
-    """Measure on a database. Nothing of it is left there, also if it is cancelled.
+    """Measure on a database, and remove everything afterwards, even if cancelled.
 
     Args:
         dsn: Connection string.
         plan: How much to measure.
-        schema: Schema to make and drop; it must not be there.
-        replace: Drop first what a measurement that was killed has left.
-        tell: Called with what is being measured.
+        schema: Schema to create and drop; it must not exist.
+        replace: Drop the schema first if a killed measurement has left it.
+        tell: Called with the name of each measurement when it begins.
 
     Raises:
-        ConfigurationError: The schema is there already.
+        ConfigurationError: The schema exists.
         GraphileWorkerError: Jobs did not run.
-        psycopg.Error: The database can't be reached, or refuses.
+        psycopg.Error: The database can't be reached, or refuses a statement.
     """
     async with _schema_of_its_own(dsn, schema, replace=replace) as database:
         lab = _Lab(dsn, schema, plan, database)
@@ -104,7 +104,7 @@ async def _schema_of_its_own(dsn: str, schema: str, *, replace: bool) -> AsyncIt
                 if is_ours
                 else "give another name with --schema"
             )
-            raise ConfigurationError(f"schema {schema!r} is there already; {advice}")
+            raise ConfigurationError(f"schema {schema!r} exists; {advice}")
         async with pool.connection() as conn, conn.transaction():
             if is_ours:
                 await database.run(sql.drop_schema(), conn=conn)
@@ -117,7 +117,7 @@ async def _schema_of_its_own(dsn: str, schema: str, *, replace: bool) -> AsyncIt
 
 
 class _Lab:
-    """The measurements, in the order in which they are made."""
+    """The measurements, in their order."""
 
     def __init__(self, dsn: str, schema: str, plan: Plan, database: Database) -> None:
         self._dsn = dsn
@@ -128,7 +128,7 @@ class _Lab:
         self._quiet.setLevel(logging.CRITICAL)
 
     def measurements(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """What is measured, and how."""
+        """The name and the function of each measurement."""
         yield "the way to the server and back", self._round_trip
         yield "adding jobs", self._add
         yield "running them with default options", self._run_by_default
@@ -160,14 +160,14 @@ class _Lab:
         ]
 
     async def _fill(self, utils: WorkerUtils) -> float:
-        """Add the jobs that are to be run; the seconds that took."""
+        """Add the jobs for a measurement; returns the seconds that this took."""
         specs = [JobSpec("noop", {"n": number}) for number in range(self._plan.jobs)]
         began = perf_counter()
         await utils.add_jobs(specs)
         return perf_counter() - began
 
     async def _run_by_default(self) -> list[Figure]:
-        # The jobs that were added to measure that.
+        # Runs the jobs that `_add` has added.
         title = f"run, {self._plan.concurrent_jobs} at a time"
         return [_rate("default", title, await self._drain(LocalQueueOptions()))]
 
@@ -180,7 +180,7 @@ class _Lab:
         return [_rate("batched", f"run, fetched {size} at a time", rate)]
 
     async def _drain(self, local_queue: LocalQueueOptions) -> float:
-        """Jobs a second that a runner works off."""
+        """Jobs per second that a runner completes."""
         times: list[float] = []
         done = asyncio.Event()
 
@@ -199,7 +199,7 @@ class _Lab:
         return (len(counted) - 1) / (counted[-1] - counted[0])
 
     async def _latency(self) -> list[Figure]:
-        """From `add_job` to the task's first line, when the worker has nothing else to do."""
+        """The time from `add_job` to the start of the task, while the worker is idle."""
         await self._database.run(sql.clear_jobs())
         latencies: list[float] = []
         ran = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Show the whole of it in a few seconds: jobs from SQL, Python and a crontab, run for real."""
+"""A demonstration in a few seconds: jobs from SQL, Python and a crontab are run."""
 
 import asyncio
 import logging
@@ -18,11 +18,11 @@ from graphile_worker_py.job import JobSpec
 from graphile_worker_py.runner import Runner
 from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.tasks.sync_context import SyncJobContext
-from graphile_worker_py.tasks.task import task
+from graphile_worker_py.tasks.task import Task, task
 from graphile_worker_py.worker_utils import WorkerUtils
 
 PATIENCE: Final = 25.0
-"""Seconds after which the demonstration has failed."""
+"""Seconds after which the demonstration fails."""
 BULK: Final = 1000
 PINGS: Final = 50
 LEDGER: Final = 5
@@ -45,8 +45,8 @@ create trigger order_placed after insert on orders
   for each row execute function order_placed();
 """
 
-# The crontab was known three minutes ago, as if the worker had been away since: the runs that it
-# missed are made up for at once.
+# The item has been known for three minutes, as if the worker had been stopped since: the missed
+# runs are backfilled at once.
 KNOWN_CRONTAB: Final = """
 insert into graphile_worker._private_known_crontabs (identifier, known_since)
 values ('rollup', pg_catalog.now() - interval '3 minutes')
@@ -57,7 +57,7 @@ async def demonstrate(dsn: str) -> None:
     """Run the demonstration on an empty database.
 
     Raises:
-        GraphileWorkerError: Jobs did not run as they should have.
+        GraphileWorkerError: Jobs did not run as expected.
     """
     show = _Show()
     async with await AsyncConnection.connect(dsn, autocommit=True) as conn:
@@ -82,7 +82,7 @@ async def _add_jobs(show: "_Show", conn: AsyncConnection[Any], utils: WorkerUtil
     show.expect(send_receipt=2)
     show.line("SQL     insert into orders …            → a trigger adds 2 × send_receipt")
     began = perf_counter()
-    await utils.add_jobs([JobSpec("count_words", {"text": "so many words"}) for _ in range(BULK)])
+    await utils.add_jobs([JobSpec("count_words", {"text": "a few words"}) for _ in range(BULK)])
     seconds = perf_counter() - began
     show.expect(count_words=BULK)
     show.line(
@@ -129,18 +129,16 @@ async def _run_jobs(dsn: str, show: "_Show") -> None:
 
 
 async def _measure_latency(runner: Runner, show: "_Show") -> None:
-    """Add jobs to the idle worker one by one; from `add_job` to the task's first line."""
+    """Add jobs to the idle worker one by one, and time each until its task begins."""
     for _ in range(PINGS):
         show.pinged.clear()
         began = perf_counter()
         await runner.add_job("ping", {"began": began})
         if not await aio.wait_for(show.pinged, PATIENCE):
-            raise GraphileWorkerError("a job that was added to an idle worker did not start")
+            raise GraphileWorkerError("a job added to an idle worker did not start")
 
 
 def _tasks(show: "_Show") -> list[Any]:
-    busy = False
-
     @task
     async def send_receipt(payload: dict[str, Any]) -> None:
         show.line("send_receipt: order %s, to %s", payload["order"], payload["customer"])
@@ -153,18 +151,7 @@ def _tasks(show: "_Show") -> list[Any]:
     async def call_flaky_api(payload: dict[str, Any], ctx: JobContext) -> None:
         if ctx.job.attempts == 1:
             raise ConnectionError(f"{payload['url']} did not answer")
-        show.line("call_flaky_api: attempt %d went through", ctx.job.attempts)
-
-    @task
-    def book(payload: dict[str, Any], ctx: SyncJobContext) -> None:
-        # A plain function: it runs in a thread and may block.
-        nonlocal busy
-        if busy:
-            raise GraphileWorkerError("two jobs of one queue ran at once")
-        busy = True
-        ctx.abort_event.wait(0.05)
-        busy = False
-        show.line("book: entry %s in queue %r", payload["entry"], ctx.get_queue_name())
+        show.line("call_flaky_api: attempt %d succeeded", ctx.job.attempts)
 
     @task
     async def ping(payload: dict[str, Any]) -> None:
@@ -179,11 +166,28 @@ def _tasks(show: "_Show") -> list[Any]:
     async def rollup(payload: dict[str, Any]) -> None:
         show.line("rollup: the %s of %s", payload["period"], payload["_cron"]["ts"])
 
-    return [send_receipt, count_words, call_flaky_api, book, publish, rollup, ping]
+    return [send_receipt, count_words, call_flaky_api, _book(show), publish, rollup, ping]
+
+
+def _book(show: "_Show") -> Task[Any]:
+    busy = False
+
+    @task
+    def book(payload: dict[str, Any], ctx: SyncJobContext) -> None:
+        # A plain function: it runs in a thread and may block.
+        nonlocal busy
+        if busy:
+            raise GraphileWorkerError("two jobs of one queue ran at once")
+        busy = True
+        ctx.abort_event.wait(0.05)
+        busy = False
+        show.line("book: entry %s in queue %r", payload["entry"], ctx.get_queue_name())
+
+    return book
 
 
 class _Show:
-    """What is printed, and what is still expected to happen."""
+    """The printed output, and the jobs that have not succeeded yet."""
 
     def __init__(self) -> None:
         self.done = asyncio.Event()
@@ -197,11 +201,11 @@ class _Show:
 
     @property
     def missing(self) -> str:
-        """What has not run yet."""
+        """The jobs that have not succeeded yet."""
         return ", ".join(f"{count} × {name}" for name, count in self._left.items() if count > 0)
 
     def expect(self, **jobs: int) -> None:
-        """So many jobs of these tasks are to succeed."""
+        """Expect this many jobs of these tasks to succeed."""
         self._left.update(jobs)
 
     def title(self, text: str, *values: object) -> None:
@@ -213,7 +217,7 @@ class _Show:
         click.echo(f"  {perf_counter() - self._began:6.2f} s  {text % values}")
 
     def started(self, event: JobStart) -> None:
-        """Note when the first of the many jobs starts."""
+        """Note when the first job of the bulk starts."""
         if event.job.task_identifier == "count_words":
             self._bulk_began = self._bulk_began or perf_counter()
 
@@ -232,10 +236,10 @@ class _Show:
     def failed(self, event: JobError) -> None:
         """Count a failure."""
         self._outcomes[event.job.task_identifier, "failed"] += 1
-        self.line("%s: %s (will be tried again)", event.job.task_identifier, event.error)
+        self.line("%s: %s (will be retried)", event.job.task_identifier, event.error)
 
     def summary(self) -> None:
-        """Print what happened."""
+        """Print the outcomes and the latency."""
         self.title("Summary")
         click.echo(f"  {'task':<16}{'completed':>10}{'failed':>8}")
         for name in sorted({name for name, _ in self._outcomes}):

@@ -1,4 +1,4 @@
-"""Run a private PostgreSQL server that lives no longer than this process."""
+"""Run a private PostgreSQL server that ends with this process."""
 
 import importlib.util
 import os
@@ -25,8 +25,8 @@ PORT_ATTEMPTS = 5
 CREDENTIAL_FILE = "superuser.password"
 
 # The supervisor is the server's parent. Its standard input is a pipe that only this process holds
-# open, so the end of this process, however it comes (even by SIGKILL), stops the server.
-# Arguments: scratch directory, log file, then the server's command line. It tells the server's pid.
+# open, so the server stops when this process ends, even by SIGKILL. Arguments: scratch directory,
+# log file, then the server's command line. The supervisor prints the server's pid.
 SUPERVISOR = """
 scratch=$1 log=$2
 shift 2
@@ -47,12 +47,12 @@ exit "$status"
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server of one's own, for development, demonstrations and tests.
+    """A private PostgreSQL server, for development, demonstrations and tests.
 
-    It listens on 127.0.0.1 alone and asks for a random password, which `dsn` contains. It stops
-    with `stop()`, at the end of the `with` block, or when this process ends in whatever way.
-    A Ctrl-C in the terminal does not reach it. PostgreSQL refuses to run as root: there it runs
-    as the owner of `data_dir`, else as user `postgres`, else as `nobody`.
+    It listens on 127.0.0.1 only and requires a random password, which `dsn` contains. It stops
+    with `stop()`, at the end of the `with` block, or when this process ends for any reason. A
+    Ctrl-C in the terminal does not reach it. PostgreSQL refuses to run as root: if this process
+    does, the server runs as the owner of `data_dir`, as user `postgres`, or as `nobody`.
 
     Example:
         ```python
@@ -61,12 +61,12 @@ class EmbeddedPostgres:
         ```
 
     Args:
-        data_dir: Where the data is kept between runs; made when absent. `None`: a temporary
-            directory, removed when the server stops.
-        port: TCP port. `None`: one that is free.
-        bin_dir: Directory that holds `initdb` and `postgres`. `None`: the `embedded` extra's.
-        settings: Server settings beside PostgreSQL's own defaults, such as `{"fsync": "off"}`.
-        temp_dir: Where temporary directories are made. `None`: where the system has them.
+        data_dir: Directory that keeps the data between runs; created if missing. None uses a
+            temporary directory, which is removed when the server stops.
+        port: TCP port. None takes a free one.
+        bin_dir: Directory with `initdb` and `postgres`. None uses that of the `embedded` extra.
+        settings: Server settings that differ from the defaults, such as `{"fsync": "off"}`.
+        temp_dir: Directory for temporary directories. None uses the system's.
 
     Raises:
         ConfigurationError: `port` is not a port number.
@@ -108,24 +108,24 @@ class EmbeddedPostgres:
         return f"postgresql://postgres:{running.password}@127.0.0.1:{running.port}/postgres"
 
     def start(self) -> None:
-        """Start the server and wait, usually about two seconds, until it takes connections.
+        """Start the server, and wait until it accepts connections, usually about two seconds.
 
         Raises:
             ConfigurationError: The `embedded` extra is not installed, or `data_dir` is unusable.
             GraphileWorkerError: The server did not start; the message ends with its log.
         """
         if self._running is not None:
-            raise GraphileWorkerError("the embedded PostgreSQL server was started already")
+            raise GraphileWorkerError("the embedded PostgreSQL server is already running")
         bin_dir = self._bin_dir or embedded_bin_dir()
         scratch = Path(tempfile.mkdtemp(prefix="graphile-worker-py-", dir=self._temp_dir))
         try:
             self._running = self._launch(bin_dir, scratch)
-        except BaseException:  # a Ctrl-C meanwhile must not leave the directory behind either
+        except BaseException:  # a Ctrl-C, too, must not leave the directory behind
             shutil.rmtree(scratch, ignore_errors=True)
             raise
 
     def stop(self) -> None:
-        """Stop the server, closing its connections. Does nothing when it does not run."""
+        """Stop the server, and close its connections. Does nothing if it is not running."""
         running, self._running = self._running, None
         if running is not None:
             _stop(running.supervisor)
@@ -167,7 +167,7 @@ class EmbeddedPostgres:
             try:
                 _wait_until_ready(supervisor, data_dir, log)
             except GraphileWorkerError as error:
-                # Somebody else can take the port after it was found free.
+                # Another program can take the port after it was found free.
                 if "Address already in use" not in str(error) or attempts == 0:
                     raise
             else:
@@ -181,7 +181,7 @@ class EmbeddedPostgres:
             "unix_socket_directories": "",
             **self._settings,
             "port": str(port),
-            # Start-up is judged by what the server says on its standard error.
+            # An error at the start is reported from the server's standard error.
             "logging_collector": "off",
             "log_destination": "stderr",
         }
@@ -199,7 +199,7 @@ class _Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Account:
-    """Who runs the server; all None means this process's own user."""
+    """The user who runs the server; all None means the user of this process."""
 
     name: str | None = None
     uid: int | None = None
@@ -217,9 +217,9 @@ def embedded_bin_dir() -> Path:
     if spec is None or spec.submodule_search_locations is None:
         raise ConfigurationError(
             "the embedded PostgreSQL server is not installed; "
-            'say: pip install "graphile-worker-py[embedded]"'
+            'run: pip install "graphile-worker-py[embedded]"'
         )
-    # Found, not imported: its import makes lock files and loggers that nobody here needs.
+    # Found, not imported: the import creates lock files and loggers.
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
@@ -233,8 +233,8 @@ def _server_account(data_dir: Path) -> _Account:
         )
     if any(data_dir.iterdir()):
         message = (
-            f"data directory {data_dir} is root's and not empty; PostgreSQL does not run as root, "
-            "so give a new directory or one that belongs to another user"
+            f"data directory {data_dir} belongs to root and is not empty; PostgreSQL does not run "
+            "as root, so give a new directory or one that belongs to another user"
         )
         raise ConfigurationError(message)
     for name in ("postgres", "nobody"):
@@ -249,17 +249,17 @@ def _server_account(data_dir: Path) -> _Account:
 
 
 def _runnable_by(account: _Account, bin_dir: Path, scratch: Path) -> Path:
-    """The programs where the account can run them: copied when they lie in, say, root's home."""
+    """The directory of the programs, or of copies if the account can't reach it (root's home)."""
     try:
         _run([str(bin_dir / "postgres"), "--version"], account)
     except PermissionError:
         package = bin_dir.parents[1]
         copies = scratch / "programs"
-        # A wheel's programs look for their libraries in a directory beside their package.
+        # The programs of a wheel load libraries from a directory next to their package.
         for source in (bin_dir.parent, package.with_name(f"{package.name}.libs")):
             if source.exists():
                 shutil.copytree(source, copies / source.relative_to(package.parent))
-        # Given away whole, so that the supervisor can remove it, too.
+        # All of it, so that the supervisor can remove it.
         for path in (copies, *copies.rglob("*")):
             _give(path, account)
         return copies / bin_dir.relative_to(package.parent)
@@ -272,13 +272,13 @@ def _give(path: Path, account: _Account) -> None:
 
 
 def _prepare_data_dir(bin_dir: Path, data_dir: Path, scratch: Path, account: _Account) -> str:
-    """Make the database files, unless they are there, and return the superuser's password."""
+    """Create the database files if they are missing; returns the superuser's password."""
     password_file = data_dir / CREDENTIAL_FILE
     if (data_dir / "PG_VERSION").exists():
         try:
             return password_file.read_text()
         except FileNotFoundError as error:
-            message = f"data directory {data_dir} holds a database that was not made by this server"
+            message = f"data directory {data_dir} holds a database that was not created here"
             raise ConfigurationError(message) from error
     password = secrets.token_hex(16)
     pwfile = scratch / CREDENTIAL_FILE
@@ -286,7 +286,7 @@ def _prepare_data_dir(bin_dir: Path, data_dir: Path, scratch: Path, account: _Ac
     options = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={pwfile}"]
     options += ["--encoding=UTF8", "--no-locale"]
     if data_dir.is_relative_to(scratch):
-        options.append("--no-sync")  # nothing of it has to survive a crash of the machine
+        options.append("--no-sync")  # the data need not survive a crash of the machine
     _run([str(bin_dir / "initdb"), f"--pgdata={data_dir}", *options], account)
     # Written last: a data directory that has it is complete.
     _write_secret(password_file, password, account)
@@ -347,7 +347,7 @@ def _wait_until_ready(supervisor: subprocess.Popen[str], data_dir: Path, log: Pa
         while not ready and supervisor.poll() is None and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL)
             ready = _is_ready(data_dir, pid)
-    except BaseException:  # a Ctrl-C while waiting ends the server, too
+    except BaseException:  # a Ctrl-C during the wait ends the server, too
         _stop(supervisor)
         raise
     if not ready:
@@ -358,12 +358,12 @@ def _wait_until_ready(supervisor: subprocess.Popen[str], data_dir: Path, log: Pa
 
 
 def _is_ready(data_dir: Path, pid: str) -> bool:
-    """Whether the server's status file is of this server, not of another, and says ready."""
+    """Whether the status file belongs to this server and reports that it is ready."""
     try:
         lines = (data_dir / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return False
-    # A standby says so instead, when it takes connections.
+    # A standby that accepts connections reports `standby`.
     return len(lines) >= 8 and lines[0].strip() == pid and lines[7].strip() in ("ready", "standby")
 
 
@@ -373,7 +373,7 @@ def _stop(supervisor: subprocess.Popen[str]) -> None:
     try:
         supervisor.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
-        # An immediate shutdown: what was committed is recovered at the next start.
+        # An immediate shutdown: the next start recovers committed data.
         os.killpg(supervisor.pid, signal.SIGQUIT)
         supervisor.wait()
 
@@ -386,5 +386,5 @@ def _free_port() -> int:
 
 
 def _clean_environment() -> dict[str, str]:
-    """No PGDATA, PGPORT, TZ or locale of the caller's decides how the server runs."""
+    """An environment without the caller's PGDATA, PGPORT, TZ and locale."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}

@@ -117,12 +117,10 @@ async def retrying(
         log: Where to log.
         availability: Logs outages.
         delay_after: Decides about the next try.
-        sleep: Waits this many seconds for the next try, and may return early; None waits until
-            another part of the worker works again, if that is sooner.
+        sleep: Waits this many seconds, or less; None waits as `Availability.wait` does.
 
     Raises:
-        psycopg.Error: No retry helps, or too many tries failed.
-        OSError: The same.
+        psycopg.Error | OSError: No retry helps, or too many tries failed.
     """
     failures = 0
     sleep = availability.wait if sleep is None else sleep
