@@ -41,7 +41,7 @@ async def remind(payload: Invoice) -> None:
 async def main() -> None:
     lines = [Line("book", Decimal("19.90"), 2), Line("pen", Decimal("0.80"))]
     async with WorkerUtils() as utils:
-        await send_invoice.enqueue(utils, Invoice(7, date(2026, 12, 24), lines))
+        await send_invoice.add_job(utils, Invoice(7, date(2026, 12, 24), lines))
         # SQL and Node can send anything. This job fails, and its error names the place.
         wrong = {"number": 8, "due": "2026-12-24", "lines": [{"article": "ink", "price": []}]}
         job = await utils.add_job("send_invoice", wrong, max_attempts=1)

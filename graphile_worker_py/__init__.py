@@ -56,10 +56,17 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.options import LocalQueueOptions as LocalQueueOptions
     from graphile_worker_py.options import RefetchDelay as RefetchDelay
     from graphile_worker_py.options import WorkerOptions as WorkerOptions
+    from graphile_worker_py.outcomes import Discard as Discard
+    from graphile_worker_py.outcomes import RetryIn as RetryIn
+    from graphile_worker_py.outcomes import RetryPolicy as RetryPolicy
+    from graphile_worker_py.outcomes import Snooze as Snooze
+    from graphile_worker_py.outcomes import exponential as exponential
+    from graphile_worker_py.outcomes import fixed as fixed
     from graphile_worker_py.plugins import FetchRequest as FetchRequest
     from graphile_worker_py.plugins import Part as Part
     from graphile_worker_py.plugins import PartEnd as PartEnd
     from graphile_worker_py.plugins import Plugin as Plugin
+    from graphile_worker_py.plugins import Rider as Rider
     from graphile_worker_py.plugins import SchemaStep as SchemaStep
     from graphile_worker_py.runner import Runner as Runner
     from graphile_worker_py.runner import RunOnceResult as RunOnceResult

@@ -2,6 +2,7 @@
 
 from asyncio import CancelledError
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -115,11 +116,18 @@ class BatchJobError(GraphileWorkerError):
     Attributes:
         errors: What the failed items raised, in the order of the payload.
         payload: The failed items, as JSON text.
+        delay: Seconds until the next attempt, or when it is due, if items asked for one; else None.
     """
 
-    def __init__(self, errors: Sequence[BaseException], payload: str) -> None:
+    def __init__(
+        self,
+        errors: Sequence[BaseException],
+        payload: str,
+        delay: float | datetime | None = None,
+    ) -> None:
         self.errors = errors
         self.payload = payload
+        self.delay = delay
         messages = "\n".join(message_of(error) for error in errors)
         super().__init__(f"Batch failures:\n{messages}")
 

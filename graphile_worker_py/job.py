@@ -1,15 +1,16 @@
 """A job as the database stores it, and a job to be added."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, Generic, TypedDict, TypeVar
 
-from graphile_worker_py import json_codec
+from graphile_worker_py import clock, json_codec
 from graphile_worker_py.checks import (
     check_aware,
     check_one_of,
+    check_seconds,
     check_smallint,
     check_text,
     check_texts,
@@ -267,8 +268,19 @@ class TaskName(Generic[PayloadT_contra]):
     def __init__(self, identifier: str) -> None:
         self.identifier = check_text("task identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
 
+    def adding_defaults(self, payload: Any) -> Mapping[str, Any]:  # noqa: ARG002  # for tasks
+        """The options that a job with this payload has by default; only a `Task` has some."""
+        return {}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identifier!r})"
+
+
+def _from_now(run_in: float | timedelta, run_at: datetime | None) -> datetime:
+    if run_at is not None:
+        raise ConfigurationError("run_at and run_in were both given; give one of them")
+    seconds = run_in.total_seconds() if isinstance(run_in, timedelta) else run_in
+    return clock.utc_now() + timedelta(seconds=check_seconds("run_in", seconds))
 
 
 class SpecOptions(TypedDict, total=False):
@@ -276,6 +288,7 @@ class SpecOptions(TypedDict, total=False):
 
     queue_name: str | None
     run_at: datetime | None
+    run_in: float | timedelta | None
     priority: int | None
     max_attempts: int | None
     job_key: str | None
@@ -294,12 +307,16 @@ class JobSpec:
         queue_name: Serial queue, at most 128 characters: its jobs run one after the other. None
             means no queue.
         run_at: The job does not run before this time, an aware datetime; None means now.
+        run_in: The same as a length of time from now, in seconds or as a `timedelta`, by the
+            clock of this process. Give only one of the two.
         priority: Smaller numbers run first, -32768 to 32767; None means 0.
         max_attempts: The job is permanently failed after this many failures, 1 to 32767; None
             means 25.
         job_key: 1 to 512 characters, unique over all tasks; None means no key.
         job_key_mode: What happens if the key is taken; None means `replace`.
         flags: Workers that forbid one of these flags do not fetch the job.
+
+    Where the identifier is a `Task`, what is not given is what the task has as default.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
@@ -327,9 +344,21 @@ class JobSpec:
         job_key: str | None = None,
         job_key_mode: JobKeyMode | str | None = None,
         flags: Iterable[str] | None = None,
+        *,
+        run_in: float | timedelta | None = None,
     ) -> None:
+        if isinstance(identifier, TaskName):
+            default = identifier.adding_defaults(payload)
+            if default:
+                queue_name = default.get("queue_name") if queue_name is None else queue_name
+                priority = default.get("priority") if priority is None else priority
+                max_attempts = default.get("max_attempts") if max_attempts is None else max_attempts
+                job_key = default.get("job_key") if job_key is None else job_key
+                flags = default.get("flags") if flags is None else flags
         if not isinstance(identifier, str):
             identifier = getattr(identifier, "identifier", identifier)
+        if run_in is not None:
+            run_at = _from_now(run_in, run_at)
         check_text("identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
         if queue_name is not None:
             check_text("queue_name", queue_name, longest=MAX_QUEUE_NAME_LENGTH)

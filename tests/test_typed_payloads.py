@@ -411,7 +411,7 @@ class Fake(Mail):
 async def send(payload: {payload_type}): ...
 
 with SyncWorkerUtils(sys.argv[1]) as utils:
-    send.enqueue(utils, {payload_type}("ada"))
+    send.add_job(utils, {payload_type}("ada"))
 try:
     Runner(sys.argv[1], tasks=[send])
 except ConfigurationError as error:
@@ -494,7 +494,7 @@ async def send_mail(payload: Mail, ctx: JobContext) -> None:
 @task("mail/print")
 def print_mail(payload: Mail, ctx: SyncJobContext) -> None:
     if payload.copies:
-        print_mail.enqueue(ctx, Mail(payload.to, payload.copies - 1), priority=payload.copies)
+        print_mail.add_job(ctx, Mail(payload.to, payload.copies - 1), priority=payload.copies)
 
 
 @task
@@ -506,16 +506,16 @@ async def test_a_task_stands_for_its_name_wherever_jobs_are_added(dsn: str, jobs
     async with WorkerUtils(dsn) as utils:
         added = [
             await utils.add_job(send_mail, mail),
-            await send_mail.enqueue(utils, mail, job_key="a", priority=3, flags=["eu"]),
-            await nightly.enqueue(utils, None),
+            await send_mail.add_job(utils, mail, job_key="a", priority=3, flags=["eu"]),
+            await nightly.add_job(utils, None),
             *await utils.add_jobs([JobSpec(print_mail, mail), print_mail.spec(mail, job_key="b")]),
             await utils.add_job(TaskName[Mail]("elsewhere"), mail),
         ]
         async with utils.pool.connection() as conn, conn.transaction(force_rollback=True):
-            await send_mail.enqueue(utils, mail, job_key="gone", conn=conn)
+            await send_mail.add_job(utils, mail, job_key="gone", conn=conn)
     with SyncWorkerUtils(dsn) as sync_utils:
         added.append(sync_utils.add_job(send_mail, mail))
-        added.append(print_mail.enqueue(sync_utils, mail, run_at=datetime(2100, 1, 1, tzinfo=UTC)))
+        added.append(print_mail.add_job(sync_utils, mail, run_at=datetime(2100, 1, 1, tzinfo=UTC)))
     rows = [(job["id"], job["task_identifier"], job["key"]) for job in jobs.all()]
     assert rows == [(job.id, job.task_identifier, job.key) for job in added]
     assert [name for _, name, _ in rows] == [
@@ -546,7 +546,7 @@ async def test_a_runner_adds_jobs_of_a_task(dsn: str) -> None:
     given: list[Any] = []
     record, given = recording(Mail)
     async with Runner(dsn, tasks=[record]) as runner:
-        await record.enqueue(runner, Mail("ada"))
+        await record.add_job(runner, Mail("ada"))
         await runner.stop()
     await run_once(dsn, tasks=[record])
     assert given == [Mail("ada")]
@@ -594,28 +594,28 @@ async def loose(payload) -> None: ...  # type: ignore[no-untyped-def]
 async def nothing() -> None: ...
 
 async def right(utils: WorkerUtils, blocking: SyncWorkerUtils, ctx: JobContext) -> None:
-    print((await utils.add_job(send, Mail("a"))).id, (await send.enqueue(ctx, Mail("a"))).id)
-    print(blocking.add_job(send, Mail("a")).id, keep.enqueue(blocking, {"text": "a"}).id)
+    print((await utils.add_job(send, Mail("a"))).id, (await send.add_job(ctx, Mail("a"))).id)
+    print(blocking.add_job(send, Mail("a")).id, keep.add_job(blocking, {"text": "a"}).id)
     await utils.add_job(keep, Note(text="a"))
     await utils.add_job(batch, [Mail("a")])
     await utils.add_job(loose, 3)
     await utils.add_job("send", {"anything": 3}, job_key="a")
-    await nothing.enqueue(utils, None)
+    await nothing.add_job(utils, None)
     await utils.add_jobs([JobSpec(send, Mail("a")), send.spec(Mail("a"), priority=3), JobSpec("x")])
 
 async def wrong(utils: WorkerUtils, blocking: SyncWorkerUtils, ctx: SyncJobContext) -> None:
     await utils.add_job(send, {"to": "a"})  # wrong
-    await send.enqueue(utils, "a")  # wrong
-    await send.enqueue(utils, Mail("a"), priorty=3)  # wrong
-    await batch.enqueue(utils, Mail("a"))  # wrong
-    keep.enqueue(blocking, {"text": 3})  # wrong
+    await send.add_job(utils, "a")  # wrong
+    await send.add_job(utils, Mail("a"), priorty=3)  # wrong
+    await batch.add_job(utils, Mail("a"))  # wrong
+    keep.add_job(blocking, {"text": 3})  # wrong
     blocking.add_job(send, 3)  # wrong
     ctx.add_job(batch, [3])  # wrong
     JobSpec(send, 3)  # wrong
     send.spec(3)  # wrong
     await utils.add_job(TaskName[Mail]("elsewhere"), 3)  # wrong
-    nothing.enqueue(blocking, 3)  # wrong
-    keep.enqueue(ctx, Note(text="a")).nothing_of_a_job  # wrong
+    nothing.add_job(blocking, 3)  # wrong
+    keep.add_job(ctx, Note(text="a")).nothing_of_a_job  # wrong
 """
 
 

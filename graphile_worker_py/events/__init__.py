@@ -296,6 +296,25 @@ class JobFailed(JobError):  # noqa: N818  # an event, not an exception
     name: ClassVar = "job:failed"
 
 
+class JobSnoozed(JobEvent):
+    """The task put the job off after `duration` seconds; it is due again at about `due_at`."""
+
+    name: ClassVar = "job:snoozed"
+    duration: float
+    due_at: datetime
+
+
+class JobDiscarded(JobEvent):
+    """The task, or its retry policy, gave up the job: it is not tried again, on purpose.
+
+    `JobError` and `JobFailed` are not emitted.
+    """
+
+    name: ClassVar = "job:discarded"
+    duration: float
+    error: BaseException
+
+
 class ThreadStuck(JobEvent):
     """A plain function keeps running in its thread after its timeout or a forced stop.
 

@@ -30,6 +30,8 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
         (logging.INFO, events.JobSuccess, log.job_success),
         # By its name, because a subscriber of the class would hear a final failure twice.
         (logging.ERROR, events.JobError.name, log.job_error),
+        (logging.INFO, events.JobSnoozed, log.job_snoozed),
+        (logging.WARNING, events.JobDiscarded, log.job_discarded),
         (logging.WARNING, events.JobReturned, log.job_returned),
         (logging.WARNING, events.JobLost, log.job_lost),
         (logging.WARNING, events.ThreadStuck, log.thread_stuck),
@@ -91,6 +93,24 @@ class _EventLog:
             message_of(event.error),
             exc_info=(type(event.error), event.error, users_frames(event.error)),
             extra={**_about(event), "duration": event.duration, "retry_at": retry_at},
+        )
+
+    def job_snoozed(self, event: events.JobSnoozed) -> None:
+        self._logger.info(
+            "Snoozed job %d (%s), due in %s",
+            event.job.id,
+            event.job.task_identifier,
+            clock.shortened((event.due_at - clock.utc_now()).total_seconds()),
+            extra={**_about(event), "due_at": event.due_at},
+        )
+
+    def job_discarded(self, event: events.JobDiscarded) -> None:
+        self._logger.warning(
+            "Discarded job %d (%s): %s",
+            event.job.id,
+            event.job.task_identifier,
+            message_of(event.error),
+            extra={**_about(event), "duration": event.duration},
         )
 
     def job_returned(self, event: events.JobReturned) -> None:

@@ -8,11 +8,14 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Iterable, Sequence
+from datetime import datetime
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import BatchJobError, GraphileWorkerError
+from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple})
 """Looked at first, as it takes a tenth of the time: a task may return a million of them."""
@@ -36,6 +39,9 @@ class Batch:
         self._unfinished = {
             at: result for at, result in enumerate(results) if inspect.isawaitable(result)
         }
+        for at, result in enumerate(results):
+            if isinstance(result, Discard | RetryIn | Snooze):
+                self.failures[at] = result
 
     async def settle(self) -> None:
         """Await all results that are awaitable, at the same time."""
@@ -53,20 +59,21 @@ class Batch:
                 self.failures[at] = error
 
     def check(self) -> None:
-        """Look for items that have failed.
+        """Look for items that have failed. Discarded items are not tried again.
 
         Raises:
             BatchJobError: Some have failed.
             ValueError: The failed items can't be written as JSON (nested too deeply).
         """
-        if self.failures:
-            failed = sorted(self.failures)
+        failed = [at for at in sorted(self.failures) if not isinstance(self.failures[at], Discard)]
+        if failed:
+            errors = [_of_item(self.failures[at]) for at in failed]
             payload = json_codec.dumps([self._items[at] for at in failed]).decode()
-            raise BatchJobError([self.failures[at] for at in failed], payload)
+            raise BatchJobError(errors, payload, _longest_delay(errors))
 
     async def _settle(self, at: int, result: Awaitable[Any]) -> None:
         try:
-            await result
+            answer = await result
         except asyncio.CancelledError as cancelled:
             # If it was not the item's own, the group is cancelled: see `cut_off`.
             self.failures[at] = cancelled
@@ -77,6 +84,26 @@ class Batch:
             self.failures[at] = error
         else:
             del self._unfinished[at]
+            if isinstance(answer, Discard | RetryIn | Snooze):
+                self.failures[at] = answer
+
+
+def _of_item(error: BaseException) -> BaseException:
+    """The error of an item; the items of a job can't be due at different times."""
+    if isinstance(error, Snooze):
+        return BatchAnswerError("an item of a batch job can't snooze: use RetryIn, or Discard")
+    return error
+
+
+def _longest_delay(errors: Iterable[BaseException]) -> float | datetime | None:
+    """When a job is due again whose items asked for delays; None if none did."""
+    now = utc_now()
+    delays = [error.delay for error in errors if isinstance(error, RetryIn)]
+
+    def seconds(delay: float | datetime) -> float:
+        return (delay - now).total_seconds() if isinstance(delay, datetime) else delay
+
+    return max(delays, key=seconds, default=None)
 
 
 def batch_of(

@@ -14,13 +14,16 @@ from typing import (
     TypeAlias,
     TypeVar,
     Unpack,
+    cast,
     overload,
 )
 
 from graphile_worker_py.checks import check_one_of, check_seconds
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import JobSpec, PayloadT, PayloadT_contra, SpecOptions, TaskName
+from graphile_worker_py.outcomes import RetryPolicy
 from graphile_worker_py.tasks.locating import TaskPlace, check_has_place, place_of
+from graphile_worker_py.tasks.settings import ADDING, TaskSettings, checked_settings
 from graphile_worker_py.tasks.typed_payloads import Decode, payload_decoder
 
 if TYPE_CHECKING:  # A module of tasks needs no driver, which takes half of its time to import.
@@ -76,6 +79,8 @@ class Task(TaskName[PayloadT_contra]):
         is_async: Whether it is an async function.
         executor: Where it is called, if it is a plain one; None for an async function.
         is_inline, is_process: Whether that is inline, or in a process.
+        settings: How its jobs are added, retried and remembered; what was not given is missing.
+        retry: What a failed attempt leads to; None means Graphile Worker's retries.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Task(TaskName[PayloadT_contra]):
         timeout: float | None = None,
         executor: ExecutorKind | ExecutorName | None = None,
         memory: int | None = None,
+        **settings: Unpack[TaskSettings],
     ) -> None:
         if not callable(function):
             raise ConfigurationError(f"task {identifier!r} must be callable, not {function!r}")
@@ -105,6 +111,8 @@ class Task(TaskName[PayloadT_contra]):
         self.is_inline = self.executor is ExecutorKind.INLINE
         self.is_process = self.executor is ExecutorKind.PROCESS
         self.arguments = _argument_count(function, identifier)
+        self.settings = checked_settings(identifier, settings)
+        self.retry: RetryPolicy | None = self.settings.get("retry")
         self._check_limits()
         functools.update_wrapper(self, function, updated=())
 
@@ -136,7 +144,17 @@ class Task(TaskName[PayloadT_contra]):
             timeout=self.timeout,
             executor=self.executor,
             memory=self.memory,
+            **cast(TaskSettings, self.settings),
         )
+
+    def adding_defaults(self, payload: Any) -> dict[str, Any]:
+        """The options of a job with this payload that its task has defaults for."""
+        settings = self.settings
+        return {
+            name: settings[name](payload) if callable(settings[name]) else settings[name]
+            for name in ADDING
+            if name in settings
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function directly, as a test would."""
@@ -167,13 +185,13 @@ class Task(TaskName[PayloadT_contra]):
         """A job of this task, to be added with others by `add_jobs`."""
         return JobSpec(self, payload, **options)
 
-    def enqueue(
+    def add_job(
         self,
         adder: AddsJobs[R_co],
         payload: PayloadT_contra,
         **options: Unpack[AddJobOptions],
     ) -> R_co:
-        """Add a job of this task: `await send_email.enqueue(utils, SendEmail("ada@example.com"))`.
+        """Add a job of this task: `await send_email.add_job(utils, SendEmail("ada@example.com"))`.
 
         Args:
             adder: `WorkerUtils`, `Runner` or `JobContext`, whose answer is awaited, or
@@ -219,6 +237,7 @@ def task(
     timeout: float | None = None,
     executor: ExecutorName | None = None,
     memory: int | None = None,
+    **settings: Unpack[TaskSettings],
 ) -> _Decorator: ...
 def task(
     function: TaskFunction | str | None = None,
@@ -227,6 +246,7 @@ def task(
     timeout: float | None = None,
     executor: ExecutorName | None = None,
     memory: int | None = None,
+    **settings: Unpack[TaskSettings],
 ) -> Task[Any] | _Decorator:
     """Make a function a task.
 
@@ -246,17 +266,19 @@ def task(
             for what never waits; `"process"`, in a process of its own. See `ExecutorKind`.
         memory: Bytes that the process, and what it has started, may take before it is killed and
             the job fails; at least 64 MiB. None means no limit.
+        settings: How its jobs are added, retried and remembered: see `TaskSettings`.
 
     Raises:
         ConfigurationError: The identifier, function, or a setting is not one a task can have.
     """
+    options: Any = {"timeout": timeout, "executor": executor, "memory": memory, **settings}
     if callable(function):
         name = _name_of(function)
-        return Task(function, name, timeout=timeout, executor=executor, memory=memory)
+        return Task(function, name, **options)
 
     def decorate(decorated: TaskFunction) -> Task[Any]:
         identifier = _name_of(decorated) if function is None else function
-        return Task(decorated, identifier, timeout=timeout, executor=executor, memory=memory)
+        return Task(decorated, identifier, **options)
 
     return decorate
 

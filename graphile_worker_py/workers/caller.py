@@ -6,6 +6,7 @@ from typing import Any
 from graphile_worker_py.errors import UnknownTaskError
 from graphile_worker_py.executors.executor import Executors
 from graphile_worker_py.job import Job
+from graphile_worker_py.outcomes import DEFAULT_POLICY, RetryPolicy
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob
 
@@ -51,6 +52,11 @@ class Caller:
             return result
         finally:
             running.end()
+
+    def policy_of(self, job: Job) -> RetryPolicy:
+        """What a failed attempt of the job's task leads to."""
+        task = self._pool.tasks.get(job.task_identifier)
+        return DEFAULT_POLICY if task is None or task.retry is None else task.retry
 
     def _call_task(self, job: Job) -> Awaitable[Any]:
         call = self._calls.get(job.task_identifier)

@@ -13,7 +13,7 @@ from graphile_worker_py.errors import RowsHiddenError, WorkerPoolError, message_
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.outcomes import Completed, Failed, Outcome, Returned, Settled
+from graphile_worker_py.outcomes import Completed, Failed, Outcome, Returned, Settled, Snoozed
 from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.own_connection import OwnConnection
@@ -23,6 +23,7 @@ from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.outcomes import BoundRider, ride_alone
 from graphile_worker_py.sql.return_jobs import return_jobs
+from graphile_worker_py.sql.snooze_jobs import snooze_jobs
 from graphile_worker_py.workers.batcher import Batcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.riders import Riders, Riding, is_data_error
@@ -61,6 +62,13 @@ def _fail(batch: Sequence[Settled], pool_id: str, riders: Sequence[BoundRider]) 
     return fail_jobs([_failure(settled) for settled in batch], pool_id=pool_id, riders=riders)
 
 
+def _snooze(
+    batch: Sequence[Settled], pool_id: str, riders: Sequence[BoundRider]
+) -> Query[set[int]]:
+    snoozes = [(each[0], each[1].delay) for each in batch if isinstance(each[1], Snoozed)]
+    return snooze_jobs(snoozes, pool_id=pool_id, riders=riders)
+
+
 def _jobs_of(batch: Sequence[Settled]) -> list[Job]:
     return [settled[0] for settled in batch]
 
@@ -68,7 +76,7 @@ def _jobs_of(batch: Sequence[Settled]) -> list[Job]:
 def _failure(settled: Settled) -> Failure:
     job, outcome, _, _ = settled
     assert isinstance(outcome, Failed)  # noqa: S101  # only these are put into its batcher
-    return Failure(job, outcome.message, outcome.payload)
+    return Failure(job, outcome.message, outcome.payload, outcome.delay, outcome.is_final)
 
 
 def _in_ascii(settled: Settled) -> Settled | None:
@@ -83,6 +91,7 @@ def _in_ascii(settled: Settled) -> Settled | None:
 
 COMPLETE: Final = _Statement("complete", _complete)
 FAIL: Final = _Statement("fail", _fail, _in_ascii)
+SNOOZE: Final = _Statement("snooze", _snooze)
 RETURN: Final = _Statement("return", _return)
 
 
@@ -132,12 +141,14 @@ class Settler:
         self._broken = broken
         self._completed = self._batcher(COMPLETE, options.complete_job_batch_delay)
         self._failed = self._batcher(FAIL, options.fail_job_batch_delay)
+        self._snoozed = self._batcher(SNOOZE, 0.0)
         self._returned = self._batcher(RETURN, 0.0)
         self.returned: list[Job] = []
         """Jobs that were cut off, or must not begin, and were returned."""
         self._put: dict[type[Outcome], Callable[[Settled], None]] = {
             Completed: self._completed.put,
             Failed: self._failed.put,
+            Snoozed: self._snoozed.put,
             Returned: self._put_returned,
         }
 
@@ -152,12 +163,13 @@ class Settler:
         return [
             (self._completed.run(), "complete jobs"),
             (self._failed.run(), "fail jobs"),
+            (self._snoozed.run(), "snooze jobs"),
             (self._returned.run(), "return jobs"),
         ]
 
     def close(self) -> None:
         """Let the parts end once every outcome is recorded."""
-        for batcher in (self._completed, self._failed, self._returned):
+        for batcher in (self._completed, self._failed, self._snoozed, self._returned):
             batcher.close()
 
     def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:

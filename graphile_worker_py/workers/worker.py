@@ -10,7 +10,7 @@ from graphile_worker_py.errors import BatchJobError
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
-from graphile_worker_py.outcomes import Failed, Outcome, Returned, outcome_of
+from graphile_worker_py.outcomes import Failed, Outcome, Returned, Snoozed, outcome_of
 from graphile_worker_py.sql.fail_jobs import retry_at
 from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.variables import JobVariables
@@ -188,7 +188,8 @@ class Worker:
             raised = error
         if self._job is None:
             return  # returned meanwhile, because it did not end when it was cut off
-        outcome = outcome_of(job, returned=returned, raised=raised)
+        policy = self._caller.policy_of(job)
+        outcome = outcome_of(job, returned=returned, raised=raised, policy=policy)
         if isinstance(outcome, Returned):
             self.return_job(outcome.reason)
         else:
@@ -196,21 +197,30 @@ class Worker:
 
     def _end(self, job: Job, outcome: Outcome, duration: float) -> None:
         error: BaseException | None = None
-        if isinstance(outcome, Failed):
-            self.job_error = error = outcome.error
-            self._emit_failure(job, outcome, duration)
-        elif self._events.wants(events.JobSuccess):
-            self._emit(events.JobSuccess, job, duration=duration)
+        match outcome:
+            case Failed():
+                self.job_error = error = outcome.error
+                self._emit_failure(job, outcome, duration)
+            case Snoozed():
+                if self._events.wants(events.JobSnoozed):
+                    due_at = retry_at(job, outcome.delay)
+                    self._emit(events.JobSnoozed, job, duration=duration, due_at=due_at)
+            case _:
+                if self._events.wants(events.JobSuccess):
+                    self._emit(events.JobSuccess, job, duration=duration)
         self._record(job, outcome, duration)
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=error)
 
     def _emit_failure(self, job: Job, failed: Failed, duration: float) -> None:
         error = failed.error
+        if failed.is_discarded:
+            self._emit(events.JobDiscarded, job, duration=duration, error=error)
+            return
         batch_errors = error.errors if isinstance(error, BatchJobError) else None
         if self._events.wants(events.JobError) or self._events.wants(events.JobFailed):
             about = {"error": error, "duration": duration, "batch_job_errors": batch_errors}
-            next_try = None if failed.is_final else retry_at(job)
+            next_try = None if failed.is_final else retry_at(job, failed.delay)
             self._emit(events.JobError, job, retry_at=next_try, **about)
             if failed.is_final:
                 self._emit(events.JobFailed, job, retry_at=None, **about)
