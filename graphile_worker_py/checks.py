@@ -175,6 +175,17 @@ def check_filled(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a string without U+0000, not {value!r}")
 
 
+def check_filled_or_list(name: str, value: object) -> None:
+    """Check a string that must not be empty, or a list of such strings."""
+    if not isinstance(value, list):
+        check_filled(name, value)
+        return
+    if not value:
+        raise ConfigurationError(f"{name} must not be an empty list")
+    for at, item in enumerate(value):
+        check_filled(f"{name}[{at}]", item)
+
+
 def check_forbidden_flags(name: str, value: object) -> None:
     """Check forbidden flags: a list of strings, a function that returns one, or None."""
     if value is not None and not callable(value):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from psycopg_pool import AsyncConnectionPool
@@ -13,6 +14,7 @@ from graphile_worker_py.checks import check_flag, check_is
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
 from graphile_worker_py.loading.directory import load_tasks
+from graphile_worker_py.loading.modules import collect_tasks
 from graphile_worker_py.options import (
     OPTIONS,
     PROCESS_OPTIONS,
@@ -48,7 +50,7 @@ class RunnerOptions(TypedDict, total=False):
     option; their entries are in `options` and in `CODE_OPTIONS`.
     """
 
-    tasks: Tasks | None
+    tasks: Tasks | ModuleType | str | None
     task_directory: str | Path | None
     crontab: str | None
     crontab_file: str | Path | None
@@ -155,11 +157,20 @@ def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]
     if "task_directory" in given:
         tasks = load_tasks(given["task_directory"], logger=logger)
     elif "tasks" in given:
-        tasks = task_list(given["tasks"])
+        tasks = _collected(given["tasks"])
     else:
         raise ConfigurationError("neither tasks nor task_directory was given")
     check_tasks(tasks.values())
     return tasks
+
+
+def _collected(given: object) -> dict[str, Task[Any]]:
+    """Tasks as code gives them: a list or mapping of tasks, or modules that have them."""
+    if isinstance(given, str | ModuleType):
+        given = [given]
+    if isinstance(given, list | tuple) and any(isinstance(x, str | ModuleType) for x in given):
+        return collect_tasks(given)
+    return task_list(given)  # type: ignore[arg-type]  # it checks
 
 
 def _cron_items(given: dict[str, Any]) -> "Sequence[ParsedCronItem]":

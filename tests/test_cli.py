@@ -34,11 +34,21 @@ async def long_one(payload, ctx):
 only_hello = [hello]
 not_tasks = 42
 """
+MORE = """
+from graphile_worker_py import task
+from app_tasks import hello
+
+@task
+def bye(payload):
+    print("bye", payload["name"], flush=True)
+"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "app_tasks.py").write_text(TASKS)
+    (tmp_path / "twins.py").write_text(TASKS)
+    (tmp_path / "more.py").write_text(MORE)
     return tmp_path
 
 
@@ -133,7 +143,11 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", "app_tasks:not_tasks"], "not 42"),
         (["--tasks", ":"], "--tasks :: '' is not the name of a module; expected is MODULE[:ATTR]"),
         (["--tasks", ".x"], "--tasks .x: '.x' is not the name of a module"),
-        (["--tasks", "json"], "the module has no @task functions"),
+        (["--tasks", "json"], "the module has no @task functions; give modules of it, which are "),
+        (["--tasks", "json"], "json.decoder, json.encoder, json.scanner"),
+        (["--tasks", "os"], "--tasks os: the module has no @task functions\n"),
+        (["--tasks", "app_tasks", "--tasks", "twins"], "--tasks: two tasks are named 'hello'"),
+        (["--tasks", "app_tasks", "--tasks", ""], "tasks[1] must be a string that is not empty"),
         (["--tasks", "app_tasks.py"], "a file or folder is given by --task-directory"),
         (["--tasks", "./app_tasks.py"], "a file or folder is given by --task-directory"),
         ([], "no tasks: give --tasks MODULE[:ATTR]"),
@@ -144,7 +158,6 @@ def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
         (["--tasks", "app_tasks", "-c", "nonsense"], "expected postgresql://user@host:"),
         (["--once", "--schema-only"], "exclude each other"),
         (["--once", "--watch"], "exclude each other"),
-        (["--watch", "--tasks", "app_tasks"], "--watch needs a task directory"),
         (["--no-such-flag"], "No such option"),
         (["--tasks", "app_tasks", "-P", "9" * 5000], "processes must be a whole number"),
         (
@@ -261,6 +274,44 @@ def test_watch_goes_on_with_tasks_that_were_changed_and_stops_when_told(
     process.terminate()
     assert process.wait(timeout=15) == 0, process.stderr
     assert cli.sql("select * from graphile_worker.jobs") == []
+
+
+@pytest.mark.parametrize("module", ["saying", "pkg.saying"])
+def test_watch_reloads_modules_too(cli: Cli, folder: Path, module: str) -> None:
+    source = "from graphile_worker_py import task\n{}\n@task\ndef say(payload):\n    print({})\n"
+    (folder / "pkg").mkdir()
+    (folder / "pkg" / "__init__.py").touch()
+    (folder / "pkg" / "word.py").write_text("WORD = 'one'\n")
+    path = folder.joinpath(*module.split(".")).with_suffix(".py")
+    helped = module.startswith("pkg")
+    imported, said = ("from pkg.word import WORD", "WORD, flush=True") if helped else ("", "'one'")
+    path.write_text(source.format(imported, said))
+    cli.sql("select graphile_worker.add_job('say')")
+    process = cli.start("--watch", "--tasks", module)
+    _wait_for_log(process, "Completed job 1 (say")
+    (folder / "new").write_text("WORD = 'another'\n" if helped else source.format("", "'another'"))
+    (folder / "new").rename(folder / "pkg" / "word.py" if helped else path)
+    _wait_for_log(process, f"Reloaded 1 task(s) from {module}")
+    cli.sql("select graphile_worker.add_job('say')")
+    _wait_for_log(process, "Completed job 2 (say")
+    process.terminate()
+    assert process.wait(timeout=15) == 0, process.stderr
+    assert process.stdout.split() == ["one", "another"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--tasks", "app_tasks", "--tasks", "more"], ["--tasks", "app_tasks,more"], []],
+    ids=["flags", "commas", "file"],
+)
+def test_tasks_of_several_modules_are_loaded(cli: Cli, folder: Path, arguments: list[str]) -> None:
+    if not arguments:
+        (folder / "graphile_worker.toml").write_text("tasks = ['app_tasks', 'more']\n")
+    for name in ("hello", "bye"):
+        cli.sql(f"select graphile_worker.add_job('{name}', '{{\"name\": \"ada\"}}')")
+    process = cli.run("--once", *arguments)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "hello ada\nbye ada\n"
 
 
 @pytest.mark.parametrize("comes_first", ["the change", "the signal"])

@@ -8,12 +8,15 @@ import psycopg_pool
 import pytest
 
 from graphile_worker_py import (
+    ConfigurationError,
     GraphileWorkerError,
     JobContext,
     JobSpec,
     Runner,
     WorkerPoolError,
+    load_tasks,
     run,
+    run_once,
 )
 from graphile_worker_py.events import (
     JobStart,
@@ -22,6 +25,7 @@ from graphile_worker_py.events import (
     PoolListenSuccess,
     WorkerGetJobError,
 )
+from tests import importable_tasks
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -228,3 +232,26 @@ async def test_recurring_jobs_of_a_task_that_the_worker_lacks_are_warned_of(
         pass
     (warning,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert warning.endswith("must run them: 'lost' (line 2), 'gone' (line 3)")
+
+
+@pytest.mark.parametrize("form", ["module", "name", "modules", "names", "attribute"])
+async def test_tasks_may_be_those_of_modules(dsn: str, form: str) -> None:
+    tasks: dict[str, Any] = {
+        "module": importable_tasks,
+        "name": "tests.importable_tasks",
+        "modules": [importable_tasks],
+        "names": ["tests.importable_tasks", "tests.importable_tasks:ping"],
+        "attribute": "tests.importable_tasks:ping",
+    }
+    Jobs(dsn).add("ping")
+    assert (await run_once(dsn, tasks=tasks[form], raise_errors=True)).completed == 1
+
+
+def test_tasks_of_a_module_are_loaded_by_its_name() -> None:
+    assert list(load_tasks("tests.importable_tasks")) == ["ping"]
+    with pytest.raises(ConfigurationError, match=r"which are tests\.faults\.cases, "):
+        load_tasks("tests.faults")
+    with pytest.raises(ConfigurationError, match=r"tests\.support: the module has no @task"):
+        Runner("", tasks="tests.support")
+    with pytest.raises(ConfigurationError, match="expected is a directory with Python files"):
+        load_tasks("tests.not_there")

@@ -16,14 +16,14 @@ from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, job_rows, print_json, print_table
-from graphile_worker_py.cli.work import import_tasks
+from graphile_worker_py.cli.work import named_modules
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job
 from graphile_worker_py.loading.directory import load_tasks
+from graphile_worker_py.loading.modules import collect_tasks
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
-from graphile_worker_py.tasks.task import task_list
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would change.")
@@ -218,7 +218,11 @@ def unlock(change: _Change, pool_ids: tuple[str, ...], force: bool) -> None:
 @click.argument("tasks", metavar="TASK...", nargs=-1, required=True)
 @click.option("--keep", metavar="IDENTIFIER", multiple=True, help="A task identifier to keep.")
 @click.option(
-    "--tasks", "module", metavar="MODULE[:ATTR]", help="Keep the identifiers of a module's tasks."
+    "--tasks",
+    "modules",
+    multiple=True,
+    metavar="MODULE[:ATTR]",
+    help="Keep the identifiers of a module's tasks. Can be repeated.",
 )
 @click.option("--task-directory", metavar="DIR", help="Keep the identifiers of a folder's tasks.")
 @_changing
@@ -226,7 +230,7 @@ def cleanup(
     change: _Change,
     tasks: tuple[str, ...],
     keep: tuple[str, ...],
-    module: str | None,
+    modules: tuple[str, ...],
     task_directory: str | None,
 ) -> None:
     """Delete rows that are no longer needed.
@@ -242,8 +246,8 @@ def cleanup(
     if not names:
         raise click.UsageError(f"give at least one of {', '.join(CleanupTask)}")
     wanted = set(keep)
-    if module is not None:
-        wanted |= task_list(import_tasks(module)).keys()
+    if modules:
+        wanted |= collect_tasks(named_modules(modules), name="--tasks").keys()
     if task_directory is not None:
         wanted |= load_tasks(task_directory, strict=True).keys()
     for name in names:

@@ -30,11 +30,15 @@ def option_flags(names: Iterable[str]) -> Callable[[Command], Command]:
 
 def values_of_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values of flags by the names of their options; None means not given."""
-    values = {_parameter(name): name for name in OPTIONS}
-    return {
-        values[parameter]: (list(value) or None) if isinstance(value, tuple) else value
-        for parameter, value in given.items()
-    }
+    names = {_parameter(name): name for name in OPTIONS}
+    return {names[parameter]: _value(names[parameter], value) for parameter, value in given.items()}
+
+
+def _value(name: str, value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    is_single = OPTIONS[name].is_repeatable and len(value) == 1
+    return value[0] if is_single else list(value) or None
 
 
 def _flag(option: Option) -> Callable[[Command], Command]:
@@ -44,7 +48,7 @@ def _flag(option: Option) -> Callable[[Command], Command]:
         shape = {"type": click.Choice(option.choices)}
     elif option.kind is Kind.YES_NO:
         shape = {"is_flag": True}
-    elif option.kind is Kind.TEXTS:
+    elif option.kind is Kind.TEXTS or option.is_repeatable:
         shape["multiple"] = True
     return click.option(
         *option.flags, _parameter(option.name), default=None, help=_help(option), **shape
@@ -57,7 +61,7 @@ def _parameter(name: str) -> str:
 
 def _help(option: Option) -> str:
     text = option.doc.replace("`", "")
-    if option.kind is Kind.TEXTS:
+    if option.kind is Kind.TEXTS or option.is_repeatable:
         text += " Can be repeated."
     has_default = option.shown_default and option.kind is not Kind.YES_NO
     return f"{text} Default: {option.shown_default}." if has_default else text

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -14,13 +14,13 @@ from graphile_worker_py import aio, config
 from graphile_worker_py.cli.exits import EXIT_FAILURE, EXIT_INCOMPATIBLE_WHILE_RUNNING, exit_with
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError, StoppedError
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
-from graphile_worker_py.loading import modules
 from graphile_worker_py.loading.directory import watch_tasks
+from graphile_worker_py.loading.modules import collect_tasks, watch_modules
 from graphile_worker_py.processes.early import end_by
 from graphile_worker_py.processes.supervised import Supervised
 from graphile_worker_py.runner import Runner, run_migrations, run_once
 from graphile_worker_py.runner_options import RunnerOptions
-from graphile_worker_py.tasks.task import Tasks
+from graphile_worker_py.tasks.task import Task
 
 logger = logging.getLogger("graphile_worker_py")
 
@@ -48,7 +48,12 @@ def once(settings: Settings, process: Supervised | None) -> None:
 def watching(settings: Settings, process: Supervised | None) -> None:
     """Run until stopped, and reload tasks that change."""
     options = _runner_options(settings, process)
-    _run(_run_watching(settings["connection"].value, options, process), process)
+    if settings["tasks"].value is None:
+        versions = watch_tasks(settings["task_directory"].value, logger=logger)
+    else:
+        modules = named_modules(settings["tasks"].value)
+        versions = watch_modules(modules, name="--tasks", logger=logger)
+    _run(_run_watching(settings["connection"].value, options, versions, process), process)
 
 
 def until_stopped(settings: Settings, process: Supervised | None) -> None:
@@ -81,7 +86,7 @@ def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOpt
     options["watchdog_exit"] = True
     options["health_port"] = _own_port(settings["health_port"].value, process)
     if settings["tasks"].value is not None:
-        options["tasks"] = import_tasks(settings["tasks"].value)
+        options["tasks"] = collect_tasks(named_modules(settings["tasks"].value), name="--tasks")
     elif settings["task_directory"].value is None:
         raise ConfigurationError(
             "no tasks: give --tasks MODULE[:ATTR] or --task-directory DIR, or make a folder ./tasks"
@@ -105,13 +110,14 @@ def _telling(options: RunnerOptions, process: Supervised | None) -> RunnerOption
 
 
 async def _run_watching(
-    connection: str | None, options: RunnerOptions, process: Supervised | None
+    connection: str | None,
+    options: RunnerOptions,
+    given: AsyncGenerator[dict[str, Task[Any]], None],
+    process: Supervised | None,
 ) -> None:
-    """Run, and restart with new tasks whenever a file of the task directory changes."""
-    directory = options.pop("task_directory", None)
-    if directory is None:
-        raise ConfigurationError("--watch needs a task directory: give --task-directory DIR")
-    async with aclosing(watch_tasks(directory, logger=logger)) as versions:
+    """Run, and restart with new tasks whenever their files change."""
+    options.pop("task_directory", None)
+    async with aclosing(given) as versions:
         options["tasks"] = await anext(versions)
 
         async def watch(reload: _Reload) -> None:
@@ -178,16 +184,14 @@ async def _run_until_stopped(
             os._exit(EXIT_FAILURE)
 
 
-def import_tasks(where: str) -> Tasks:
-    """The tasks that `--tasks` names.
+def named_modules(names: str | Sequence[str]) -> list[str]:
+    """The modules that `tasks` names: one, several with commas between, or a list of them.
 
-    Raises:
-        ConfigurationError: There is no such module or attribute, or it holds no tasks.
+    Modules in the working directory can be imported afterwards, as by `python -m`.
     """
-    # As `python -m` does it: modules in the working directory can be imported.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    return modules.import_tasks(where, name="--tasks")
+    return [each.strip() for each in names.split(",")] if isinstance(names, str) else list(names)
 
 
 def run_in_loop(work: Coroutine[Any, Any, object]) -> None:

@@ -1,14 +1,14 @@
 """Tasks from a directory, or from a single file."""
 
-import asyncio
 import inspect
 import logging
 import os
 import re
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -16,8 +16,10 @@ from typing import Any, Final
 from graphile_worker_py.checks import check_path
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.executors.executable import executable_task
+from graphile_worker_py.loading.modules import collect_tasks, is_module
+from graphile_worker_py.loading.watching import reloaded
 from graphile_worker_py.tasks.importing import forget, import_file, line_of, open_package
-from graphile_worker_py.tasks.task import Task, check_tasks
+from graphile_worker_py.tasks.task import Task
 
 ENTRY_NAMES: Final = ("task", "run", "default")
 """Functions that stand for their file: they are the task that the file is named after."""
@@ -42,7 +44,8 @@ def load_tasks(
     or `.` is left out.
 
     Args:
-        path: The directory, or the file.
+        path: The directory, or the file. The name of a module, such as `myapp.tasks`, loads its
+            tasks instead.
         logger: Where to log what is left out; None means this module's.
         strict: Whether a file that can't be loaded is an error. If not, it is logged, and the
             other tasks work.
@@ -53,6 +56,8 @@ def load_tasks(
     """
     check_path("task_directory", path)
     where = Path(path)
+    if isinstance(path, str) and not where.exists() and is_module(path):
+        return collect_tasks([path], name="task_directory")
     loader = _Loader(where, logger=logger or logging.getLogger(__name__), strict=strict)
     try:
         found = loader.load()
@@ -87,25 +92,17 @@ async def watch_tasks(
     """
     log = logger or logging.getLogger(__name__)
     check_path("task_directory", path)
-    # Looked at before they are read, so that a change during the load is seen as one.
-    seen = _snapshot(Path(path))
-    yield load_tasks(path, logger=log)
-    while True:
-        await asyncio.sleep(interval)
-        now = _snapshot(Path(path))
-        if now == seen:
-            continue
-        seen = now
-        forget(path)
-        try:
-            tasks = load_tasks(path, logger=log, strict=True)
-            # A worker would not start with what this refuses, and the old one have ended.
-            check_tasks(tasks.values())
-        except ConfigurationError as error:
-            log.error("Tasks are not reloaded: %s", error)  # noqa: TRY400
-            continue
-        log.info("Reloaded %d task(s) from %s", len(tasks), path)
-        yield tasks
+    versions = reloaded(
+        partial(load_tasks, path, logger=log),
+        lambda: [Path(path)],
+        forget=lambda: forget(path),
+        source=str(path),
+        log=log,
+        interval=interval,
+    )
+    async with aclosing(versions):
+        async for tasks in versions:
+            yield tasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,17 +316,3 @@ def _fault(path: Path, error: BaseException) -> str:
     line = line_of(path, error)
     where = str(path) if line is None else f"{path}, line {line}"
     return f"could not load {where}: {type(error).__name__}: {error}"
-
-
-def _snapshot(path: Path) -> dict[Path, tuple[int, int, int, int]]:
-    """What tells that a file has changed, for each file there is."""
-    files = [path] if not path.is_dir() else []
-    for directory, below, names in os.walk(path):
-        below[:] = [name for name in below if name != "__pycache__" and not name.startswith(".")]
-        files += [Path(directory, name) for name in names if not name.startswith(".")]
-    found = {}
-    for file in files:
-        with suppress(OSError):  # gone meanwhile, or a link to nowhere
-            known = file.stat()
-            found[file] = (known.st_mtime_ns, known.st_size, known.st_mode, known.st_ino)
-    return found

@@ -1,12 +1,21 @@
-"""Tasks from a Python module."""
+"""Tasks from Python modules."""
 
 import importlib
+import importlib.util
+import logging
+import pkgutil
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Final
 
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.tasks.importing import import_fault
-from graphile_worker_py.tasks.task import Task, Tasks
+from graphile_worker_py.loading.watching import reloaded
+from graphile_worker_py.tasks.importing import forget_module, import_fault
+from graphile_worker_py.tasks.task import Task, Tasks, task_list
+
+MOST_MODULES: Final = 10
+"""Maximum number of modules that an error names."""
 
 
 def import_tasks(where: str, *, name: str = "tasks") -> Tasks:
@@ -36,10 +45,7 @@ def import_tasks(where: str, *, name: str = "tasks") -> Tasks:
             fault = f"there is no module {error.name!r}{hint}"
         raise ConfigurationError(f"{name} {where}: {fault}") from error
     if not attribute:
-        found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
-        if not found:
-            raise ConfigurationError(f"{name} {where}: the module has no @task functions")
-        return list(found.values())
+        return tasks_of(module, name=f"{name} {where}")
     try:
         tasks: Any = getattr(module, attribute)
     except AttributeError as error:
@@ -47,3 +53,110 @@ def import_tasks(where: str, *, name: str = "tasks") -> Tasks:
             f"{name} {where}: module {module_name!r} has no attribute {attribute!r}"
         ) from error
     return [tasks] if isinstance(tasks, Task) else tasks
+
+
+def is_module(name: str) -> bool:
+    """Whether a text is the name of a module that can be found."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (Exception, SystemExit):  # a parent can't be imported
+        return False
+
+
+def tasks_of(module: ModuleType, *, name: str) -> list[Task[Any]]:
+    """The tasks that a module has.
+
+    Args:
+        module: The module.
+        name: Names the setting in errors.
+
+    Raises:
+        ConfigurationError: It has none; the message names the modules of a package.
+    """
+    found = {id(value): value for value in vars(module).values() if isinstance(value, Task)}
+    if found:
+        return list(found.values())
+    names = [
+        f"{module.__name__}.{each.name}"
+        for each in pkgutil.iter_modules(getattr(module, "__path__", ()))
+    ]
+    more = ", …" if len(names) > MOST_MODULES else ""
+    hint = f"; give modules of it, which are {', '.join(names[:MOST_MODULES])}{more}"
+    raise ConfigurationError(f"{name}: the module has no @task functions{hint if names else ''}")
+
+
+def collect_tasks(
+    sources: Iterable[str | ModuleType], *, name: str = "tasks"
+) -> dict[str, Task[Any]]:
+    """The tasks of several modules by their identifiers.
+
+    A task that several modules have, because one imports it from another, counts once.
+
+    Raises:
+        ConfigurationError: A module can't be imported or has no tasks, or two tasks have the same
+            identifier.
+    """
+    found: dict[str, Task[Any]] = {}
+    for source in sources:
+        if isinstance(source, str):
+            tasks = import_tasks(source, name=name)
+        else:
+            tasks = tasks_of(source, name=f"{name} {source.__name__}")
+        for identifier, task in task_list(tasks).items():
+            known = found.setdefault(identifier, task)
+            if known.function is not task.function:
+                raise ConfigurationError(f"{name}: two tasks are named {identifier!r}")
+    return found
+
+
+async def watch_modules(
+    sources: Sequence[str], *, name: str, logger: logging.Logger, interval: float = 0.5
+) -> AsyncGenerator[dict[str, Task[Any]], None]:
+    """Import tasks now, and again whenever a file of their packages has changed. For development.
+
+    Args:
+        sources: As for `collect_tasks`.
+        name: Names the setting in errors.
+        logger: Logs reloads, and tasks that do not load.
+        interval: Seconds between two looks at the files.
+
+    Raises:
+        ConfigurationError: The tasks can't be loaded at the start.
+    """
+    modules = [source.partition(":")[0] for source in sources]
+
+    def load(*, strict: bool) -> dict[str, Task[Any]]:  # noqa: ARG001  # it is always strict
+        return collect_tasks(sources, name=name)
+
+    def forget() -> None:
+        for module in modules:
+            forget_module(module)
+
+    versions = reloaded(
+        load,
+        lambda: [place for module in modules for place in _places_of(module)],
+        forget=forget,
+        source=", ".join(sources),
+        log=logger,
+        interval=interval,
+    )
+    try:
+        async for tasks in versions:
+            yield tasks
+    finally:
+        await versions.aclose()
+
+
+def _places_of(module: str) -> list[Path]:
+    """The directory of the package that a module is or belongs to; of another module, its file."""
+    try:
+        spec = importlib.util.find_spec(module.rpartition(".")[0] or module)
+    except (Exception, SystemExit):  # its parent can't be imported; the load says why
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        return [Path(place) for place in spec.submodule_search_locations]
+    return [] if spec.origin is None else [Path(spec.origin)]

@@ -8,6 +8,7 @@ from typing import Final
 from graphile_worker_py.checks import (
     check_delay,
     check_filled,
+    check_filled_or_list,
     check_flag,
     check_forbidden_flags,
     check_max_crashes,
@@ -310,9 +311,11 @@ PROCESS_OPTIONS: Final = (
     Option(
         name="tasks",
         kind=Kind.TEXT,
-        check=check_filled,
-        doc="Python module that contains the tasks, as `MODULE` or `MODULE:ATTRIBUTE`.",
+        check=check_filled_or_list,
+        doc="Python module that contains the tasks, as `MODULE` or `MODULE:ATTRIBUTE`. Several are "
+        "given as a list, or with commas between them.",
         flags=("--tasks",),
+        is_repeatable=True,
         metavar="MODULE[:ATTR]",
         in_code=True,
     ),

@@ -40,6 +40,7 @@ class Option:
         flags: Its names on the command line of `run`, as click takes them; empty for none.
         metavar: What the help text shows in place of the value; empty chooses it by the kind.
         choices: The only values that are allowed; empty if there is no such list.
+        is_repeatable: Whether its flag can be given several times, for several values.
         env: Its environment variable; empty derives it from the name.
         in_code: Whether `run` and `Runner` take it from code.
     """
@@ -52,6 +53,7 @@ class Option:
     flags: tuple[str, ...] = ()
     metavar: str = ""
     choices: tuple[str, ...] = ()
+    is_repeatable: bool = False
     env: str = ""
     in_code: bool = False
 

@@ -88,6 +88,12 @@ def forget(path: str | Path) -> None:
         _forget(_modules_of(name) if directory == where else [f"{name}.{where.stem}"])
 
 
+def forget_module(name: str) -> None:
+    """Import a module again the next time, with the package that it is or belongs to."""
+    importlib.invalidate_caches()
+    _forget(_modules_of(name.rpartition(".")[0] or name))
+
+
 def private_directory(module: str) -> str | None:
     """The directory whose private package a module belongs to; None if it belongs to none."""
     package = module.partition(".")[0]
