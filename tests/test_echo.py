@@ -1,5 +1,6 @@
 """A listening connection on which nothing arrives is noticed, and made anew or done without."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -81,6 +82,23 @@ async def test_a_connection_to_another_database_is_told_once(
     assert len(said) == 1
     assert "listen_connection_string must lead to the same database" in said[0]
     assert caplog.records[-1].levelno < logging.ERROR
+
+
+async def test_only_the_notification_that_it_has_sent_proves_that_it_listens(
+    dsn: str, empty_dsn: str
+) -> None:
+    notify = "select pg_notify(%s, 'another one')"
+    told = Told()
+    async with impatient(echo=0.5, late_echo=0.1)(
+        dsn, tasks={"work": print}, listen_connection_string=empty_dsn, events=told.events
+    ) as runner:
+        await told.seen(PoolListenSuccess)
+        with psycopg.connect(empty_dsn, autocommit=True) as other:
+            while not told.of(PoolListenError):
+                other.execute(notify, (echo_channel(runner.pool_id),))
+                await asyncio.sleep(0.02)
+                assert not runner.health().listening
+    assert isinstance(told.of(PoolListenError)[0].error, NoEchoError)
 
 
 async def test_the_echo_is_heard_by_nobody_else_and_not_told(dsn: str) -> None:

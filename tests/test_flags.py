@@ -20,9 +20,6 @@ together = threading.Barrier(2)
 def meet(payload):
     together.wait(15)
     print("met\\n", end="", flush=True)
-
-@task
-def rollup(payload): ...
 """
 LONG = {
     "-c": "--connection",
@@ -39,9 +36,8 @@ def test_the_flags_of_graphile_worker_mean_the_same(
 ) -> None:
     (tmp_path / "flag_tasks.py").write_text(TASKS, encoding="utf-8")
     (tmp_path / "mine.toml").write_text('tasks = "flag_tasks"\n', encoding="utf-8")
-    (tmp_path / "table").write_text("0 4 * * * rollup\n", encoding="utf-8")
     common = {"-c": empty_dsn, "-s": "Other schema", "-C": "mine.toml"}
-    of_a_worker = {**common, "-j": "2", "-m": "5", "--poll-interval": "0.5", "--crontab": "table"}
+    of_a_worker = {**common, "-j": "2", "-m": "5", "--poll-interval": "0.5"}
 
     def run(flags: dict[str, str], *more: str) -> str:
         words = [

@@ -27,7 +27,7 @@ from tests.support.running import Jobs, Told, impatient
 
 LAST_ASKED = """
 select pid from pg_stat_activity
-where datname = current_database() and query = 'select pg_backend_pid()'
+where datname = current_database() and query = 'select pg_catalog.pg_backend_pid()'
 """
 ADVISORY_LOCKS = """
 select pid from pg_locks join pg_database on pg_database.oid = pg_locks.database

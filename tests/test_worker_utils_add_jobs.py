@@ -217,7 +217,9 @@ async def test_many_keyed_jobs_of_all_modes_stand_in_the_order_of_the_specs(
 ) -> None:
     modes = ["replace", "preserve_run_at", "unsafe_dedupe", None]
     specs = [
-        JobSpec("a", n, job_key=None if n % 10 == 0 else str(n), job_key_mode=modes[n // 1000])
+        JobSpec("a", n)
+        if n % 10 == 0
+        else JobSpec("a", n, job_key=str(n), job_key_mode=modes[n // 1000])
         for n in range(3200)
     ]
     jobs = await utils.add_jobs(specs)
