@@ -76,6 +76,7 @@ class Row:
     revision: int = 0
     pool: str | None = None
     due: bool = True
+    fetched_as: tuple[int, str | None] | None = None
 
     @property
     def is_spent(self) -> bool:
@@ -121,6 +122,7 @@ class Model:
         assert self.is_eligible(row), f"{row} must not be fetched"
         row.attempts += 1
         row.pool = pool
+        row.fetched_as = row.attempts, row.key
 
     def is_eligible(self, row: Row) -> bool:
         """Whether a job may be fetched now."""
@@ -275,7 +277,7 @@ class World:
         assert found.keys() == model.rows.keys()
         for row in model.rows.values():
             there = found[row.id]
-            assert there | {"due": row.due} == vars(row)
+            assert there | {"due": row.due, "fetched_as": row.fetched_as} == vars(row)
             if row.due != there["due"] and row.pool is None and not row.is_spent:
                 assert not row.due
                 self.query(PUT_OFF, [row.id])
@@ -300,9 +302,13 @@ class World:
         return True
 
     def give_back(self, pool: Pool) -> None:
-        """Say that a pool has returned its jobs, with their attempt."""
+        """Say that a pool has returned its jobs.
+
+        They get their attempt back, unless they were removed or replaced meanwhile.
+        """
         for row in self.model.held_by([pool.id]):
-            row.attempts -= 1
+            if row.fetched_as == (row.attempts, row.key):
+                row.attempts -= 1
             row.pool = None
             if row.id not in pool.running:
                 self.model.runs[row.id] -= 1
@@ -468,7 +474,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     @precondition(lambda self: self.world.pools)
     @rule(place=places)
     def kill(self, place: int) -> None:
-        """Stop a pool at once: its jobs go back, with their attempt."""
+        """Stop a pool at once: its jobs are returned."""
         pool = self.world.pools.pop(place % len(self.world.pools))
 
         async def kill() -> None:

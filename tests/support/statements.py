@@ -98,7 +98,7 @@ def all_statements() -> Iterator[tuple[str, str]]:
         for name, value in vars(module).items():
             if isinstance(value, str) and PLANNED.match(value) and "from changed" not in value:
                 yield f"{module.__name__.removeprefix('graphile_worker_py.')}.{name}", value
-    job = Job((1, 1, 1, b"{}"), "a")
+    job = Job((1, 1, 1, b"{}", *[None] * 13), "a")
     rider = BoundRider(
         "select changed.id from changed where changed.id = $r1::pg_catalog.int8", [1]
     )
