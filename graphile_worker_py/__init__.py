@@ -8,6 +8,7 @@ The life of a job, which is the order to read this package in:
 | wake | `workers.listener`: `jobs:insert` → `WorkerPool.nudge(count)` | `notifications` |
 | fetch | `workers.local_queue`: a fetch by `workers.fetcher` for all idle workers | `get_jobs` |
 | run | `workers.worker` calls the task, on the event loop or through `executors` | none |
+| decide | `outcomes`: what the task returned or raised becomes one outcome | none |
 | record | `workers.batcher` → `workers.settler` | `complete_jobs`, `fail_jobs`, `return_jobs` |
 | observe | `events`: subscribers such as `observing.log` | none |
 """

@@ -163,7 +163,7 @@ async def test_a_plain_task_that_runs_on_after_its_timeout_is_told_and_counted(
         await run_once(dsn, tasks=[block], events=told.events)
     (stuck,) = told.of(ThreadStuck)
     assert (stuck.job.id, stuck.stuck, stuck.most_stuck) == (job_id, 1, MOST_STUCK)
-    assert f"Job {job_id} (block) was cut off, but its function runs on" in caplog.text
+    assert f"Job {job_id} (block) was cut off, but its function keeps running" in caplog.text
     assert jobs.one(job_id)["last_error"] == "task 'block' ran longer than its timeout of 0.05 s"
     blocking.let_all_go()
     await eventually(lambda: threads() == 0)

@@ -134,11 +134,12 @@ class _EventLog:
         full = event.stuck >= event.most_stuck
         self._logger.log(
             logging.ERROR if full else logging.WARNING,
-            "Job %d (%s) was cut off, but its function runs on in its thread; %d thread(s) do%s",
+            "Job %d (%s) was cut off, but its function keeps running in its thread; such threads: "
+            "%d%s",
             event.job.id,
             event.job.task_identifier,
             event.stuck,
-            ": no more are made until one returns" if full else "",
+            "; new functions wait until one of them returns" if full else "",
             extra=_about(event),
         )
 
