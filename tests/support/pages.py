@@ -7,7 +7,8 @@ right above it say how it is run; readers do not see them:
 - `inside utils`: it is the body of `async with WorkerUtils() as utils`, and continues as above.
   Besides it knows what the package exports, `asyncio`, and `datetime`, `timedelta` and `UTC`.
 - `runs TASK PAYLOAD`: when it has run, a job of this task is added; it must succeed.
-- `fails TASK PAYLOAD`: the same; the job must fail. What its error says counts as printed.
+- `fails TASK PAYLOAD`: the same; the job must fail, or be discarded. What its error says counts as
+  printed.
 - `until "TEXT"`: it is a program that does not end by itself. It must print TEXT, and end well
   when it is interrupted. `until 4 "TEXT"`: it must print it so many times.
 - `file NAME`: it is not run, but put into a file that later blocks use.
@@ -56,7 +57,7 @@ from click.testing import CliRunner
 import graphile_worker_py
 from graphile_worker_py import Events, Task, WorkerUtils, parse_crontab, run_once
 from graphile_worker_py.cli.main import main as command_line
-from graphile_worker_py.events import JobError, JobSuccess
+from graphile_worker_py.events import JobDiscarded, JobError, JobSuccess
 from tests.support.app import GRACE, make_app
 from tests.support.processes import Processes, clean_environment
 
@@ -216,6 +217,7 @@ class PageRun:
         events = Events()
         events.subscribe(JobSuccess, lambda event: outcomes.update({event.job.id: None}))
         events.subscribe(JobError, lambda event: outcomes.update({event.job.id: event.error}))
+        events.subscribe(JobDiscarded, lambda event: outcomes.update({event.job.id: event.error}))
         async with WorkerUtils(self._dsn) as utils:
             job = await utils.add_job(task.identifier, payload)
         await run_once(self._dsn, tasks=[task], events=events)
