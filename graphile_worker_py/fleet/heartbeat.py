@@ -5,9 +5,9 @@ the clock of the database. Its listening connection also holds an advisory lock 
 session lasts. A pool whose heartbeat is late and whose lock is free is dead: each living pool looks
 for dead pools of its schema and frees the jobs that they had locked (see `recovery.py`).
 
-A heartbeat must not wait for connections that tasks have borrowed, nor for a server that does not
-answer. So it gets a part of the available time on one connection. After that its connection is cut,
-and the next heartbeat is sent at once on a new connection.
+A heartbeat must not depend on what tasks do to the connections of the pool, nor wait for a server
+that does not answer. It has its own connection, and gets only a part of the available time on it.
+If it fails for any reason, it is sent again at once on a new connection.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
-from enum import StrEnum
 from typing import Any, Final, assert_never
 
 import psycopg
@@ -29,6 +28,8 @@ from graphile_worker_py import aio
 from graphile_worker_py.backoff import CONTENTION
 from graphile_worker_py.errors import ConfigurationError, MigrationError, one_line
 from graphile_worker_py.fleet.gaps import Gaps
+from graphile_worker_py.fleet.mode import SILENT, Mode
+from graphile_worker_py.fleet.refusals import Refusals
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.postgres.database import Database
@@ -53,22 +54,6 @@ WITHOUT_LOCK: Final = 10
 LEAVE_PATIENCE: Final = 3.0
 
 
-class Mode(StrEnum):
-    """What a pool's heartbeat is doing; see `Heartbeat`."""
-
-    STARTING = "starting"
-    ALIVE = "alive"
-    HELD_BACK = "held back"
-    STOPPING = "stopping"
-    DEAD = "dead"
-    WITHOUT = "without"
-    GONE = "gone"
-
-
-SILENT: Final = frozenset({Mode.DEAD, Mode.WITHOUT, Mode.GONE})
-"""Modes in which no heartbeats are sent."""
-
-
 class Heartbeat:
     """The heartbeats of one pool, and what the pool may do after them.
 
@@ -89,15 +74,18 @@ class Heartbeat:
     - `WITHOUT`: there is no side schema: it is switched off, the role may not use it, or another
       role has planted it. The pool works on. If it is killed, its jobs stay locked until their
       locks are too old.
-    - `GONE`: closed. The row of the pool was deleted, unless the pool left locks behind.
+    - `GONE`: closed. The row was deleted, unless the pool left locks behind.
 
     Args:
         pool_id: Id of the pool.
         database: The database that the pool works on.
-        options: `heartbeat_interval`, `dead_after`, `no_side_schema`.
+        options: `heartbeat_interval`, `dead_after`, `no_side_schema`, `watchdog_timeout`.
         listens: Whether the pool has a listening connection, which can hold an advisory lock.
         suspects: Learns from each answer which jobs are suspects.
+        connection: Opens or borrows the connection of a heartbeat, which no task has used.
         declared_dead: Called once if another pool declared this one dead.
+        stuck: Called once if the pool was held back for longer than `watchdog_timeout`, although
+            the database works, with how long heartbeats have been refused.
         follow: Called after each answered heartbeat with its connection; may not raise.
         report: Makes what the pool reports about itself, given how late the event loop is.
         logger: Where to log.
@@ -115,7 +103,9 @@ class Heartbeat:
         options: WorkerOptions,
         listens: bool,
         suspects: Suspects,
+        connection: Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]],
         declared_dead: Callable[[], None],
+        stuck: Callable[[float], None],
         follow: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
         report: Callable[[float], PoolReport],
         logger: logging.Logger,
@@ -128,7 +118,11 @@ class Heartbeat:
         self._gaps = Gaps(longest=max(options.dead_after / 2, 1.5 * options.heartbeat_interval))
         self.server_time = self._gaps.server_time
         self._suspects = suspects
+        self._connection = connection
         self._declared_dead = declared_dead
+        self._stuck = stuck
+        self._longest_refusal = options.watchdog_timeout or math.inf
+        self._refusals = Refusals()
         self._follow = follow
         self._report = report
         self._loop_lag = 0.0
@@ -141,6 +135,7 @@ class Heartbeat:
         self._late_at = math.inf
         self._failures = 0
         self._misses = 0
+        self._was_connected = False
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._closed = asyncio.Event()
@@ -163,10 +158,7 @@ class Heartbeat:
 
     @property
     def steady(self) -> float:
-        """For how many seconds heartbeats have been sent without a gap.
-
-        A pool that paused itself cannot tell whether other pools did.
-        """
+        """Seconds without a gap: a pool that paused cannot tell whether other pools did."""
         return self._gaps.steady
 
     def is_late(self) -> bool:
@@ -176,7 +168,7 @@ class Heartbeat:
     async def begin(self, stop: asyncio.Event) -> None:
         """Register before the first fetch, but give up after `BEGIN_PATIENCE` seconds.
 
-        Another session may have locked the side schema, and jobs must not wait for it forever.
+        Another session may have locked the side schema for longer.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + BEGIN_PATIENCE
@@ -263,26 +255,25 @@ class Heartbeat:
         self._mode = mode
 
     async def _beat_in_time(self) -> None:
-        """Send a heartbeat on a connection of the pool, or else at once on a new connection.
+        """Send a heartbeat, and if that fails, again at once on a new connection.
 
-        The first try gets only a part of the time, so that the second one is not too late.
+        The first try gets only a part of the time, so that the second one is not too late. Its
+        session may be dead, or changed by another client of a pooler.
         """
-        borrowed = self._database.connection_in_any_case(self._interval / 2)
         try:
-            await self._beat_on(borrowed, within=self._gaps.longest / 2)
-        except (psycopg.OperationalError, OSError) as error:
-            if not is_outage(error):
-                raise
+            await self._beat_within(self._gaps.longest / 2)
+        except own.MISSING:
+            raise
+        except (psycopg.Error, OSError) as error:
             self._logger.debug("A heartbeat failed (%s)", one_line(error), extra=self._about)
-            # All connections of the pool may be dead.
-            await self._beat_on(self._database.new_connection(), within=self._gaps.longest)
+            await self._beat_within(self._gaps.longest)
 
-    async def _beat_on(
-        self, given: AbstractAsyncContextManager[AsyncConnection[Any]], *, within: float
-    ) -> None:
+    async def _beat_within(self, within: float) -> None:
+        self._was_connected = False
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(within + self._interval):
-                conn = await stack.enter_async_context(given)
+                conn = await stack.enter_async_context(self._connection())
+            self._was_connected = True
             if self._has_row:
                 with hung_up_after(within, conn):
                     await self._send(conn)
@@ -330,6 +321,7 @@ class Heartbeat:
         self._gaps.answered(sent, server_time=reply.at)
         self._late_at = sent + self.dead_after
         self._failures = self._misses = 0
+        self._refusals.answered()
         self._database.availability.works(PART)
         self._database.availability.works(REGISTER)
         self._has_row = reply.standing is not Standing.UNKNOWN
@@ -366,6 +358,9 @@ class Heartbeat:
                 part, error, delay=self._interval, log=self._logger, extra=self._about
             )
         self._failures += 1
+        self._refusals.failed(error, was_connected=self._was_connected)
+        if self._mode is Mode.HELD_BACK and self._refusals.seconds > self._longest_refusal:
+            self._stuck(self._refusals.seconds)
 
     def _do_without(self, error: Exception) -> None:
         self._enter(Mode.WITHOUT)
@@ -392,7 +387,7 @@ class Heartbeat:
         try:
             async with (
                 asyncio.timeout(2 * LEAVE_PATIENCE),
-                self._database.connection_in_any_case(LEAVE_PATIENCE / 2) as conn,
+                self._connection() as conn,
                 ended_after(LEAVE_PATIENCE, conn),
             ):
                 if mode is Mode.DEAD:

@@ -38,7 +38,6 @@ EVERY: Final = 30
 """Heartbeats from one turn to the next."""
 FREE_AGAIN_AFTER: Final = 600.0
 """Seconds after which a pool looks again for locks of a dead pool; that reads the whole table."""
-BORROW_PATIENCE: Final = 1.0
 DEADLINE: Final = 60.0
 """Seconds that a transaction may take."""
 LOCK_PATIENCE: Final = 5.0
@@ -137,7 +136,7 @@ class OldLocks:
     async def _transaction(self) -> AsyncIterator[AsyncConnection[Any]]:
         limits = limit_transaction(lock=LOCK_PATIENCE, statement=DEADLINE, idle=DEADLINE)
         async with (
-            self._database.connection_in_any_case(BORROW_PATIENCE) as conn,
+            self._database.new_connection() as conn,
             ended_after(DEADLINE, conn),
             conn.transaction(),
         ):

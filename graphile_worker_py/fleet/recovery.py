@@ -18,7 +18,8 @@ from psycopg import AsyncConnection
 from graphile_worker_py import aio, events
 from graphile_worker_py.errors import RowsHiddenError, one_line
 from graphile_worker_py.events import Events
-from graphile_worker_py.fleet.heartbeat import SILENT, Heartbeat
+from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.mode import SILENT
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.plugins.hooks import Hooks
@@ -72,7 +73,7 @@ class RecoveryLoop:
     Args:
         pool_id: Id of the pool that does it.
         database: The database that the pool works on.
-        options: `heartbeat_interval`, `dead_after`, `max_crashes`.
+        options: `max_crashes`.
         heartbeat: Reports late pools, and for how long this pool was steady.
         suspects: The suspects that the pool knows.
         hooks: Plugins that release what dead pools held.
@@ -96,7 +97,6 @@ class RecoveryLoop:
     ) -> None:
         self._pool_id = pool_id
         self._database = database
-        self._borrow_patience = options.heartbeat_interval / 2
         self._max_crashes = options.max_crashes
         self._heartbeat = heartbeat
         self._suspects = suspects
@@ -172,7 +172,7 @@ class RecoveryLoop:
         """Take one turn; None if no jobs could be freed yet."""
         schema = self._database.schema
         async with (
-            self._database.connection_in_any_case(self._borrow_patience) as conn,
+            self._database.new_connection() as conn,
             ended_after(DEADLINE, conn),
         ):
             await rights.check_visible(partial(self._database.run, conn=conn), schema)

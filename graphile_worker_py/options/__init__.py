@@ -148,8 +148,8 @@ class WorkerOptions:
         Kind.WHOLE,
         _pool_size,
         "Maximum number of database connections, in addition to the one that listens; at least 2. "
-        "Two of them (one, if there are only two) fetch jobs and record outcomes. The others are "
-        "for tasks.",
+        "Up to three of them, and never the last one, fetch jobs, record outcomes and send "
+        "heartbeats. The others are for tasks.",
         flags=("-m", "--max-pool-size"),
     )
     prepared_statements: bool | None = option(

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
-import psycopg_pool
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor, errors
 
 from graphile_worker_py import clock
@@ -86,16 +85,6 @@ class Database:
                     # Testing them would take up to a minute for each that leads nowhere.
                     await self.pool.drain()
                 raise
-
-    @asynccontextmanager
-    async def connection_in_any_case(self, patience: float) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection of the pool; a new one if none gets free within `patience` seconds."""
-        async with AsyncExitStack() as stack:
-            try:
-                conn = await stack.enter_async_context(self.connection(patience))
-            except psycopg_pool.PoolTimeout:
-                conn = await stack.enter_async_context(self.new_connection())
-            yield conn
 
     @asynccontextmanager
     async def new_connection(self) -> AsyncIterator[AsyncConnection[Any]]:

@@ -33,8 +33,6 @@ from graphile_worker_py.sql.migrations import (
 logger = logging.getLogger(__name__)
 
 OLDEST_POSTGRES: Final = 120000
-BORROW_PATIENCE: Final = 1.0
-"""Seconds to wait for a connection of the pool before a new one is opened."""
 
 # Errors of an installer that lost a race with another one.
 _CLASHES: Final = (
@@ -135,14 +133,14 @@ def check_installed(schema: str) -> Steps[None]:
 async def check_revision(database: Database) -> None:
     """Check that this release can work on the current revision of the schema.
 
-    After an outage, the connections of the pool may be dead or borrowed; the check does not wait
-    for one.
+    It uses a new connection: those of the pool may be dead after an outage, borrowed, or changed by
+    a task.
 
     Raises:
         IncompatibleSchemaError: It can't.
     """
     async with (
-        database.connection_in_any_case(BORROW_PATIENCE) as conn,
+        database.new_connection() as conn,
         ended_after(STATEMENT_DEADLINE, conn),
     ):
         revisions = await database.run(migrations.read_revisions(), conn=conn)

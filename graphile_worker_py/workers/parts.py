@@ -9,6 +9,7 @@ from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
+from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
@@ -28,6 +29,7 @@ class Parts:
     Attributes:
         fetching: The connection for fetches.
         settling: The connection for outcomes; the same one if the pool may have only two.
+        beating: The connection for heartbeats, if the pool may keep one for them.
         make_watchdog: Makes the watchdog of the running event loop.
         executors: How tasks are called.
     """
@@ -35,6 +37,7 @@ class Parts:
     holdings: Holdings
     fetching: OwnConnection
     settling: OwnConnection
+    beating: KeptConnection
     fetcher: Fetcher
     settler: Settler
     heartbeat: Heartbeat

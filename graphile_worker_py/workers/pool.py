@@ -94,6 +94,7 @@ class WorkerPool:
         self._fatal: BaseException | None = None
         self._parts: list[asyncio.Task[None]] = []
         self._gave_up = False
+        self._is_stuck = False
         self._watchdog: Watchdog | None = None
 
     @property
@@ -153,7 +154,8 @@ class WorkerPool:
             state=self._state,
             started_at=vitals.started_at,
             connected=vitals.connected,
-            standing_still=self._watchdog is not None and self._watchdog.standing_still,
+            standing_still=self._is_stuck
+            or (self._watchdog is not None and self._watchdog.standing_still),
             held_back=parts.heartbeat.held_back,
             listening=parts.listener.listening,
             last_fetch_at=vitals.last_fetch_at,
@@ -192,7 +194,7 @@ class WorkerPool:
                 )
             if not self.stopping.is_set():
                 self._state = State.RUNNING
-                async with parts.fetching, parts.settling:
+                async with parts.fetching, parts.settling, parts.beating:
                     await self._be_present_and_below()
         finally:
             threads_left = await parts.executors.close()
@@ -361,6 +363,15 @@ class WorkerPool:
         )
         self.events.emit(events.PoolTakenForDead(pool_id=self.pool_id))
         self.kill("Declared dead by another worker pool")
+
+    def stuck(self, seconds: float) -> None:
+        """Stop in order: heartbeats have been refused for too long."""
+        self._is_stuck = True
+        error = WorkerPoolError(
+            f"this pool could not prove for {seconds:.0f} s that it is alive, although the "
+            f"database works; see the warnings about heartbeats"
+        )
+        self.break_down(error, "prove that the pool is alive")
 
     def break_down(self, error: BaseException, action: str) -> None:
         """Stop in order because of an error that `run` raises in the end."""

@@ -20,6 +20,7 @@ from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import connect_directly, connect_like
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.sql.notifications import JOBS_INSERT, WORKER_MIGRATE
 from graphile_worker_py.sql.planning import keep_to_indexes
@@ -45,8 +46,11 @@ from graphile_worker_py.workers.worker import Worker
 
 
 def own_connections(options: WorkerOptions) -> int:
-    """How many connections a pool keeps for fetching and recording; one more listens."""
-    return min(2, options.max_pool_size - 1)
+    """How many connections a pool keeps to itself, which tasks do not use; one more listens.
+
+    The first one fetches, the second one records, the third one sends heartbeats.
+    """
+    return min(2 if options.no_side_schema else 3, options.max_pool_size - 1)
 
 
 def build_pool(
@@ -109,7 +113,8 @@ def _connected(pool: WorkerPool) -> Parts:
     )
     leader = _leader(pool)
     followers = _followers(pool, leader)
-    heartbeat = _heartbeat(pool, suspects, followers)
+    beating = KeptConnection(pool.database)
+    heartbeat = _heartbeat(pool, beating, suspects, followers)
     fetcher = _fetcher(pool, holdings, fetching)
     settler = _settler(pool, holdings, riders, settling)
     queue = _queue(pool, holdings, settler)
@@ -137,6 +142,7 @@ def _connected(pool: WorkerPool) -> Parts:
         holdings=holdings,
         fetching=fetching,
         settling=settling,
+        beating=beating,
         fetcher=fetcher,
         settler=settler,
         heartbeat=heartbeat,
@@ -271,14 +277,19 @@ def _followers(pool: WorkerPool, leader: Leader) -> Followers:
     )
 
 
-def _heartbeat(pool: WorkerPool, suspects: Suspects, followers: Followers) -> Heartbeat:
+def _heartbeat(
+    pool: WorkerPool, beating: KeptConnection, suspects: Suspects, followers: Followers
+) -> Heartbeat:
+    may_keep = own_connections(pool.options) > 2
     return Heartbeat(
         pool_id=pool.pool_id,
         database=pool.database,
         options=pool.options,
         listens=not pool.once,
         suspects=suspects,
+        connection=beating.borrowed if may_keep else pool.database.new_connection,
         declared_dead=pool.lose,
+        stuck=pool.stuck,
         follow=followers.follow,
         report=partial(report_of, pool),
         logger=pool.logger,

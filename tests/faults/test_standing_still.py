@@ -20,7 +20,8 @@ from graphile_worker_py.events import (
     PoolRecovered,
     PoolTakenForDead,
 )
-from graphile_worker_py.fleet.heartbeat import Heartbeat, Mode
+from graphile_worker_py.fleet.heartbeat import Heartbeat
+from graphile_worker_py.fleet.mode import Mode
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.connecting import opened_pool
 from graphile_worker_py.postgres.database import Database
@@ -205,7 +206,9 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             suspects=Suspects(
                 pool_id=pool_id, database=database, max_crashes=3, alone_for=30, logger=logger
             ),
+            connection=database.new_connection,
             declared_dead=taken_for_dead.set,
+            stuck=lambda _: None,
             report=lambda loop_lag: PoolReport(
                 version="0",
                 tasks=["a"],
