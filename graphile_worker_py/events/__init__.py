@@ -297,7 +297,7 @@ class JobFailed(JobError):  # noqa: N818  # an event, not an exception
 
 
 class JobSnoozed(JobEvent):
-    """The task put the job off after `duration` seconds; it is due again at about `due_at`."""
+    """The task snoozed the job after `duration` seconds; it is due again at about `due_at`."""
 
     name: ClassVar = "job:snoozed"
     duration: float
@@ -305,7 +305,7 @@ class JobSnoozed(JobEvent):
 
 
 class JobDiscarded(JobEvent):
-    """The task, or its retry policy, gave up the job: it is not tried again, on purpose.
+    """The task, or its retry policy, discarded the job, which is not retried.
 
     `JobError` and `JobFailed` are not emitted.
     """
