@@ -8,14 +8,27 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def from_now(seconds: float) -> str:
+    """A time before or after now: `in 3 s`, `18 min ago`, `in 6 h`."""
+    if abs(seconds) < 0.5:
+        return "now"
+    number, unit = _in_unit(abs(seconds))
+    return f"in {number:.0f} {unit}" if seconds > 0 else f"{number:.0f} {unit} ago"
+
+
 def shortened(seconds: float) -> str:
     """A length of time in a fitting unit: `1.52 ms`, `2.7 s`, `18 min`, `6.1 h`, `4.0 d`."""
     if abs(seconds) < 1:
         return f"{seconds * 1000:.2f} ms"
-    number, unit = seconds, "s"
-    for size, next_unit in ((60, "min"), (60, "h"), (24, "d")):
-        # Up to 100 of a unit, so that two digits are enough.
-        if abs(number) < (48 if next_unit == "d" else 100):
-            break
-        number, unit = number / size, next_unit
+    number, unit = _in_unit(seconds)
     return f"{number:.1f} {unit}" if abs(number) < 10 else f"{number:.0f} {unit}"
+
+
+def _in_unit(seconds: float) -> tuple[float, str]:
+    # Up to 100 of a unit, or two days in hours, so that two digits are enough.
+    number, unit = seconds, "s"
+    for size, most, larger in ((60, 100, "min"), (60, 100, "h"), (24, 48, "d")):
+        if abs(number) < most:
+            break
+        number, unit = number / size, larger
+    return number, unit

@@ -1,10 +1,11 @@
 """Run jobs: `run`, `run_once`, `Runner` and `run_migrations`."""
 
 import asyncio
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Self, Unpack
+from typing import TYPE_CHECKING, ClassVar, Final, Self, Unpack
 
 from psycopg_pool import AsyncConnectionPool
 
@@ -12,7 +13,7 @@ from graphile_worker_py import aio, config, events
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag
 from graphile_worker_py.errors import GraphileWorkerError, StoppedError
-from graphile_worker_py.events import Events
+from graphile_worker_py.events import Event, Events
 from graphile_worker_py.observing.log import log_events
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
@@ -223,7 +224,7 @@ async def run(source: str | AsyncPool | None = None, **options: Unpack[RunnerOpt
             await runner.wait()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOnceResult:
     """What `run_once` did.
 
@@ -231,11 +232,15 @@ class RunOnceResult:
         completed: Number of jobs that completed.
         failed: The event of each attempt that failed, with `job`, `error` and `retry_at`.
         returned: Number of jobs that a stop cancelled and returned.
+        snoozed: Number of jobs that their task put off.
+        discarded: Number of jobs that their task gave up.
     """
 
     completed: int
     failed: tuple[events.JobError, ...]
     returned: int
+    snoozed: int
+    discarded: int
 
     def raise_errors(self) -> None:
         """Raise the error of the attempt that failed; if several did, a group of their errors.
@@ -296,19 +301,24 @@ async def run_once(
     return result
 
 
+_COUNTED: Final = (
+    events.JobSuccess,
+    events.JobReturned,
+    events.JobSnoozed,
+    events.JobDiscarded,
+)
+
+
 class _Outcomes:
     """Collects the outcomes of jobs from their events."""
 
     def __init__(self, observed: Events) -> None:
-        self._completed = 0
         self._failed: list[events.JobError] = []
-        self._returned = 0
-        self._ends = [
-            observed.subscribe(events.JobSuccess, self._on_success),
-            # By its name, because a subscriber of the class would hear a final failure twice.
-            observed.subscribe(events.JobError.name, self._failed.append),
-            observed.subscribe(events.JobReturned, self._on_returned),
-        ]
+        self._counts: Counter[type[Event]] = Counter()
+        # By its name, because a subscriber of the class would hear a final failure twice.
+        self._ends = [observed.subscribe(events.JobError.name, self._failed.append)]
+        for kind in _COUNTED:
+            self._ends.append(observed.subscribe(kind, self._count))
 
     def close(self) -> None:
         """Collect no more."""
@@ -317,13 +327,17 @@ class _Outcomes:
 
     def result(self) -> RunOnceResult:
         """The outcomes so far."""
-        return RunOnceResult(self._completed, tuple(self._failed), self._returned)
+        completed, returned, snoozed, discarded = (self._counts[kind] for kind in _COUNTED)
+        return RunOnceResult(
+            completed=completed,
+            failed=tuple(self._failed),
+            returned=returned,
+            snoozed=snoozed,
+            discarded=discarded,
+        )
 
-    def _on_success(self, _event: events.JobSuccess) -> None:
-        self._completed += 1
-
-    def _on_returned(self, _event: events.JobReturned) -> None:
-        self._returned += 1
+    def _count(self, event: Event) -> None:
+        self._counts[type(event)] += 1
 
 
 async def run_migrations(

@@ -233,10 +233,14 @@ class Setup:
 
     @property
     def about(self) -> str:
-        """The tasks and the schema, for a log line."""
+        """The tasks, the schema and the number of jobs at a time, for a log line."""
         names = sorted(self._tasks)
         shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
-        return f"{len(names)} task(s) of schema {self._options.schema!r}: {shown}"
+        count = self._options.concurrent_jobs
+        return (
+            f"{len(names)} task(s) of schema {self._options.schema!r}, {count} "
+            f"job{'s' if count > 1 else ''} at a time: {shown}"
+        )
 
     def refuse_cron(self) -> None:
         """Refuse recurring jobs.

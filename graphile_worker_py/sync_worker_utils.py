@@ -31,7 +31,7 @@ from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
-from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.granted import read_rights
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
 from graphile_worker_py.sql.known_crontabs import KnownCrontab
@@ -254,6 +254,17 @@ class SyncWorkerUtils:
     ) -> dict[CleanupTask, int]:
         """Delete what nobody needs any more. See `WorkerUtils.cleanup`."""
         queries = cleaning.cleanup(tasks, task_identifiers_to_keep)
+        return {task: self._run(query, conn) for task, query in queries.items()}
+
+    def preview_cleanup(
+        self,
+        tasks: Iterable[CleanupTask | str] | None = None,
+        *,
+        task_identifiers_to_keep: Iterable[str] | None = None,
+        conn: Connection[Any] | None = None,
+    ) -> dict[CleanupTask, CleanupPreview]:
+        """Count the rows that `cleanup` would delete. See `WorkerUtils.preview_cleanup`."""
+        queries = cleaning.preview(tasks, task_identifiers_to_keep)
         return {task: self._run(query, conn) for task, query in queries.items()}
 
     def get_job(

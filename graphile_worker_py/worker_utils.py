@@ -28,7 +28,7 @@ from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
-from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
 from graphile_worker_py.sql.known_crontabs import KnownCrontab
 from graphile_worker_py.sql.migrations import read_revisions
@@ -270,6 +270,22 @@ class WorkerUtils(JobAdder):
             How many rows each of the tasks deleted.
         """
         queries = cleaning.cleanup(tasks, task_identifiers_to_keep)
+        return {task: await self._run(query, conn) for task, query in queries.items()}
+
+    async def preview_cleanup(
+        self,
+        tasks: Iterable[CleanupTask | str] | None = None,
+        *,
+        task_identifiers_to_keep: Iterable[str] | None = None,
+        conn: AsyncConnection[Any] | None = None,
+    ) -> dict[CleanupTask, CleanupPreview]:
+        """Count the rows that `cleanup` with the same arguments would delete now.
+
+        Returns:
+            The count for each of the tasks. `cleanup` may delete more task identifiers and queues:
+            those whose last jobs it deletes itself.
+        """
+        queries = cleaning.preview(tasks, task_identifiers_to_keep)
         return {task: await self._run(query, conn) for task, query in queries.items()}
 
     async def get_job(

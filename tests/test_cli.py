@@ -128,6 +128,15 @@ def test_logs_for_machines_are_json_with_the_fields_of_the_job(cli: Cli) -> None
     assert done["duration"] > 0
 
 
+@pytest.mark.parametrize(("jobs", "said"), [("1", "1 job"), ("10", "10 jobs")])
+def test_a_worker_says_how_many_jobs_it_runs_at_a_time(cli: Cli, jobs: str, said: str) -> None:
+    process = cli.start("--tasks", "app_tasks", "--jobs", jobs)
+    expected = f" on 2 task(s) of schema 'graphile_worker', {said} at a time: hello, long/one\n"
+    _wait_for_log(process, expected)
+    process.terminate()
+    assert process.wait() == 0
+
+
 def test_the_forbidden_flag_leaves_the_job_to_others(cli: Cli) -> None:
     cli.sql("select graphile_worker.add_job('hello', '{\"name\": \"x\"}', flags => '{eu}')")
     process = cli.run("--once", "--tasks", "app_tasks", "--forbidden-flag", "eu")

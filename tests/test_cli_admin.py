@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -137,8 +138,9 @@ def test_wrong_usage_exits_with_2_and_names_the_value(call: Call, stored: Jobs) 
 def test_jobs_are_shown_as_a_table_that_no_text_can_break(call: Call, jobs: list[int]) -> None:
     lines = call("jobs").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["id", *map(str, reversed(jobs))]
+    assert max(map(len, lines)) <= 80
     assert [line.split()[1] for line in lines[1:]] == ["running", "failed", "scheduled", "ready"]
-    assert "2030-01-02 03:04:05Z" in lines[3]
+    assert re.search(r"  in \d+ d  ", lines[3])
     assert r"no\x1b[31m way\n!!!" in lines[2]
     assert lines[2].endswith("…")
     assert "!" * 60 not in lines[2]
@@ -160,6 +162,38 @@ def test_jobs_are_filtered_and_shown_page_by_page(call: Call, jobs: list[int]) -
     assert ids("--limit", "2", "--after", str(failed)) == [scheduled, ready]
     assert call("jobs", "--task", "none").stdout == "No jobs.\n"
     assert ids("--task", "none") == []
+
+
+def test_a_job_that_is_tried_again_is_retrying(call: Call, jobs: list[int], stored: Jobs) -> None:
+    stored.change(jobs[1], "attempts = 1, last_error = 'no way'")
+    assert call("jobs", "--task", "b").stdout.splitlines()[2].split()[:2] == ["2", "retrying"]
+    assert "state       retrying\n" in call("job", str(jobs[1])).stdout
+    found = rows(call("jobs", "--state", "retrying", "--json"))
+    assert [(job["id"], job["state"]) for job in found] == [(jobs[1], "scheduled")]
+    assert call("jobs", "--state", "retrying", "--task", "a").stdout == "No jobs.\n"
+    with_limit = call("jobs", "--state", "retrying", "--limit", "1")
+    assert with_limit.stderr == f"Older ones: --after {jobs[1]}\n"
+
+
+def test_json_has_all_jobs_and_a_table_says_that_there_are_more(call: Call, dsn: str) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        ids = [job.id for job in utils.add_jobs([JobSpec("a")] * 60)]
+    assert len(rows(call("jobs", "--json"))) == 60
+    table = call("jobs")
+    assert len(table.stdout.splitlines()) == 51
+    assert table.stderr == f"Older ones: --after {ids[10]}\n"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_table_fits_into_the_terminal(call: Call, dsn: str, columns: int) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        long = "x" * 100
+        job = utils.add_job(long, queue_name=long, job_key=long, run_at=LATER)
+        utils.permanently_fail_jobs([job.id], long)
+    for command in ("jobs", "queues", "counts"):
+        lines = call(command, COLUMNS=str(columns)).stdout.splitlines()
+        assert max(map(len, lines)) == columns
+        assert "x…" in lines[1]
 
 
 def test_jobs_as_json_have_all_columns_and_the_payload_as_stored(
@@ -201,7 +235,8 @@ def test_characters_that_the_terminal_lacks_are_shown_as_escapes(dsn: str, jobs:
 
 
 def test_a_job_that_is_not_there_is_told(call: Call) -> None:
-    assert call("job", "4711", code=1).stderr == "Error: there is no job 4711\n"
+    expected = "Error: there is no job 4711; completed jobs are deleted\n"
+    assert call("job", "4711", code=1).stderr == expected
     assert "a job id is a whole number, not 'x'" in call("job", "x", code=2).stderr
 
 
@@ -312,7 +347,8 @@ def test_jobs_that_were_changed_have_all_fields_of_listed_ones_as_json(
 
 def test_jobs_are_removed_by_key(call: Call, jobs: list[int], stored: Jobs) -> None:
     assert call("remove", "k").stdout.endswith("Removed 1 job.\n")
-    assert "key and the retries" in call("remove", "running").stdout
+    removed = call("remove", "running").stdout
+    assert f"Removed the key and the retries of job {jobs[3]}, which runs on." in removed
     assert "'k'" in call("remove", "k", code=1).stderr
     assert [row["id"] for row in stored.all()] == jobs[1:]
     assert stored.one(jobs[3])["key"] is None
@@ -459,6 +495,29 @@ def test_somebody_at_a_terminal_is_asked_before_several_jobs_change(
         os.close(terminal)
     assert ("2 jobs will be completed. Go on?" in err.decode()) == (not options), (out, err)
     assert process.returncode == (1 if left else 0), (out, err)
+    assert len(stored.all()) == left
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 2), ("y", 0)])
+def test_cleanup_says_what_it_would_delete_before_it_asks(
+    dsn: str, stored: Jobs, answer: str, left: int
+) -> None:
+    with SyncWorkerUtils(dsn) as utils:
+        for job in utils.add_jobs([JobSpec("a"), JobSpec("a")]):
+            utils.permanently_fail_jobs([job.id])
+            stored.change(job.id, "updated_at = now() - interval '12 days'")
+    command = [sys.executable, "-m", "graphile_worker_py", "cleanup", "delete_permafailed_jobs"]
+    typed, terminal = pty.openpty()
+    try:
+        os.write(typed, f"{answer}\n".encode())
+        environment = clean_environment({"DATABASE_URL": dsn})
+        with Popen(command, stdin=terminal, stdout=PIPE, stderr=PIPE, env=environment) as process:
+            _, err = process.communicate(timeout=15)
+    finally:
+        os.close(typed)
+        os.close(terminal)
+    assert "DELETE_PERMAFAILED_JOBS: 2 rows, the oldest failed 12 d ago\n" in err.decode()
+    assert "Delete them?" in err.decode()
     assert len(stored.all()) == left
 
 

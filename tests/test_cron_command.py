@@ -211,3 +211,20 @@ def test_status_tells_why_there_is_none(empty_dsn: str, path: str) -> None:
     assert result.exit_code == 1
     assert "`graphile-worker-py migrate` installs it" in result.stderr
     assert call("status", path, "-c", "host").exit_code == 2
+
+
+def test_check_says_which_line_never_runs_and_writes_periods_as_a_crontab_does() -> None:
+    crontab = "0 0 31 2 * task ?id=never\n0 0 1 2 * task ?fill=86400s\n"
+    shown = call("check", "-", stdin=crontab).stdout
+    first, second = shown.split("line 2: ")
+    assert "  never runs    there is no such day\n" in first
+    assert "never runs" not in second
+    assert "  fill          1d\n" in second
+
+
+@pytest.mark.parametrize(
+    ("fill", "shown"), [("1w2d3h4m5s", "1w2d3h4m5s"), ("93600s", "1d2h"), ("90s", "1m30s")]
+)
+def test_a_period_is_shown_in_the_largest_units(fill: str, shown: str) -> None:
+    result = call("check", "-", stdin=f"0 0 * * * task ?fill={fill}\n")
+    assert f"  fill          {shown}\n" in result.stdout

@@ -208,6 +208,7 @@ def test_the_command_looks_at_the_database(call: Call, dsn: str) -> None:
     assert json.loads(call("--json").stdout)["due_jobs"] == 1
     result = call("--max-age", "60", code=1)
     assert "Trouble: a job has been due for" in result.output
+    assert " d: job 1 (work); no live worker has its task" in result.output
 
 
 def test_the_command_fails_where_locks_are_older_than_any_worker_would_leave_them(
@@ -220,6 +221,7 @@ def test_the_command_fails_where_locks_are_older_than_any_worker_would_leave_the
     assert "Trouble: 1 job(s) and 0 queue(s) have been locked for more than four hours" in (
         result.output
     )
+    assert f": job {job_id} (work), locked by somebody; no live worker has it" in result.output
 
 
 def test_the_command_fails_without_schema_or_database(call: Call, dsn: str) -> None:

@@ -15,13 +15,14 @@ from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
-from graphile_worker_py.cli.tables import job_as_json, job_rows, print_json, print_table
+from graphile_worker_py.cli.tables import JOB_KEYS, job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.cli.work import named_modules
+from graphile_worker_py.clock import from_now
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job
 from graphile_worker_py.loading.directory import load_tasks
 from graphile_worker_py.loading.modules import collect_tasks
-from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
@@ -40,9 +41,14 @@ class _Change:
     dry_run: bool
     as_json: bool
 
+    @property
+    def asks(self) -> bool:
+        """Whether to ask for confirmation: only on a terminal."""
+        return not self.yes and not self.dry_run and sys.stdin.isatty()
+
     def confirm(self, question: str) -> None:
         """Ask for confirmation, if there is a terminal."""
-        if not self.yes and not self.dry_run and sys.stdin.isatty():
+        if self.asks:
             click.confirm(question, abort=True, err=True)
 
     @contextmanager
@@ -151,7 +157,7 @@ def _change_jobs(
     if change.as_json:
         print_json([job_as_json(shown.get(job.id, job)) for job in jobs])
     else:
-        print_table(job_rows(jobs), if_none="No jobs.")
+        print_table(job_rows(jobs), if_none="No jobs.", whole=JOB_KEYS)
         click.echo(change.done(verb, f"{len(jobs)} of {_plural(len(wanted), 'job')}"))
     left = sorted(wanted.difference(job.id for job in jobs))
     return jobs, [f"running, or not there: {_listed(left)}; left alone"] if left else []
@@ -174,9 +180,9 @@ def remove(change: _Change, key: str) -> None:
     if change.as_json:
         print_json(job_as_json(job))
         return
-    print_table(job_rows([job]), if_none="")
+    print_table(job_rows([job]), if_none="", whole=JOB_KEYS)
     # A deleted job is shown as it was, with its key.
-    taken = "the key and the retries of 1 running job"
+    taken = f"the key and the retries of job {job.id}, which runs on"
     click.echo(change.done("removed", "1 job" if job.key is not None else taken))
 
 
@@ -252,7 +258,12 @@ def cleanup(
         wanted |= load_tasks(task_directory, strict=True).keys()
     for name in names:
         check_one_of("TASK", name, allowed=CleanupTask)
-    change.confirm(f"{', '.join(dict.fromkeys(names))} will delete rows. Go on?")
+    if change.asks:
+        with change.opened() as (utils, conn):
+            found = utils.preview_cleanup(names, task_identifiers_to_keep=sorted(wanted), conn=conn)
+        for task, preview in found.items():
+            click.echo(f"{task}: {_described(preview)}", err=True)
+        change.confirm("Delete them?")
     with change.opened() as (utils, conn):
         deleted = utils.cleanup(names, task_identifiers_to_keep=sorted(wanted), conn=conn)
     if change.as_json:
@@ -260,6 +271,13 @@ def cleanup(
         return
     for task, count in deleted.items():
         click.echo(f"{task}: {change.done('deleted', _plural(count, 'row')).lower()}")
+
+
+def _described(preview: CleanupPreview) -> str:
+    rows = _plural(preview.rows, "row")
+    if preview.oldest is None:
+        return rows
+    return f"{rows}, the oldest failed {from_now(-preview.oldest)}"
 
 
 def _listed(ids: Iterable[int]) -> str:

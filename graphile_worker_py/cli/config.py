@@ -42,7 +42,7 @@ def show(
         print_json({name: _as_json(name, setting) for name, setting in settings.items()})
     else:
         rows = [_row(name, setting) for name, setting in settings.items()]
-        print_table(rows, if_none="No options.")
+        print_table(rows, if_none="No options.", whole=("option", "value", "from"))
     for variable, meant in misspelt_variables().items():
         click.echo(f"Not read: {variable}; did you mean {meant}?", err=True)
 

@@ -47,6 +47,8 @@ def check(file: str, as_json: bool) -> None:
             click.echo(f"line {item.line}: {item.identifier}")
             for name, value in _described(item):
                 click.echo(f"  {name:13} {value}")
+            if _next(item, utc_now()) is None:
+                click.echo("  never runs    there is no such day")
         click.echo(f"{len(items)} {'item' if len(items) == 1 else 'items'}")
     try:
         check_items(items)
@@ -140,6 +142,7 @@ def status(file: str | None, connection: str | None, schema: str | None, as_json
     print_table(
         [{names.get(name, name): value for name, value in row.items()} for row in rows],
         if_none="No items.",
+        whole=("identifier", *names.values()),
     )
 
 
@@ -207,13 +210,26 @@ def _described(item: ParsedCronItem) -> Iterator[tuple[str, str]]:
     for name, value in _options_as_json(item).items():
         if name == "backfillPeriod":
             if value:
-                yield "fill", f"{item.options.backfill_period:g} s"
+                yield "fill", _period(item.options.backfill_period)
         elif name == "jitter":
-            yield name, f"{item.options.jitter:g} s"
+            yield name, _period(item.options.jitter)
         else:
             yield name, repr(value)
     if item.payload is not None:
         yield "payload", json_codec.dumps(item.payload).decode()
+
+
+def _period(seconds: float) -> str:
+    """A length of time as a crontab writes it: `1d12h`."""
+    whole, rest = divmod(seconds, 1)
+    parts = []
+    for unit, size in (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60)):
+        number, whole = divmod(whole, size)
+        if number:
+            parts.append(f"{number:g}{unit}")
+    if whole or rest or not parts:
+        parts.append(f"{whole + rest:g}s")
+    return "".join(parts)
 
 
 def _coming(item: ParsedCronItem, after: datetime, count: int) -> Iterator[datetime]:

@@ -15,6 +15,7 @@ from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import about_unserved, print_json, print_table
+from graphile_worker_py.clock import shortened
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
@@ -121,25 +122,52 @@ def _ask_database(
     told = {**asdict(backlog), "pools": None if pools is None else list(map(asdict, pools))}
     unserved = utils.unserved_tasks()
     told["unserved_tasks"] = list(unserved)
-    return told, [*_troubles(backlog, max_age), *_absent(pools or ()), *about_unserved(unserved)]
+    troubles = [*_stale(utils, backlog, pools), *_overdue(utils, backlog, pools, max_age)]
+    return told, [*troubles, *_absent(pools or ()), *about_unserved(unserved)]
 
 
-def _troubles(backlog: Backlog, max_age: float | None) -> list[str]:
-    troubles = []
-    if backlog.stale_jobs or backlog.stale_queues:
-        troubles.append(
-            f"{backlog.stale_jobs} job(s) and {backlog.stale_queues} queue(s) have been locked for "
-            f"more than four hours, and no worker has freed them"
-        )
-    if max_age is not None and backlog.oldest_due > max_age:
-        troubles.append(f"a job has been due for {backlog.oldest_due:.0f} s")
-    return troubles
+def _stale(
+    utils: SyncWorkerUtils, backlog: Backlog, pools: list[RegisteredPool] | None
+) -> list[str]:
+    if not (backlog.stale_jobs or backlog.stale_queues):
+        return []
+    trouble = (
+        f"{backlog.stale_jobs} job(s) and {backlog.stale_queues} queue(s) have been locked for "
+        f"more than four hours, and no worker has freed them"
+    )
+    job = None if backlog.oldest_stale_job is None else utils.get_job(backlog.oldest_stale_job)
+    if job is not None:
+        trouble += f": job {job.id} ({job.task_identifier}), locked by {job.locked_by}"
+        if job.locked_by not in {pool.pool_id for pool in _living(pools)}:
+            trouble += "; no live worker has it"
+    return [trouble]
+
+
+def _overdue(
+    utils: SyncWorkerUtils,
+    backlog: Backlog,
+    pools: list[RegisteredPool] | None,
+    max_age: float | None,
+) -> list[str]:
+    if max_age is None or backlog.oldest_due <= max_age:
+        return []
+    trouble = f"a job has been due for {shortened(backlog.oldest_due)}"
+    job = None if backlog.oldest_due_job is None else utils.get_job(backlog.oldest_due_job)
+    if job is not None:
+        trouble += f": job {job.id} ({job.task_identifier})"
+        if not any(job.task_identifier in (pool.tasks or ()) for pool in _living(pools)):
+            trouble += "; no live worker has its task"
+    return [trouble]
+
+
+def _living(pools: list[RegisteredPool] | None) -> list[RegisteredPool]:
+    return [pool for pool in pools or () if not pool.overdue]
 
 
 def _absent(pools: list[RegisteredPool] | tuple[()]) -> list[str]:
     return [
         f"pool {pool.pool_id} (process {pool.pid} on {pool.host}) was last heard of "
-        f"{pool.heartbeat_age:.0f} s ago"
+        f"{shortened(pool.heartbeat_age)} ago"
         for pool in pools
         if pool.overdue
     ]
@@ -158,4 +186,6 @@ def _print(told: dict[str, Any]) -> None:
 def _shown(value: object) -> object:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return round(value, 1) if isinstance(value, float) else value
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
+    return shortened(value) if isinstance(value, float) else value

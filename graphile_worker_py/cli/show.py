@@ -1,8 +1,10 @@
 """The commands that show jobs, queues and locks, and change nothing."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import click
 
@@ -10,21 +12,31 @@ from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import (
+    JOB_KEYS,
+    RETRYING,
     about_unserved,
     job_as_json,
     job_rows,
     print_job,
     print_json,
     print_table,
+    relative,
 )
 from graphile_worker_py.cli.text import harmless
+from graphile_worker_py.clock import from_now, utc_now
 from graphile_worker_py.sql.backlog import RegisteredPool
-from graphile_worker_py.sql.inspect import JobState, StateCounts
+from graphile_worker_py.sql.inspect import JobState, ListedJob, StateCounts
+from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
+
+TABLE_LIMIT: Final = 50
+PAGE: Final = 1000
 
 
 @click.command()
 @database_options
-@click.option("--state", type=click.Choice(list(map(str, JobState))), help="Jobs in this state.")
+@click.option(
+    "--state", type=click.Choice([*map(str, JobState), RETRYING]), help="Jobs in this state."
+)
 @click.option("--task", metavar="IDENTIFIER", help="Jobs of this task.")
 @click.option("--queue", metavar="NAME", help="Jobs of this queue.")
 @click.option("--key", metavar="KEY", help="The job with this key.")
@@ -33,26 +45,45 @@ from graphile_worker_py.sql.inspect import JobState, StateCounts
 @click.option(
     "--limit",
     type=click.IntRange(1),
-    default=50,
-    show_default=True,
     metavar="N",
-    help="Maximum number of jobs.",
+    help=f"Maximum number of jobs. Default: {TABLE_LIMIT}; with --json, all.",
 )
 @click.option(
-    "--after", metavar="ID", help="List the jobs after this one, the last of the previous page."
+    "--after",
+    metavar="ID",
+    help="List the jobs after this one, the last of the previous page.",
 )
 @json_option
 @told_clearly()
-def jobs(connection: str | None, schema: str | None, as_json: bool, **filters: Any) -> None:
+def jobs(
+    connection: str | None,
+    schema: str | None,
+    as_json: bool,
+    state: str | None,
+    limit: int | None,
+    **filters: Any,
+) -> None:
     """List jobs, the newest first."""
+    if limit is None and not as_json:
+        limit = TABLE_LIMIT
     with opened_utils(connection, schema) as utils:
-        found = utils.list_jobs(**filters)
+        if state == RETRYING:
+            found = list(islice(_retried(utils, filters), limit))
+        else:
+            found = utils.list_jobs(state=state, limit=limit, **filters)
     if as_json:
         print_json([job_as_json(job) for job in found])
         return
-    print_table(job_rows(found), if_none="No jobs.")
-    if len(found) == filters["limit"]:
+    print_table(job_rows(found), if_none="No jobs.", whole=JOB_KEYS)
+    if len(found) == limit:
         click.echo(f"Older ones: --after {found[-1].id}", err=True)
+
+
+def _retried(utils: SyncWorkerUtils, filters: dict[str, Any]) -> Iterator[ListedJob]:
+    after = filters.pop("after")
+    while page := utils.list_jobs(state=JobState.SCHEDULED, after=after, limit=PAGE, **filters):
+        yield from (job for job in page if job.attempts > 0)
+        after = page[-1].id
 
 
 @click.command()
@@ -65,7 +96,7 @@ def job(job_id: str, connection: str | None, schema: str | None, as_json: bool) 
     with opened_utils(connection, schema) as utils:
         found = utils.get_job(job_id)
     if found is None:
-        exit_with(f"there is no job {job_id}", EXIT_FAILURE)
+        exit_with(f"there is no job {job_id}; completed jobs are deleted", EXIT_FAILURE)
     if as_json:
         print_json(job_as_json(found))
     else:
@@ -128,7 +159,9 @@ def queues(connection: str | None, schema: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_table([_spaced(row) for row in found], if_none="No queues.")
+    now = utc_now()
+    rows = [_spaced({**row, "locked_at": relative(row["locked_at"], now)}) for row in found]
+    print_table(rows, if_none="No queues.", whole=("locked at",))
 
 
 @click.command()
@@ -154,7 +187,9 @@ def workers(connection: str | None, schema: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_table([_spaced(row) for row in found], if_none="No pool has anything locked.")
+    print_table(
+        [_worker_row(row) for row in found], if_none="There are no workers.", whole=("pool id",)
+    )
     for sentence in about_unserved(unserved):
         click.echo(f"Trouble: {harmless(sentence)}", err=True)
 
@@ -166,6 +201,21 @@ def _about_pool(pool: RegisteredPool | None) -> dict[str, Any]:
     age = round(pool.heartbeat_age, 1)
     about = {"state": state, "host": pool.host, "pid": pool.pid, "heartbeat_age": age}
     return {**about, "running": pool.running, "concurrency": pool.concurrency}
+
+
+def _worker_row(row: dict[str, Any]) -> dict[str, object]:
+    """A pool for people: `running` counts jobs of its capacity, times are relative."""
+    age, capacity = row["heartbeat_age"], row["concurrency"]
+    return {
+        "pool id": row["pool_id"],
+        "state": row["state"],
+        "jobs": row["jobs"] if capacity is None else f"{row['jobs']}/{capacity}",
+        "queues": row["queues"],
+        "oldest lock": relative(row["locked_at"], utc_now()),
+        "heartbeat": None if age is None else from_now(-age),
+        "pid": row["pid"],
+        "host": row["host"],
+    }
 
 
 def _spaced(row: dict[str, Any]) -> dict[str, object]:

@@ -22,6 +22,20 @@ select
     select pg_catalog.count(*)
     from :GRAPHILE_WORKER_SCHEMA._private_job_queues as job_queues
     where job_queues.locked_at < pg_catalog.now() - $1::pg_catalog.float8 * interval '1 second'
+  ),
+  (
+    select jobs.id
+    from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+    where jobs.is_available and jobs.run_at <= pg_catalog.now()
+    order by jobs.run_at, jobs.id
+    limit 1
+  ),
+  (
+    select jobs.id
+    from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+    where jobs.locked_at < pg_catalog.now() - $1::pg_catalog.float8 * interval '1 second'
+    order by jobs.locked_at, jobs.id
+    limit 1
   )
 from (
   select
@@ -37,7 +51,7 @@ from (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What there is to do, and what nobody may do.
+    """The work that is due, and the locks that are too old.
 
     Attributes:
         revision: Revision of the schema.
@@ -45,6 +59,8 @@ class Backlog:
         oldest_due: Seconds for which the first of them has been due.
         stale_jobs: Jobs that have been locked for more than four hours.
         stale_queues: Queues that have been.
+        oldest_due_job: Id of the job that has been due for the longest time.
+        oldest_stale_job: Id of the job with the oldest of these locks.
     """
 
     revision: int
@@ -52,20 +68,16 @@ class Backlog:
     oldest_due: float
     stale_jobs: int
     stale_queues: int
+    oldest_due_job: int | None
+    oldest_stale_job: int | None
 
 
 def read_backlog() -> Query[Backlog]:
     """Look at all jobs that are due; with millions of them it takes a moment."""
 
     def read(rows: list[tuple[Any, ...]]) -> Backlog:
-        revision, due_jobs, oldest_due, stale_jobs, stale_queues = rows[0]
-        return Backlog(
-            revision=revision,
-            due_jobs=due_jobs,
-            oldest_due=oldest_due,
-            stale_jobs=stale_jobs,
-            stale_queues=stale_queues,
-        )
+        names = [field.name for field in fields(Backlog)]
+        return Backlog(**dict(zip(names, rows[0], strict=True)))
 
     return Query(_READ_BACKLOG, (LOCK_LIFETIME,), read, prepare=False)
 

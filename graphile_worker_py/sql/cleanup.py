@@ -1,6 +1,7 @@
-"""Cleanup: delete what nobody needs any more. Nothing runs it by itself."""
+"""Cleanup: delete rows that are no longer needed. Only users start it."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
@@ -20,54 +21,79 @@ class CleanupTask(StrEnum):
     """Queues without a job that no worker has locked."""
 
 
-# Rescheduling can leave a job with more attempts than it may have; it is as dead as the others.
-_DELETE_PERMAFAILED_JOBS: Final = """
-with deleted as (
-  delete from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.attempts >= jobs.max_attempts
-    and jobs.locked_at is null
-  returning jobs.id
-)
-select pg_catalog.count(*) from deleted
+# Rescheduling can leave a job with more attempts than it may have; it has failed like the others.
+_FAILED_JOBS: Final = """
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as old
+  where old.attempts >= old.max_attempts
+    and old.locked_at is null
 """
 
-_GC_TASK_IDENTIFIERS: Final = """
-with deleted as (
-  delete from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
-  where tasks.identifier <> all ($1::pg_catalog.text[])
+_UNUSED_TASKS: Final = """
+  from :GRAPHILE_WORKER_SCHEMA._private_tasks as old
+  where old.identifier <> all ($1::pg_catalog.text[])
     and not exists (
       select 1
       from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-      where jobs.task_id = tasks.id
+      where jobs.task_id = old.id
     )
-  returning tasks.id
-)
-select pg_catalog.count(*) from deleted
 """
 
-_GC_JOB_QUEUES: Final = """
-with deleted as (
-  delete from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  where queues.locked_at is null
+_UNUSED_QUEUES: Final = """
+  from :GRAPHILE_WORKER_SCHEMA._private_job_queues as old
+  where old.locked_at is null
     and not exists (
       select 1
       from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-      where jobs.job_queue_id = queues.id
+      where jobs.job_queue_id = old.id
     )
-  returning queues.id
-)
-select pg_catalog.count(*) from deleted
 """
+
+_DELETE: Final = "with deleted as (delete"
+_COUNT_DELETED: Final = "returning old.id) select pg_catalog.count(*) from deleted"
+_COUNT: Final = "select pg_catalog.count(*), null"
+_COUNT_WITH_AGE: Final = """
+select
+  pg_catalog.count(*),
+  extract(epoch from pg_catalog.now() - pg_catalog.min(old.updated_at))::pg_catalog.float8
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanupPreview:
+    """What a cleanup task would delete.
+
+    Attributes:
+        rows: Number of rows.
+        oldest: Seconds since the job with the oldest failure failed; None for other rows.
+    """
+
+    rows: int
+    oldest: float | None
 
 
 def cleanup(
     tasks: Iterable[str] | None, task_identifiers_to_keep: Iterable[str] | None
 ) -> dict[CleanupTask, Query[int]]:
-    """The statements to send one after the other; each counts what it deletes.
+    """The statements to send one after the other; each counts the rows that it deletes.
 
-    Without `tasks` it is upstream's choice: queues, and task identifiers too if it is said which
-    of them to keep.
+    Without `tasks` it is upstream's choice: queues, and task identifiers if it is given which of
+    them to keep.
     """
+    chosen, keep = _chosen(tasks, task_identifiers_to_keep)
+    return {task: _delete(task, keep) for task in chosen}
+
+
+def preview(
+    tasks: Iterable[str] | None, task_identifiers_to_keep: Iterable[str] | None
+) -> dict[CleanupTask, Query[CleanupPreview]]:
+    """The statements that count what `cleanup` would delete now."""
+    chosen, keep = _chosen(tasks, task_identifiers_to_keep)
+    return {task: _preview(task, keep) for task in chosen}
+
+
+def _chosen(
+    tasks: Iterable[str] | None, task_identifiers_to_keep: Iterable[str] | None
+) -> tuple[list[CleanupTask], list[str]]:
     keep: list[str] = []
     chosen = {CleanupTask.GC_JOB_QUEUES}
     if task_identifiers_to_keep is not None:
@@ -75,7 +101,7 @@ def cleanup(
         chosen.add(CleanupTask.GC_TASK_IDENTIFIERS)
     if tasks is not None:
         chosen = _checked_tasks(tasks)
-    return {task: _query(task, keep) for task in CleanupTask if task in chosen}
+    return [task for task in CleanupTask if task in chosen], keep
 
 
 def _checked_tasks(tasks: Iterable[str]) -> set[CleanupTask]:
@@ -88,17 +114,34 @@ def _checked_tasks(tasks: Iterable[str]) -> set[CleanupTask]:
     return chosen
 
 
-def _query(task: CleanupTask, keep: list[str]) -> Query[int]:
+def _delete(task: CleanupTask, keep: list[str]) -> Query[int]:
     match task:
         case CleanupTask.DELETE_PERMAFAILED_JOBS:
-            return Query(_DELETE_PERMAFAILED_JOBS, (), _count)
+            return Query(_DELETE + _FAILED_JOBS + _COUNT_DELETED, (), _count)
         case CleanupTask.GC_TASK_IDENTIFIERS:
-            return Query(_GC_TASK_IDENTIFIERS, (keep,), _count)
+            return Query(_DELETE + _UNUSED_TASKS + _COUNT_DELETED, (keep,), _count)
         case CleanupTask.GC_JOB_QUEUES:
-            return Query(_GC_JOB_QUEUES, (), _count)
+            return Query(_DELETE + _UNUSED_QUEUES + _COUNT_DELETED, (), _count)
+        case _:
+            assert_never(task)
+
+
+def _preview(task: CleanupTask, keep: list[str]) -> Query[CleanupPreview]:
+    match task:
+        case CleanupTask.DELETE_PERMAFAILED_JOBS:
+            return Query(_COUNT_WITH_AGE + _FAILED_JOBS, (), _previewed)
+        case CleanupTask.GC_TASK_IDENTIFIERS:
+            return Query(_COUNT + _UNUSED_TASKS, (keep,), _previewed)
+        case CleanupTask.GC_JOB_QUEUES:
+            return Query(_COUNT + _UNUSED_QUEUES, (), _previewed)
         case _:
             assert_never(task)
 
 
 def _count(rows: list[tuple[Any, ...]]) -> int:
     return int(rows[0][0])
+
+
+def _previewed(rows: list[tuple[Any, ...]]) -> CleanupPreview:
+    count, oldest = rows[0]
+    return CleanupPreview(rows=count, oldest=oldest)
