@@ -109,7 +109,7 @@ async def test_a_fetch_that_waits_for_a_lock_is_ended_by_a_stop_and_leaves_no_do
     ) as runner:
         await told.seen(WorkerGetJobEmpty)
         async with table_locked(dsn):
-            await jobs.seen_waiting("%with sight%")
+            await jobs.seen_waiting("%sight as%")
             # It does not say that jobs may be locked of which it does not know.
             await asyncio.wait_for(runner.stop(), 15)
     assert jobs.locked() == []
