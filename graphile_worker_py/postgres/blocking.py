@@ -11,6 +11,7 @@ from psycopg import Connection, Pipeline, RawCursor
 from psycopg.rows import tuple_row
 
 from graphile_worker_py import clock
+from graphile_worker_py.postgres.idle import has_ended
 from graphile_worker_py.postgres.query import (
     BEGIN,
     STALE,
@@ -49,6 +50,17 @@ class SyncDatabase:
     def now(self) -> datetime | None:
         """The time that jobs without `run_at` get; None means the server's."""
         return clock.utc_now() if self._use_node_time else None
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
+        """A connection of the pool for the block. See `Database.connection`."""
+        while True:
+            with self.pool.connection() as conn:
+                if not has_ended(conn):
+                    yield conn
+                    return
+                conn.close()
+            self.pool.drain()  # where one was closed, more were
 
     def run(self, query: Query[T], *, conn: Connection[Any] | None = None) -> T:
         """Send one statement, on a caller's connection or on one from the pool."""
@@ -90,7 +102,7 @@ class SyncDatabase:
         if conn is not None:
             yield conn
             return
-        with self.pool.connection() as own:
+        with self.connection() as own:
             yield own
 
     @contextmanager
@@ -126,7 +138,7 @@ class SyncDatabase:
                 copy.write(block)
 
     def _borrow_and_send(self, query: Query[T]) -> T:
-        with self.pool.connection() as conn:
+        with self.connection() as conn:
             return self._send(conn, query)
 
     def _send(self, conn: Connection[Any], query: Query[T]) -> T:

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, BaseConnection, Connection, conninfo
 from psycopg.rows import tuple_row
 
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.postgres import idle
 from graphile_worker_py.postgres.masking import fault_of, masked, without_driver
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ async def opened_pool(
         async def connect(cls, *args: Any, **kwargs: Any) -> AsyncConnection[Any]:  # type: ignore[override]
             return next(first, None) or await AsyncConnection.connect(*args, **kwargs)
 
-    pool = psycopg_pool.AsyncConnectionPool(
+    pool = idle.AsyncPool(
         dsn,
         connection_class=PoolConnection,
         kwargs=options,
@@ -144,7 +145,7 @@ def opened_sync_pool(
         def connect(cls, *args: Any, **kwargs: Any) -> Connection[Any]:  # type: ignore[override]
             return next(first, None) or Connection.connect(*args, **kwargs)
 
-    pool = psycopg_pool.ConnectionPool(
+    pool = idle.Pool(
         dsn,
         connection_class=PoolConnection,
         kwargs=options,

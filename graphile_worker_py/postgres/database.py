@@ -14,6 +14,7 @@ from graphile_worker_py.postgres import deadlines
 from graphile_worker_py.postgres.availability import Availability, retrying
 from graphile_worker_py.postgres.connecting import AsyncPool, connect_like
 from graphile_worker_py.postgres.deadlines import ended_after
+from graphile_worker_py.postgres.idle import has_ended
 from graphile_worker_py.postgres.query import (
     BEGIN,
     STALE,
@@ -72,7 +73,7 @@ class Database:
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
         """A connection of the pool for the block; `timeout` is how many seconds to wait for one."""
-        async with self.pool.connection(timeout) as conn:
+        async with self._living_connection(timeout) as conn:
             try:
                 yield conn
             except psycopg.Error as error:
@@ -85,6 +86,19 @@ class Database:
                     # Testing them would take up to a minute for each that leads nowhere.
                     await self.pool.drain()
                 raise
+
+    @asynccontextmanager
+    async def _living_connection(
+        self, timeout: float | None
+    ) -> AsyncIterator[AsyncConnection[Any]]:
+        # A connection that ended while it was idle is closed here, so that it leaves the pool.
+        while True:
+            async with self.pool.connection(timeout) as conn:
+                if not has_ended(conn):
+                    yield conn
+                    return
+                await conn.close()
+            await self.pool.drain()  # where one was closed, more were
 
     @asynccontextmanager
     async def new_connection(self) -> AsyncIterator[AsyncConnection[Any]]:
