@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from graphile_worker_py import JobContext, run_migrations, run_once, task
 from graphile_worker_py.events import JobComplete, JobError, JobFailed, JobSuccess
+from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
 from tests.support.server import CREATE_LATIN1, Server
 
@@ -269,17 +272,72 @@ async def test_errors_that_usually_end_a_program_fail_the_job_only(
     assert jobs.locked() == []
 
 
-async def test_a_keyboard_interrupt_out_of_a_thread_fails_the_job_only(dsn: str) -> None:
+@pytest.mark.parametrize("kind", ["async", "async that waits", "inline", "thread", "batch"])
+async def test_a_keyboard_interrupt_that_a_task_raises_fails_the_job_only(
+    dsn: str, kind: str
+) -> None:
     jobs = Jobs(dsn)
-    failing = jobs.add("fail")
+    failing = jobs.add("fail", [1])
     jobs.add("work")
 
-    def fail(payload: Any) -> None:
+    def plain(payload: Any) -> None:
         raise KeyboardInterrupt
 
-    await run_once(dsn, tasks={"fail": fail, "work": print})
+    async def modern(payload: Any) -> None:
+        plain(payload)
+
+    async def waiting(payload: Any) -> None:
+        await asyncio.sleep(0)
+        plain(payload)
+
+    async def batch(payload: Any) -> list[Any]:
+        return [waiting(item) for item in payload]
+
+    tasks: dict[str, Any] = {
+        "async": modern,
+        "async that waits": waiting,
+        "inline": task(executor="inline")(plain),
+        "thread": plain,
+        "batch": batch,
+    }
+    await run_once(dsn, tasks={"fail": tasks[kind], "work": print})
     assert jobs.ids() == [failing]
-    assert jobs.one(failing)["last_error"] == "task raised KeyboardInterrupt"
+    assert jobs.one(failing)["last_error"].endswith("task raised KeyboardInterrupt")
+
+
+INTERRUPTED = """
+import asyncio, sys, time
+from graphile_worker_py import Runner
+
+async def work(payload):
+    print("begun", flush=True)
+    for _ in range(200):
+        time.sleep(0.05)  # where the handler raises
+
+async def main():
+    async with Runner(sys.argv[1], tasks={"work": work}, no_handle_signals=True) as runner:
+        await runner.wait()
+
+if sys.argv[2] == "asyncio.run":
+    asyncio.run(main())
+else:
+    asyncio.new_event_loop().run_until_complete(main())
+"""
+
+
+@pytest.mark.parametrize("by", ["asyncio.run", "run_until_complete"])
+def test_ctrl_c_stops_a_program_that_leaves_it_to_python(
+    dsn: str, processes: Processes, by: str
+) -> None:
+    Jobs(dsn).add("work")
+    process = processes.start([sys.executable, "-c", INTERRUPTED, dsn, by])
+    process.wait_for("begun")
+    deadline = time.monotonic() + 8  # the task runs for 10 seconds
+    while process.returncode is None:
+        assert time.monotonic() < deadline
+        process.interrupt()
+        time.sleep(0.2)
+    assert "KeyboardInterrupt" in process.stderr
 
 
 async def test_a_task_that_cancels_itself_fails_and_its_worker_goes_on(dsn: str) -> None:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from graphile_worker_py.tasks.interrupts import as_failure
+
 THREAD_NAME: Final = "graphile-worker-py-task"
 MOST_STUCK: Final = 32
 """Most functions that may run on after they were cut off; beyond it no more threads are made."""
@@ -140,7 +142,6 @@ class _TaskThread:
         elif isinstance(error, StopIteration | GeneratorExit | KeyboardInterrupt):
             # The first two would end the coroutine that awaits the future, the last one the event
             # loop. Ctrl-C raises KeyboardInterrupt in the main thread only.
-            message = f"task raised {type(error).__name__}: {error}".removesuffix(": ")
-            done.set_exception(RuntimeError(message))
+            done.set_exception(as_failure(error))
         else:
             done.set_exception(error)

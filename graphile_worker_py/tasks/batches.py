@@ -16,6 +16,7 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import BatchJobError, GraphileWorkerError
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
+from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple})
 """Looked at first, as it takes a tenth of the time: a task may return a million of them."""
@@ -78,8 +79,10 @@ class Batch:
             # If it was not the item's own, the group is cancelled: see `cut_off`.
             self.failures[at] = cancelled
             raise
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt as interrupt:
+            if is_ctrl_c(interrupt):
+                raise
+            self.failures[at] = as_failure(interrupt)
         except BaseException as error:  # SystemExit included: it is the item's failure
             self.failures[at] = error
         else:

@@ -13,6 +13,7 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import Failed, Outcome, Returned, Snoozed, outcome_of
 from graphile_worker_py.sql.fail_jobs import retry_at
 from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
 from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
 from graphile_worker_py.workers.leftovers import Leftovers
@@ -181,9 +182,12 @@ class Worker:
                 raise
             # Only user code can have cancelled: that is the job's failure, not our end.
             raised = cancelled
-        except KeyboardInterrupt:
-            self.return_job()
-            raise
+        except KeyboardInterrupt as interrupt:
+            if is_ctrl_c(interrupt):
+                self.return_job()
+                raise
+            raised = as_failure(interrupt)
+            raised.__cause__ = interrupt
         except BaseException as error:  # SystemExit included: it is the task's failure
             raised = error
         if self._job is None:
