@@ -86,11 +86,16 @@ class Crew:
 
     def start(
         self, work: Coroutine[Any, Any, None], *, name: str, context: Context | None = None
-    ) -> None:
+    ) -> "asyncio.Task[None]":
         """Start a member; `context` is for what it runs, None means a copy of the current one."""
         task = asyncio.create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._has_ended)
+        return task
+
+    def leave(self, member: "asyncio.Task[None]") -> None:
+        """Neither wait for a member nor cancel it."""
+        self._has_ended(member)
 
     async def wait(self) -> None:
         """Wait until all members have ended or were given up."""

@@ -426,21 +426,6 @@ async def test_a_time_out_of_the_tasks_own_keeps_its_words(dsn: str) -> None:
     assert jobs.one(job_id)["last_error"] == "TimeoutError"
 
 
-async def test_a_time_out_that_the_task_ignores_counts_by_what_it_returns(dsn: str) -> None:
-    jobs = Jobs(dsn)
-    jobs.add_many(2, "stubborn")
-
-    @task(timeout=0.01)
-    async def stubborn(payload: Any) -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            await asyncio.sleep(0)
-
-    await run_once(dsn, tasks=[stubborn])
-    assert jobs.ids() == []
-
-
 async def test_a_failure_is_logged_whatever_the_error_can_say(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -327,6 +327,18 @@ class ThreadStuck(JobEvent):
     most_stuck: int
 
 
+class TaskStuck(JobEvent):
+    """An async task keeps running after its timeout, although it was cancelled twice.
+
+    Its job has failed, and its worker goes on with the next job. `stuck` is the number of such
+    tasks; `stack` shows where this one waits.
+    """
+
+    name: ClassVar = "task:stuck"
+    stuck: int
+    stack: str
+
+
 class JobReturned(JobEvent):
     """The job was cancelled by a stop and is returned with its attempt."""
 

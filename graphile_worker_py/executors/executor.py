@@ -11,7 +11,7 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.executors.executable import Executable, ExecutableExecutor
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.thread import Threads
-from graphile_worker_py.executors.time_limit import in_time, with_time_limit
+from graphile_worker_py.executors.time_limit import TimeLimits
 from graphile_worker_py.tasks.batches import batch_of
 from graphile_worker_py.tasks.context import PoolContext, RunningJob
 from graphile_worker_py.tasks.sync_context import SyncJobContext
@@ -38,17 +38,22 @@ class Executors:
         pool: What the jobs of the pool share.
         most_processes: Most processes of tasks at a time.
         observed: Where to report tasks that run on after they were cut off.
+        patience: Seconds that a task gets to end after it was cancelled at its time limit.
 
     Attributes:
         calls: How each task is called, by its identifier.
         threads: The threads of plain functions.
+        time_limits: Cuts off tasks that have a timeout.
 
     Raises:
         ConfigurationError: A task can't run here in the way that it asks for.
     """
 
-    def __init__(self, pool: PoolContext, *, most_processes: int, observed: Events) -> None:
+    def __init__(
+        self, pool: PoolContext, *, most_processes: int, observed: Events, patience: float
+    ) -> None:
         self.threads = Threads()
+        self.time_limits = TimeLimits(observed, patience=patience)
         self._pool = pool
         self._guard = Guard()
         self._processes = self._process_executor(most_processes)
@@ -69,10 +74,11 @@ class Executors:
         batch = batch_of(job.task_identifier, job.payload_json, result, self._pool.logger)
         if batch is None:
             return
+        work = batch.settle()
         try:
-            await in_time(running, batch.settle())
+            await self.time_limits.in_time(running, work, failure=batch.failure_after)
         except TaskTimeoutError as error:
-            batch.cut_off(error)
+            raise batch.failure_after(error) from None
         batch.check()
 
     async def close(self) -> int:
@@ -91,7 +97,7 @@ class Executors:
         # The process of a task is killed by its executor, which lets it start first.
         if task.timeout is None or task.is_process:
             return call
-        return with_time_limit(call, task.timeout)
+        return self.time_limits.limited(call, task.timeout)
 
     def _executor_of(self, task: Task[Any]) -> Executor:
         if isinstance(task.function, Executable):

@@ -35,6 +35,7 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
         (logging.WARNING, events.JobReturned, log.job_returned),
         (logging.WARNING, events.JobLost, log.job_lost),
         (logging.WARNING, events.ThreadStuck, log.thread_stuck),
+        (logging.WARNING, events.TaskStuck, log.task_stuck),
         (logging.INFO, events.PoolGracefulShutdown, log.graceful_shutdown),
         (logging.WARNING, events.PoolForcefulShutdown, log.forceful_shutdown),
         (logging.INFO, events.PoolRelease, log.released),
@@ -140,6 +141,16 @@ class _EventLog:
             event.job.task_identifier,
             event.stuck,
             "; new functions wait until one of them returns" if full else "",
+            extra=_about(event),
+        )
+
+    def task_stuck(self, event: events.TaskStuck) -> None:
+        self._logger.warning(
+            "Job %d (%s) was cut off, but its task runs on; %d task(s) do. It waits in:\n%s",
+            event.job.id,
+            event.job.task_identifier,
+            event.stuck,
+            event.stack,
             extra=_about(event),
         )
 

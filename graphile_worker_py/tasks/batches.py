@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.errors import BatchJobError, GraphileWorkerError
+from graphile_worker_py.errors import BatchJobError, GraphileWorkerError, TaskTimeoutError
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
 
@@ -53,11 +53,16 @@ class Batch:
         finally:
             _drop(self._results)
 
-    def cut_off(self, error: Exception) -> None:
-        """Say why those that have not come to an end were cut off."""
+    def failure_after(self, error: TaskTimeoutError) -> BaseException:
+        """The failure of a batch whose unfinished items were cut off with this error."""
         for at in self._unfinished:
             if isinstance(self.failures.get(at), asyncio.CancelledError | None):
                 self.failures[at] = error
+        try:
+            self.check()
+        except Exception as failure:
+            return failure
+        return error
 
     def check(self) -> None:
         """Look for items that have failed. Discarded items are not tried again.

@@ -61,6 +61,11 @@ class PoolContext:
         self.abort_reason: AbortReason | None = None
 
 
+def cannot_leave(error: BaseException) -> None:
+    """For jobs without a worker."""
+    raise error
+
+
 class RunningJob:
     """A job from the moment its task is called until its outcome is known.
 
@@ -73,6 +78,7 @@ class RunningJob:
         job: The job, as it was fetched.
         worker_id: Id of the worker that runs it.
         started: When it began, by `time.perf_counter`.
+        leave: Lets the worker go on without the job, which has failed with the given error.
         deadline: When its time limit ends, by the clock of the event loop; None means never.
     """
 
@@ -81,13 +87,21 @@ class RunningJob:
         "_context",
         "deadline",
         "job",
+        "leave",
         "pool",
         "started",
         "worker_id",
     )
 
-    def __init__(self, pool: PoolContext, job: Job, worker_id: str) -> None:
+    def __init__(
+        self,
+        pool: PoolContext,
+        job: Job,
+        worker_id: str,
+        leave: Callable[[BaseException], None] = cannot_leave,
+    ) -> None:
         self.pool = pool
+        self.leave = leave
         self.job = job
         self.worker_id = worker_id
         self.started = perf_counter()

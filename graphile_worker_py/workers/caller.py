@@ -1,6 +1,6 @@
 """Call the tasks of one worker's jobs, within the plugins that wrap them."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from graphile_worker_py.errors import UnknownTaskError
@@ -8,7 +8,7 @@ from graphile_worker_py.executors.executor import Executors
 from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import DEFAULT_POLICY, RetryPolicy
 from graphile_worker_py.plugins.hooks import Hooks
-from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob
+from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob, cannot_leave
 
 
 class Caller:
@@ -22,12 +22,15 @@ class Caller:
 
     Attributes:
         running: The job whose task was called last.
+        leave: Called with an error if that job does not end: it has failed, and the worker is to
+            go on without it.
     """
 
     def __init__(
         self, worker_id: str, *, pool: PoolContext, executors: Executors, hooks: Hooks
     ) -> None:
         self.running: RunningJob | None = None
+        self.leave: Callable[[BaseException], None] = cannot_leave
         self._worker_id = worker_id
         self._pool = pool
         self._calls = executors.calls
@@ -44,7 +47,7 @@ class Caller:
             BatchJobError: Items of a batch job failed, or did not end in time.
             BatchAnswerError: The task's answer to a batch job can't be matched with its items.
         """
-        self.running = running = RunningJob(self._pool, job, self._worker_id)
+        self.running = running = RunningJob(self._pool, job, self._worker_id, self.leave)
         try:
             result = await self._call(job)
             if result is not None:

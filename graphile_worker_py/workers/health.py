@@ -44,6 +44,8 @@ class Health:
             those whose outcome is not recorded yet.
         busy_threads: How many threads run plain functions.
         stuck_threads: How many of them run on after their job was cut off.
+        stuck_tasks: How many async tasks run on after their time limit, although they were
+            cancelled.
         rider_failures: How often outcomes were recorded without what plugins add to them.
         rider_error: The last error that caused this; None if there was none.
         leads: Whether the pool is the leader of its schema, which does chores for all pools.
@@ -66,6 +68,7 @@ class Health:
     locked_jobs: int
     busy_threads: int
     stuck_threads: int
+    stuck_tasks: int
     rider_failures: int
     rider_error: str | None
     leads: bool

@@ -164,6 +164,7 @@ class WorkerPool:
             locked_jobs=len(parts.holdings.ids),
             busy_threads=parts.executors.threads.busy,
             stuck_threads=parts.executors.threads.stuck,
+            stuck_tasks=parts.executors.time_limits.stuck,
             rider_failures=parts.riders.failures.total(),
             rider_error=parts.riders.last_error,
             leads=parts.leader.leads,

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from graphile_worker_py import aio, events
@@ -12,7 +13,7 @@ from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.context import PoolContext, RunningJob
 from graphile_worker_py.tasks.variables import JobVariables
-from graphile_worker_py.workers.worker import Worker
+from graphile_worker_py.workers.worker import End, Worker
 
 
 class Team:
@@ -51,6 +52,7 @@ class Team:
         self._make_worker = make_worker
         self._variables = variables
         self._crew = aio.Crew()
+        self._tasks: dict[Worker, asyncio.Task[None]] = {}
         self._options = options
         self._task_names = task_names
         self._stop = stop
@@ -99,6 +101,7 @@ class Team:
         for _ in range(self._options.concurrent_jobs):
             # With `worker_id` given there is only one worker.
             worker = self._make_worker(self._options.worker_id or f"worker-{os.urandom(9).hex()}")
+            worker.restart = partial(self._restart, worker)
             self._workers.append(worker)
             self._emit(events.WorkerCreate, worker, tasks=self._task_names)
             self._start(worker)
@@ -112,13 +115,24 @@ class Team:
 
     def _start(self, worker: Worker) -> None:
         """Run a worker in a new asyncio task."""
-        self._crew.start(self._run(worker), name=worker.worker_id, context=self._variables.new())
+        self._tasks[worker] = self._crew.start(
+            self._run(worker), name=worker.worker_id, context=self._variables.new()
+        )
+
+    def _restart(self, worker: Worker) -> None:
+        """Run a worker anew, while its present asyncio task is stuck in a job."""
+        stuck = self._tasks[worker]
+        stuck.set_name(f"{worker.worker_id}, stuck")
+        self._start(worker)
+        self._crew.leave(stuck)
 
     async def _run(self, worker: Worker) -> None:
         error: BaseException | None = None
         try:
-            if await worker.run():
-                self._start(worker)
+            end = await worker.run()
+            if end is not End.NO_MORE_JOBS:
+                if end is End.LEFTOVERS:
+                    self._start(worker)
                 return
         except asyncio.CancelledError:
             if not self._kill.is_set():

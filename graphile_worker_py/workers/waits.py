@@ -16,6 +16,8 @@ class Waits:
     Attributes:
         stop: How long a stop waits for the last fetch, and for the jobs of one that was lost.
         kill: How long a forced stop waits for cancelled tasks, and then for the last outcomes.
+        overrun: How long a job that was cancelled at its time limit gets to end: until it is
+            cancelled again, and then until its worker goes on without it.
         confirm: The pause between two tries to confirm that the pool was not declared dead.
         plugins: How long plugins get to report that their fetch was cancelled.
         plugins_parts: How long parts that plugins add to the pool get to end.
@@ -41,6 +43,7 @@ class Waits:
 
     stop: float = 3.0
     kill: float = 5.0
+    overrun: float = 5.0
     confirm: float = 1.0
     plugins: float = 0.1
     plugins_parts: float = 3.0

@@ -119,7 +119,10 @@ def _connected(pool: WorkerPool) -> Parts:
     settler = _settler(pool, holdings, riders, settling)
     queue = _queue(pool, holdings, settler)
     executors = Executors(
-        context, most_processes=pool.options.concurrent_jobs, observed=pool.events
+        context,
+        most_processes=pool.options.concurrent_jobs,
+        observed=pool.events,
+        patience=pool.waits.overrun,
     )
 
     variables = JobVariables()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from enum import StrEnum
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -53,6 +54,16 @@ class Guard(Protocol):
         """Why the pool is being stopped by force; None if it is not."""
 
 
+class End(StrEnum):
+    """Why a run of a worker has ended."""
+
+    NO_MORE_JOBS = "no more jobs"
+    LEFTOVERS = "leftovers"
+    """A job has left something in the asyncio task: the worker must be run in another one."""
+    LEFT = "left"
+    """A job did not end when it was cut off, and the worker was started anew without it."""
+
+
 class Worker:
     """Runs one job after the other.
 
@@ -94,7 +105,12 @@ class Worker:
         self._events = events
         self.job_error: BaseException | None = None
         """What the task of the running job has raised; None before, and if it raised nothing."""
+        self.restart: Callable[[], None] | None = None
+        """Runs the worker in a new asyncio task, while the present one is stuck in a job."""
         self._job: Job | None = None
+        self._run = object()
+        """Stands for the present call of `run`."""
+        caller.leave = self._leave
 
     @property
     def job(self) -> Job | None:
@@ -107,13 +123,9 @@ class Worker:
         running = self._caller.running
         return running if running is not None and running.job is self._job else None
 
-    async def run(self) -> bool:
-        """Run jobs until the source has no more.
-
-        Returns:
-            Whether the source may have more, but a job has left something in this asyncio task,
-            so that the worker must be run in another one.
-        """
+    async def run(self) -> End:
+        """Run jobs until the source has no more, or until this asyncio task can't be used again."""
+        run = self._run = object()
         leftovers = Leftovers()
         take_job, get_job = self._source.take, self._source.get
         is_late = self._guard.is_late
@@ -127,15 +139,17 @@ class Worker:
             if job is None:
                 job = await get_job()
                 if job is None:
-                    return False
+                    return End.NO_MORE_JOBS
                 turn_ends = perf_counter() + LONGEST_TURN
             self._job = job
             self._variables.begin_job()
             if not is_late() or await self._is_ours():
                 await self._run_job(job)
+            if self._run is not run:
+                return End.LEFT
             self._job = self.job_error = None
             if leftovers.exist():
-                return True
+                return End.LEFTOVERS
             if perf_counter() >= turn_ends:
                 # With stored jobs and tasks that never wait, nothing else would have a turn.
                 await asyncio.sleep(0)
@@ -168,7 +182,7 @@ class Worker:
         """Run a job to exactly one outcome."""
         if self._events.wants(events.JobStart):
             self._emit(events.JobStart, job)
-        started = perf_counter()
+        run, started = self._run, perf_counter()
         returned: Any = None
         raised: BaseException | None = None
         try:
@@ -176,20 +190,15 @@ class Worker:
                 returned = await self._suspects.run(job, self._call)
             else:
                 returned = await self._call(job)
-        except asyncio.CancelledError as cancelled:
-            if self._guard.kill_reason is not None:
-                self.return_job()
-                raise
-            # Only user code can have cancelled: that is the job's failure, not our end.
-            raised = cancelled
-        except KeyboardInterrupt as interrupt:
-            if is_ctrl_c(interrupt):
-                self.return_job()
-                raise
-            raised = as_failure(interrupt)
-            raised.__cause__ = interrupt
         except BaseException as error:  # SystemExit included: it is the task's failure
             raised = error
+        if self._run is not run:
+            return  # it did not end in time, and its failure is recorded
+        if raised is not None and self._ends_worker(raised):
+            self.return_job()
+            raise raised
+        if isinstance(raised, KeyboardInterrupt):
+            raised = as_failure(raised)
         if self._job is None:
             return  # returned meanwhile, because it did not end when it was cut off
         policy = self._caller.policy_of(job)
@@ -198,6 +207,23 @@ class Worker:
             self.return_job(outcome.reason)
         else:
             self._end(job, outcome, perf_counter() - started)
+
+    def _ends_worker(self, error: BaseException) -> bool:
+        """Whether a forced stop or Ctrl-C ends the worker, and not its task the job."""
+        if isinstance(error, asyncio.CancelledError):
+            # Otherwise only user code can have cancelled: that is a failure of the job.
+            return self._guard.kill_reason is not None
+        return isinstance(error, KeyboardInterrupt) and is_ctrl_c(error)
+
+    def _leave(self, error: BaseException) -> None:
+        """Go on without the running job, which has failed and does not end."""
+        job, running = self._job, self._caller.running
+        if job is None or running is None or self.restart is None:
+            return
+        outcome = outcome_of(job, raised=error, policy=self._caller.policy_of(job))
+        self._end(job, outcome, perf_counter() - running.started)
+        self._job = self.job_error = None
+        self.restart()
 
     def _end(self, job: Job, outcome: Outcome, duration: float) -> None:
         error: BaseException | None = None
