@@ -87,10 +87,13 @@ class Fetcher:
     async def register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         """Register the tasks in the database and learn their ids; `run` sends queries."""
         names = sorted(self._tasks)
-        self._task_ids = await run(read_task_ids(names))
-        if len(self._task_ids) < len(names):
+        task_ids = await run(read_task_ids(names))
+        if len(task_ids) < len(names):
             await run(register_tasks(names))
-            self._task_ids = await run(read_task_ids(names))
+            task_ids = await run(read_task_ids(names))
+        # Not before: with the ids that a failed registration has read, fetches would find no jobs
+        # and no reason to register again.
+        self._task_ids = task_ids
 
     async def fetch(self, count: int) -> Fetched:
         """Lock up to `count` jobs; raises what database, plugins and flags function raise."""
