@@ -12,6 +12,7 @@ from psycopg_pool import AsyncConnectionPool
 from graphile_worker_py import aio, config, events
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag
+from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import GraphileWorkerError, StoppedError
 from graphile_worker_py.events import Event, Events
 from graphile_worker_py.observing.log import log_events
@@ -161,7 +162,8 @@ class Runner(JobAdder):
             from graphile_worker_py.cron import Cron  # noqa: PLC0415  # see above
 
             setup.warn_of_missing_tasks()
-            self._cron = Cron(database, setup.cron_items, events=setup.events)
+            clock = utc_now if setup.uses_own_clock else None
+            self._cron = Cron(database, setup.cron_items, events=setup.events, clock=clock)
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
 
     async def _answer_probes(self, host: str, port: int) -> None:

@@ -269,6 +269,11 @@ class Setup:
             )
 
     @property
+    def uses_own_clock(self) -> bool:
+        """Whether this process's clock decides what is due."""
+        return self._options.use_node_time
+
+    @property
     def needs(self) -> rights.Needs:
         """The rights that the role needs."""
         return rights.SCHEDULING if self.cron_items else rights.WORKING

@@ -17,6 +17,7 @@ from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import JobStart, JobSuccess
 from graphile_worker_py.observing.probes import MOST_CLIENTS, health_server
 from graphile_worker_py.workers.health import State
+from tests.cron_support import know
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told
@@ -222,6 +223,11 @@ def test_the_command_fails_where_locks_are_older_than_any_worker_would_leave_the
         result.output
     )
     assert f": job {job_id} (work), locked by somebody; no live worker has it" in result.output
+
+
+def test_the_command_names_recurring_jobs_that_wait_for_a_wrong_clock(call: Call, dsn: str) -> None:
+    know(dsn, "nightly", datetime.now(UTC), datetime.now(UTC) + timedelta(hours=1))
+    assert "Trouble: cron item 'nightly' last ran at " in call(code=1).output
 
 
 def test_the_command_fails_without_schema_or_database(call: Call, dsn: str) -> None:

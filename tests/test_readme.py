@@ -76,7 +76,7 @@ def test_the_demo_shows_everything_and_ends_well(processes: Processes) -> None:
     for shown in (
         "send_receipt: order 1",
         "rollup: the minute of",
-        "attempt 2 went through",
+        "attempt 2 succeeded",
         "entry 5 in queue 'ledger'",
         "publish: 'final text'",
         "jobs done in",

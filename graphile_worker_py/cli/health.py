@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import click
+from psycopg.errors import InsufficientPrivilege
 
 from graphile_worker_py.checks import check_seconds
 from graphile_worker_py.cli.database import opened_utils
@@ -123,6 +124,7 @@ def _ask_database(
     unserved = utils.unserved_tasks()
     told["unserved_tasks"] = list(unserved)
     troubles = [*_stale(utils, backlog, pools), *_overdue(utils, backlog, pools, max_age)]
+    troubles += _future_runs(utils)
     return told, [*troubles, *_absent(pools or ()), *about_unserved(unserved)]
 
 
@@ -158,6 +160,19 @@ def _overdue(
         if not any(job.task_identifier in (pool.tasks or ()) for pool in _living(pools)):
             trouble += "; no live worker has its task"
     return [trouble]
+
+
+def _future_runs(utils: SyncWorkerUtils) -> list[str]:
+    try:
+        known = utils.known_crontabs()
+    except InsufficientPrivilege:  # a role that only looks at jobs
+        return []
+    return [
+        f"cron item {item.identifier!r} last ran at {item.last_execution:%Y-%m-%d %H:%M}Z, which "
+        f"is in the future: a worker had a wrong clock. It does not run before then"
+        for item in known
+        if item.is_ahead
+    ]
 
 
 def _living(pools: list[RegisteredPool] | None) -> list[RegisteredPool]:

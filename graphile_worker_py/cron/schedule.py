@@ -12,9 +12,9 @@ import psycopg
 
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import CONTENTION, Backoff
-from graphile_worker_py.clock import utc_now
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
+from graphile_worker_py.cron.server_clock import ServerClock
 from graphile_worker_py.events import (
     CronBackfill,
     CronOverdueTimer,
@@ -73,7 +73,8 @@ class Cron:
         database: Where jobs are added.
         items: From `parse_crontab` or `parse_cron_items`; their identifiers must be unique.
         events: Where events are emitted.
-        clock: Returns the time, aware. The clocks of all workers of a database should agree.
+        clock: Returns the time, aware. None means the clock of this process, corrected by the
+            database's if they differ much, because all workers of a database must agree.
         wait: Waits for an event for at most this many seconds, as `aio.wait_for` does.
 
     Raises:
@@ -86,7 +87,7 @@ class Cron:
         items: Iterable[ParsedCronItem],
         *,
         events: Events,
-        clock: Clock = utc_now,
+        clock: Clock | None = None,
         wait: Wait = wait_for,
     ) -> None:
         self._items = tuple(items)
@@ -94,7 +95,7 @@ class Cron:
         self._database = database
         self._availability = database.availability
         self._events = events
-        self._clock = clock
+        self._clock: Clock = ServerClock(database) if clock is None else clock
         self._wait = wait
         self._timetable = Timetable(self._items)
         self._closed = asyncio.Event()
@@ -134,6 +135,7 @@ class Cron:
                 await self._wait(self._closed, delay)
 
     async def _run_until_error(self) -> None:
+        await self._check_clock()
         # Node's times have milliseconds; both must decide alike about the first minute.
         now = self._clock().astimezone(UTC)
         start = now.replace(microsecond=now.microsecond // 1000 * 1000)
@@ -141,6 +143,7 @@ class Cron:
         identifiers = [item.identifier for item in self._items]
         known = await self._database.run(known_crontabs.register(identifiers, start))
         self._availability.works(PART)
+        _warn_of_future_runs(known)
         await self._backfill(start, known)
         self._events.emit(CronStarted(start=start))
         await self._each_minute(ceil_minute(start))
@@ -197,6 +200,9 @@ class Cron:
         while not self._closed.is_set():
             left = (expected - self._clock()).total_seconds()
             if left <= 0:
+                await self._check_clock()
+                left = (expected - self._clock()).total_seconds()
+            if left <= 0:
                 return True
             await self._wait(self._closed, min(left + _MARGIN, _LONGEST_WAIT))
             now = self._clock()
@@ -207,6 +213,10 @@ class Cron:
                     )
                 )
         return False
+
+    async def _check_clock(self) -> None:
+        if isinstance(self._clock, ServerClock):
+            await self._clock.check()
 
     def _missed(self, since: dict[str, datetime], end: datetime) -> Iterator[list[Occurrence]]:
         """The minutes before `end` at which items were due, from the time of each item on.
@@ -277,6 +287,17 @@ class Cron:
         for run in added:
             done = "skipped, the previous job still exists" if run.skipped else "added"
             logger.debug("Run of cron item %r at %s: %s", run.cron_identifier, minute, done)
+
+
+def _warn_of_future_runs(known: Mapping[str, KnownCrontab]) -> None:
+    ahead = [row for row in known.values() if row.is_ahead and row.last_execution is not None]
+    for row in ahead:
+        logger.warning(
+            "Cron item %r last ran at %s, which is in the future: a worker had a wrong clock. No "
+            "worker adds runs of it before then",
+            row.identifier,
+            row.last_execution,
+        )
 
 
 def cron_job(item: ParsedCronItem, minute: datetime, *, backfilled: bool) -> CronJob:

@@ -14,11 +14,20 @@ from graphile_worker_py.postgres.query import Query
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownCrontab:
-    """A row of the table: when an item was first seen, and the last run that was added."""
+    """A cron item that was registered.
+
+    Attributes:
+        identifier: Its identifier.
+        known_since: Time at which it was first seen.
+        last_execution: Time of the last run that was added; None if there is none.
+        is_ahead: Whether that time is in the future by the database's clock. Until then no worker
+            adds runs.
+    """
 
     identifier: str
     known_since: datetime
     last_execution: datetime | None
+    is_ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +71,8 @@ with registered as (
 select
   known.identifier,
   extract(epoch from known.known_since)::pg_catalog.float8,
-  extract(epoch from known.last_execution)::pg_catalog.float8
+  extract(epoch from known.last_execution)::pg_catalog.float8,
+  known.last_execution > pg_catalog.clock_timestamp() + interval '1 minute'
 from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
 where known.identifier = any($1::pg_catalog.text[])
 """
@@ -81,10 +91,17 @@ _LIST: Final = """
 select
   known.identifier,
   extract(epoch from known.known_since)::pg_catalog.float8,
-  extract(epoch from known.last_execution)::pg_catalog.float8
+  extract(epoch from known.last_execution)::pg_catalog.float8,
+  known.last_execution > pg_catalog.clock_timestamp() + interval '1 minute'
 from :GRAPHILE_WORKER_SCHEMA._private_known_crontabs as known
 order by known.identifier
 """
+
+
+def read_clock() -> Query[datetime]:
+    """The time by the database's clock."""
+    statement = "select extract(epoch from pg_catalog.clock_timestamp())::pg_catalog.float8"
+    return Query(statement, (), lambda rows: _moment(rows[0][0]))
 
 
 def list_known() -> Query[list[KnownCrontab]]:
@@ -239,6 +256,7 @@ def _known(row: tuple[Any, ...]) -> KnownCrontab:
         identifier=row[0],
         known_since=_moment(row[1]),
         last_execution=None if row[2] is None else _moment(row[2]),
+        is_ahead=bool(row[3]),
     )
 
 
