@@ -124,7 +124,7 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
             concurrent_jobs=4,
             poll_interval=0.1,
             heartbeat_interval=0.2,
-            dead_after=20,
+            dead_after=2,
             events=told.events,
         ),
     ):
@@ -136,6 +136,8 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
             finish.set()
             for part in parts:
                 await eventually(partial(has_failed_twice, caplog, part))
+            # The pool does not fetch any more, which is no sign that the database works.
+            await eventually(lambda: "Fetching no jobs: " in caplog.text)
             proxy.accept()
             await eventually(lambda: "The database works again after" in caplog.text)
             loud = [each for each in caplog.records if each.levelno >= logging.INFO]
@@ -147,17 +149,28 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
         await eventually(lambda: not jobs.ids())
 
 
-async def test_the_listener_connects_again_as_soon_as_another_part_works(dsn: str) -> None:
+async def test_the_listener_connects_again_as_soon_as_another_part_works(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     jobs, told = Jobs(dsn), Told()
     patient = impatient(reconnect=Backoff(shortest=60, longest=60))
+    caplog.set_level(logging.DEBUG, logger="graphile_worker_py")
     async with (
         Proxy(dsn).running() as proxy,
-        patient(proxy.dsn, tasks={"work": print}, poll_interval=0.1, events=told.events),
+        patient(
+            proxy.dsn,
+            tasks={"work": print},
+            poll_interval=0.1,
+            heartbeat_interval=0.2,
+            dead_after=2,
+            events=told.events,
+        ),
     ):
         await told.seen(PoolListenSuccess)
         proxy.refuse()
         await told.seen(PoolListenError)
         await told.seen(WorkerGetJobError)
+        await eventually(lambda: "Fetching no jobs: " in caplog.text)
         proxy.accept()
         await told.seen(PoolListenSuccess, count=2)
         jobs.add("work")

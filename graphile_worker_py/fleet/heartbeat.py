@@ -224,7 +224,10 @@ class Heartbeat:
             return True
         if self._mode is Mode.ALIVE:
             self._enter(Mode.HELD_BACK)
-            self._logger.warning(
+            # In a known outage, this is only what follows from it.
+            is_away = self._database.availability.is_away(except_for=(PART, REGISTER))
+            self._logger.log(
+                logging.DEBUG if is_away else logging.WARNING,
                 "Fetching no jobs: this pool could not prove for %g s that it is alive, so other "
                 "pools may have declared it dead",
                 self.dead_after,

@@ -23,7 +23,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio
-from graphile_worker_py.errors import RowsHiddenError, one_line
+from graphile_worker_py.errors import RowsHiddenError
 from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.database import Database
@@ -96,10 +96,8 @@ class OldLocks:
             if self._heartbeat.is_registered:
                 await self._free_locks_of_the_dead()
         except (psycopg.Error, OSError, RowsHiddenError) as error:
-            self._logger.warning(
-                "Could not look after old locks (%s); retrying later",
-                one_line(error),
-                extra=self._about,
+            self._database.availability.skipped(
+                "look after old locks", error, log=self._logger, extra=self._about
             )
 
     async def _renew_locks(self) -> None:

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.errors import RowsHiddenError, one_line
+from graphile_worker_py.errors import RowsHiddenError
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.mode import SILENT
@@ -131,10 +131,8 @@ class RecoveryLoop:
             with self._suspects.recording():
                 recovered = await self._recover()
         except (psycopg.Error, OSError, RowsHiddenError) as error:
-            self._logger.warning(
-                "Could not recover the jobs of dead pools (%s); retrying",
-                one_line(error),
-                extra=self._about,
+            self._database.availability.skipped(
+                "recover the jobs of dead pools", error, log=self._logger, extra=self._about
             )
         else:
             if recovered is not None:

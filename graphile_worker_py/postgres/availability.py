@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from time import monotonic
 from typing import Protocol, TypeVar
 
@@ -23,8 +23,8 @@ class Availability:
     logged at debug. When all of them work again, that is logged once.
 
     Each part retries after delays that grow. The first part that works again wakes the others, so
-    that none waits for the rest of its delay. It does so once in an outage: parts that fail for
-    another reason then keep to their delays.
+    that none waits for the rest of its delay. They are woken again only if a part fails that did
+    not fail before, or fails again after it worked.
     """
 
     def __init__(self) -> None:
@@ -54,15 +54,31 @@ class Availability:
         """
         if is_outage(error) and not self._failing:
             self._began, self._log, self._extra = monotonic(), log, extra
-            self._returning.clear()
             message = "The database failed: could not %s (%s); retrying"
             log.warning(message, part, one_line(error), extra=extra)
         else:
             level = logging.DEBUG if is_outage(error) else _level(error)
             message = "Could not %s (%s); retrying in %.1f s"
             log.log(level, message, part, one_line(error), delay, extra=extra)
-        if is_outage(error):
+        if is_outage(error) and part not in self._failing:
+            self._returning.clear()
             self._failing.add(part)
+
+    def skipped(
+        self,
+        work: str,
+        error: BaseException,
+        *,
+        log: logging.Logger,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log that work failed which is not retried soon. In a known outage, at debug."""
+        level = logging.DEBUG if self.is_away() and is_outage(error) else logging.WARNING
+        log.log(level, "Could not %s (%s); retrying later", work, one_line(error), extra=extra)
+
+    def is_away(self, *, except_for: Iterable[str] = ()) -> bool:
+        """Whether parts fail because of an outage, apart from those of `except_for`."""
+        return not self._failing.issubset(except_for)
 
     def works(self, part: str) -> None:
         """Note that a part succeeded. Cheap unless the part had failed."""

@@ -254,7 +254,6 @@ class LocalQueue:
             await self._recover(error)
             return
         self._failures = 0
-        self._availability.works(PART)
         jobs = self._holdings.passed_on(fetched.jobs)
         # The next fetch returns what plugins have withheld; that is not urgent.
         more = fetched.more and not self._holdings.has_withheld

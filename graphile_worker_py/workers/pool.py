@@ -30,6 +30,7 @@ from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
 from graphile_worker_py.workers.listener import Listener
+from graphile_worker_py.workers.local_queue import PART as FETCH
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.watchdog import Pace, Watchdog
@@ -353,6 +354,7 @@ class WorkerPool:
             return Fetched([], more=False)
         fetched = await self.parts.fetcher.fetch(count)
         self.vitals.has_fetched()
+        self.database.availability.works(FETCH)
         return fetched
 
     def lose(self) -> None:

@@ -9,7 +9,6 @@ from typing import Final
 import psycopg
 
 from graphile_worker_py import aio, events
-from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.postgres.database import Database
@@ -67,7 +66,7 @@ class Sweep:
             try:
                 await self._sweep(delay)
             except (psycopg.Error, OSError) as error:
-                self._logger.warning("Could not reset stale locks (%s)", one_line(error))
+                self._database.availability.skipped("reset stale locks", error, log=self._logger)
                 self._events.emit(
                     events.ResetLockedFailure(pool_id=self._pool_id, error=error, delay=delay)
                 )
