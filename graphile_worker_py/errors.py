@@ -164,5 +164,9 @@ class UnsupportedPostgresError(MigrationError):
     """The PostgreSQL server is older than the schema needs (12)."""
 
 
+class JobLostError(GraphileWorkerError):
+    """The job is no longer locked by this worker pool: another pool may be running it."""
+
+
 class WorkerPoolError(GraphileWorkerError):
     """The worker pool could not run on, or could not stop cleanly."""

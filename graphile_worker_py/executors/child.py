@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from graphile_worker_py import aio, json_codec
 from graphile_worker_py.errors import GraphileWorkerError, users_frames
@@ -59,6 +59,19 @@ class ProcessJobContext:
             logging.getLogger(order.logger), order.job, order.worker_id, order.pool_id
         )
         self._link = link
+
+    def transaction(self) -> NoReturn:
+        """Not available: a process has no connection of the worker.
+
+        Raises:
+            GraphileWorkerError: Always.
+        """
+        raise GraphileWorkerError(
+            "a task in a process can't complete its job in a transaction: use an async task or "
+            "one in a thread"
+        )
+
+    complete_with = transaction
 
     def add_job(
         self,

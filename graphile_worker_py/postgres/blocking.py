@@ -160,3 +160,11 @@ class SyncDatabase:
                 raise
             self._prepare = False
             cursor.execute(text, query.values, prepare=False, binary=True)
+
+
+def run_blocking(statements: Statements, query: Query[T], *, conn: Connection[Any]) -> T:
+    """Send one statement, unprepared, on a connection."""
+    with RawCursor(conn, row_factory=tuple_row) as cursor:
+        load_raw(cursor)
+        cursor.execute(statements[query.text], query.values, prepare=False, binary=True)
+        return query.read(cursor.fetchall() if has_rows(cursor) else [])

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from time import perf_counter
 from typing import Any, TypeVar
@@ -15,10 +15,19 @@ from graphile_worker_py.adding.adder import NOTHING_AROUND, Around, JobAdder
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import one_line
-from graphile_worker_py.job import Job
+from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import delay_after
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.tasks.abort import Abort, AbortReason
+from graphile_worker_py.tasks.completing import (
+    Completion,
+    check_held,
+    check_open,
+    completing,
+    completion,
+)
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
 
@@ -35,12 +44,25 @@ class PoolContext:
         logger: Where tasks log to.
         queue_names: Looks up names of serial queues.
         adding: What plugins do around adding jobs.
+        most_completing: How many tasks may complete their jobs in transactions at once; others
+            wait for their turn. Each of them keeps a connection of the pool.
 
     Attributes:
+        complete: Makes the statement that records a batch of completed jobs; None without a worker.
         abort_reason: Why jobs that begin now should end at once; None while they may run.
     """
 
-    __slots__ = ("abort_reason", "adding", "database", "logger", "pool_id", "queue_names", "tasks")
+    __slots__ = (
+        "abort_reason",
+        "adding",
+        "complete",
+        "completing",
+        "database",
+        "logger",
+        "pool_id",
+        "queue_names",
+        "tasks",
+    )
 
     def __init__(
         self,
@@ -51,7 +73,10 @@ class PoolContext:
         logger: logging.Logger,
         queue_names: QueueNames,
         adding: Around = NOTHING_AROUND,
+        most_completing: int = 1,
     ) -> None:
+        self.complete: Callable[[Sequence[Settled]], Query[set[int]]] | None = None
+        self.completing = asyncio.Semaphore(most_completing)
         self.pool_id = pool_id
         self.tasks = tasks
         self.database = database
@@ -80,15 +105,19 @@ class RunningJob:
         started: When it began, by `time.perf_counter`.
         leave: Lets the worker go on without the job, which has failed with the given error.
         deadline: When its time limit ends, by the clock of the event loop; None means never.
+        completion: Whether the task has completed the job itself.
+        result: What the task set as its result.
     """
 
     __slots__ = (
         "_abort",
         "_context",
+        "completion",
         "deadline",
         "job",
         "leave",
         "pool",
+        "result",
         "started",
         "worker_id",
     )
@@ -106,6 +135,8 @@ class RunningJob:
         self.worker_id = worker_id
         self.started = perf_counter()
         self.deadline: float | None = None
+        self.completion = Completion.OPEN
+        self.result: Any = None
         self._abort: Abort | None = None
         self._context: JobContext | None = None
 
@@ -155,6 +186,8 @@ class JobContext(JobAdder):
         self.worker_id = running.worker_id
         self.pool_id = running.pool.pool_id
         self._running = running
+        # Within the block of `transaction`, its connection.
+        self._in_transaction: AsyncConnection[Any] | None = None
 
     @property
     def abort_event(self) -> asyncio.Event:
@@ -186,6 +219,65 @@ class JobContext(JobAdder):
         `async with conn.transaction()`.
         """
         return self._database.connection()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """Complete the job together with its effects: both are committed, or neither.
+
+        `async with ctx.transaction() as conn:` opens a transaction on a borrowed connection. When
+        the block ends, the job is completed in that transaction, which is then committed. Within
+        the block, `add_job` and `add_jobs` use its connection. An error that leaves the block rolls
+        everything back, and the job fails as usual. After the block the job is done: a later error
+        is logged, not recorded.
+
+        Each block takes one of the connections that `max_pool_size` leaves to tasks. One of them
+        stays free, and further blocks wait for their turn. A cancelled block is rolled back.
+
+        Raises:
+            JobLostError: Another worker has the job; nothing was committed.
+            GraphileWorkerError: The job was completed before.
+            psycopg.Error: A statement or the commit failed; nothing was committed.
+        """
+        async with (
+            self._running.pool.completing,
+            self.connection() as conn,
+            completing(self._running, conn),
+        ):
+            self._in_transaction = conn
+            try:
+                yield conn
+            finally:
+                self._in_transaction = None
+
+    async def complete_with(self, conn: AsyncConnection[Any]) -> None:
+        """Complete the job on the task's own connection, as the last statement before its commit.
+
+        Effects and completion then commit together, or not at all. If the task's transaction is
+        rolled back, the job goes on as if this had not been called.
+
+        Raises:
+            JobLostError: Another worker has the job; roll back.
+            GraphileWorkerError: The job was completed before.
+            psycopg.Error: The statement failed.
+        """
+        check_open(self._running)
+        ids = await self._database.run(completion(self._running), conn=conn)
+        check_held(self._running, ids)
+        self._running.completion = Completion.ASKED
+
+    def set_result(self, result: Any) -> None:
+        """Set what is kept as the job's result, if results of its task are kept."""
+        self._running.result = result
+
+    async def _add(
+        self,
+        specs: Sequence[JobSpec],
+        conn: AsyncConnection[Any] | None,
+        *,
+        first: int | None = None,
+    ) -> list[Job]:
+        conn = self._in_transaction if conn is None else conn
+        return await super()._add(specs, conn, first=first)
 
     async def with_retries(self, callback: Callable[[AsyncConnection[Any]], Awaitable[T]], /) -> T:
         """Call a function with a borrowed connection, again after errors that may pass.

@@ -20,8 +20,17 @@ from psycopg import (
 
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.postgres.blocking import run_blocking
 from graphile_worker_py.postgres.connecting import connection_target
 from graphile_worker_py.tasks.abort import AbortReason
+from graphile_worker_py.tasks.completing import (
+    Completion,
+    check_held,
+    check_open,
+    completing_in_thread,
+    completion,
+    still_held,
+)
 from graphile_worker_py.tasks.context import RunningJob, delay_to_log
 
 T = TypeVar("T")
@@ -87,6 +96,36 @@ class SyncJobContext:
             kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
         with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
             yield conn
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection[Any]]:
+        """Complete the job together with its effects. See `JobContext.transaction`.
+
+        To add jobs in the transaction, use `SyncWorkerUtils.add_job(..., conn=conn)`.
+        """
+        completing = self._running.pool.completing
+        self._wait(completing.acquire())
+        try:
+            with (
+                self.connection() as conn,
+                completing_in_thread(
+                    self._running, conn, lambda running: self._wait(still_held(running))
+                ),
+            ):
+                yield conn
+        finally:
+            self._loop.call_soon_threadsafe(completing.release)
+
+    def complete_with(self, conn: Connection[Any]) -> None:
+        """Complete the job on the task's own connection. See `JobContext.complete_with`."""
+        check_open(self._running)
+        statements = self._running.pool.database.statements
+        check_held(self._running, run_blocking(statements, completion(self._running), conn=conn))
+        self._running.completion = Completion.ASKED
+
+    def set_result(self, result: Any) -> None:
+        """Set the result that is kept. See `JobContext.set_result`."""
+        self._running.result = result
 
     def with_retries(self, callback: Callable[[Connection[Any]], T], /) -> T:
         """Call a function with a connection, again after errors that may pass.

@@ -8,6 +8,7 @@ from graphile_worker_py.executors.executor import Executors
 from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import DEFAULT_POLICY, RetryPolicy
 from graphile_worker_py.plugins.hooks import Hooks
+from graphile_worker_py.tasks.completing import Completion, still_held
 from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob, cannot_leave
 
 
@@ -55,6 +56,26 @@ class Caller:
             return result
         finally:
             running.end()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the task of the last job has completed it."""
+        return self.running is not None and self.running.completion is Completion.DONE
+
+    @property
+    def may_be_completed(self) -> bool:
+        """Whether the task of the last job has tried to complete it."""
+        return self.running is not None and self.running.completion is not Completion.OPEN
+
+    async def is_completed(self) -> bool:
+        """Whether the task of the last job has completed it; asks the database if need be."""
+        running = self.running
+        if running is None or running.completion is Completion.OPEN:
+            return False
+        if running.completion is Completion.ASKED:
+            held = await still_held(running)
+            running.completion = Completion.OPEN if held else Completion.DONE
+        return running.completion is Completion.DONE
 
     def policy_of(self, job: Job) -> RetryPolicy:
         """What a failed attempt of the job's task leads to."""

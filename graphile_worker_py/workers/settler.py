@@ -180,6 +180,15 @@ class Settler:
         self.returned.append(settled[0])
         self._returned.put(settled)
 
+    def completion(self, batch: Sequence[Settled]) -> Query[set[int]]:
+        """The statement that records completed jobs, for a transaction of their task."""
+        _, riding = self._riders.bind(batch)
+        return COMPLETE.query(batch, self._pool_id, [bound for _, bound in riding])
+
+    def recorded(self, job: Job) -> None:
+        """Let go of a job whose outcome its task has recorded."""
+        self._holdings.recorded([job])
+
     async def return_now(self, jobs: Sequence[Job]) -> None:
         """Return jobs with their attempts; they were not started."""
         await self._write(RETURN, [(job, Returned(), perf_counter(), 0.0) for job in jobs])

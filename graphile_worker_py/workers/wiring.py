@@ -117,6 +117,7 @@ def _connected(pool: WorkerPool) -> Parts:
     heartbeat = _heartbeat(pool, beating, suspects, followers)
     fetcher = _fetcher(pool, holdings, fetching)
     settler = _settler(pool, holdings, riders, settling)
+    context.complete = settler.completion
     queue = _queue(pool, holdings, settler)
     executors = Executors(
         context,
@@ -367,4 +368,6 @@ def _context(pool: WorkerPool) -> PoolContext:
         logger=pool.logger,
         queue_names=QueueNames(pool.database, delay=pool.options.get_queue_name_batch_delay),
         adding=pool.hooks.around_adding(pool.events),
+        # One connection stays free, for what these tasks and others do besides.
+        most_completing=max(1, pool.options.max_pool_size - own_connections(pool.options) - 1),
     )

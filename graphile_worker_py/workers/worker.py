@@ -1,6 +1,7 @@
 """One worker: get a job, run its task, record the outcome."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from enum import StrEnum
 from time import perf_counter
@@ -18,6 +19,8 @@ from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
 from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
 from graphile_worker_py.workers.leftovers import Leftovers
+
+logger = logging.getLogger(__name__)
 
 LONGEST_TURN: Final = 0.01
 """Seconds after which a worker yields to the event loop before its next job."""
@@ -38,6 +41,9 @@ class Recorder(Protocol):
 
     def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:
         """Record an outcome soon; `duration` is how many seconds the job ran."""
+
+    def recorded(self, job: Job) -> None:
+        """Note that the outcome of a job is recorded: its task has completed it."""
 
 
 class Guard(Protocol):
@@ -96,6 +102,7 @@ class Worker:
         self._pool_id = pool_id
         self._source = source
         self._record = recorder.record
+        self._recorded = recorder.recorded
         self._guard = guard
         self._caller = caller
         self._call = caller.call
@@ -195,12 +202,18 @@ class Worker:
         if self._run is not run:
             return  # it did not end in time, and its failure is recorded
         if raised is not None and self._ends_worker(raised):
-            self.return_job()
+            if self._caller.is_done:
+                self._end_completed(job, None, perf_counter() - started)
+            else:
+                self.return_job()
             raise raised
         if isinstance(raised, KeyboardInterrupt):
             raised = as_failure(raised)
         if self._job is None:
             return  # returned meanwhile, because it did not end when it was cut off
+        if self._caller.may_be_completed and await self._caller.is_completed():
+            self._end_completed(job, raised, perf_counter() - started)
+            return
         policy = self._caller.policy_of(job)
         outcome = outcome_of(job, returned=returned, raised=raised, policy=policy)
         if isinstance(outcome, Returned):
@@ -224,6 +237,22 @@ class Worker:
         self._end(job, outcome, perf_counter() - running.started)
         self._job = self.job_error = None
         self.restart()
+
+    def _end_completed(self, job: Job, raised: BaseException | None, duration: float) -> None:
+        """End a job that its task has completed in a transaction, whatever the task did then."""
+        if raised is not None:
+            logger.warning(
+                "Job %d (%s) was completed by its task, which raised an error afterwards",
+                job.id,
+                job.task_identifier,
+                exc_info=raised,
+                extra={"job_id": job.id, "pool_id": self._pool_id},
+            )
+        if self._events.wants(events.JobSuccess):
+            self._emit(events.JobSuccess, job, duration=duration)
+        self._recorded(job)
+        if self._events.wants(events.JobComplete):
+            self._emit(events.JobComplete, job, error=None)
 
     def _end(self, job: Job, outcome: Outcome, duration: float) -> None:
         error: BaseException | None = None

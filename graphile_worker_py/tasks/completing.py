@@ -1,0 +1,113 @@
+"""Complete a job in a transaction of its task: effects and completion commit together, or neither.
+
+The task's own statements and the one that completes the job are one transaction. After its block:
+
+- It was committed: the job is done, whatever its task does afterwards.
+- It was rolled back: the job goes on as if there had been no block.
+- The connection was lost during COMMIT: the row decides. Reading it with a lock waits for a commit
+  that is still under way; the row is gone if the transaction was committed.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import StrEnum
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+
+from graphile_worker_py.errors import GraphileWorkerError, JobLostError
+from graphile_worker_py.outcomes import Completed, Settled
+from graphile_worker_py.postgres.blocking import run_blocking
+from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.sql.held_jobs import is_held
+
+if TYPE_CHECKING:
+    from graphile_worker_py.tasks.context import RunningJob
+
+
+class Completion(StrEnum):
+    """Whether a job was completed by its task."""
+
+    OPEN = "open"
+    """It was not."""
+    ASKED = "asked"
+    """In a transaction that the task commits by itself; the row tells, when the task has ended."""
+    DONE = "done"
+    """It was."""
+
+
+def completion(running: "RunningJob") -> Query[set[int]]:
+    """The statement that completes a job; the ids of jobs that were still the pool's."""
+    complete = running.pool.complete
+    if complete is None:
+        raise GraphileWorkerError("a job can only be completed by the worker that runs it")
+    now = perf_counter()
+    settled: Settled = (running.job, Completed(running.result), now, now - running.started)
+    return complete([settled])
+
+
+def check_open(running: "RunningJob") -> None:
+    """Check that the task has not completed its job already.
+
+    Raises:
+        GraphileWorkerError: It has.
+    """
+    if running.completion is not Completion.OPEN:
+        raise GraphileWorkerError(f"job {running.job.id} was completed by its task already")
+
+
+def check_held(running: "RunningJob", ids: set[int]) -> None:
+    """Check that the completion has changed the job's row.
+
+    Raises:
+        JobLostError: Another worker has the job, or it is gone.
+    """
+    if running.job.id not in ids:
+        raise JobLostError(
+            f"job {running.job.id} is no longer locked by this pool: nothing was committed"
+        )
+
+
+@asynccontextmanager
+async def completing(running: "RunningJob", conn: AsyncConnection[Any]) -> AsyncIterator[None]:
+    """Run the block in a transaction on `conn` that ends with the completion of the job."""
+    check_open(running)
+    database = running.pool.database
+    is_complete = False
+    try:
+        async with conn.transaction():
+            yield
+            check_held(running, await database.run(completion(running), conn=conn))
+            is_complete = True
+    except (psycopg.OperationalError, OSError):
+        if not is_complete or await still_held(running):
+            raise
+    running.completion = Completion.DONE
+
+
+async def still_held(running: "RunningJob") -> bool:
+    """Whether the row of a job is still locked by its pool; asked for as long as it takes."""
+    query = is_held(running.job.id, pool_id=running.pool.pool_id)
+    return await running.pool.database.run_retrying(query, what="read whether a job was completed")
+
+
+@contextmanager
+def completing_in_thread(
+    running: "RunningJob", conn: Connection[Any], ask: Callable[["RunningJob"], bool]
+) -> Iterator[None]:
+    """`completing` for tasks in threads; `ask` tells whether the row is still locked."""
+    check_open(running)
+    run = partial(run_blocking, running.pool.database.statements, conn=conn)
+    is_complete = False
+    try:
+        with conn.transaction():
+            yield
+            check_held(running, run(completion(running)))
+            is_complete = True
+    except (psycopg.OperationalError, OSError):
+        if not is_complete or ask(running):
+            raise
+    running.completion = Completion.DONE
