@@ -443,3 +443,35 @@ def test_a_health_port_that_is_in_use_is_named(
         assert process.wait() == 1
     expected = f"health_port {port} can't be opened on 127.0.0.1: Address already in use\n"
     assert process.stderr.endswith(expected)
+
+
+PLUGIN = """
+from graphile_worker_py import Plugin
+
+class Shouting(Plugin):
+    async def run_job(self, ctx, proceed):
+        print("HEY", flush=True)
+        return await proceed(ctx)
+
+quiet = Shouting()
+"""
+
+
+@pytest.mark.parametrize("source", ["flag", "environment", "file"])
+@pytest.mark.parametrize("hook", ["hooks_of_app:Shouting", "hooks_of_app:quiet"])
+def test_a_plugin_is_named_by_its_path(
+    cli: Cli, folder: Path, processes: Processes, source: str, hook: str
+) -> None:
+    (folder / "hooks_of_app.py").write_text(PLUGIN)
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "say.py").write_text("def task(payload):\n    print('said', flush=True)\n")
+    cli.sql("select graphile_worker.add_job('say')")
+    arguments = ["--hook", hook] if source == "flag" else []
+    environment = {"GRAPHILE_WORKER_HOOKS": hook} if source == "environment" else {}
+    if source == "file":
+        (folder / "graphile_worker.toml").write_text(f"hooks = ['{hook}']\n")
+    script = Path(sys.executable).with_name("graphile-worker-py")
+    environment["DATABASE_URL"] = cli.dsn
+    process = processes.start([str(script), "--once", *arguments], cwd=folder, env=environment)
+    assert process.wait() == 0, process.stderr
+    assert process.stdout == "HEY\nsaid\n"

@@ -62,7 +62,7 @@ def test_wheel_gives_the_command_and_the_extras(wheel: Path) -> None:
         (scripts,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
         told = archive.read(metadata).decode()
         commands = archive.read(scripts).decode()
-    assert "graphile-worker-py = graphile_worker_py.__main__:main" in commands
+    assert "graphile-worker-py = graphile_worker_py.cli.main:main" in commands
     assert {"Name: graphile-worker-py", "Provides-Extra: embedded"} <= set(told.splitlines())
 
 

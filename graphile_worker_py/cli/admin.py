@@ -16,7 +16,7 @@ from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import JOB_KEYS, job_as_json, job_rows, print_json, print_table
-from graphile_worker_py.cli.work import named_modules
+from graphile_worker_py.cli.work import import_from_here, named_modules
 from graphile_worker_py.clock import from_now
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job
@@ -252,6 +252,7 @@ def cleanup(
     if not names:
         raise click.UsageError(f"give at least one of {', '.join(CleanupTask)}")
     wanted = set(keep)
+    import_from_here()
     if modules:
         wanted |= collect_tasks(named_modules(modules), name="--tasks").keys()
     if task_directory is not None:

@@ -3,12 +3,13 @@
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Final
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from graphile_worker_py.cli.reading import reading_modules
+from graphile_worker_py.processes.early import end_at_signals
 
 # The module of each command; the command is the function with the same name. A module is imported
 # when its command is called, because imports are nearly all of a command's start-up time.
@@ -57,6 +58,11 @@ _INSTEAD: Final = {
 
 class _Commands(click.Group):
     """The commands by name, each imported when it is called. `run` is the default command."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program: signals count from the first moment on."""
+        end_at_signals()
+        return super().__call__(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "-h", "--version"}

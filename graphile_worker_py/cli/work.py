@@ -80,6 +80,7 @@ def _run(work: Coroutine[Any, Any, object], process: Supervised | None) -> None:
 
 
 def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOptions:
+    import_from_here()
     # Names and types were checked where the values were read.
     options = cast(RunnerOptions, config.runner_values(settings))
     options["logger"] = logger
@@ -184,13 +185,14 @@ async def _run_until_stopped(
             os._exit(EXIT_FAILURE)
 
 
-def named_modules(names: str | Sequence[str]) -> list[str]:
-    """The modules that `tasks` names: one, several with commas between, or a list of them.
-
-    Modules in the working directory can be imported afterwards, as by `python -m`.
-    """
+def import_from_here() -> None:
+    """Let modules of the working directory be imported, as by `python -m`."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def named_modules(names: str | Sequence[str]) -> list[str]:
+    """The modules that `tasks` names: one, several with commas between, or a list of them."""
     return [each.strip() for each in names.split(",")] if isinstance(names, str) else list(names)
 
 

@@ -1,6 +1,6 @@
 """End the command at signals that arrive before a worker handles them.
 
-Imports of this module are few, because `__main__` calls it before all others.
+It imports little, because it is called before most modules of the command are imported.
 """
 
 import os
