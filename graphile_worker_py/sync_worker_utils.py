@@ -1,10 +1,13 @@
 """`WorkerUtils` without an event loop."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
@@ -49,6 +52,19 @@ _CLIENT_OPTIONS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """What a process has opened.
+
+    Args:
+        database: The database.
+        stack: Closes its connections.
+    """
+
+    database: SyncDatabase
+    stack: ExitStack
+
+
 class SyncWorkerUtils:
     """`WorkerUtils` without an event loop, for Django, Flask and scripts; a context manager.
 
@@ -67,8 +83,6 @@ class SyncWorkerUtils:
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
     """
-
-    _opened: SyncDatabase | None = None
 
     def __init__(
         self,
@@ -100,31 +114,21 @@ class SyncWorkerUtils:
         """Where to subscribe to what happens."""
         self._hooks.setup(self.events)
         self._around = self._hooks.around_adding(self.events)
-        self._stack = ExitStack()
+        # By process, because a forked process has this object, too.
+        self._openings: dict[int, _Opening] = {}
+        self._locks: dict[int, Lock] = {}
 
     def __enter__(self) -> Self:
-        pool = self._stack.enter_context(
-            opened_sync_pool(
-                self._source,
-                max_size=self._max_pool_size,
-                prepared_statements=self._prepared_statements,
-            )
-        )
-        self._opened = SyncDatabase(
-            pool,
-            schema=self._schema,
-            prepared_statements=self._prepared_statements is not False,
-            use_node_time=self._use_node_time,
-        )
+        opening = self._openings[os.getpid()] = self._open()
         try:
             if self._migrates:
                 self.migrate()
-                found = self._opened.run(read_rights(self._schema, rights.LOOKING))
+                found = opening.database.run(read_rights(self._schema, rights.LOOKING))
                 rights.check_rights(found, self._schema)
             else:
-                self._opened.drive(migrate.check_installed(self._schema))
+                opening.database.drive(migrate.check_installed(self._schema))
         except BaseException:
-            self._stack.close()
+            self.__exit__(None, None, None)
             raise
         return self
 
@@ -134,13 +138,49 @@ class SyncWorkerUtils:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        # What the parent of a forked process has opened is the parent's to close.
+        opening = self._openings.pop(os.getpid(), None)
+        if opening is not None:
+            opening.stack.close()
+
+    def _open(self) -> _Opening:
+        stack = ExitStack()
+        pool = stack.enter_context(
+            opened_sync_pool(
+                self._source,
+                max_size=self._max_pool_size,
+                prepared_statements=self._prepared_statements,
+            )
+        )
+        database = SyncDatabase(
+            pool,
+            schema=self._schema,
+            prepared_statements=self._prepared_statements is not False,
+            use_node_time=self._use_node_time,
+        )
+        return _Opening(database, stack)
 
     @property
     def _database(self) -> SyncDatabase:
-        if self._opened is None:
+        opening = self._openings.get(os.getpid())
+        if opening is not None:
+            return opening.database
+        if not self._openings:
             raise GraphileWorkerError("this SyncWorkerUtils was not entered: use `with`")
-        return self._opened
+        return self._open_after_fork()
+
+    def _open_after_fork(self) -> SyncDatabase:
+        """Connections of this process, in place of those that belong to its parent."""
+        if not isinstance(self._source, str):
+            raise GraphileWorkerError(
+                f"this SyncWorkerUtils was opened by process {min(self._openings)}, before a fork, "
+                f"with a pool of yours whose connections belong to that process: open another "
+                f"pool and SyncWorkerUtils in each process, in gunicorn from `post_fork`"
+            )
+        with self._locks.setdefault(os.getpid(), Lock()):
+            if os.getpid() not in self._openings:
+                self._openings[os.getpid()] = self._open()
+        return self._openings[os.getpid()].database
 
     @property
     def pool(self) -> psycopg_pool.ConnectionPool[Any]:
@@ -149,8 +189,14 @@ class SyncWorkerUtils:
 
     def migrate(self) -> None:
         """Install or upgrade the schema. See `WorkerUtils.migrate`."""
-        # The migrator is written once, as async code; it gets a loop of its own, in a thread
-        # because the caller's may have one that is running.
+        if self._hooks.wraps("bootstrap", "migrate"):
+            self._migrate_within_plugins()
+        else:
+            migrate.migrate_blocking(self._database)
+
+    def _migrate_within_plugins(self) -> None:
+        # Plugins are asynchronous. They get an event loop of their own, in a thread, because the
+        # caller's thread may have one that is running.
         dsn = _target(self._database.pool)
 
         async def run() -> None:
@@ -158,7 +204,7 @@ class SyncWorkerUtils:
                 await migrate.migrate(Database(pool, schema=self._schema), self._hooks)
 
         with ThreadPoolExecutor(1, "graphile-worker-py-migrate") as executor:
-            executor.submit(asyncio.run, run()).result()
+            executor.submit(lambda: asyncio.run(run())).result()
 
     def add_job(
         self,

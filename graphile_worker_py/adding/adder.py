@@ -1,5 +1,6 @@
 """Add jobs from a program with an event loop."""
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -65,6 +66,12 @@ class JobAdder:
         if self._opened is None:
             raise GraphileWorkerError(
                 f"this {type(self).__name__} was not entered: use `async with`"
+            )
+        if self._opened.process_id != os.getpid():
+            raise GraphileWorkerError(
+                f"this {type(self).__name__} was opened by process {self._opened.process_id}, "
+                f"before a fork, and its connections belong to that process: open another one in "
+                f"each process, in gunicorn from `post_fork`"
             )
         return self._opened
 

@@ -160,6 +160,10 @@ class Hooks:
             inner = partial(_call, getattr(plugin, step), inner)
         return inner
 
+    def wraps(self, *steps: str) -> bool:
+        """Whether a plugin wraps one of these steps."""
+        return any(self._overriding(step) for step in steps)
+
     def _overriding(self, step: str) -> list[Plugin]:
         default = getattr(Plugin, step)
         return [plugin for plugin in self.plugins if getattr(type(plugin), step) is not default]

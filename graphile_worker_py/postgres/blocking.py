@@ -1,5 +1,7 @@
 """`Database` for programs without an event loop."""
 
+import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -17,11 +19,14 @@ from graphile_worker_py.postgres.query import (
     STALE,
     UNPREPARED,
     CopyIn,
+    Pause,
     Pipelined,
     Query,
+    Script,
     Statements,
     Step,
     Steps,
+    Transaction,
     ends_with_first_block,
     goes_without_preparing,
     has_rows,
@@ -43,6 +48,7 @@ class SyncDatabase:
         use_node_time: bool = False,
     ) -> None:
         self.pool = pool
+        self.process_id = os.getpid()
         self.statements = Statements(schema)
         self._prepare = prepared_statements
         self._use_node_time = use_node_time
@@ -96,6 +102,14 @@ class SyncDatabase:
             case CopyIn():
                 with self._given_or_own(conn) as own:
                     return self._copy_in(step, own)
+            case Script():
+                with self._given_or_own(conn) as own:
+                    return own.execute(self.statements[step.text])
+            case Pause():
+                return time.sleep(step.seconds)
+            case Transaction():
+                with self.transaction(conn) as own:
+                    return self.drive(step.steps, conn=own)
 
     @contextmanager
     def _given_or_own(self, conn: Connection[Any] | None) -> Iterator[Connection[Any]]:

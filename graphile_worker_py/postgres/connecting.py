@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -111,14 +112,16 @@ async def opened_pool(
         name=APPLICATION_NAME,
         reconnect_timeout=RECONNECT_PATIENCE,
     )
+    opened_in = os.getpid()
     try:
         await pool.open()
         yield pool
     finally:
-        # In an outage the pool may be connecting; that must not delay the end.
-        await pool.close(timeout=CLOSE_PATIENCE)
-        for unused in first:
-            await unused.close()
+        if os.getpid() == opened_in:  # a forked child would end the sessions of its parent
+            # In an outage the pool may be connecting; that must not delay the end.
+            await pool.close(timeout=CLOSE_PATIENCE)
+            for unused in first:
+                await unused.close()
 
 
 @contextmanager
@@ -154,12 +157,15 @@ def opened_sync_pool(
         open=False,
         name=APPLICATION_NAME,
     )
+    opened_in = os.getpid()
     try:
-        with pool:
-            yield pool
+        pool.open()
+        yield pool
     finally:
-        for unused in first:
-            unused.close()
+        if os.getpid() == opened_in:  # as above
+            pool.close()
+            for unused in first:
+                unused.close()
 
 
 async def _server_process(conn: AsyncConnection[Any]) -> int:

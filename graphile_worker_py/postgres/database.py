@@ -1,6 +1,8 @@
 """A schema in a database, and how statements reach it."""
 
+import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -20,11 +22,14 @@ from graphile_worker_py.postgres.query import (
     STALE,
     UNPREPARED,
     CopyIn,
+    Pause,
     Pipelined,
     Query,
+    Script,
     Statements,
     Step,
     Steps,
+    Transaction,
     ends_with_first_block,
     goes_without_preparing,
     has_rows,
@@ -55,6 +60,8 @@ class Database:
         use_node_time: bool = False,
     ) -> None:
         self.pool = pool
+        self.process_id = os.getpid()
+        """The process that opened it; its connections must not be used by another one."""
         self._use_node_time = use_node_time
         self.availability = Availability()
         self.statements = Statements(schema)
@@ -181,6 +188,14 @@ class Database:
             case CopyIn():
                 async with self._given_or_own(conn) as own:
                     return await self._copy_in(step, own)
+            case Script():
+                async with self._given_or_own(conn) as own:
+                    return await self.run_script(step.text, conn=own)
+            case Pause():
+                return await asyncio.sleep(step.seconds)
+            case Transaction():
+                async with self.transaction(conn) as own:
+                    return await self.drive(step.steps, conn=own)
 
     @asynccontextmanager
     async def _given_or_own(

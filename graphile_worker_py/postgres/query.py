@@ -72,7 +72,28 @@ class CopyIn:
     blocks: Iterable[str]
 
 
-Step: TypeAlias = Query[Any] | Pipelined | CopyIn
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Statements without values, separated by semicolons."""
+
+    text: LiteralString
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Seconds to wait before the next step."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Steps to send within a transaction; their result is the result."""
+
+    steps: "Steps[Any]"
+
+
+Step: TypeAlias = Query[Any] | Pipelined | CopyIn | Script | Pause | Transaction
 Steps: TypeAlias = Generator[Step, Any, T]
 """What to send in turn: the generator is sent each result, and its own result is returned.
 

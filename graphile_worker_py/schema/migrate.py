@@ -3,10 +3,14 @@
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
+import psycopg
 from psycopg import AsyncConnection, errors
 
 from graphile_worker_py import aio
@@ -17,9 +21,10 @@ from graphile_worker_py.errors import (
 )
 from graphile_worker_py.plugins import SchemaStep
 from graphile_worker_py.plugins.hooks import Hooks
+from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import STATEMENT_DEADLINE, ended_after
-from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.query import Pause, Script, Steps, Transaction
 from graphile_worker_py.schema import rights, trust
 from graphile_worker_py.sql import migrations, notifications
 from graphile_worker_py.sql.granted import read_rights
@@ -27,6 +32,7 @@ from graphile_worker_py.sql.migrations import (
     BASELINE_REVISION,
     BREAKING_REVISIONS,
     LATEST_REVISION,
+    Found,
     Revisions,
 )
 
@@ -70,32 +76,61 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
         MissingRightsError: The role may not read the schema.
         MigrationError: The role may not create the schema or its objects.
     """
-    async with database.pool.connection() as conn:
-        waiting = asyncio.get_running_loop().call_later(
-            _WARN_AFTER,
-            logger.warning,
-            "Still installing or checking schema %r; another session may have its tables locked",
-            database.schema,
-        )
+    async with database.connection() as conn:
+        waiting = asyncio.get_running_loop().call_later(_WARN_AFTER, _warn, database.schema)
         # Each revision needs a separate transaction, whatever the caller's pool is set to.
         autocommit = conn.autocommit
         await conn.set_autocommit(True)
         try:
-            await _Migrator(database, conn, hooks or Hooks()).run()
+            if hooks is not None and hooks.wraps("bootstrap", "migrate"):
+                await _migrate_within_hooks(database, conn, hooks)
+            else:
+                await database.drive(_migrated(database.schema), conn=conn)
         except errors.InsufficientPrivilege as error:
-            # If the schema is up to date, the role only needs the right to read it.
-            query = read_rights(database.schema, rights.LOOKING)
-            rights.check_grants(await database.run(query, conn=conn), database.schema)
-            raise MigrationError(
-                f"role {conn.info.user!r} may not install or upgrade schema "
-                f"{database.schema!r} in database {conn.info.dbname!r} "
-                f"({error.diag.message_primary}). Let a role that owns the schema, or that has "
-                f"CREATE on the database, run `graphile-worker-py migrate`"
-            ) from error
+            await database.drive(_explained(error, database.schema, conn.info), conn=conn)
         finally:
             waiting.cancel()
             if not conn.closed:
                 await aio.finish(conn.set_autocommit(autocommit))
+
+
+def migrate_blocking(database: SyncDatabase) -> None:
+    """`migrate` without an event loop, and without plugins."""
+    schema = database.statements.schema
+    waiting = threading.Timer(_WARN_AFTER, _warn, [schema])
+    waiting.daemon = True
+    with database.connection() as conn:
+        waiting.start()
+        autocommit = conn.autocommit
+        conn.set_autocommit(True)
+        try:
+            database.drive(_migrated(schema), conn=conn)
+        except errors.InsufficientPrivilege as error:
+            database.drive(_explained(error, schema, conn.info), conn=conn)
+        finally:
+            waiting.cancel()
+            if not conn.closed:
+                conn.set_autocommit(autocommit)
+
+
+def _warn(schema: str) -> None:
+    logger.warning(
+        "Still installing or checking schema %r; another session may have its tables locked",
+        schema,
+    )
+
+
+def _explained(
+    error: errors.InsufficientPrivilege, schema: str, info: psycopg.ConnectionInfo
+) -> Steps[NoReturn]:
+    """Raise the error that says which rights are missing."""
+    # If the schema is up to date, the role only needs the right to read it.
+    rights.check_grants((yield read_rights(schema, rights.LOOKING)), schema)
+    raise MigrationError(
+        f"role {info.user!r} may not install or upgrade schema {schema!r} in database "
+        f"{info.dbname!r} ({error.diag.message_primary}). Let a role that owns the schema, or that "
+        f"has CREATE on the database, run `graphile-worker-py migrate`"
+    ) from error
 
 
 async def check_role(database: Database, needed: rights.Needs) -> None:
@@ -147,133 +182,153 @@ async def check_revision(database: Database) -> None:
     check_supported(revisions, database.schema)
 
 
-class _Migrator:
-    """One run of the migrator on one connection."""
+async def _migrate_within_hooks(
+    database: Database, conn: AsyncConnection[Any], hooks: Hooks
+) -> None:
+    """`_migrated`, within the plugins that wrap its steps."""
+    schema, drive = database.schema, partial(database.drive, conn=conn)
 
-    def __init__(self, database: Database, conn: AsyncConnection[Any], hooks: Hooks) -> None:
-        self._database = database
-        self._conn = conn
-        self._hooks = hooks
+    def step(server_version: int) -> SchemaStep:
+        return SchemaStep(conn=conn, schema=schema, server_version=server_version)
 
-    async def run(self) -> None:
-        schema, conn = self._database.schema, self._conn
-        found = await self._database.run(migrations.find(schema), conn=conn)
-        _check_postgres(found.server_version)
-        if found.exists and not found.has_jobs:
-            # Before anything in it is read: even that might run code of another role.
-            await self._database.drive(trust.check_trust(schema), conn=conn)
-        revisions = await self._read_or_bootstrap()
-        await self._hooks.migrate(
-            self._step(revisions.server_version), lambda _: self._migrate(revisions)
-        )
+    def driving(steps: Steps[None]) -> Callable[[SchemaStep], Awaitable[None]]:
+        return lambda _: drive(steps)
 
-    async def _migrate(self, revisions: Revisions) -> None:
-        if revisions.latest is None or revisions.latest < LATEST_REVISION:
-            revisions = await self._upgrade(revisions)
-        check_supported(revisions, self._database.schema)
+    await drive(_found(schema))
+    for _ in range(_BOOTSTRAP_TRIES):
+        revisions = await drive(_read())
+        if revisions is not None:
+            break
+        found = await drive(_found(schema))
+        try:
+            await hooks.bootstrap(step(found.server_version), driving(_bootstrapped(found, schema)))
+        except _CLASHES:
+            await asyncio.sleep(_clash_pause())
+    else:
+        raise _contended(schema)
+    await hooks.migrate(step(revisions.server_version), driving(_upgraded(revisions, schema)))
 
-    async def _upgrade(self, revisions: Revisions) -> Revisions:
+
+def _migrated(schema: str) -> Steps[None]:
+    """Install or upgrade the schema, on a connection in autocommit mode."""
+    for _ in range(_BOOTSTRAP_TRIES):
+        found = yield from _found(schema)
+        revisions = (yield from _read()) if found.exists else None
+        if revisions is not None:
+            break
+        try:
+            yield from _bootstrapped(found, schema)
+        except _CLASHES:
+            yield Pause(_clash_pause())
+    else:
+        raise _contended(schema)
+    yield from _upgraded(revisions, schema)
+
+
+def _clash_pause() -> float:
+    return _CLASH_PAUSE + random.uniform(0, 0.2)  # noqa: S311
+
+
+def _contended(schema: str) -> MigrationError:
+    return MigrationError(
+        f"schema {schema!r} could not be prepared: other sessions kept changing it"
+    )
+
+
+def _found(schema: str) -> Steps[Found]:
+    """Read what there is, and check server and owners."""
+    found: Found = yield migrations.find(schema)
+    _check_postgres(found.server_version)
+    if found.exists and not found.has_jobs:
+        # Before anything in it is read: even that might run code of another role.
+        yield from trust.check_trust(schema)
+    return found
+
+
+def _read() -> Steps[Revisions | None]:
+    """Read the revisions; None if nothing was installed, or only a part."""
+    try:
+        return (yield migrations.read_revisions())  # type: ignore[no-any-return]
+    except _NOT_INSTALLED:
+        return None
+
+
+def _bootstrapped(found: Found, schema: str) -> Steps[None]:
+    """Create the schema and its table of revisions."""
+    yield Transaction(_bootstrap(schema, exists=found.exists))
+
+
+def _bootstrap(schema: str, *, exists: bool) -> Steps[None]:
+    if exists:
+        # It may have been created a moment ago.
+        yield from trust.check_trust(schema)
+    else:
+        yield migrations.create_schema()
+    yield Script(migrations.BOOTSTRAP)
+    yield migrations.mark_breaking()
+
+
+def _upgraded(revisions: Revisions, schema: str) -> Steps[None]:
+    """Apply the migrations that are missing."""
+    if revisions.latest is None or revisions.latest < LATEST_REVISION:
         fresh = False
         if revisions.latest is None:
-            fresh = await self._apply(range(1, BASELINE_REVISION + 1), fresh=True)
-        latest = await self._wait_for_baseline()
+            fresh = yield from _applied(range(1, BASELINE_REVISION + 1), schema, fresh=True)
+        latest = yield from _baseline(schema)
         for revision in range(latest + 1, LATEST_REVISION + 1):
-            await self._apply([revision], fresh=fresh)
-        return await self._read()
+            yield from _applied([revision], schema, fresh=fresh)
+        revisions = yield migrations.read_revisions()
+    check_supported(revisions, schema)
 
-    async def _read(self) -> Revisions:
-        return await self._database.run(migrations.read_revisions(), conn=self._conn)
 
-    async def _read_or_bootstrap(self) -> Revisions:
-        """Read the revisions; create their table first where it is missing."""
-        for _ in range(_BOOTSTRAP_TRIES):
-            try:
-                return await self._read()
-            except _NOT_INSTALLED:
-                pass
-            try:
-                await self._bootstrap_within_hooks()
-            except _CLASHES:
-                await asyncio.sleep(_CLASH_PAUSE + random.uniform(0, 0.2))  # noqa: S311
-        raise MigrationError(
-            f"schema {self._database.schema!r} could not be prepared: other sessions kept "
-            f"changing it"
-        )
+def _applied(revisions: Sequence[int], schema: str, *, fresh: bool) -> Steps[bool]:
+    """Apply one file, which brings the schema to the last of these revisions.
 
-    def _step(self, server_version: int) -> SchemaStep:
-        return SchemaStep(
-            conn=self._conn, schema=self._database.schema, server_version=server_version
-        )
+    Returns:
+        False if another installer was ahead.
+    """
+    latest = max(revisions)
+    try:
+        yield Transaction(_apply(revisions, fresh=fresh))
+    except errors.UniqueViolation as error:
+        if error.diag.table_name != "migrations":
+            raise
+        logger.debug("Revision %s was recorded by another installer", latest)
+        return False
+    logger.info("Schema %r is at revision %s", schema, latest)
+    return True
 
-    async def _bootstrap_within_hooks(self) -> None:
-        query = migrations.find(self._database.schema)
-        found = await self._database.run(query, conn=self._conn)
-        await self._hooks.bootstrap(
-            self._step(found.server_version), lambda _: self._bootstrap(schema_exists=found.exists)
-        )
 
-    async def _bootstrap(self, *, schema_exists: bool) -> None:
-        async with self._conn.transaction():
-            if schema_exists:
-                # It may have been created a moment ago.
-                steps = trust.check_trust(self._database.schema)
-                await self._database.drive(steps, conn=self._conn)
-            else:
-                await self._database.run(migrations.create_schema(), conn=self._conn)
-            await self._database.run_script(migrations.BOOTSTRAP, conn=self._conn)
-            await self._database.run(migrations.mark_breaking(), conn=self._conn)
+def _apply(revisions: Sequence[int], *, fresh: bool) -> Steps[None]:
+    latest = max(revisions)
+    breaking = latest in BREAKING_REVISIONS
+    # The rows come first: another installer, in any language, waits here on the primary key, and
+    # then clashes before it has changed anything.
+    yield migrations.record_revisions(revisions)
+    yield Script(read_migration(latest))  # pyright: ignore[reportArgumentType]  # a file of ours
+    # A fresh schema has no workers yet. The channel is shared by all schemas of the database, so
+    # the word "breaking" would only stop the workers of the others.
+    if not (fresh and breaking):
+        yield notifications.announce_migration(latest, breaking=breaking)
 
-    async def _apply(self, revisions: Sequence[int], *, fresh: bool) -> bool:
-        """Apply one file, which brings the schema to the last of these revisions.
 
-        Returns:
-            False if another installer was ahead.
-        """
-        latest = max(revisions)
-        breaking = latest in BREAKING_REVISIONS
-        run = self._database.run
-        try:
-            async with self._conn.transaction():
-                # The rows come first: another installer, in any language, waits here on the
-                # primary key, and then clashes before it has changed anything.
-                await run(migrations.record_revisions(revisions), conn=self._conn)
-                script = read_migration(latest)  # a file of this package
-                await self._database.run_script(
-                    script,  # pyright: ignore[reportArgumentType]
-                    conn=self._conn,
-                )
-                # A fresh schema has no workers yet. The channel is shared by all schemas of the
-                # database, so the word "breaking" would only stop the workers of the others.
-                if not (fresh and breaking):
-                    announcement = notifications.announce_migration(latest, breaking=breaking)
-                    await run(announcement, conn=self._conn)
-        except errors.UniqueViolation as error:
-            if error.diag.table_name != "migrations":
-                raise
-            logger.debug("Revision %s was recorded by another installer", latest)
-            return False
-        logger.info("Schema %r is at revision %s", self._database.schema, latest)
-        return True
-
-    async def _wait_for_baseline(self) -> int:
-        """Wait while another installer works towards the baseline; returns the revision reached."""
-        loop = asyncio.get_running_loop()
-        revision: int | None = None
-        deadline = 0.0
-        while True:
-            revisions = await self._read()
-            latest = revisions.latest or 0
-            if latest >= BASELINE_REVISION:
-                return latest
-            if latest != revision:
-                revision, deadline = latest, loop.time() + _INSTALL_PATIENCE
-            elif loop.time() > deadline:
-                raise IncompatibleSchemaError(
-                    f"schema {self._database.schema!r} is at revision {revision}, from before "
-                    f"Graphile Worker 0.16; upgrade it with Node first: "
-                    f"npx graphile-worker@0.18.0 --schema-only"
-                )
-            await asyncio.sleep(0.05)
+def _baseline(schema: str) -> Steps[int]:
+    """Wait while another installer works towards the baseline; returns the revision reached."""
+    revision: int | None = None
+    deadline = 0.0
+    while True:
+        revisions = yield migrations.read_revisions()
+        latest: int = revisions.latest or 0
+        if latest >= BASELINE_REVISION:
+            return latest
+        if latest != revision:
+            revision, deadline = latest, time.monotonic() + _INSTALL_PATIENCE
+        elif time.monotonic() > deadline:
+            raise IncompatibleSchemaError(
+                f"schema {schema!r} is at revision {revision}, from before Graphile Worker 0.16; "
+                f"upgrade it with Node first: npx graphile-worker@0.18.0 --schema-only"
+            )
+        yield Pause(0.05)
 
 
 def read_migration(revision: int) -> str:
