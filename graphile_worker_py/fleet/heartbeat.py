@@ -133,8 +133,7 @@ class Heartbeat:
         # The row can vanish in every mode; the next heartbeat inserts it again.
         self._has_row = False
         self._late_at = math.inf
-        self._failures = 0
-        self._misses = 0
+        self._failures = self._misses = 0
         self._was_connected = False
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -254,8 +253,7 @@ class Heartbeat:
                     self._do_without(error)
 
     def _enter(self, mode: Mode) -> None:
-        """The one place where the mode changes."""
-        self._mode = mode
+        self._mode = mode  # only here
 
     async def _beat_in_time(self) -> None:
         """Send a heartbeat, and if that fails, again at once on a new connection.
@@ -315,8 +313,7 @@ class Heartbeat:
             lock=self._lock,
             report=self._report(self._loop_lag),
         )
-        # If a pooler loses the prepared statement of the first heartbeat, the whole transaction
-        # that registers the pool fails.
+        # A prepared statement that a pooler loses would fail the transaction that registers.
         reply = await self._database.run(replace(beat, prepare=self._has_row), conn=conn)
         self._answered(reply, sent=sent, asked_at=asked_at)
 
@@ -328,6 +325,7 @@ class Heartbeat:
         self._database.availability.works(PART)
         self._database.availability.works(REGISTER)
         self._has_row = reply.standing is not Standing.UNKNOWN
+        self._suspects.can_mark = True
         match reply.standing:
             case Standing.ALIVE:
                 if self._mode in {Mode.STARTING, Mode.HELD_BACK}:
@@ -347,7 +345,7 @@ class Heartbeat:
         self._has_row = False
         self._misses += 1
         if self._misses > MOST_MISSES:
-            # Only some tables are missing, and its migrations say that it is up to date.
+            # Its migrations say that it is up to date.
             self._do_without(ConfigurationError("tables are missing in it: drop it"))
         else:
             self._logger.warning(
@@ -368,6 +366,7 @@ class Heartbeat:
     def _do_without(self, error: Exception) -> None:
         self._enter(Mode.WITHOUT)
         self._late_at = math.inf
+        self._suspects.can_mark = False
         self._logger.warning(
             "Working without the schema graphile_worker_py (%s): if this process is killed, its "
             "jobs stay locked for four hours. Let a role that may create the schema do so, or "

@@ -31,7 +31,11 @@ from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.schema.rights import check_visible
 from graphile_worker_py.sql import admin, notifications, pools
 from graphile_worker_py.sql.renew_locks import read_old_locks, renew_locks
-from graphile_worker_py.sql.suspects import forget_suspects
+from graphile_worker_py.sql.suspects import (
+    forget_suspects,
+    read_held_jobs,
+    return_attempts,
+)
 from graphile_worker_py.sql.time_limits import limit_transaction
 
 EVERY: Final = 30
@@ -119,7 +123,10 @@ class OldLocks:
             if not dead:
                 return
             await check_visible(partial(self._database.run, conn=conn), schema)
+            held = await self._database.run(read_held_jobs(dead), conn=conn)
             freed = await self._database.run(admin.force_unlock_workers(dead), conn=conn)
+            kept = [job.job_id for job in held if job.keeps_attempt]
+            await self._database.run(return_attempts(kept), conn=conn)
             if freed.jobs:
                 await self._database.run(notifications.announce_jobs(freed.jobs), conn=conn)
         if freed.jobs or freed.queues:

@@ -213,9 +213,13 @@ class RecoveryLoop:
         held = await run(suspects.read_held_jobs(list(by_id)), conn=conn)
         unlocked = await run(admin.force_unlock_workers(list(by_id)), conn=conn)
         given_up = [job for job in held if 0 < self._max_crashes <= crashes.get(job.job_id, 0)]
-        last = [job for job in held if job.is_last_attempt and job not in given_up]
+        kept = [job for job in held if job.keeps_attempt and job not in given_up]
+        last = [job for job in held if job.is_last_attempt and job not in given_up + kept]
         await self._fail(conn, given_up, DIED_UNDER_IT, by_id, crashes)
         await self._fail(conn, last, DIED_AT_LAST, by_id, crashes)
+        if kept:
+            await run(suspects.return_attempts([job.job_id for job in kept]), conn=conn)
+        await run(suspects.forget_marks(schema, list(by_id)), conn=conn)
         if given_up:
             ids = [job.job_id for job in given_up]
             await run(suspects.forget_suspects(schema, ids), conn=conn)

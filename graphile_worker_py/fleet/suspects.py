@@ -6,7 +6,11 @@ it runs, and at the next death only the suspects that the dead pool had marked c
 Suspects that one more crash would condemn run one at a time in each pool, so that the blame is
 clear. A suspect that completes or fails is cleared.
 
-As long as no worker has died, all this costs a lookup in an empty dictionary.
+A pool that prefetches also marks jobs that begin their last attempt. When it dies, the jobs that
+never began get that attempt back, instead of failing for good.
+
+As long as no worker has died, and for jobs with further attempts, all this costs a lookup in an
+empty dictionary.
 """
 
 import asyncio
@@ -31,12 +35,14 @@ class Suspects:
         pool_id: Id of the pool.
         database: The database where suspects are recorded.
         max_crashes: Number of crashes after which a job is given up; 0 means never.
+        marks_last: Whether jobs that begin their last attempt are marked.
         alone_for: Seconds after which a suspect that runs alone no longer keeps the other suspects
             waiting.
         logger: Where to log.
 
     Attributes:
         crashes: How often a worker died under a job, by the job's id. Always the same dictionary.
+        can_mark: Whether there are tables to mark jobs in; set by the heartbeat.
     """
 
     def __init__(
@@ -45,13 +51,16 @@ class Suspects:
         pool_id: str,
         database: Database,
         max_crashes: int,
+        marks_last: bool,
         alone_for: float,
         logger: logging.Logger,
     ) -> None:
         self.crashes: dict[int, int] = {}
+        self.can_mark = False
         self._pool_id = pool_id
         self._database = database
         self._max_crashes = max_crashes
+        self._marks_last = marks_last
         self._alone_for = alone_for
         self._logger = logger
         self._alone = asyncio.Lock()
@@ -108,10 +117,14 @@ class Suspects:
             self._cleared += cleared
             raise
 
+    def marks(self, job: Job) -> bool:
+        """Whether a job that is no suspect has to be marked before it runs."""
+        return self._marks_last and self.can_mark and job.attempts >= job.max_attempts
+
     async def run(self, job: Job, call: Callable[[Job], Awaitable[Any]]) -> Any:
-        """Call the task of a suspect; returns what it returns and raises what it raises."""
+        """Mark a job as started and call its task; returns and raises what the task does."""
         crashes = self.crashes.get(job.id, 0)
-        if crashes + 1 < self._max_crashes:
+        if crashes == 0 or crashes + 1 < self._max_crashes:
             return await self._run_marked(job, call)
         async with self._one_at_a_time():
             self._logger.warning(
@@ -125,7 +138,8 @@ class Suspects:
     async def _run_marked(self, job: Job, call: Callable[[Job], Awaitable[Any]]) -> Any:
         try:
             # First, so that suspects that ended before are not blamed if this job kills the worker.
-            await self.forget_cleared()
+            if job.id in self.crashes:
+                await self.forget_cleared()
             await self._database.run(mark_started(self._database.schema, job.id, self._pool_id))
         except (psycopg.Error, OSError) as error:
             # The job runs nevertheless. Only the blame will be less clear.

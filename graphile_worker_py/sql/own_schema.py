@@ -22,7 +22,9 @@ NAME: Final = "graphile_worker_py"
 #   of its death. Rows are updated every two seconds; free room on each page keeps these updates
 #   away from the index.
 #   The last seven columns are what a pool reports with each heartbeat, see `pools.PoolReport`.
-# suspects: jobs that a dead pool had locked. `started_by` is the pool that runs one now.
+#   `prefetches` says that it may hold jobs that have not begun.
+# suspects: jobs that a dead pool had locked, and, with `crashes` 0, jobs of a prefetching pool that
+#   have begun their last attempt. `started_by` is the last pool that has begun the job.
 MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (
         """
@@ -69,6 +71,12 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
           add column running pg_catalog.int4,
           add column memory pg_catalog.int8,
           add column loop_lag pg_catalog.float8
+        """,
+    ),
+    (
+        """
+        alter table graphile_worker_py.pools
+          add column prefetches pg_catalog.bool not null default false
         """,
     ),
 )

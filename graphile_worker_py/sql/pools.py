@@ -116,6 +116,7 @@ class PoolReport:
         forbidden_flags: Jobs with one of these flags are not fetched. None where a function decides
             at each fetch.
         concurrency: How many jobs it runs at a time.
+        prefetches: Whether it may have locked more jobs than it has begun.
         running: How many run now.
         memory: Bytes that its process holds in memory; None where that can't be measured.
         loop_lag: By how many seconds the event loop was late for this heartbeat.
@@ -125,6 +126,7 @@ class PoolReport:
     tasks: Sequence[str]
     forbidden_flags: Sequence[str] | None
     concurrency: int
+    prefetches: bool
     running: int
     memory: int | None
     loop_lag: float
@@ -146,7 +148,8 @@ with beaten as (
     concurrency = $9::pg_catalog.int4,
     running = $10::pg_catalog.int4,
     memory = $11::pg_catalog.int8,
-    loop_lag = $12::pg_catalog.float8
+    loop_lag = $12::pg_catalog.float8,
+    prefetches = $13::pg_catalog.bool
   where pools.pool_id = $1::pg_catalog.text and pools.died_at is null
   returning pools.pool_id
 )
@@ -173,13 +176,13 @@ select
   array(
     select suspects.job_id
     from graphile_worker_py.suspects as suspects
-    where suspects.worker_schema = $2::pg_catalog.text
+    where suspects.worker_schema = $2::pg_catalog.text and suspects.crashes > 0
     order by suspects.job_id
   ),
   array(
     select suspects.crashes
     from graphile_worker_py.suspects as suspects
-    where suspects.worker_schema = $2::pg_catalog.text
+    where suspects.worker_schema = $2::pg_catalog.text and suspects.crashes > 0
     order by suspects.job_id
   ),
   extract(epoch from pg_catalog.statement_timestamp())::pg_catalog.float8
@@ -223,6 +226,7 @@ def beat(
         report.running,
         report.memory,
         report.loop_lag,
+        report.prefetches,
     )
     return Query(_BEAT, values, read)
 

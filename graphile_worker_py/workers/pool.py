@@ -117,6 +117,15 @@ class WorkerPool:
         """The server's clock at a moment of `perf_counter`; see `Gaps.server_time`."""
         return self.parts.heartbeat.server_time(moment)
 
+    @property
+    def prefetches(self) -> bool:
+        """Whether it locks more jobs than its workers begin at once.
+
+        A function for forbidden flags, called before each fetch, may be a rate limit: it must count
+        when the job starts, not when it was stored.
+        """
+        return self.options.local_queue.size > 0 and not callable(self.options.forbidden_flags)
+
     def nudge(self, count: int) -> None:
         """Fetch now: there may be this many jobs."""
         if not self.stopping.is_set():

@@ -22,6 +22,7 @@ def report_of(pool: WorkerPool, loop_lag: float) -> PoolReport:
         tasks=sorted(pool.tasks),
         forbidden_flags=None if callable(flags) else list(flags or ()),
         concurrency=pool.options.concurrent_jobs,
+        prefetches=pool.prefetches,
         running=len(pool.parts.team.running),
         memory=resident(os.getpid()) if _CAN_MEASURE else None,
         loop_lag=loop_lag,

@@ -108,6 +108,7 @@ def _connected(pool: WorkerPool) -> Parts:
         pool_id=pool.pool_id,
         database=pool.database,
         max_crashes=pool.options.max_crashes,
+        marks_last=pool.prefetches,
         alone_for=pool.waits.suspect_alone,
         logger=pool.logger,
     )
@@ -195,18 +196,13 @@ def _settler(
 
 
 def _queue(pool: WorkerPool, holdings: Holdings, settler: Settler) -> LocalQueue:
-    options = pool.options.local_queue
-    if callable(pool.options.forbidden_flags):
-        # A function for forbidden flags, called before each fetch, may be a rate limit: it must
-        # count when the job starts, not when it was stored.
-        options = LocalQueueOptions()
     return LocalQueue(
         pool_id=pool.pool_id,
         fetch=pool.vitals.watched(pool.fetch),
         return_jobs=settler.return_now,
         holdings=holdings,
         availability=pool.database.availability,
-        options=options,
+        options=pool.options.local_queue if pool.prefetches else LocalQueueOptions(),
         poll_interval=pool.options.poll_interval,
         drain=pool.once,
         events=pool.events,

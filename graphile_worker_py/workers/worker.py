@@ -193,7 +193,7 @@ class Worker:
         returned: Any = None
         raised: BaseException | None = None
         try:
-            if job.id in self._crashes:
+            if job.id in self._crashes or self._suspects.marks(job):
                 returned = await self._suspects.run(job, self._call)
             else:
                 returned = await self._call(job)

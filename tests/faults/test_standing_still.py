@@ -204,7 +204,12 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             options=WorkerOptions(heartbeat_interval=0.2, dead_after=3),
             listens=True,
             suspects=Suspects(
-                pool_id=pool_id, database=database, max_crashes=3, alone_for=30, logger=logger
+                pool_id=pool_id,
+                database=database,
+                max_crashes=3,
+                marks_last=False,
+                alone_for=30,
+                logger=logger,
             ),
             connection=database.new_connection,
             declared_dead=taken_for_dead.set,
@@ -214,6 +219,7 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
                 tasks=["a"],
                 forbidden_flags=None,
                 concurrency=1,
+                prefetches=False,
                 running=0,
                 memory=None,
                 loop_lag=loop_lag,
