@@ -124,6 +124,10 @@ async def test_a_job_of_a_dead_pool_says_when_it_is_freed(
     dsn: str, stored: Jobs, utils: WorkerUtils
 ) -> None:
     async with working(dsn, "a", heartbeat_interval=60, dead_after=240):
+        # The next heartbeat, which would find the dead pool, comes in a minute.
+        await eventually(
+            lambda: stored.query("select 1 from graphile_worker_py.pools where lock_key <> 0")
+        )
         job_id = stored.add("b")
         stored.query(
             "insert into graphile_worker_py.pools (pool_id, worker_schema, host, pid, dead_after,"
