@@ -53,7 +53,13 @@ def test_wheel_carries_every_migration_and_module_and_nothing_else(wheel: Path) 
         f"graphile_worker_py/migrations/{path.name}" for path in (ROOT / "sql").glob("*.sql")
     }
     assert "graphile_worker_py/migrations/000020.sql" in migrations
-    assert names == modules | migrations | {"graphile_worker_py/py.typed"}
+    web = package / "web"
+    pages = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("static", "templates")
+        for file in (web / folder).iterdir()
+    }
+    assert names == modules | migrations | pages | {"graphile_worker_py/py.typed"}
 
 
 def test_wheel_gives_the_command_and_the_extras(wheel: Path) -> None:

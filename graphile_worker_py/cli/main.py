@@ -35,6 +35,7 @@ _MODULES: Final = {
     "postgres": "development",
     "demo": "development",
     "bench": "bench",
+    "web": "web",
 }
 
 

@@ -1,0 +1,68 @@
+"""Group the errors of jobs that were given up."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from graphile_worker_py.sql.inspect import JobState, ListedJob
+from graphile_worker_py.sql.windows import read_by_ids
+from graphile_worker_py.web import facts
+from graphile_worker_py.web.site import Site
+
+_VARIABLE: Final = re.compile(
+    r"0x[0-9a-f]+|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\d+|'[^']*'|\"[^\"]*\"", re.IGNORECASE
+)
+MOST: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorGroup:
+    """Jobs of one task that were given up with the same kind of error.
+
+    Attributes:
+        task: The task.
+        kind: The first line of the error, with `…` for numbers and quoted texts.
+        find: A part of the error that all of them have, for a filter.
+        jobs: The jobs, the newest first.
+        last_at: When one of them was last to run.
+    """
+
+    task: str
+    kind: str
+    find: str
+    jobs: list[ListedJob]
+    last_at: datetime
+
+
+def kind_of(error: str) -> str:
+    """The first line of an error without what differs from job to job."""
+    line = error.strip().partition("\n")[0][:300]
+    return _VARIABLE.sub("…", line) or "(no message)"
+
+
+async def groups(site: Site) -> list[ErrorGroup]:
+    """The groups of the newest jobs that were given up, the largest first."""
+
+    async def read() -> list[ErrorGroup]:
+        counts = (await facts.standing(site)).counts
+        ids = [] if counts is None else counts.failed[:MOST]
+        jobs = await site.read(read_by_ids(ids)) if ids else []
+        found: dict[tuple[str, str], list[ListedJob]] = defaultdict(list)
+        for job in jobs:
+            if job.state is JobState.FAILED:
+                found[job.task_identifier, kind_of(job.last_error or "")].append(job)
+        made = [
+            ErrorGroup(
+                task=task,
+                kind=kind,
+                find=max(kind.split("…"), key=len).strip(),
+                jobs=members,
+                last_at=max(job.run_at for job in members),
+            )
+            for (task, kind), members in found.items()
+        ]
+        return sorted(made, key=lambda group: (-len(group.jobs), group.task, group.kind))
+
+    return await site.cache.get("errors", facts.SHARED, read)

@@ -1,0 +1,209 @@
+"""What pages and API show besides jobs: pools, queues, tasks, problems."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from graphile_worker_py.clock import utc_now
+from graphile_worker_py.explaining import NO_SIDE_SCHEMA, PAUSE_PREFIX, duration, unserved_tasks
+from graphile_worker_py.job import LOCK_LIFETIME
+from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
+from graphile_worker_py.sql.inspect import JobState, ListedJob
+from graphile_worker_py.sql.known_crontabs import KnownCrontab, list_known
+from graphile_worker_py.sql.overview import LockedQueue, read_locked_queues, read_task_names
+from graphile_worker_py.sql.windows import read_by_ids
+from graphile_worker_py.web.census import Standing
+from graphile_worker_py.web.site import Site
+
+SHARED: Final = 2.0
+"""Seconds that an answer is shared between requests."""
+MOST: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A pool of either language.
+
+    Attributes:
+        pool_id: Its id.
+        language: `Python`, or `Node` for one that does not register.
+        state: `alive`, `late`, `stopping`, or `unknown` for one that does not register.
+        pool: What a registered one reports.
+        jobs: Jobs that it runs.
+        queues: Queues that it has locked.
+    """
+
+    pool_id: str
+    language: str
+    state: str
+    pool: RegisteredPool | None
+    jobs: list[ListedJob]
+    queues: list[str]
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it may be unlocked without force."""
+        return self.state in {"late", "unknown"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Something that a person should look at.
+
+    Attributes:
+        fact: What is the case.
+        remedy: What to do.
+        page: The page that shows it.
+    """
+
+    fact: str
+    remedy: str
+    page: str
+
+
+async def standing(site: Site) -> Standing:
+    """The numbers of jobs."""
+    return await (await site.census()).look()
+
+
+async def pools(site: Site) -> list[RegisteredPool] | None:
+    """The registered pools; None where they do not register."""
+    return await site.cache.get("pools", SHARED, lambda: site.drive(registered_pools(site.schema)))
+
+
+async def running(site: Site) -> list[ListedJob]:
+    """Running jobs that the census has found, some of the newest, the oldest lock first."""
+
+    async def read() -> list[ListedJob]:
+        counts = (await standing(site)).counts
+        ids = [] if counts is None else counts.running[:MOST]
+        jobs = await site.read(read_by_ids(ids)) if ids else []
+        kept = [job for job in jobs if job.state is JobState.RUNNING]
+        return sorted(kept, key=lambda job: job.locked_at or job.run_at)
+
+    return await site.cache.get("running", SHARED, read)
+
+
+async def locked_queues(site: Site) -> list[LockedQueue]:
+    """The queues that are locked, the oldest lock first."""
+    return await site.cache.get("queues", SHARED, lambda: site.read(read_locked_queues(limit=MOST)))
+
+
+async def workers(site: Site) -> list[Worker]:
+    """All pools that are known: registered ones, and those that have locks."""
+    registered = {pool.pool_id: pool for pool in await pools(site) or ()}
+    jobs: dict[str, list[ListedJob]] = {}
+    for job in await running(site):
+        jobs.setdefault(job.locked_by or "", []).append(job)
+    queues: dict[str, list[str]] = {}
+    for queue in await locked_queues(site):
+        if queue.locked_by is not None and not queue.locked_by.startswith(PAUSE_PREFIX):
+            queues.setdefault(queue.locked_by, []).append(queue.name)
+    ids = [*registered, *sorted(({*jobs, *queues}) - {*registered})]
+    return [
+        Worker(
+            pool_id=pool_id,
+            language="Python" if pool_id in registered else "Node",
+            state=_state(registered.get(pool_id)),
+            pool=registered.get(pool_id),
+            jobs=jobs.get(pool_id, []),
+            queues=queues.get(pool_id, []),
+        )
+        for pool_id in ids
+    ]
+
+
+def _state(pool: RegisteredPool | None) -> str:
+    if pool is None:
+        return "unknown"
+    return "late" if pool.overdue else "stopping" if pool.stopping else "alive"
+
+
+def worker_json(worker: Worker) -> dict[str, Any]:
+    """A pool for programs."""
+    pool = None if worker.pool is None else asdict(worker.pool)
+    if pool is not None:
+        del pool["pool_id"]
+    jobs = [
+        {"id": job.id, "task": job.task_identifier, "locked_for": locked_for(job)}
+        for job in worker.jobs
+    ]
+    return {
+        "pool_id": worker.pool_id,
+        "language": worker.language,
+        "state": worker.state,
+        "jobs": jobs,
+        "queues": worker.queues,
+        "reported": pool,
+    }
+
+
+def locked_for(job: ListedJob) -> float | None:
+    """Since how many seconds a job has been locked."""
+    return None if job.locked_at is None else (utc_now() - job.locked_at).total_seconds()
+
+
+async def task_names(site: Site) -> list[str]:
+    """The tasks that had a job, or that a pool has."""
+    names = await site.cache.get("tasks", 10.0, lambda: site.read(read_task_names(limit=2_000)))
+    reported = {task for pool in await pools(site) or () for task in pool.tasks or ()}
+    return sorted({*names, *reported})
+
+
+async def crontabs(site: Site) -> list[KnownCrontab]:
+    """The crontab items that a worker ever registered."""
+    return await site.cache.get("cron", SHARED, lambda: site.read(list_known()))
+
+
+async def troubles(site: Site) -> list[Trouble]:
+    """What a person should look at, the worst first."""
+    registered = await pools(site)
+    found = [
+        _late(worker.pool, worker)
+        for worker in await workers(site)
+        if worker.state == "late" and worker.pool is not None
+    ]
+    stale = [job for job in await running(site) if (locked_for(job) or 0) > LOCK_LIFETIME]
+    if stale:
+        fact = f"{len(stale)} job(s) have been locked for more than four hours"
+        remedy = "unlock the pools that hold them, if they are dead"
+        found.append(Trouble(fact=fact, remedy=remedy, page="workers"))
+    unserved = await site.cache.get(
+        "unserved", 5.0, lambda: site.drive(unserved_tasks(site.schema))
+    )
+    for task, close in unserved.items():
+        meant = "" if close is None else f": did you mean {close!r}?"
+        shown = task if len(task) <= 60 else task[:59] + "…"
+        fact = f"jobs of task {shown!r} are due, and no live Python pool has it{meant}"
+        found.append(Trouble(fact=fact, remedy="start a worker that has it", page="tasks"))
+    found += await _about_counts(site, registered)
+    if registered is None:
+        found.append(Trouble(fact="pools can't be seen", remedy=NO_SIDE_SCHEMA, page="workers"))
+    return found
+
+
+def _late(pool: RegisteredPool, worker: Worker) -> Trouble:
+    return Trouble(
+        fact=f"pool {pool.pool_id} (process {pool.pid} on {pool.host}) was last heard of "
+        f"{duration(pool.heartbeat_age)} ago, with {len(worker.jobs)} job(s)",
+        remedy="a living pool frees its jobs; without one, start a worker or unlock it",
+        page="workers",
+    )
+
+
+async def _about_counts(site: Site, registered: list[RegisteredPool] | None) -> list[Trouble]:
+    counts = (await standing(site)).counts
+    if counts is None:
+        return []
+    found = []
+    ready, failed = counts.of_state(JobState.READY), counts.of_state(JobState.FAILED)
+    if ready and registered == [] and not counts.of_state(JobState.RUNNING):
+        fact = f"{ready:,} job(s) are ready, and no live Python pool is registered"
+        found.append(Trouble(fact=fact, remedy="start a worker", page="workers"))
+    elif (counts.oldest or 0) > 300:
+        fact = f"a job has been ready for {duration(counts.oldest or 0)}"
+        remedy = "look at why the oldest ready job does not run"
+        found.append(Trouble(fact=fact, remedy=remedy, page="jobs?q=state:ready"))
+    if failed:
+        fact = f"{failed:,} job(s) were given up"
+        found.append(Trouble(fact=fact, remedy="retry or delete them", page="jobs?q=state:failed"))
+    return found

@@ -1,0 +1,272 @@
+"""The pages that show jobs, tasks, queues, workers, crontab items, errors and the tables."""
+
+import json
+from dataclasses import replace
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request, Response
+
+from graphile_worker_py import explaining
+from graphile_worker_py.explaining import PAUSE_PREFIX
+from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.inspect import JobState, get_job
+from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
+from graphile_worker_py.sql.web_tables import AuditRow, read_audit
+from graphile_worker_py.sql.windows import Filter
+from graphile_worker_py.web import errors, facts, filters, listing, shown
+from graphile_worker_py.web.api.models import JobId
+from graphile_worker_py.web.changes import gone
+from graphile_worker_py.web.context import Viewer, web_of
+from graphile_worker_py.web.copying import copies
+from graphile_worker_py.web.pages.rendering import count_note, render, root
+
+router = APIRouter()
+PAGE_SIZE: Final = 50
+LONGEST_SHOWN: Final = 20_000
+Text = Annotated[str, Query(max_length=1000)]
+
+
+@router.get("/jobs")
+async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "") -> Response:
+    """Jobs, with a filter in the address."""
+    site = web_of(request).site
+    fault, page = None, None
+    wanted = Filter()
+    try:
+        wanted = filters.parse(q)
+    except filters.FilterError as error:
+        fault = str(error)
+    else:
+        listing.check_allowed(wanted, access, site)
+        page = await listing.list_page(site, wanted, limit=PAGE_SIZE, cursor=after or None)
+    standing = await facts.standing(site)
+    return render(
+        request,
+        "jobs.html",
+        page="jobs",
+        title="Jobs",
+        access=access,
+        q=q,
+        after=after,
+        fault=fault,
+        wanted=wanted,
+        listed=page,
+        states=[(str(state), _narrowed(wanted, state)) for state in JobState],
+        all_states=_narrowed(wanted, None),
+        counts=standing.counts,
+        note=count_note(standing),
+        error_of=lambda job: shown.error_of(job, access, site.redaction),
+    )
+
+
+def _narrowed(wanted: Filter, state: JobState | None) -> str:
+
+    return filters.written(replace(wanted, state=state))
+
+
+@router.get("/jobs/{job_id}")
+async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
+    """One job: why it does not run, its payload, its last error."""
+    site = web_of(request).site
+    found = await site.read(get_job(job_id))
+    if found is None:
+        raise gone(job_id)
+    explanation = await site.drive(explaining.explain(job_id, site.schema))
+    payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
+    changes = (
+        await site.read(read_audit(site.schema, job_id=job_id, before=None, limit=20))
+        if site.has_tables
+        else []
+    )
+    holder = next((w for w in await facts.workers(site) if w.pool_id == found.locked_by), None)
+    return render(
+        request,
+        "job.html",
+        page="jobs",
+        title=f"Job {job_id}",
+        access=access,
+        job=found,
+        explanation=shown.explanation_json(explanation, access, site.redaction),
+        payload=payload[:LONGEST_SHOWN],
+        payload_is_cut=len(payload) > LONGEST_SHOWN or len(found.payload_json) >= 1_048_576,
+        payload_size=len(found.payload_json),
+        editable=found.payload_json.decode(errors="replace") == payload,
+        error=shown.error_of(found, access, site.redaction),
+        flags=shown.flags_of(found),
+        changes=changes,
+        holder=holder,
+        copies=copies(
+            found,
+            payload,
+            schema=site.schema,
+            address=f"{request.url.scheme}://{request.url.netloc}{root(request)}",
+        ),
+    )
+
+
+@router.get("/tasks")
+async def tasks(request: Request, access: Viewer, find: Text = "") -> Response:
+    """All tasks with their jobs by state."""
+    site = web_of(request).site
+    standing = await facts.standing(site)
+    pools = await facts.pools(site)
+    names = [name for name in await facts.task_names(site) if find.lower() in name.lower()]
+    return render(
+        request,
+        "tasks.html",
+        page="tasks",
+        title="Tasks",
+        access=access,
+        find=find,
+        tasks=[
+            (
+                name,
+                None if standing.counts is None else standing.counts.of_task(name),
+                None if pools is None else sum(name in (each.tasks or ()) for each in pools),
+            )
+            for name in names[:500]
+        ],
+        number=len(names),
+        note=count_note(standing),
+    )
+
+
+@router.get("/tasks/{name:path}")
+async def task(request: Request, access: Viewer, name: str) -> Response:
+    """One task."""
+    site = web_of(request).site
+    standing = await facts.standing(site)
+    workers = await facts.workers(site)
+    page = await listing.list_page(site, Filter(task=name), limit=20)
+    groups = [group for group in await errors.groups(site) if group.task == name]
+    return render(
+        request,
+        "task.html",
+        page="tasks",
+        title=name,
+        access=access,
+        name_of_task=name,
+        jobs=None if standing.counts is None else standing.counts.of_task(name),
+        note=count_note(standing),
+        workers=[each for each in workers if each.pool and name in (each.pool.tasks or ())],
+        others=[each for each in workers if each.pool is None],
+        listed=page,
+        groups=groups if access.payloads else [],
+        query=filters.written(Filter(task=name)),
+        failed_query=filters.written(Filter(task=name, state=JobState.FAILED)),
+    )
+
+
+@router.get("/queues")
+async def queues(request: Request, access: Viewer) -> Response:
+    """The queues that have jobs or are locked."""
+    site = web_of(request).site
+    standing = await facts.standing(site)
+    counts = standing.counts
+    jobs = {} if counts is None or counts.queues is None else dict(counts.queues)
+    locked = {queue.name: queue for queue in await facts.locked_queues(site)}
+    names = [*locked, *sorted({*jobs} - {*locked}, key=lambda name: -jobs[name])]
+    dead = {each.pool_id for each in await facts.workers(site) if each.is_dead}
+    return render(
+        request,
+        "queues.html",
+        page="queues",
+        title="Queues",
+        access=access,
+        queues=[(name, jobs.get(name, 0), locked.get(name)) for name in names[: facts.MOST]],
+        number=len(names),
+        counted=counts is not None and counts.queues is not None,
+        dead=dead,
+        pause_prefix=PAUSE_PREFIX,
+        note=count_note(standing),
+        query=lambda name: filters.written(Filter(queue=name)),
+    )
+
+
+@router.get("/workers")
+async def workers(request: Request, access: Viewer) -> Response:
+    """All pools."""
+    site = web_of(request).site
+    return render(
+        request,
+        "workers.html",
+        page="workers",
+        title="Workers",
+        access=access,
+        workers=await facts.workers(site),
+        registers=await facts.pools(site) is not None,
+        missing=explaining.NO_SIDE_SCHEMA,
+        locked_for=facts.locked_for,
+    )
+
+
+@router.get("/recurring")
+async def recurring(request: Request, access: Viewer) -> Response:
+    """The crontab items."""
+    site = web_of(request).site
+    return render(
+        request,
+        "recurring.html",
+        page="recurring",
+        title="Recurring",
+        access=access,
+        items=await facts.crontabs(site),
+    )
+
+
+@router.get("/errors")
+async def errors_page(request: Request, access: Viewer) -> Response:
+    """The groups of errors."""
+    site = web_of(request).site
+    standing = await facts.standing(site)
+    found = await errors.groups(site) if access.payloads else []
+    return render(
+        request,
+        "errors.html",
+        page="errors",
+        title="Errors",
+        access=access,
+        groups=found,
+        grouped=sum(len(group.jobs) for group in found),
+        failed=None if standing.counts is None else standing.counts.of_state(JobState.FAILED),
+        note=count_note(standing),
+        query=lambda group: filters.written(
+            Filter(state=JobState.FAILED, task=group.task, error=group.find or None)
+        ),
+    )
+
+
+@router.get("/maintenance")
+async def maintenance(request: Request, access: Viewer, before: int | None = None) -> Response:
+    """Sizes of tables, cleanup, and the audit log."""
+    site = web_of(request).site
+    standing = await facts.standing(site)
+    sizes = await site.cache.get("sizes", 10.0, lambda: site.read(read_table_sizes(site.schema)))
+    audit: list[AuditRow] | None = None
+    if site.has_tables:
+        audit = await site.read(read_audit(site.schema, job_id=None, before=before, limit=50))
+    failed = None if standing.counts is None else standing.counts.of_state(JobState.FAILED)
+    return render(
+        request,
+        "maintenance.html",
+        page="maintenance",
+        title="Maintenance",
+        access=access,
+        sizes=sizes,
+        oldest=await site.read(read_oldest_transaction()),
+        audit=audit,
+        cleanups=_cleanups(failed),
+        decode=json.loads,
+    )
+
+
+def _cleanups(failed: int | None) -> list[tuple[str, str, str]]:
+    known = "?" if failed is None else f"{failed:,}"
+    return [
+        (
+            str(CleanupTask.DELETE_PERMAFAILED_JOBS),
+            "Delete jobs that were given up",
+            f"{known} job(s) now",
+        ),
+        (str(CleanupTask.GC_JOB_QUEUES), "Delete queues without jobs", "best while nothing runs"),
+    ]

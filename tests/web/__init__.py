@@ -1,0 +1,1 @@
+"""HTTP API and pages, called as users call them: over HTTP, and in a real browser."""
