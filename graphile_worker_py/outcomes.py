@@ -251,6 +251,17 @@ class Snoozed:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job was cancelled while it ran; its row is deleted.
+
+    Attributes:
+        reason: Why; None if no reason was given.
+    """
+
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Returned:
     """The job was not run to an end; it is available again with its attempt.
 
@@ -261,7 +272,7 @@ class Returned:
     reason: str | None = None
 
 
-Outcome: TypeAlias = Completed | Failed | Snoozed | Returned
+Outcome: TypeAlias = Completed | Failed | Snoozed | Cancelled | Returned
 
 Settled: TypeAlias = tuple[Job, Outcome, float, float]
 """A job, its outcome, when it ended (`time.perf_counter()`), and the seconds that it ran."""

@@ -304,6 +304,14 @@ class JobSnoozed(JobEvent):
     due_at: datetime
 
 
+class JobCancelled(JobEvent):
+    """The job was cancelled while it ran, and has ended. Its row is being deleted."""
+
+    name: ClassVar = "job:cancelled"
+    duration: float
+    reason: str | None
+
+
 class JobDiscarded(JobEvent):
     """The task, or its retry policy, discarded the job, which is not retried.
 

@@ -31,6 +31,7 @@ def log_events(observed: Events, logger: logging.Logger) -> Callable[[], None]:
         # By its name, because a subscriber of the class would hear a final failure twice.
         (logging.ERROR, events.JobError.name, log.job_error),
         (logging.INFO, events.JobSnoozed, log.job_snoozed),
+        (logging.INFO, events.JobCancelled, log.job_cancelled),
         (logging.WARNING, events.JobDiscarded, log.job_discarded),
         (logging.WARNING, events.JobReturned, log.job_returned),
         (logging.WARNING, events.JobLost, log.job_lost),
@@ -103,6 +104,15 @@ class _EventLog:
             event.job.task_identifier,
             clock.shortened((event.due_at - clock.utc_now()).total_seconds()),
             extra={**_about(event), "due_at": event.due_at},
+        )
+
+    def job_cancelled(self, event: events.JobCancelled) -> None:
+        self._logger.info(
+            "Cancelled job %d (%s)%s",
+            event.job.id,
+            event.job.task_identifier,
+            "" if event.reason is None else f": {event.reason}",
+            extra={**_about(event), "duration": event.duration},
         )
 
     def job_discarded(self, event: events.JobDiscarded) -> None:

@@ -4,8 +4,8 @@ import asyncio
 import threading
 from typing import Final, Literal, TypeAlias
 
-AbortReason: TypeAlias = Literal["shutdown", "lost"]
-"""Why a job should end: its worker pool shuts down, or another pool has freed its jobs."""
+AbortReason: TypeAlias = Literal["shutdown", "cancelled", "lost"]
+"""Why a job should end: its pool shuts down, it was cancelled, or another pool has freed it."""
 
 _MAKING: Final = threading.Lock()
 

@@ -107,11 +107,13 @@ class RunningJob:
         deadline: When its time limit ends, by the clock of the event loop; None means never.
         completion: Whether the task has completed the job itself.
         result: What the task set as its result.
+        cancel_reason: Why the job was cancelled, if `abort.reason` says that it was.
     """
 
     __slots__ = (
         "_abort",
         "_context",
+        "cancel_reason",
         "completion",
         "deadline",
         "job",
@@ -137,6 +139,7 @@ class RunningJob:
         self.deadline: float | None = None
         self.completion = Completion.OPEN
         self.result: Any = None
+        self.cancel_reason: str | None = None
         self._abort: Abort | None = None
         self._context: JobContext | None = None
 
@@ -158,6 +161,11 @@ class RunningJob:
             if self.pool.abort_reason is not None:
                 self._abort.set(self.pool.abort_reason)
         return self._abort
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the job was cancelled while it ran."""
+        return self._abort is not None and self._abort.reason == "cancelled"
 
     @property
     def context(self) -> "JobContext":
@@ -202,10 +210,26 @@ class JobContext(JobAdder):
     def abort_reason(self) -> AbortReason | None:
         """Why `abort_event` is set; None if it is not.
 
-        `"shutdown"`: the worker pool shuts down. `"lost"`: another pool took this one for dead and
-        freed its jobs, so that another worker may run this one at the same time.
+        `"shutdown"`: the worker pool shuts down. `"cancelled"`: the job was cancelled. `"lost"`:
+        another pool took this one for dead and freed its jobs, so that another worker may run this
+        one at the same time.
         """
         return self._running.abort.reason
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, and should end. `abort_event` is set then, too."""
+        return self.abort_reason == "cancelled"
+
+    async def raise_if_cancelled(self) -> None:
+        """End the task here if the job was cancelled.
+
+        Raises:
+            asyncio.CancelledError: It was.
+        """
+        await asyncio.sleep(0)  # the event loop may not have had a turn for long
+        if self.cancelled:
+            raise asyncio.CancelledError("the job was cancelled")
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:

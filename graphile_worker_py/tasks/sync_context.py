@@ -67,6 +67,16 @@ class SyncJobContext:
         return self._abort.reason
 
     @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled. See `JobContext.cancelled`."""
+        return self.abort_reason == "cancelled"
+
+    def raise_if_cancelled(self) -> None:
+        """End the task here if the job was cancelled. See `JobContext.raise_if_cancelled`."""
+        if self.cancelled:
+            raise asyncio.CancelledError("the job was cancelled")
+
+    @property
     def logger(self) -> LoggerAdapter[Logger]:
         """A logger whose records carry the job's id, task, attempt, worker and pool."""
         return self._context.logger

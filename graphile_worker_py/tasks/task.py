@@ -136,6 +136,11 @@ class Task(TaskName[PayloadT_contra]):
                 f"{LEAST_MEMORY} (64 MiB), not {self.memory!r}"
             )
 
+    @property
+    def is_asked_to_end(self) -> bool:
+        """Whether a cancelled job is asked to end first, instead of being cut off at once."""
+        return self.executor in (ExecutorKind.THREAD, ExecutorKind.PROCESS)
+
     def renamed(self, identifier: str) -> "Task[PayloadT_contra]":
         """The same task, with all its settings, under another identifier."""
         return Task(

@@ -58,6 +58,16 @@ class Caller:
             running.end()
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether the last job was cancelled while it ran."""
+        return self.running is not None and self.running.is_cancelled
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why the last job was cancelled."""
+        return None if self.running is None else self.running.cancel_reason
+
+    @property
     def is_done(self) -> bool:
         """Whether the task of the last job has completed it."""
         return self.running is not None and self.running.completion is Completion.DONE

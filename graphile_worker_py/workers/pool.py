@@ -126,6 +126,10 @@ class WorkerPool:
         """
         return self.options.local_queue.size > 0 and not callable(self.options.forbidden_flags)
 
+    def cancel(self, job_id: int, *, reason: str | None = None, grace: float = 30.0) -> bool:
+        """Cancel a job that runs here; returns whether there is one. See `Team.cancel`."""
+        return self.parts.team.cancel(job_id, reason=reason, grace=grace)
+
     def nudge(self, count: int) -> None:
         """Fetch now: there may be this many jobs."""
         if not self.stopping.is_set():

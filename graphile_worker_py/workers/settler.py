@@ -13,7 +13,15 @@ from graphile_worker_py.errors import RowsHiddenError, WorkerPoolError, message_
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.outcomes import Completed, Failed, Outcome, Returned, Settled, Snoozed
+from graphile_worker_py.outcomes import (
+    Cancelled,
+    Completed,
+    Failed,
+    Outcome,
+    Returned,
+    Settled,
+    Snoozed,
+)
 from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.own_connection import OwnConnection
@@ -91,6 +99,7 @@ def _in_ascii(settled: Settled) -> Settled | None:
 
 COMPLETE: Final = _Statement("complete", _complete)
 FAIL: Final = _Statement("fail", _fail, _in_ascii)
+CANCEL: Final = _Statement("cancel", _complete)
 SNOOZE: Final = _Statement("snooze", _snooze)
 RETURN: Final = _Statement("return", _return)
 
@@ -141,13 +150,22 @@ class Settler:
         self._broken = broken
         self._completed = self._batcher(COMPLETE, options.complete_job_batch_delay)
         self._failed = self._batcher(FAIL, options.fail_job_batch_delay)
+        self._cancelled = self._batcher(CANCEL, 0.0)
         self._snoozed = self._batcher(SNOOZE, 0.0)
         self._returned = self._batcher(RETURN, 0.0)
         self.returned: list[Job] = []
         """Jobs that were cut off, or must not begin, and were returned."""
+        self._batchers = (
+            self._completed,
+            self._failed,
+            self._cancelled,
+            self._snoozed,
+            self._returned,
+        )
         self._put: dict[type[Outcome], Callable[[Settled], None]] = {
             Completed: self._completed.put,
             Failed: self._failed.put,
+            Cancelled: self._cancelled.put,
             Snoozed: self._snoozed.put,
             Returned: self._put_returned,
         }
@@ -163,13 +181,14 @@ class Settler:
         return [
             (self._completed.run(), "complete jobs"),
             (self._failed.run(), "fail jobs"),
+            (self._cancelled.run(), "cancel jobs"),
             (self._snoozed.run(), "snooze jobs"),
             (self._returned.run(), "return jobs"),
         ]
 
     def close(self) -> None:
         """Let the parts end once every outcome is recorded."""
-        for batcher in (self._completed, self._failed, self._snoozed, self._returned):
+        for batcher in self._batchers:
             batcher.close()
 
     def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:

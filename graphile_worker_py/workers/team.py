@@ -88,6 +88,31 @@ class Team:
         for running in self.running.values():
             running.abort.set(reason)
 
+    def cancel(self, job_id: int, *, reason: str | None, grace: float) -> bool:
+        """Cancel a running job.
+
+        An async task and an executable are cut off at once. A function in a thread or process is
+        asked to end, and cut off after `grace` seconds. What has not ended `grace` seconds after
+        that is left behind: its outcome no longer counts.
+
+        Args:
+            job_id: The job.
+            reason: For the outcome.
+            grace: Seconds.
+
+        Returns:
+            Whether the job runs here.
+        """
+        for worker in self._workers:
+            running = worker.running
+            if running is None or running.job.id != job_id or running.is_cancelled:
+                continue
+            worker.cancel_job(reason)
+            canceller = _Canceller(worker, running, self._tasks[worker], grace)
+            canceller.begin()
+            return True
+        return False
+
     def at_work(self, name: str) -> str:
         """What the asyncio task of this name is doing, in words."""
         for worker in self._workers:
@@ -180,3 +205,35 @@ class Team:
 
     def _emit(self, kind: Callable[..., events.WorkerEvent], worker: Worker, **about: Any) -> None:
         self._events.emit(kind(pool_id=self._pool_id, worker_id=worker.worker_id, **about))
+
+
+class _Canceller:
+    """Cuts off the cancelled job of a worker, step by step."""
+
+    def __init__(
+        self, worker: Worker, running: RunningJob, task: "asyncio.Task[None]", grace: float
+    ) -> None:
+        self._worker = worker
+        self._running = running
+        self._task = task
+        self._grace = grace
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self) -> None:
+        """Cut the job off at once, or after its time if it was only asked to end."""
+        if self._running.task.is_asked_to_end:
+            self._loop.call_later(self._grace, self._cut_off)
+        else:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        if self._is_running():
+            self._task.cancel()
+            self._loop.call_later(self._grace, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._is_running():
+            self._worker.give_up(self._running.job)
+
+    def _is_running(self) -> bool:
+        return self._worker.running is self._running

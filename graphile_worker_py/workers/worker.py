@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable
 from enum import StrEnum
 from time import perf_counter
@@ -12,7 +13,7 @@ from graphile_worker_py.errors import BatchJobError
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
-from graphile_worker_py.outcomes import Failed, Outcome, Returned, Snoozed, outcome_of
+from graphile_worker_py.outcomes import Cancelled, Failed, Outcome, Returned, Snoozed, outcome_of
 from graphile_worker_py.sql.fail_jobs import retry_at
 from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
@@ -162,6 +163,18 @@ class Worker:
                 await asyncio.sleep(0)
                 turn_ends = perf_counter() + LONGEST_TURN
 
+    def cancel_job(self, reason: str | None) -> None:
+        """Ask the running job to end because it was cancelled."""
+        running = self.running
+        if running is not None:
+            running.cancel_reason = reason
+            running.abort.set("cancelled")
+
+    def give_up(self, job: Job) -> None:
+        """Go on without a job that was cancelled and does not end."""
+        if self._job is job:
+            self._leave(CancelledError("the job was cancelled, and did not end"))
+
     def return_job(self, reason: str | None = None) -> None:
         """Return the running job, if there is one; what its task still does no longer counts.
 
@@ -214,12 +227,19 @@ class Worker:
         if self._caller.may_be_completed and await self._caller.is_completed():
             self._end_completed(job, raised, perf_counter() - started)
             return
-        policy = self._caller.policy_of(job)
-        outcome = outcome_of(job, returned=returned, raised=raised, policy=policy)
+        outcome = self._outcome(job, returned=returned, raised=raised)
         if isinstance(outcome, Returned):
             self.return_job(outcome.reason)
         else:
             self._end(job, outcome, perf_counter() - started)
+
+    def _outcome(
+        self, job: Job, *, returned: Any = None, raised: BaseException | None = None
+    ) -> Outcome:
+        if raised is not None and self._caller.is_cancelled:
+            return Cancelled(self._caller.cancel_reason)
+        policy = self._caller.policy_of(job)
+        return outcome_of(job, returned=returned, raised=raised, policy=policy)
 
     def _ends_worker(self, error: BaseException) -> bool:
         """Whether a forced stop or Ctrl-C ends the worker, and not its task the job."""
@@ -233,7 +253,7 @@ class Worker:
         job, running = self._job, self._caller.running
         if job is None or running is None or self.restart is None:
             return
-        outcome = outcome_of(job, raised=error, policy=self._caller.policy_of(job))
+        outcome = self._outcome(job, raised=error)
         self._end(job, outcome, perf_counter() - running.started)
         self._job = self.job_error = None
         self.restart()
@@ -260,6 +280,10 @@ class Worker:
             case Failed():
                 self.job_error = error = outcome.error
                 self._emit_failure(job, outcome, duration)
+            case Cancelled():
+                if self._events.wants(events.JobCancelled):
+                    reason = outcome.reason
+                    self._emit(events.JobCancelled, job, duration=duration, reason=reason)
             case Snoozed():
                 if self._events.wants(events.JobSnoozed):
                     due_at = retry_at(job, outcome.delay)
