@@ -79,13 +79,12 @@ class Heartbeat:
     Args:
         pool_id: Id of the pool.
         database: The database that the pool works on.
-        options: `heartbeat_interval`, `dead_after`, `no_side_schema`, `watchdog_timeout`.
+        options: `heartbeat_interval`, `dead_after`, `no_side_schema`.
         listens: Whether the pool has a listening connection, which can hold an advisory lock.
         suspects: Learns from each answer which jobs are suspects.
         connection: Opens or borrows the connection of a heartbeat, which no task has used.
         declared_dead: Called once if another pool declared this one dead.
-        stuck: Called once if the pool was held back for longer than `watchdog_timeout`, although
-            the database works, with how long heartbeats have been refused.
+        refusals: Learns which heartbeats fail, and why.
         follow: Called after each answered heartbeat with its connection; may not raise.
         report: Makes what the pool reports about itself, given how late the event loop is.
         logger: Where to log.
@@ -105,7 +104,7 @@ class Heartbeat:
         suspects: Suspects,
         connection: Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]],
         declared_dead: Callable[[], None],
-        stuck: Callable[[float], None],
+        refusals: Refusals,
         follow: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
         report: Callable[[float], PoolReport],
         logger: logging.Logger,
@@ -120,9 +119,7 @@ class Heartbeat:
         self._suspects = suspects
         self._connection = connection
         self._declared_dead = declared_dead
-        self._stuck = stuck
-        self._longest_refusal = options.watchdog_timeout or math.inf
-        self._refusals = Refusals()
+        self._refusals = refusals
         self._follow = follow
         self._report = report
         self._loop_lag = 0.0
@@ -134,11 +131,9 @@ class Heartbeat:
         self._has_row = False
         self._late_at = math.inf
         self._failures = self._misses = 0
-        self._was_connected = False
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._closed = asyncio.Event()
-        self._left_locks = True
+        self._left_locks: bool | None = None  # until it is closed
 
     @property
     def mode(self) -> Mode:
@@ -179,7 +174,7 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Send heartbeats until closed, then leave."""
-        while not self._closed.is_set():
+        while self._left_locks is None:
             self._wake.clear()
             try:
                 async with asyncio.timeout(self._delay()) as limit:
@@ -187,7 +182,7 @@ class Heartbeat:
             except TimeoutError:
                 due = limit.when()
                 self._loop_lag = 0.0 if due is None else asyncio.get_running_loop().time() - due
-            if not self._closed.is_set():
+            if self._left_locks is None:
                 await self.beat()
         await self._leave()
 
@@ -200,7 +195,6 @@ class Heartbeat:
     def close(self, *, left_locks: bool) -> None:
         """Let `run` end; `left_locks` says whether the pool has, or may have, locks left."""
         self._left_locks = left_locks
-        self._closed.set()
         self._wake.set()
 
     async def hold_lock(self, conn: AsyncConnection[Any]) -> None:
@@ -270,11 +264,11 @@ class Heartbeat:
             await self._beat_within(self._gaps.longest)
 
     async def _beat_within(self, within: float) -> None:
-        self._was_connected = False
+        self._refusals.connecting()
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(within + self._interval):
                 conn = await stack.enter_async_context(self._connection())
-            self._was_connected = True
+            self._refusals.connected()
             if self._has_row:
                 with hung_up_after(within, conn):
                     await self._send(conn)
@@ -359,9 +353,9 @@ class Heartbeat:
                 part, error, delay=self._interval, log=self._logger, extra=self._about
             )
         self._failures += 1
-        self._refusals.failed(error, was_connected=self._was_connected)
-        if self._mode is Mode.HELD_BACK and self._refusals.seconds > self._longest_refusal:
-            self._stuck(self._refusals.seconds)
+        self._refusals.failed(error)
+        if self._mode is Mode.HELD_BACK:
+            self._refusals.check()
 
     def _do_without(self, error: Exception) -> None:
         self._enter(Mode.WITHOUT)

@@ -212,9 +212,11 @@ class RecoveryLoop:
         by_id = {pool.pool_id: pool for pool in dead}
         held = await run(suspects.read_held_jobs(list(by_id)), conn=conn)
         unlocked = await run(admin.force_unlock_workers(list(by_id)), conn=conn)
-        given_up = [job for job in held if 0 < self._max_crashes <= crashes.get(job.job_id, 0)]
-        kept = [job for job in held if job.keeps_attempt and job not in given_up]
-        last = [job for job in held if job.is_last_attempt and job not in given_up + kept]
+        most = self._max_crashes
+        given_up = [job for job in held if 0 < most <= crashes.get(job.job_id, 0)]
+        others = [job for job in held if not 0 < most <= crashes.get(job.job_id, 0)]
+        kept = [job for job in others if job.keeps_attempt]
+        last = [job for job in others if job.is_last_attempt and not job.keeps_attempt]
         await self._fail(conn, given_up, DIED_UNDER_IT, by_id, crashes)
         await self._fail(conn, last, DIED_AT_LAST, by_id, crashes)
         if kept:

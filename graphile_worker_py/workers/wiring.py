@@ -15,6 +15,7 @@ from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
+from graphile_worker_py.fleet.refusals import Refusals
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
 from graphile_worker_py.plugins.hooks import Hooks
@@ -289,7 +290,7 @@ def _heartbeat(
         suspects=suspects,
         connection=beating.borrowed if may_keep else pool.database.new_connection,
         declared_dead=pool.lose,
-        stuck=pool.stuck,
+        refusals=Refusals(longest=pool.options.watchdog_timeout, stuck=pool.stuck),
         follow=followers.follow,
         report=partial(report_of, pool),
         logger=pool.logger,

@@ -22,6 +22,7 @@ from graphile_worker_py.events import (
 )
 from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.mode import Mode
+from graphile_worker_py.fleet.refusals import Refusals
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.postgres.connecting import opened_pool
 from graphile_worker_py.postgres.database import Database
@@ -213,7 +214,7 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
             ),
             connection=database.new_connection,
             declared_dead=taken_for_dead.set,
-            stuck=lambda _: None,
+            refusals=Refusals(longest=0, stuck=lambda _: None),
             report=lambda loop_lag: PoolReport(
                 version="0",
                 tasks=["a"],
