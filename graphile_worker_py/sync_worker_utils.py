@@ -425,11 +425,15 @@ class SyncWorkerUtils:
         addition = Addition(wanted, first=first)
         if not addition.needs_transaction:
             return self._database.drive(addition.steps(), conn=conn)
-        with self._database.transaction(conn) as own:
-            steps = addition.steps(
-                copy_to=self._schema if can_copy(own) else None, own_transaction=conn is None
-            )
-            return self._database.drive(steps, conn=own)
+
+        def attempt() -> list[Job]:
+            with self._database.transaction(conn) as own:
+                steps = addition.steps(
+                    copy_to=self._schema if can_copy(own) else None, own_transaction=conn is None
+                )
+                return self._database.drive(steps, conn=own)
+
+        return attempt() if conn is not None else self._database.until_won(attempt)
 
 
 def _finished(work: Awaitable[T]) -> T:

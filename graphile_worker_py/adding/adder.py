@@ -187,12 +187,16 @@ class JobAdder:
         addition = Addition(wanted, first=first)
         if not addition.needs_transaction:
             return await self._database.drive(addition.steps(), conn=conn)
-        async with self._database.transaction(conn) as own:
-            steps = addition.steps(
-                copy_to=self._database.schema if can_copy(own) else None,
-                own_transaction=conn is None,
-            )
-            return await self._database.drive(steps, conn=own)
+
+        async def attempt() -> list[Job]:
+            async with self._database.transaction(conn) as own:
+                steps = addition.steps(
+                    copy_to=self._database.schema if can_copy(own) else None,
+                    own_transaction=conn is None,
+                )
+                return await self._database.drive(steps, conn=own)
+
+        return await (attempt() if conn is not None else self._database.until_won(attempt))
 
 
 async def _chunks(

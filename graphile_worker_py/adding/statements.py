@@ -73,9 +73,10 @@ class Addition:
                 return jobs
         # One place for each key, that of its last spec.
         places = {spec.job_key or at: at for at, spec in enumerate(specs)}
+        in_order = self._in_order(places.values())
         found: dict[int, Job] = {}
         for _ in range(_TRIES):
-            missing = [at for at in places.values() if at not in found]
+            missing = [at for at in in_order if at not in found]
             if not missing:
                 break
             yield from self._add(missing, found, own_transaction=own_transaction)
@@ -104,6 +105,11 @@ class Addition:
             added = zip(chunk.places, chunk.jobs(results), strict=True)
             found.update((at, job) for at, job in added if job is not None)
 
+    def _in_order(self, places: Iterable[int]) -> list[int]:
+        """Places in the order of their keys: additions that share keys lock them in one order."""
+        keys = [self._specs[at].job_key or "" for at in range(len(self._specs))]
+        return sorted(places, key=keys.__getitem__) if self._has_keys else list(places)
+
     def _by_mode(self, places: Sequence[int]) -> Mapping[JobKeyMode, Sequence[int]]:
         """Places by what happens to a taken key: the SQL function takes one mode for all."""
         if not self._has_keys:
@@ -113,7 +119,7 @@ class Addition:
             spec = self._specs[at]
             mode = None if spec.job_key is None else spec.job_key_mode
             groups[JobKeyMode.REPLACE if mode is None else JobKeyMode(mode)].append(at)
-        return groups
+        return {mode: groups[mode] for mode in JobKeyMode if mode in groups}
 
     def _payload(self, at: int) -> str:
         try:

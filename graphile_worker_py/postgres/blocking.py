@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from psycopg.rows import tuple_row
 
 from graphile_worker_py import clock
 from graphile_worker_py.postgres.idle import has_ended
+from graphile_worker_py.postgres.outages import race_delay
 from graphile_worker_py.postgres.query import (
     BEGIN,
     STALE,
@@ -72,11 +73,28 @@ class SyncDatabase:
         """Send one statement, on a caller's connection or on one from the pool."""
         if conn is not None:
             return self._send(conn, query)
-        try:
-            return self._borrow_and_send(query)
-        except STALE:
-            self.pool.drain()
-            return self._borrow_and_send(query)
+
+        def attempt() -> T:
+            try:
+                return self._borrow_and_send(query)
+            except STALE:
+                self.pool.drain()
+                return self._borrow_and_send(query)
+
+        return self.until_won(attempt)
+
+    def until_won(self, attempt: Callable[[], T]) -> T:
+        """Do a transaction of ours, again if it lost a race. See `Database.until_won`."""
+        failures = 0
+        while True:
+            try:
+                return attempt()
+            except psycopg.Error as error:
+                failures += 1
+                delay = race_delay(error, failures=failures)
+                if delay is None:
+                    raise
+                time.sleep(delay)
 
     def drive(self, steps: Steps[T], *, conn: Connection[Any] | None = None) -> T:
         """Send what a generator yields, and return its result. See `Database.drive`."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import Any, LiteralString, TypeVar
@@ -12,11 +12,13 @@ import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor, errors
 
 from graphile_worker_py import clock
+from graphile_worker_py.errors import one_line
 from graphile_worker_py.postgres import deadlines
 from graphile_worker_py.postgres.availability import Availability, retrying
 from graphile_worker_py.postgres.connecting import AsyncPool, connect_like
 from graphile_worker_py.postgres.deadlines import ended_after
 from graphile_worker_py.postgres.idle import has_ended
+from graphile_worker_py.postgres.outages import race_delay
 from graphile_worker_py.postgres.query import (
     BEGIN,
     STALE,
@@ -250,13 +252,34 @@ class Database:
         """Send statements without values, separated by semicolons, in one go on a connection."""
         await conn.execute(self.statements[text])
 
+    async def until_won(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Await a transaction of ours, again if it lost a race with another one.
+
+        Args:
+            attempt: Awaited anew for each try.
+        """
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except psycopg.Error as error:
+                failures += 1
+                delay = race_delay(error, failures=failures)
+                if delay is None:
+                    raise
+                logger.debug("Lost a race (%s); trying again in %.2f s", one_line(error), delay)
+                await asyncio.sleep(delay)
+
     async def _borrow_and_send(self, query: Query[T], *, within: float | None) -> T:
-        try:
-            return await self._send_within(within, query)
-        except STALE:
-            # Every connection of the pool may have it.
-            await self.pool.drain()
-            return await self._send_within(within, query)
+        async def attempt() -> T:
+            try:
+                return await self._send_within(within, query)
+            except STALE:
+                # Every connection of the pool may have it.
+                await self.pool.drain()
+                return await self._send_within(within, query)
+
+        return await self.until_won(attempt)
 
     async def _send_within(self, seconds: float | None, query: Query[T]) -> T:
         async with self.connection() as conn:

@@ -24,6 +24,8 @@ _UNAVAILABLE = (
     errors.IdleInTransactionSessionTimeout,
 )
 
+MOST_RACES = 20
+"""How often a transaction may lose a race before its error is raised."""
 TRIES = 100
 """How often `retrying` tries at most."""
 
@@ -41,6 +43,15 @@ def delay_after(error: BaseException, *, failures: int) -> float | None:
     """Seconds until the next try after this many failures; None means give up."""
     backoff = backoff_for(error)
     return None if backoff is None or failures >= TRIES else backoff.delay(failures)
+
+
+def race_delay(error: BaseException, *, failures: int) -> float | None:
+    """Seconds until a transaction of ours that lost a race is tried again; None means give up.
+
+    Only for a serialization failure or a deadlock, which undo the whole transaction.
+    """
+    is_race = isinstance(error, _CONTENTION) and failures < MOST_RACES
+    return CONTENTION.delay(failures) if is_race else None
 
 
 def is_outage(error: BaseException) -> bool:
