@@ -19,7 +19,7 @@ from tests.faults.conftest import StartWorker
 from tests.faults.ledger import FAST, Ledger
 from tests.faults.test_killed_workers import begun, make_short
 from tests.support.eventually import eventually
-from tests.support.running import Told
+from tests.support.running import Told, impatient
 
 
 class Role:
@@ -106,7 +106,10 @@ async def test_a_stop_that_leaves_locks_is_not_clean(
 
     job_id = ledger.add("work")
     with pytest.raises(WorkerPoolError, match="whose outcome could not be recorded"):
-        async with Runner(role.dsn, tasks={"work": work}, events=told.events, **FAST) as runner:
+        runner_type = impatient(kill=0.3)
+        async with runner_type(
+            role.dsn, tasks={"work": work}, events=told.events, **FAST
+        ) as runner:
             await told.seen(JobStart)
             role.blind()
             finish.set()
