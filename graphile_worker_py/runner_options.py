@@ -293,6 +293,7 @@ class Setup:
             schema=self._options.schema,
             prepared_statements=self._options.prepared_statements is not False,
             use_node_time=self._options.use_node_time,
+            owns_pool=isinstance(self._source, str),
         )
 
     def succession(self, database: Database, *, once: bool = False) -> Succession:

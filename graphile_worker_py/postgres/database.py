@@ -37,6 +37,7 @@ from graphile_worker_py.postgres.query import (
     has_rows,
     raw_cursor,
 )
+from graphile_worker_py.postgres.task_sessions import TaskSessions
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,10 @@ class Database:
         schema: Name of the schema.
         prepared_statements: Whether statements are prepared on the server.
         use_node_time: Use this process's clock instead of the server's.
+        owns_pool: Whether nothing else uses the pool.
+
+    Attributes:
+        task_sessions: Lends connections of the pool to tasks.
     """
 
     def __init__(
@@ -60,10 +65,12 @@ class Database:
         schema: str,
         prepared_statements: bool = True,
         use_node_time: bool = False,
+        owns_pool: bool = False,
     ) -> None:
         self.pool = pool
         self.process_id = os.getpid()
         """The process that opened it; its connections must not be used by another one."""
+        self.task_sessions = TaskSessions(pool, keep=owns_pool)
         self._use_node_time = use_node_time
         self.availability = Availability()
         self.statements = Statements(schema)
@@ -101,6 +108,7 @@ class Database:
         self, timeout: float | None
     ) -> AsyncIterator[AsyncConnection[Any]]:
         # A connection that ended while it was idle is closed here, so that it leaves the pool.
+        await self.task_sessions.make_room()
         while True:
             async with self.pool.connection(timeout) as conn:
                 if not has_ended(conn):

@@ -242,7 +242,7 @@ class JobContext(JobAdder):
         It is in autocommit mode, unless the pool is the program's own; open a transaction with
         `async with conn.transaction()`.
         """
-        return self._database.connection()
+        return self._database.task_sessions.borrow()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection[Any]]:

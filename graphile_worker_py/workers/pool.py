@@ -213,6 +213,7 @@ class WorkerPool:
                     await self._be_present_and_below()
         finally:
             threads_left = await parts.executors.close()
+            await self.database.task_sessions.give_up_idle()
             watchdog.close()
             self.database.availability.forget_all()
             self._end(threads_left)

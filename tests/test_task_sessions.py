@@ -1,0 +1,336 @@
+"""What a task does to a connection that it borrowed is undone before the next task has it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import AsyncClientCursor, AsyncConnection, IsolationLevel
+from psycopg.rows import dict_row
+from psycopg.types.string import StrDumper
+from psycopg_pool import AsyncConnectionPool
+
+from graphile_worker_py import JobContext, Runner, run_once
+from graphile_worker_py.events import JobError, JobSuccess
+from tests.support.running import Jobs, Told
+
+Conn = AsyncConnection[Any]
+STATE = """
+select current_user, session_user,
+  (select array_agg(name || ' = ' || setting order by name) from pg_settings
+   where context in ('user', 'superuser') and name !~ '[.]|in_hot_standby'),
+  (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
+  (select count(*) from pg_class where relpersistence = 't' and pg_table_is_visible(oid)),
+  (select count(*) from pg_listening_channels()),
+  (select count(*) from pg_cursors),
+  (select count(*) from pg_prepared_statements where from_sql)
+"""
+
+
+class Odd:
+    """A type that psycopg can't send."""
+
+
+class OddDumper(StrDumper):
+    def dump(self, obj: Any) -> bytes:
+        return b"odd"
+
+
+async def state_of(conn: Conn) -> Any:
+    """What can be seen of a session, and of the object that stands for it."""
+    client = (
+        conn.autocommit,
+        conn.isolation_level,
+        conn.read_only,
+        conn.deferrable,
+        conn.row_factory,
+        conn.cursor_factory,
+        conn.server_cursor_factory,
+        conn.prepare_threshold,
+        conn.prepared_max,
+        len(conn._notice_handlers),
+        len(conn._notify_handlers),
+    )
+    with pytest.raises(psycopg.ProgrammingError):
+        await conn.execute("select %s", [Odd()])
+    if not conn.autocommit:
+        await conn.rollback()
+    async with psycopg.AsyncCursor(conn, row_factory=psycopg.rows.tuple_row) as cursor:
+        await cursor.execute(STATE, prepare=False)
+        row = await cursor.fetchone()
+    if not conn.autocommit:
+        await conn.rollback()
+    return client, row
+
+
+def statement(text: str) -> Callable[[Conn], Awaitable[Any]]:
+    async def send(conn: Conn) -> None:
+        await conn.execute(text.encode())
+
+    return send
+
+
+async def failed_transaction(conn: Conn) -> None:
+    await conn.execute("begin")
+    with pytest.raises(psycopg.Error):
+        await conn.execute("select 1 / 0")
+
+
+async def without_autocommit(conn: Conn) -> None:
+    await conn.set_autocommit(False)
+    await conn.execute("set statement_timeout = '1h'")
+
+
+async def isolation(conn: Conn) -> None:
+    await conn.set_isolation_level(IsolationLevel.SERIALIZABLE)
+    await conn.set_read_only(True)
+    await conn.set_deferrable(True)
+
+
+async def factories(conn: Conn) -> None:
+    conn.row_factory = dict_row
+    conn.cursor_factory = AsyncClientCursor
+    conn.prepare_threshold = 0
+    conn.prepared_max = 1
+    await conn.execute("select 1")
+
+
+async def handlers(conn: Conn) -> None:
+    conn.add_notice_handler(print)
+    conn.add_notify_handler(print)
+
+
+async def adapters(conn: Conn) -> None:
+    conn.adapters.register_dumper(Odd, OddDumper)
+    await conn.execute("select %s", [Odd()])
+
+
+async def dropped_statements(conn: Conn) -> None:
+    await conn.execute("select 7", prepare=True)
+    await conn.execute("do $$ begin execute 'deallocate all'; end $$")
+
+
+async def temporary_tables(conn: Conn) -> None:
+    await conn.execute("create temp table jobs (id int)")
+    await conn.execute("create temp table array_position (id int)")
+
+
+CHANGES: dict[str, Callable[[Conn], Awaitable[Any]]] = {
+    "role": statement("set role pg_monitor"),
+    "session authorization": statement("set session authorization pg_monitor"),
+    "statement timeout": statement("set statement_timeout = 1"),
+    "search path": statement("set search_path = nowhere"),
+    "read only": statement("set default_transaction_read_only = on"),
+    "default isolation": statement("set default_transaction_isolation = serializable"),
+    "encoding": statement("set client_encoding = latin1"),
+    "dates": statement("set datestyle = german; set timezone = 'Asia/Tokyo'"),
+    "several settings": statement("set work_mem = '64kB'; set a.setting = 'x'; set lock_timeout=1"),
+    "replication role": statement("set session_replication_role = replica"),
+    "open transaction": statement("begin"),
+    "failed transaction": failed_transaction,
+    "autocommit": without_autocommit,
+    "isolation": isolation,
+    "factories": factories,
+    "handlers": handlers,
+    "adapters": adapters,
+    "own prepared statement": statement("prepare mine as select 1"),
+    "dropped prepared statements": dropped_statements,
+    "advisory locks": statement("select pg_advisory_lock(1), pg_advisory_lock_shared(2)"),
+    "temporary tables": temporary_tables,
+    "listening": statement("listen somewhere"),
+    "held cursor": statement("declare held cursor with hold for select 1"),
+}
+
+
+@pytest.mark.parametrize("source", ["string", "pool"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_the_next_task_has_the_connection_as_it_was(
+    dsn: str, change: str, source: str
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("first")
+    states: list[Any] = []
+    sessions: list[int] = []
+
+    async def first(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            states.append(await state_of(conn))
+            sessions.append(conn.info.backend_pid)
+            await CHANGES[change](conn)
+        await ctx.add_job("second")
+
+    async def second(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            states.append(await state_of(conn))
+            sessions.append(conn.info.backend_pid)
+            await conn.execute("select 7", prepare=True)
+        await ctx.add_job("third", {"n": 1}, queue_name="lane")
+
+    async def third(payload: Any, ctx: JobContext) -> None:
+        assert await ctx.get_queue_name() == "lane"
+
+    tasks: dict[str, Any] = {"first": first, "second": second, "third": third}
+    if source == "string":
+        await run_once(dsn, tasks=tasks, events=told.events, max_pool_size=6)
+    else:
+        async with AsyncConnectionPool[Any](dsn, min_size=1, max_size=1, open=False) as pool:
+            await run_once(pool, tasks=tasks, events=told.events)
+    assert [event.error for event in told.of(JobError)] == []
+    (client, session), (later_client, later_session) = states
+    assert later_client == client
+    assert later_session == session
+    assert len(set(sessions)) == 1  # reset, not replaced
+    assert jobs.ids() == []
+
+
+async def left_open(conn: Conn) -> None:
+    await conn.pipeline().__aenter__()
+
+
+async def half_read(conn: Conn) -> None:
+    conn.pgconn.send_query(b"select generate_series(1, 100000)")
+
+
+async def ended(conn: Conn) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        await conn.execute("select pg_terminate_backend(pg_backend_pid())")
+
+
+CLOSED: dict[str, Callable[[Conn], Awaitable[Any]]] = {
+    "closed": lambda conn: conn.close(),
+    "ended by the server": ended,
+    "left in a pipeline": left_open,
+    "busy": half_read,
+}
+
+
+@pytest.mark.parametrize("source", ["string", "pool"])
+@pytest.mark.parametrize("how", CLOSED)
+async def test_a_connection_that_can_not_be_reset_is_replaced(
+    dsn: str, how: str, source: str
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("first")
+
+    async def first(payload: Any, ctx: JobContext) -> None:
+        await ctx.add_job("second")
+        async with ctx.connection() as conn:
+            await CLOSED[how](conn)
+
+    async def second(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            assert await (await conn.execute("select 1")).fetchone() == (1,)
+        await ctx.add_job("third")
+
+    tasks: dict[str, Any] = {"first": first, "second": second, "third": print}
+    if source == "string":
+        await run_once(dsn, tasks=tasks, events=told.events, max_pool_size=6)
+    else:
+        async with AsyncConnectionPool[Any](dsn, min_size=1, max_size=1, open=False) as pool:
+            await run_once(pool, tasks=tasks, events=told.events)
+    done = {event.job.task_identifier for event in told.of(JobSuccess)}
+    assert {"second", "third"} <= done
+
+
+async def test_settings_that_the_pool_configures_come_back(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work")
+    jobs.add("work")
+    seen: list[Any] = []
+
+    async def configure(conn: Conn) -> None:
+        await conn.execute("set lock_timeout = '7s'")
+        await conn.commit()
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            seen.append(await (await conn.execute("show lock_timeout")).fetchone())
+            await conn.execute("set lock_timeout = '1s'")
+
+    async with AsyncConnectionPool[Any](
+        dsn, min_size=1, max_size=1, open=False, configure=configure
+    ) as pool:
+        await run_once(pool, tasks={"work": work}, events=told.events)
+    assert not told.of(JobError)
+    assert seen == [("7s",), ("7s",)]
+
+
+async def test_the_workers_own_statements_use_no_session_that_a_task_has_had(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.query("create table senders (pid int)")
+    jobs.query(
+        "create function note() returns trigger language plpgsql as"
+        " 'begin insert into senders values (pg_backend_pid()); return new; end'"
+    )
+    jobs.query(
+        "create trigger note after insert on graphile_worker._private_jobs"
+        " for each row execute function note()"
+    )
+    for _ in range(5):
+        jobs.add("work")
+    jobs.query("truncate senders")
+    sessions: set[int] = set()
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            sessions.add(conn.info.backend_pid)
+        await ctx.add_job("later")
+
+    tasks: dict[str, Any] = {"work": work, "later": print}
+    await run_once(dsn, tasks=tasks, events=told.events, max_pool_size=6, concurrent_jobs=1)
+    assert not told.of(JobError)
+    senders = {row["pid"] for row in jobs.query("select distinct pid from senders")}
+    assert len(sessions) == 1  # used again by each task
+    assert senders
+    assert not senders & sessions
+
+
+async def test_tasks_and_the_worker_share_a_single_connection_in_turn(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(6, "work")
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            await conn.execute("select 1")
+        await ctx.add_job("later")
+
+    tasks: dict[str, Any] = {"work": work, "later": print}
+    async with asyncio.timeout(15):
+        await run_once(dsn, tasks=tasks, events=told.events, max_pool_size=2, concurrent_jobs=6)
+    assert not told.of(JobError)
+    assert jobs.ids() == []
+
+
+async def test_more_tasks_than_connections_wait_for_each_other(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add_many(40, "work")
+    sessions: set[int] = set()
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            sessions.add(conn.info.backend_pid)
+            await conn.execute("select pg_sleep(0.005)")
+
+    await run_once(
+        dsn, tasks={"work": work}, events=told.events, max_pool_size=5, concurrent_jobs=20
+    )
+    assert not told.of(JobError)
+    assert len(sessions) <= 2
+
+
+async def test_no_connection_is_left_open_at_the_end(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+
+    async def work(payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            await conn.execute("set application_name = 'of a task'")
+
+    with caplog.at_level(logging.WARNING, "psycopg.pool"):
+        async with Runner(dsn, tasks={"work": work}, events=told.events) as runner:
+            await runner.add_job("work")
+            await told.seen(JobSuccess)
+    assert not jobs.query("select 1 from pg_stat_activity where application_name ~ 'task|graphile'")
