@@ -54,6 +54,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.job import JobSpec as JobSpec
     from graphile_worker_py.job import TaskName as TaskName
     from graphile_worker_py.loading.directory import load_tasks as load_tasks
+    from graphile_worker_py.once import RunOnceResult as RunOnceResult
+    from graphile_worker_py.once import run_once as run_once
     from graphile_worker_py.options import LocalQueueOptions as LocalQueueOptions
     from graphile_worker_py.options import RefetchDelay as RefetchDelay
     from graphile_worker_py.options import WorkerOptions as WorkerOptions
@@ -70,10 +72,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.plugins import Rider as Rider
     from graphile_worker_py.plugins import SchemaStep as SchemaStep
     from graphile_worker_py.runner import Runner as Runner
-    from graphile_worker_py.runner import RunOnceResult as RunOnceResult
     from graphile_worker_py.runner import run as run
     from graphile_worker_py.runner import run_migrations as run_migrations
-    from graphile_worker_py.runner import run_once as run_once
     from graphile_worker_py.runner_options import RunnerOptions as RunnerOptions
     from graphile_worker_py.sql.admin import Unlocked as Unlocked
     from graphile_worker_py.sql.backlog import Backlog as Backlog

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Coroutine
 from typing import Any
 
 import click
@@ -96,24 +97,14 @@ def bench(
         singles=min(count, Plan().singles),
         seconds=seconds,
     )
-    figures: list[Figure] = []
-
-    async def work() -> None:
-        _cancel_on_sigterm()
-        figures.extend(
-            await measure(
-                config.conninfo(settings["connection"].value),
-                plan,
-                schema=schema,
-                replace=force,
-                tell=lambda title: click.echo(f"{title} …", err=True),
-            )
-        )
-
-    try:
-        run_in_loop(work())
-    except asyncio.CancelledError:
-        raise click.Abort from None
+    work = measure(
+        config.conninfo(settings["connection"].value),
+        plan,
+        schema=schema,
+        replace=force,
+        tell=lambda title: click.echo(f"{title} …", err=True),
+    )
+    figures = _measured(work)
     if as_json:
         print_json({figure.name: _as_json(figure) for figure in figures})
     else:
@@ -122,6 +113,20 @@ def bench(
             for figure in figures
         ]
         print_table(rows, if_none="")
+
+
+def _measured(work: Coroutine[Any, Any, list[Figure]]) -> list[Figure]:
+    figures: list[Figure] = []
+
+    async def run() -> None:
+        _cancel_on_sigterm()
+        figures.extend(await work)
+
+    try:
+        run_in_loop(run())
+    except asyncio.CancelledError:
+        raise click.Abort from None
+    return figures
 
 
 def _cancel_on_sigterm() -> None:

@@ -16,9 +16,10 @@ from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaErro
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
 from graphile_worker_py.loading.directory import watch_tasks
 from graphile_worker_py.loading.modules import collect_tasks, watch_modules
+from graphile_worker_py.once import run_once
 from graphile_worker_py.processes.early import end_by
 from graphile_worker_py.processes.supervised import Supervised
-from graphile_worker_py.runner import Runner, run_migrations, run_once
+from graphile_worker_py.runner import Runner, run_migrations
 from graphile_worker_py.runner_options import RunnerOptions
 from graphile_worker_py.tasks.task import Task
 
@@ -165,12 +166,8 @@ async def _run_until_stopped(
             runner.events.subscribe(GracefulShutdown, gracefully)
             runner.events.subscribe(ForcefulShutdown, by_force)
             if config.logs_success():
-                logger.info(
-                    "Working as %s on %s",
-                    runner.pool_id,
-                    runner.about,
-                    extra={"pool_id": runner.pool_id},
-                )
+                about = {"pool_id": runner.pool_id}
+                logger.info("Working as %s on %s", runner.pool_id, runner.about, extra=about)
             async with aio.until(reload.changed):
                 await runner.wait()
     except IncompatibleSchemaError as error:

@@ -31,7 +31,7 @@ async def reloaded(
 ) -> AsyncGenerator[dict[str, Task[Any]], None]:
     """Load tasks now, and again whenever one of their files has changed.
 
-    Tasks that do not load are logged, and nothing is yielded until they do.
+    Errors of a reload are logged; nothing is yielded until the tasks load.
 
     Args:
         load: Loads the tasks.

@@ -174,14 +174,13 @@ class WorkerOptions:
         -1.0,
         Kind.SECONDS,
         check_delay,
-        "Time to collect completed jobs before they are recorded together; -1 records them at "
-        "once.",
+        "Time to collect completed jobs to record them together; -1 records them at once.",
     )
     fail_job_batch_delay: float = option(
         -1.0,
         Kind.SECONDS,
         check_delay,
-        "Time to collect failed jobs before they are recorded together; -1 records them at once.",
+        "Time to collect failed jobs to record them together; -1 records them at once.",
     )
     min_reset_locked_interval: float = option(
         480.0,
