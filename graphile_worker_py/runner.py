@@ -22,6 +22,7 @@ from graphile_worker_py.processes.signals import handle_signals
 from graphile_worker_py.runner_options import RunnerOptions, Setup
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.schema.own import install as install_side_schema
+from graphile_worker_py.steering.steering import Steering
 from graphile_worker_py.workers.health import Health
 from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Succession
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from graphile_worker_py.cron import Cron
 
 
-class Runner(JobAdder):
+class Runner(JobAdder, Steering):
     """Runs jobs in the background of an `async with` block.
 
     Entering it connects, installs or upgrades the schema, and starts to run jobs. Leaving the block

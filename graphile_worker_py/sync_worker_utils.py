@@ -39,6 +39,7 @@ from graphile_worker_py.sql.granted import read_rights
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
 from graphile_worker_py.sql.known_crontabs import KnownCrontab
 from graphile_worker_py.sql.migrations import read_revisions
+from graphile_worker_py.steering.sync_steering import SyncSteering
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class _Opening:
     stack: ExitStack
 
 
-class SyncWorkerUtils:
+class SyncWorkerUtils(SyncSteering):
     """`WorkerUtils` without an event loop, for Django, Flask and scripts; a context manager.
 
     Args:

@@ -32,11 +32,12 @@ from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
 from graphile_worker_py.sql.known_crontabs import KnownCrontab
 from graphile_worker_py.sql.migrations import read_revisions
+from graphile_worker_py.steering.steering import Steering
 
 T = TypeVar("T")
 
 
-class WorkerUtils(JobAdder):
+class WorkerUtils(JobAdder, Steering):
     """Adds and administers jobs; an async context manager.
 
     Entering it installs or upgrades the schema where that is needed, as Graphile Worker does.

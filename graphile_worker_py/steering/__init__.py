@@ -1,0 +1,1 @@
+"""Cancel jobs, try them again, follow them, wait for their end."""
