@@ -6,18 +6,29 @@ import decimal
 import logging
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from graphile_worker_py import GraphileWorkerError, JobSpec, ProcessJobContext, task
+from graphile_worker_py import (
+    Discard,
+    GraphileWorkerError,
+    JobSpec,
+    ProcessJobContext,
+    RetryIn,
+    Snooze,
+    task,
+)
 
 MEGABYTE = 1024**2
 
@@ -273,3 +284,90 @@ def colour(payload: object) -> None:
         raise ValueError("not the first one")
     COLOUR.set("red")
     decimal.getcontext().prec = 5
+
+
+@task(executor="process")
+def fork_and(payload: dict[str, Any], ctx: ProcessJobContext) -> None:
+    """Fork, and let the child go on in the code of the task."""
+    child = os.fork()
+    if child == 0:
+        if payload["late"]:
+            time.sleep(0.3)
+        match payload["child"]:
+            case "returns":
+                return
+            case "raises":
+                raise ValueError("of the fork")
+            case "exits":
+                sys.exit(3)
+            case "adds":
+                try:
+                    ctx.add_job("other")
+                except GraphileWorkerError as error:
+                    note(payload["path"], error)
+                return
+    if not payload["late"]:
+        note(payload["path"], os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+@task(executor="process")
+def slow(payload: str) -> None:
+    """Take longer than the late fork of another job."""
+    time.sleep(0.6)
+    note(payload, "slow")
+
+
+class BombError(Exception):
+    """An error that runs code where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return note, (self.path, os.getpid())
+
+
+@task(executor="process")
+def bomb(payload: dict[str, str]) -> None:
+    """Send to the worker what runs code where it is unpickled."""
+    error = BombError(payload["path"])
+    if payload["how"] == "raised":
+        raise error
+    body = pickle.dumps(error)
+    for number in range(3, 200):
+        with suppress(OSError):
+            os.write(number, len(body).to_bytes(8, "big") + body)
+    time.sleep(30)
+
+
+LEFT: list[threading.Thread] = []
+
+
+@task(executor="process")
+def leave_a_thread(path: str, ctx: ProcessJobContext) -> None:
+    """Leave a thread behind that uses the context later."""
+
+    def later() -> None:
+        time.sleep(0.3)
+        try:
+            ctx.add_job("other")
+        except GraphileWorkerError as error:
+            note(path, error)
+
+    LEFT.append(threading.Thread(target=later, daemon=True))
+    LEFT[-1].start()
+
+
+@task("decides", executor="process")
+def decides(payload: str) -> Any:
+    """End the job by a decision."""
+    match payload:
+        case "snooze":
+            raise Snooze(100)
+        case "snooze by return":
+            return Snooze(100)
+        case "retry at":
+            raise RetryIn(datetime(2050, 1, 1, tzinfo=UTC), "later")
+        case _:
+            raise Discard("not wanted")

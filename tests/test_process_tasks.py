@@ -17,7 +17,15 @@ import pytest
 
 from graphile_worker_py import ConfigurationError, Runner, Task, run_once, task
 from graphile_worker_py.errors import TaskTimeoutError
-from graphile_worker_py.events import JobComplete, JobError, JobReturned, JobStart, JobSuccess
+from graphile_worker_py.events import (
+    JobComplete,
+    JobDiscarded,
+    JobError,
+    JobReturned,
+    JobSnoozed,
+    JobStart,
+    JobSuccess,
+)
 from graphile_worker_py.executors import guard, memory, process
 from graphile_worker_py.executors.process import TaskMemoryError
 from graphile_worker_py.executors.wire import ProcessTaskError
@@ -177,7 +185,7 @@ async def test_what_it_raises_is_the_error_of_the_job_with_the_place(dsn: str) -
     jobs, told = Jobs(dsn), Told()
     expected = {
         "travels": (tasks.TravelsError, "code 7"),
-        "stays": (ProcessTaskError, "this and that"),
+        "stays": (tasks.StaysError, "this and that"),
         "exit": (ProcessTaskError, "SystemExit: 3"),
         "stop": (ProcessTaskError, "StopIteration"),
         "cancelled": (ProcessTaskError, "CancelledError"),
@@ -192,6 +200,65 @@ async def test_what_it_raises_is_the_error_of_the_job_with_the_place(dsn: str) -
         assert str(error.__cause__).strip().startswith("Traceback (most recent call last):")
         assert "in fail\n" in str(error.__cause__)
         assert "executors/child.py" not in str(error.__cause__)
+
+
+@pytest.mark.parametrize("child", ["returns", "raises", "exits"])
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_fork_of_a_task_ends_without_an_outcome(
+    dsn: str, path: Path, child: str, late: bool
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    forking = jobs.add("fork_and", {"path": str(path), "child": child, "late": late})
+    following = jobs.add("slow", str(path))
+    assert await errors_of(dsn, told) == []
+    first, second = told.of(JobSuccess)
+    assert (first.job.id, second.job.id) == (forking, following)
+    assert second.duration > 0.5
+    status = {"returns": "0", "raises": "1", "exits": "3"}[child]
+    assert lines(path) == (["slow"] if late else [status, "slow"])
+
+
+async def test_a_fork_can_not_use_the_context_of_the_job(dsn: str, path: Path) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("fork_and", {"path": str(path), "child": "adds", "late": False})
+    assert await errors_of(dsn, told) == []
+    refused, status = lines(path)
+    assert "was forked by a task" in refused
+    assert status == "0"
+    assert jobs.ids() == []
+
+
+async def test_what_an_earlier_job_left_behind_can_not_use_the_context_of_a_later_one(
+    dsn: str, path: Path
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("leave_a_thread", str(path))
+    jobs.add("slow", str(path))
+    assert await errors_of(dsn, told) == []
+    assert lines(path) == ["the job of this context is over", "slow"]
+    assert jobs.ids() == []
+
+
+@pytest.mark.parametrize("how", ["raised", "written"])
+async def test_nothing_that_a_process_sends_runs_code_in_the_worker(
+    dsn: str, path: Path, how: str
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("bomb", {"path": str(path), "how": how}, max_attempts=1)
+    (error,) = await errors_of(dsn, told)
+    assert lines(path) == []
+    assert type(error) is (tasks.BombError if how == "raised" else ProcessTaskError)
+
+
+async def test_a_decision_of_a_task_in_a_process_counts(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    snoozed, returned = jobs.add("decides", "snooze"), jobs.add("decides", "snooze by return")
+    retried, discarded = jobs.add("decides", "retry at"), jobs.add("decides", "discard")
+    await run_once(dsn, tasks=ALL, events=told.events)
+    assert {event.job.id for event in told.of(JobSnoozed)} == {snoozed, returned}
+    assert [event.job.id for event in told.of(JobDiscarded)] == [discarded]
+    assert jobs.one(retried)["last_error"] == "later"
+    assert jobs.one(retried)["run_at"].year == 2050
 
 
 async def test_a_process_that_ends_fails_its_job_and_nothing_else(dsn: str, path: Path) -> None:

@@ -1,6 +1,7 @@
 """The process of a task, seen from inside: it runs one job after the other, as it is told."""
 
 import asyncio
+import dataclasses
 import faulthandler
 import functools
 import importlib
@@ -16,15 +17,15 @@ import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Unpack
 
-from graphile_worker_py import aio, json_codec
+from graphile_worker_py import aio
 from graphile_worker_py.errors import GraphileWorkerError, users_frames
 from graphile_worker_py.executors import wire
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec, PayloadT, TaskName
+from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
+from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.batches import batch_of
 from graphile_worker_py.tasks.context import job_logger
 from graphile_worker_py.tasks.importing import import_file, open_package
@@ -37,16 +38,16 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ProcessJobContext:
-    """What a task in a process of its own knows of its job and may do beside it.
+    """What a task in a process knows of its job, and what it can ask of its worker.
 
-    What it asks for, the worker does. It has no `connection()`: a process makes its own.
+    It has no `connection()`: a process makes its own connections.
 
     Attributes:
         job: The job, as it was fetched.
         worker_id: Id of the worker that runs it.
-        pool_id: Id of the worker's pool, which is what the job is locked by.
-        abort_event: Set when the worker wants to end and the job should, too.
-        logger: A logger of the worker's, whose records carry the job's id, task, attempt, worker
+        pool_id: Id of the worker's pool, which has locked the job under this name.
+        abort_event: Set when the job should end. See `JobContext.abort_event`.
+        logger: A logger of the worker, whose records carry the job's id, task, attempt, worker
             and pool.
     """
 
@@ -58,7 +59,13 @@ class ProcessJobContext:
         self.logger = job_logger(
             logging.getLogger(order.logger), order.job, order.worker_id, order.pool_id
         )
+        self._number = order.number
         self._link = link
+
+    @property
+    def abort_reason(self) -> AbortReason | None:
+        """Why `abort_event` is set. See `JobContext.abort_reason`."""
+        return self._link.abort_reason
 
     def transaction(self) -> NoReturn:
         """Not available: a process has no connection of the worker.
@@ -77,38 +84,24 @@ class ProcessJobContext:
         self,
         identifier: str | TaskName[PayloadT],
         payload: PayloadT | None = None,
-        *,
-        queue_name: str | None = None,
-        run_at: datetime | None = None,
-        priority: int | None = None,
-        max_attempts: int | None = None,
-        job_key: str | None = None,
-        job_key_mode: JobKeyMode | str | None = None,
-        flags: Iterable[str] | None = None,
+        **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job, through the worker. See `WorkerUtils.add_job`."""
-        spec = JobSpec(
-            identifier,
-            payload,
-            queue_name=queue_name,
-            run_at=run_at,
-            priority=priority,
-            max_attempts=max_attempts,
-            job_key=job_key,
-            job_key_mode=job_key_mode,
-            flags=flags,
-        )
-        return self.add_jobs([spec])[0]
+        return self.add_jobs([JobSpec(identifier, payload, **options)])[0]
 
     def add_jobs(self, specs: Iterable[JobSpec]) -> list[Job]:
         """Add many jobs, all or none, through the worker. See `WorkerUtils.add_jobs`."""
-        jobs: list[Job] = self._link.ask(wire.AddJobs([_travelling(spec) for spec in specs]))
+        jobs: list[Job] = self._call("add_jobs", specs=[_as_data(spec) for spec in specs])
         return jobs
 
     def get_queue_name(self, queue_id: int | None = None) -> str | None:
         """Name of the job's serial queue, or of another one. See `JobContext.get_queue_name`."""
-        name: str | None = self._link.ask(wire.GetQueueName(queue_id))
+        name: str | None = self._call("get_queue_name", queue_id=queue_id)
         return name
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        """Have the worker call a method of the job's `JobContext`."""
+        return self._link.ask(self._number, wire.Call(method, arguments))
 
 
 def main(descriptor: int) -> None:
@@ -118,8 +111,9 @@ def main(descriptor: int) -> None:
         # The worker decides when to end. A supervisor that signals all processes of a service
         # would else cut jobs off which a graceful stop lets finish.
         signal.signal(number, _ignore)
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_heed_signals)
     link = _Link(socket.socket(fileno=descriptor))
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=link.forget)
+    os.register_at_fork(after_in_child=_heed_signals)
     logging.root.handlers[:] = [_Forward(link)]
     link.start()
     while (order := link.orders.get()) is not None:
@@ -127,13 +121,20 @@ def main(descriptor: int) -> None:
 
 
 class _Link:
-    """The connection to the worker. A thread of its own reads from it."""
+    """The connection to the worker. A separate thread reads from it.
+
+    Attributes:
+        number: Of the job that runs; 0 if none does.
+        process: The process that it belongs to; a fork of it is another one.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.set_inheritable(False)
         self.orders: queue.SimpleQueue[wire.Run | None] = queue.SimpleQueue()
         self.abort_event = threading.Event()
-        self.is_open = False
+        self.abort_reason: AbortReason | None = None
+        self.number = 0
+        self.process = os.getpid()
         self._connection = connection
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._writing = threading.Lock()
@@ -142,17 +143,25 @@ class _Link:
     def start(self) -> None:
         threading.Thread(target=self._read, name="graphile-worker-py", daemon=True).start()
 
-    def send(self, message: wire.Message) -> None:
-        encoded = wire.encode(message)
+    def forget(self) -> None:
+        """Close the connection, in a process that the task has forked."""
+        self._connection.close()
+
+    def send(self, number: int, said: wire.Said) -> None:
+        encoded = wire.encode_said(number, said)
         with self._writing:
             self._connection.sendall(encoded)
 
-    def ask(self, question: wire.AddJobs | wire.GetQueueName) -> Any:
-        """Have the worker do something, and wait for the answer."""
+    def ask(self, number: int, call: wire.Call) -> Any:
+        """Have the worker do something for a job, and wait for the answer."""
+        if os.getpid() != self.process:
+            raise GraphileWorkerError(
+                "this process was forked by a task: it can't use the context of the job"
+            )
         with self._asking:
-            if not self.is_open:
+            if number != self.number:
                 raise GraphileWorkerError("the job of this context is over")
-            self.send(question)
+            self.send(number, call)
             answer = self._answers.get()
         if isinstance(answer, wire.Failure):
             raise answer.error()
@@ -163,7 +172,8 @@ class _Link:
             match self._receive():
                 case wire.Run() as order:
                     self.orders.put(order)
-                case wire.Abort():
+                case wire.Abort(reason):
+                    self.abort_reason = reason
                     self.abort_event.set()
                 case wire.Answer(value):
                     self._answers.put(value)
@@ -176,10 +186,10 @@ class _Link:
                         os.killpg(os.getpid(), signal.SIGKILL)
                     os._exit(1)
 
-    def _receive(self) -> wire.Message | None:
+    def _receive(self) -> wire.Order | None:
         try:
             header = self._exactly(wire.HEADER.size)
-            return wire.decode(self._exactly(*wire.HEADER.unpack(header)))
+            return wire.decode_order(self._exactly(*wire.HEADER.unpack(header)))
         except (EOFError, OSError):
             return None
 
@@ -199,16 +209,15 @@ class _Forward(logging.Handler):
     def __init__(self, link: _Link) -> None:
         super().__init__()
         self._link = link
-        self._process = os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.getpid() != self._process:
-            # A process that the task has forked: the connection is not its own.
+        if os.getpid() != self._link.process:
+            # A process that the task has forked: the connection does not belong to it.
             if logging.lastResort is not None:
                 logging.lastResort.handle(record)
             return
         try:
-            self._link.send(wire.Logged(_plain(record)))
+            self._link.send(self._link.number, wire.Logged(_plain(record)))
         except Exception:
             self.handleError(record)
 
@@ -228,19 +237,24 @@ def _plain(record: logging.LogRecord) -> dict[str, Any]:
 def _run(order: wire.Run, link: _Link) -> None:
     for name, level in order.levels.items():
         logging.getLogger(name).setLevel(level)
-    link.is_open = True
+    link.number = order.number
+    status: object = 0
     try:
         task = _task(order.place)
-        link.send(wire.Begun())
+        link.send(order.number, wire.Begun())
         variables = JobVariables()
-        outcome: wire.Message = variables.new().run(_call, task, order, link, variables)
+        outcome: wire.Said = variables.new().run(_call, task, order, link, variables)
     except BaseException as error:  # SystemExit included: it is the task's failure
+        status = error.code if isinstance(error, SystemExit) else 1
         outcome = _failure(error)
-    link.is_open = False
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed by the task, or not there
             stream.flush()
-    link.send(outcome)
+    if os.getpid() != link.process:
+        # A fork of the task has come here, too. The job is not its concern.
+        os._exit(status if isinstance(status, int) else 1)
+    link.number = 0
+    link.send(order.number, outcome)
 
 
 @functools.cache
@@ -266,6 +280,8 @@ def _call(task: Task[Any], order: wire.Run, link: _Link, variables: JobVariables
     result = task.function(*arguments)
     if inspect.isawaitable(result):
         result = asyncio.run(aio.awaited(result))
+    if isinstance(result, RetryIn | Snooze | Discard):
+        raise result  # which is the same as returning it
     if isinstance(result, list) and not any(map(inspect.isawaitable, result)):
         return wire.Done(results=len(result), failed={})  # the worker sees whether they fit
     batch = batch_of(job.task_identifier, job.payload_json, result, logging.getLogger(order.logger))
@@ -281,11 +297,12 @@ def _failure(error: BaseException) -> wire.Failure:
     return wire.failure(error, "".join(told))
 
 
-def _travelling(spec: JobSpec) -> JobSpec:
-    """The same with a payload of plain JSON values, which the worker can read."""
-    if spec.payload is None:
-        return spec
-    return replace(spec, payload=json_codec.loads(spec.payload_json()))
+def _as_data(spec: JobSpec) -> dict[str, Any]:
+    """A job to be added, as JSON values."""
+    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    fields["payload"] = None if spec.payload is None else spec.payload_json()
+    fields["run_at"] = None if spec.run_at is None else spec.run_at.isoformat()
+    return fields
 
 
 def _ignore(_number: int, _frame: object) -> None:

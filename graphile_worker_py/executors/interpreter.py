@@ -89,17 +89,17 @@ class Process(asyncio.SubprocessProtocol):
         self.modules.add(module)
         self.is_talking = True
 
-    def send(self, message: wire.Message) -> None:
+    def send(self, order: wire.Order) -> None:
         assert self._writer is not None  # noqa: S101  # it was started
-        self._writer.write(wire.encode(message))
+        self._writer.write(wire.encode_order(order))
 
-    async def receive(self) -> wire.Message | None:
-        """What it says; None if it says no more, or nothing that could be understood."""
+    async def receive(self) -> tuple[int, wire.Said] | None:
+        """What it says about which run; None if it has ended or can't be understood."""
         assert self._reader is not None  # noqa: S101  # it was started
         try:
             (size,) = wire.HEADER.unpack(await self._reader.readexactly(wire.HEADER.size))
             if size <= wire.LONGEST:
-                return wire.decode(await self._reader.readexactly(size))
+                return wire.decode_said(await self._reader.readexactly(size))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except Exception:  # noqa: S110  # a crash may have left anything in its memory

@@ -15,19 +15,22 @@ libraries reserve gigabytes of addresses that they never touch.
 """
 
 import asyncio
+import itertools
 import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-from graphile_worker_py import aio
+from graphile_worker_py import aio, json_codec
 from graphile_worker_py.errors import ConfigurationError, TaskTimeoutError
 from graphile_worker_py.executors import memory, wire
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
 from graphile_worker_py.executors.wire import ProcessTaskError
+from graphile_worker_py.job import JobSpec
 from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
@@ -81,6 +84,7 @@ class ProcessExecutor:
         self._guard = guard
         self._groups = memory.Groups()
         self._none_left = asyncio.Event()
+        self._numbers = itertools.count(1)
 
     def call_of(self, task: Task[Any]) -> Callable[[RunningJob], Awaitable[list[Any] | None]]:
         """How a task is called."""
@@ -105,6 +109,7 @@ class ProcessExecutor:
         """
         context = running.context
         order = wire.Run(
+            number=next(self._numbers),
             place=task.place,
             job=running.job,
             worker_id=context.worker_id,
@@ -229,7 +234,7 @@ class _Talk:
                     watch = self._watch_memory(self._task.memory)
                     beside.append(group.create_task(watch, name="memory of a process"))
                 self._process.send(order)
-                outcome = await self._listen(limit)
+                outcome = await self._listen(order.number, limit)
                 for each in beside:
                     each.cancel()
         except TimeoutError:
@@ -254,29 +259,31 @@ class _Talk:
     def _name(self) -> str:
         return f"the process of task {self._task.identifier!r}"
 
-    async def _listen(self, limit: asyncio.Timeout) -> wire.Done | wire.Failure | None:
-        while True:
-            match await self._process.receive():
-                case (wire.Done() | wire.Failure()) as outcome:
-                    return outcome
-                case wire.Begun():
-                    self.is_begun = True
-                    timeout = self._task.timeout
-                    now = asyncio.get_running_loop().time()
-                    limit.reschedule(None if timeout is None else now + timeout)
-                case wire.Logged(record):
-                    self._log(record)
-                case (wire.AddJobs() | wire.GetQueueName()) as question:
-                    self._process.send(wire.Answer(await self._answer(question)))
-                case _:
-                    return None
+    async def _listen(self, number: int, limit: asyncio.Timeout) -> wire.Done | wire.Failure | None:
+        while (received := await self._process.receive()) is not None:
+            of, said = received
+            if isinstance(said, wire.Logged):
+                self._log(said.record)
+            elif of != number:
+                continue  # something that an earlier job has left behind
+            elif isinstance(said, wire.Done | wire.Failure):
+                return said
+            elif isinstance(said, wire.Begun):
+                self.is_begun = True
+                timeout = self._task.timeout
+                now = asyncio.get_running_loop().time()
+                limit.reschedule(None if timeout is None else now + timeout)
+            else:
+                self._process.send(wire.Answer(await self._answer(said)))
+        return None
 
-    async def _answer(self, question: wire.AddJobs | wire.GetQueueName) -> Any:
+    async def _answer(self, call: wire.Call) -> Any:
         try:
-            if isinstance(question, wire.AddJobs):
-                return await self._context.add_jobs(question.specs)
-            return await self._context.get_queue_name(question.queue_id)
-        except Exception as error:  # it is the task's to handle
+            arguments = dict(call.arguments)
+            if "specs" in arguments:
+                arguments["specs"] = [_spec(fields) for fields in arguments["specs"]]
+            return await getattr(self._context, call.method)(**arguments)
+        except Exception as error:  # it is for the task to handle
             return wire.failure(error)
 
     def _log(self, values: Mapping[str, Any]) -> None:
@@ -288,7 +295,7 @@ class _Talk:
 
     async def _hand_on_abort(self) -> None:
         await self._context.abort_event.wait()
-        self._process.send(wire.Abort())
+        self._process.send(wire.Abort(self._context.abort_reason))
 
     async def _watch_memory(self, most: int) -> None:
         pid, looks = self._process.pid, 0
@@ -332,6 +339,17 @@ class _Failed:
 
     async def _raise(self) -> None:
         raise self._failure.error()
+
+
+def _spec(fields: dict[str, Any]) -> JobSpec:
+    """A job to be added, from its JSON values."""
+    payload, run_at = fields["payload"], fields["run_at"]
+    given = {
+        **fields,
+        "payload": None if payload is None else json_codec.loads(payload),
+        "run_at": None if run_at is None else datetime.fromisoformat(run_at),
+    }
+    return JobSpec(**given)
 
 
 def _levels() -> dict[str, int]:

@@ -1,23 +1,35 @@
-"""What a worker and the process of a task say to each other."""
+"""The messages between a worker and the process of a task.
 
+The worker's messages are pickled. What a process sends is data, and never unpickled: the code of a
+task may write anything there. Each of its messages carries the number of the run that it belongs
+to, so that nothing late can be taken for the outcome of another job.
+"""
+
+import builtins
 import pickle
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
+from graphile_worker_py import json_codec
 from graphile_worker_py.errors import GraphileWorkerError, message_of
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.locating import TaskPlace
 
 HEADER: Final = struct.Struct(">Q")
 LONGEST: Final = 2**30
-"""Bytes; more can't be a message, for PostgreSQL could not store the payload."""
-_LARGEST_ERROR: Final = 2**20
+"""Bytes; a message can't be longer, because PostgreSQL could not store the payload."""
+CALLABLE: Final = frozenset({"add_jobs", "get_queue_name"})
+"""The methods of a `JobContext` that a process may call."""
+_LARGEST_STATE: Final = 2**20
 
 
 class ProcessTaskError(GraphileWorkerError):
-    """The process of a task ended before the task did, or its error could not be handed over.
+    """The process of a task ended before the task did, or raised an error of an unknown class.
 
     Attributes:
         returncode: The exit code, or minus the number of the signal; None if it did not end.
@@ -35,41 +47,6 @@ class RemoteTraceback(Exception):  # noqa: N818  # it is shown as the cause of a
         return f"\n{self.args[0]}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """An error on its way: itself if it can travel, and what it says in any case."""
-
-    pickled: bytes | None
-    message: str
-    traceback: str
-
-    def error(self) -> Exception:
-        """The error, with the place where it was raised as its cause."""
-        error: Exception = ProcessTaskError(self.message)
-        if self.pickled is not None:
-            try:
-                error = _unpickled(self.pickled)
-            except Exception:  # noqa: S110  # its class may do anything, or not be known here
-                pass
-        error.__cause__ = RemoteTraceback(self.traceback)
-        return error
-
-
-def failure(error: BaseException, traceback: str = "") -> Failure:
-    """Get an error ready for the journey."""
-    message = message_of(error)
-    pickled: bytes | None = None
-    # StopIteration and those that are no Exception mean something to whoever awaits the task.
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        try:
-            pickled = pickle.dumps(error)
-            if len(pickled) > _LARGEST_ERROR or message_of(_unpickled(pickled)) != message:
-                pickled = None
-        except Exception:  # whatever its class does when it is pickled
-            pickled = None
-    return Failure(pickled=pickled, message=message, traceback=traceback)
-
-
 # From the worker to the process.
 
 
@@ -77,6 +54,7 @@ def failure(error: BaseException, traceback: str = "") -> Failure:
 class Run:
     """Run a job."""
 
+    number: int
     place: TaskPlace
     job: Job
     worker_id: str
@@ -89,6 +67,8 @@ class Run:
 class Abort:
     """The job should end."""
 
+    reason: AbortReason | None
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -97,9 +77,12 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to what the process asked."""
+    """What a call returned, or a `Failure`."""
 
     value: Any
+
+
+Order: TypeAlias = Run | Abort | End | Answer
 
 
 # From the process to the worker.
@@ -118,50 +101,204 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
-class AddJobs:
-    """The task adds jobs."""
+class Call:
+    """The task calls a method of its `JobContext`."""
 
-    specs: list[JobSpec]
+    method: str
+    arguments: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class GetQueueName:
-    """The task asks for the name of a queue, its own if there is no id."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An error as data.
 
-    queue_id: int | None
+    Attributes:
+        kind: Module and name of its class.
+        args: Its arguments; None if they can't be sent as data.
+        state: Its attributes; None if they can't.
+        message: What it says.
+        traceback: Where it was raised.
+    """
+
+    kind: tuple[str, str]
+    args: list[Any] | None
+    state: dict[str, Any] | None
+    message: str
+    traceback: str
+
+    def error(self) -> Exception:
+        """The error, if its class is known here and it says the same; else a `ProcessTaskError`.
+
+        The place where it was raised is its cause.
+        """
+        error: Exception | None = None
+        try:
+            error = self._rebuilt()
+        except Exception:  # noqa: S110  # its class may refuse anything
+            pass
+        if error is None or message_of(error) != self.message:
+            error = ProcessTaskError(self.message)
+        error.__cause__ = RemoteTraceback(self.traceback)
+        return error
+
+    def _rebuilt(self) -> Exception | None:
+        if self.args is None or self.state is None:
+            return None
+        # Nothing is imported for it, and its own code is not run to make it.
+        kind: Any = sys.modules[self.kind[0]]
+        for name in self.kind[1].split("."):
+            kind = getattr(kind, name)
+        # StopIteration means something to the code that awaits the task.
+        if not issubclass(kind, Exception) or issubclass(kind, StopIteration):
+            return None
+        base = next(each for each in kind.__mro__ if each.__module__ == builtins.__name__)
+        args = tuple(map(_untagged, self.args))
+        error: Exception = base.__new__(kind, *args)
+        error.args = args
+        for name, value in self.state.items():
+            error.__dict__[name] = _untagged(value)
+        return error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The task has returned: a list of so many results, or anything else."""
+    """The task has returned.
+
+    Attributes:
+        results: How many results, if it returned a list; None for anything else.
+        failed: Of the items of a batch job, those that failed.
+    """
 
     results: int | None
     failed: Mapping[int, Failure]
 
 
-Message: TypeAlias = (
-    Run | Abort | End | Answer | Begun | Logged | AddJobs | GetQueueName | Done | Failure
-)
+Said: TypeAlias = Begun | Logged | Call | Done | Failure
 
 
-def encode(message: Message) -> bytes:
-    """A message with its length in front."""
-    body = pickle.dumps(message)
+def failure(error: BaseException, traceback: str = "") -> Failure:
+    """An error as data."""
+    kind = type(error)
+    args: list[Any] | None = None
+    state: dict[str, Any] | None = None
+    try:
+        args = [_tagged(value) for value in error.args]
+        state = {name: _tagged(value) for name, value in vars(error).items()}
+        if len(json_codec.dumps([args, state])) > _LARGEST_STATE:
+            args = state = None
+    except Exception:  # whatever its attributes are
+        args = state = None
+    return Failure(
+        kind=(kind.__module__, kind.__qualname__),
+        args=args,
+        state=state,
+        message=message_of(error),
+        traceback=traceback,
+    )
+
+
+def encode_order(order: Order) -> bytes:
+    """A message of the worker, with its length in front."""
+    body = pickle.dumps(order)
     return HEADER.pack(len(body)) + body
 
 
-def decode(body: bytes) -> Message:
-    """The message, without its length.
+def decode_order(body: bytes) -> Order:
+    """A message of the worker, without its length."""
+    order: Order = pickle.loads(body)  # noqa: S301  # the worker wrote it
+    return order
+
+
+def encode_said(number: int, said: Said) -> bytes:
+    """A message of the process about a run, with its length in front."""
+    body = json_codec.dumps([number, type(said).__name__, _fields(said)])
+    return HEADER.pack(len(body)) + body
+
+
+def decode_said(body: bytes) -> tuple[int, Said]:
+    """A message of the process with the number of its run, without its length.
 
     Raises:
-        Exception: It is none.
+        Exception: It is no such message.
     """
-    message: Message = pickle.loads(body)  # noqa: S301  # a process of ours wrote it
-    return message
+    number, kind, fields = json_codec.loads(body)
+    return int(number), _READERS[kind](fields)
 
 
-def _unpickled(pickled: bytes) -> Exception:
-    error = pickle.loads(pickled)  # noqa: S301  # a process of ours wrote it
-    if not isinstance(error, Exception):
-        raise TypeError(f"{error!r} is no error")
-    return error
+def _fields(said: Said) -> Any:
+    match said:
+        case Begun():
+            return {}
+        case Logged(record):
+            return dict(record)
+        case Call(method, arguments):
+            return [method, dict(arguments)]
+        case Failure():
+            return [said.kind, said.args, said.state, said.message, said.traceback]
+        case Done():
+            return [said.results, [[at, _fields(each)] for at, each in said.failed.items()]]
+
+
+def _read_call(fields: Any) -> Call:
+    method, arguments = fields
+    if method not in CALLABLE:
+        raise ValueError(f"a process may not call {method!r}")
+    return Call(method, arguments)
+
+
+def _read_failure(fields: Any) -> Failure:
+    (module, name), args, state, message, traceback = fields
+    return Failure(
+        kind=(str(module), str(name)),
+        args=args,
+        state=state,
+        message=str(message),
+        traceback=str(traceback),
+    )
+
+
+def _read_done(fields: Any) -> Done:
+    results, failed = fields
+    return Done(
+        results=None if results is None else int(results),
+        failed={int(at): _read_failure(each) for at, each in failed},
+    )
+
+
+_READERS: Final[Mapping[str, Any]] = {
+    "Begun": lambda _fields: Begun(),
+    "Logged": lambda record: Logged(dict(record)),
+    "Call": _read_call,
+    "Failure": _read_failure,
+    "Done": _read_done,
+}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is the same after its way through JSON."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_plain(each) for key, each in value.items())
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def _tagged(value: Any) -> list[Any]:
+    """A value for its way through JSON."""
+    if isinstance(value, datetime):
+        return ["time", value.isoformat()]
+    if type(value) is tuple:
+        return ["tuple", [_tagged(each) for each in value]]
+    if not _is_plain(value):
+        raise TypeError
+    return ["plain", value]
+
+
+def _untagged(tagged: Any) -> Any:
+    tag, value = tagged
+    match tag:
+        case "time":
+            return datetime.fromisoformat(value)
+        case "tuple":
+            return tuple(map(_untagged, value))
+    return value
