@@ -149,7 +149,6 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
         jobs=None if standing.counts is None else standing.counts.of_task(name),
         note=count_note(standing),
         workers=[each for each in workers if each.pool and name in (each.pool.tasks or ())],
-        others=[each for each in workers if each.pool is None],
         listed=page,
         groups=groups if access.payloads else [],
         query=filters.written(Filter(task=name)),

@@ -120,7 +120,7 @@ def root(request: Request) -> str:
 def link(request: Request, path: str, **query: Any) -> str:
     """The address of a page of ours."""
     given = {name: value for name, value in query.items() if value not in {None, ""}}
-    tail = f"?{urlencode(given)}" if given else ""
+    tail = f"?{urlencode(given, safe=':/')}" if given else ""
     return f"{root(request)}/{quote(path, safe='/:@?=&%')}{tail}"
 
 

@@ -192,7 +192,7 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest("input, select, textarea, dialog")) return;
+    if (event.target.closest("input, select, textarea, dialog[open]")) return;
     const row = document.querySelector("tr.at");
     if (event.key === "/") {
       const field = document.querySelector("input[type=search]");

@@ -1,0 +1,209 @@
+"""The pages in a real browser."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from playwright.async_api import expect
+
+from graphile_worker_py import Runner
+from graphile_worker_py.web import Access, create_app
+from tests.support.jobs import Jobs
+from tests.support.missing import missing
+from tests.web.browser import axe_source, browsing, opened, serious_faults
+from tests.web.serving import served
+
+HOSTILE = "<script>alert(1)</script>\"'&" + "x" * 90
+PAGES = (
+    "/",
+    "/jobs",
+    "/jobs/1",
+    "/tasks",
+    "/tasks/send_mail",
+    "/queues",
+    "/workers",
+    "/recurring",
+    "/errors",
+    "/maintenance",
+    "/nothing",
+)
+COMBINATIONS = [(scheme, width) for scheme in ("light", "dark") for width in (1280, 360)]
+
+
+def fill(stored: Jobs) -> None:
+    """Jobs in all states, with hostile and long texts."""
+    first = stored.add("send_mail", {"to": HOSTILE}, queue_name="mail", job_key="k" * 400)
+    stored.exhaust(first)
+    stored.change(first, "last_error = 'TimeoutError: no answer\nTraceback: …'")
+    stored.add_many(5, "send_mail", queue_name="mail")
+    stored.lock(stored.add("render", queue_name="q" * 128), pool_id="pool-of-node")
+    stored.add(HOSTILE, {"a": HOSTILE}, queue_name=HOSTILE, flags=["f" * 100])
+    stored.add("later", run_at="2090-01-01")
+    hostile = stored.add("n" * 128)
+    stored.exhaust(hostile)
+    stored.query(
+        "update graphile_worker._private_jobs set last_error = %s where id = %s",
+        HOSTILE * 20,
+        hostile,
+    )
+    stored.query(
+        "insert into graphile_worker._private_known_crontabs values ('nightly', now(), now())"
+    )
+
+
+async def test_a_failed_job_is_found_understood_retried_and_seen_to_complete(
+    dsn: str, stored: Jobs
+) -> None:
+    go_on = asyncio.Event()
+
+    async def send_mail(_payload: Any) -> None:
+        await go_on.wait()
+
+    job_id = stored.add("send_mail", {"to": "a@example.com"})
+    stored.exhaust(job_id)
+    app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
+    async with (
+        served(app) as url,
+        Runner(dsn, tasks={"send_mail": send_mail}, poll_interval=0.2),
+        browsing() as browser,
+        opened(browser, url) as watched,
+    ):
+        page = watched.page
+        await page.goto("/")
+        await page.click("a.tile.failed")
+        await expect(page).to_have_url(f"{url}/jobs?q=state:failed")
+        await page.click(f"td.id a:has-text('{job_id}')")
+        await expect(page.locator("#explain")).to_contain_text("attempt(s) are used up")
+        await page.click("text=Retry now")
+        await expect(page.locator("[role=status]")).to_contain_text("will be tried again")
+        await expect(page.locator("#state")).to_contain_text("running", timeout=10_000)
+        go_on.set()
+        await page.goto("/jobs")
+        await expect(page.locator("#list")).to_contain_text("No jobs", timeout=10_000)
+
+
+async def test_a_page_renews_itself_until_it_is_paused(dsn: str, stored: Jobs) -> None:
+    app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
+    async with served(app) as url, browsing() as browser, opened(browser, url) as watched:
+        page = watched.page
+        await page.goto("/jobs")
+        await expect(page.locator("#list")).to_contain_text("No jobs")
+        stored.add("first")
+        await expect(page.locator("#list")).to_contain_text("first", timeout=10_000)
+        await page.click("#live")
+        await expect(page.locator("#live")).to_contain_text("Paused")
+        stored.add("second")
+        await page.wait_for_timeout(4_500)
+        assert "second" not in await page.inner_text("#list")
+        await page.click("#live")
+        await expect(page.locator("#list")).to_contain_text("second", timeout=10_000)
+
+
+async def test_the_keyboard_moves_chooses_and_searches(dsn: str, stored: Jobs) -> None:
+    stored.add_many(3, "a")
+    app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
+    async with served(app) as url, browsing() as browser, opened(browser, url) as watched:
+        page = watched.page
+        await page.goto("/jobs")
+        for key in ("j", "j", "k", "j", "x"):
+            await page.keyboard.press(key)
+        assert await page.locator("tr.at td.id").inner_text() == "2"
+        assert await page.locator("tr.at input").is_checked()
+        await page.keyboard.press("?")
+        await expect(page.locator("#keys")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#keys")).to_be_hidden()
+        await page.keyboard.press("/")
+        await page.keyboard.type("key:none")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#list")).to_contain_text("Nothing found")
+
+
+async def test_all_but_live_updates_works_without_javascript(dsn: str, stored: Jobs) -> None:
+    ids = stored.add_many(3, "a")
+    stored.exhaust(*ids)
+    app = create_app(dsn)
+    async with (
+        served(app) as url,
+        browsing() as browser,
+        opened(browser, url, java_script_enabled=False) as watched,
+    ):
+        page = watched.page
+        await page.goto("/jobs")
+        await page.fill("input[name=token]", app.state.door.token)
+        await page.click("main button")
+        await expect(page).to_have_url(f"{url}/jobs")
+        await page.fill("#q", "state:failed")
+        await page.click(".filter button")
+        await page.check("input[name=all]")
+        await page.click("text=Continue…")
+        await expect(page.locator("h1")).to_contain_text("Retry 3 jobs?")
+        await page.click("main form button")
+        await expect(page.locator("[role=status]")).to_contain_text("3 job(s) will be tried again")
+        await page.goto("/maintenance")
+        await expect(page.locator("main")).to_contain_text("retry")
+        await page.goto(f"/jobs/{ids[0]}")
+        await page.click("summary:has-text('Edit')")
+        await page.fill("textarea", '{"n" :  1.10}')
+        await page.click("text=Save")
+        await expect(page.locator("#payload")).to_have_text('{"n" :  1.10}')
+    assert stored.one(ids[0])["json"] == '{"n" :  1.10}'
+
+
+@pytest.mark.parametrize(("scheme", "width"), COMBINATIONS)
+async def test_pages_are_accessible_fit_and_ask_nothing_of_others(
+    dsn: str, stored: Jobs, scheme: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    if shutil.which("npm") is None:
+        missing("npm is not installed: axe can't be fetched")
+    at = COMBINATIONS.index((scheme, width))
+    # Each run looks at a part, `--long` at all.
+    pages = PAGES if request.config.getoption("--long") else PAGES[at :: len(COMBINATIONS)]
+    source = await asyncio.to_thread(axe_source)
+    fill(stored)
+    app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
+    options: dict[str, Any] = {
+        "viewport": {"width": width, "height": 800},
+        "color_scheme": scheme,
+    }
+    async with (
+        served(app) as url,
+        browsing() as browser,
+        opened(browser, url, **options) as watched,
+    ):
+        for path in pages:
+            await watched.page.goto(path)
+            assert await serious_faults(watched.page, source) == [], path
+            wide = await watched.page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, f"{path} is {wide} pixels wide"
+        # The browser notes the status of the page that is not there.
+        watched.faults = [each for each in watched.faults if "404" not in each]
+
+
+async def test_below_a_prefix_links_cookies_and_events_stay_there(dsn: str, stored: Jobs) -> None:
+    inner = create_app(databases={"prod": dsn, "test": dsn})
+
+    # The server tells only the outer application when it ends.
+    @asynccontextmanager
+    async def lifespan(_host: FastAPI) -> AsyncIterator[None]:
+        async with inner.router.lifespan_context(inner):
+            yield
+
+    host = FastAPI(lifespan=lifespan)
+    host.mount("/jobs-admin", inner)
+    stored.add("a")
+    async with served(host) as url, browsing() as browser, opened(browser, url) as watched:
+        page = watched.page
+        await page.goto(f"/jobs-admin/?token={inner.state.door.token}")
+        await expect(page).to_have_url(f"{url}/jobs-admin/prod/")
+        await page.click(".side a:has-text('Jobs')")
+        await page.click("td.id a")
+        await expect(page).to_have_url(f"{url}/jobs-admin/prod/jobs/1")
+        await page.click(".databases a:has-text('test')")
+        await expect(page).to_have_url(f"{url}/jobs-admin/test/")
+        async with page.expect_request("**/jobs-admin/test/api/v1/events"):
+            await page.reload()
