@@ -106,6 +106,26 @@ def _msgspec() -> ModuleType | None:
         return None
 
 
+_STRUCTURE: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[][{},]')
+
+
+def texts_of_items(array: bytes) -> list[str]:
+    """The JSON text of each item of an array that is valid JSON, as it is written there."""
+    text = array.decode()
+    found: list[str] = []
+    depth, begin = 0, text.index("[") + 1
+    for token in _STRUCTURE.finditer(text):
+        match token[0]:
+            case "[" | "{":
+                depth += 1
+            case "]" | "}":
+                depth -= 1
+        if (token[0] == "," and depth == 1) or depth == 0:
+            found.append(text[begin : token.start()].strip())
+            begin = token.end()
+    return found if found != [""] else []
+
+
 def loads(text: bytes | str) -> Any:
     """Decode JSON, keeping all digits of integers and lone surrogates in strings.
 

@@ -371,3 +371,13 @@ def decides(payload: str) -> Any:
             raise RetryIn(datetime(2050, 1, 1, tzinfo=UTC), "later")
         case _:
             raise Discard("not wanted")
+
+
+@task(executor="process")
+def fail_all_but_first(payload: list[Any]) -> list[Any]:
+    """Fail all items of a batch job but the first."""
+
+    async def fail() -> None:
+        raise ValueError
+
+    return [None, *(fail() for _ in payload[1:])]

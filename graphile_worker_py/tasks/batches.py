@@ -33,9 +33,9 @@ class Batch:
         failures: What items have raised so far, by their places.
     """
 
-    def __init__(self, items: Sequence[Any], results: Sequence[Any]) -> None:
+    def __init__(self, payload_json: bytes, results: Sequence[Any]) -> None:
         self.failures: dict[int, BaseException] = {}
-        self._items = items
+        self._payload_json = payload_json
         self._results = results
         self._unfinished = {
             at: result for at, result in enumerate(results) if inspect.isawaitable(result)
@@ -48,7 +48,8 @@ class Batch:
         """Await all results that are awaitable, at the same time."""
         try:
             async with asyncio.TaskGroup() as group:
-                for at, result in self._unfinished.items():
+                # Of a list, for an item may end as soon as its task is made (eager tasks).
+                for at, result in list(self._unfinished.items()):
                     group.create_task(self._settle(at, result))
         finally:
             _drop(self._results)
@@ -68,13 +69,14 @@ class Batch:
         """Look for items that have failed. Discarded items are not tried again.
 
         Raises:
-            BatchJobError: Some have failed.
-            ValueError: The failed items can't be written as JSON (nested too deeply).
+            BatchJobError: Some have failed. Its payload has their own JSON text, in which no
+                number has lost digits.
         """
         failed = [at for at in sorted(self.failures) if not isinstance(self.failures[at], Discard)]
         if failed:
             errors = [_of_item(self.failures[at]) for at in failed]
-            payload = json_codec.dumps([self._items[at] for at in failed]).decode()
+            texts = json_codec.texts_of_items(self._payload_json)
+            payload = f"[{','.join(texts[at] for at in failed)}]"
             raise BatchJobError(errors, payload, _longest_delay(errors))
 
     async def _settle(self, at: int, result: Awaitable[Any]) -> None:
@@ -145,7 +147,7 @@ def batch_of(
         return None
     items = json_codec.loads(payload_json)
     if isinstance(items, list) and len(items) == len(answer):
-        return Batch(items, answer)
+        return Batch(payload_json, answer)
     what = f"{len(items)} payload items" if isinstance(items, list) else "a payload that is no list"
     if _drop(answer):
         raise BatchAnswerError(
