@@ -39,6 +39,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.errors import IncompatibleSchemaError as IncompatibleSchemaError
     from graphile_worker_py.errors import MigrationError as MigrationError
     from graphile_worker_py.errors import MissingRightsError as MissingRightsError
+    from graphile_worker_py.errors import MissingTablesError as MissingTablesError
     from graphile_worker_py.errors import PayloadError as PayloadError
     from graphile_worker_py.errors import StoppedError as StoppedError
     from graphile_worker_py.errors import UnknownTaskError as UnknownTaskError
@@ -59,6 +60,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.options import LocalQueueOptions as LocalQueueOptions
     from graphile_worker_py.options import RefetchDelay as RefetchDelay
     from graphile_worker_py.options import WorkerOptions as WorkerOptions
+    from graphile_worker_py.options.history import HistoryRetention as HistoryRetention
     from graphile_worker_py.outcomes import Discard as Discard
     from graphile_worker_py.outcomes import RetryIn as RetryIn
     from graphile_worker_py.outcomes import RetryPolicy as RetryPolicy
@@ -82,6 +84,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.cancel_jobs import CancelState as CancelState
     from graphile_worker_py.sql.cleanup import CleanupPreview as CleanupPreview
     from graphile_worker_py.sql.cleanup import CleanupTask as CleanupTask
+    from graphile_worker_py.sql.error_groups import ErrorGroup as ErrorGroup
     from graphile_worker_py.sql.get_jobs import Fetched as Fetched
     from graphile_worker_py.sql.inspect import JobCounts as JobCounts
     from graphile_worker_py.sql.inspect import JobQueue as JobQueue
@@ -91,6 +94,10 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.inspect import StateCounts as StateCounts
     from graphile_worker_py.sql.known_crontabs import KnownCrontab as KnownCrontab
     from graphile_worker_py.sql.pools import DeadPool as DeadPool
+    from graphile_worker_py.sql.runs import JobRun as JobRun
+    from graphile_worker_py.sql.runs import RunOutcome as RunOutcome
+    from graphile_worker_py.sql.task_minutes import Percentiles as Percentiles
+    from graphile_worker_py.sql.task_minutes import TaskStats as TaskStats
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
     from graphile_worker_py.tasks.context import JobContext as JobContext
     from graphile_worker_py.tasks.sync_context import SyncJobContext as SyncJobContext

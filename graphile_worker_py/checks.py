@@ -3,9 +3,11 @@
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from graphile_worker_py.clock import parse_duration
 from graphile_worker_py.errors import ConfigurationError
 
 SMALLINT_MIN: Final = -32768
@@ -114,6 +116,22 @@ def check_seconds(
     if value > longest:
         raise ConfigurationError(f"{name} must be seconds, at most {longest:g}, not {value!r}")
     return float(value)
+
+
+def check_duration(name: str, value: object) -> float:
+    """Check a duration, as text or as a `timedelta`; returns it in seconds, above 0."""
+    given = value
+    if isinstance(value, str):
+        with suppress(ValueError, OverflowError):
+            given = parse_duration(value)
+    if not isinstance(given, timedelta):
+        allowed = "a duration such as 12h, 3d or 1d12h"
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    seconds = given.total_seconds()
+    if not 0 < seconds <= LONGEST:
+        allowed = f"above 0 and at most {LONGEST:g} seconds"
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    return seconds
 
 
 def check_delay(name: str, value: object) -> None:

@@ -1,6 +1,10 @@
-"""The clock of this process, and lengths of time in words."""
+"""The clock of this process, and lengths of time as people write them."""
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+_DURATION: Final = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 def utc_now() -> datetime:
@@ -32,3 +36,17 @@ def _in_unit(seconds: float) -> tuple[float, str]:
             break
         number, unit = number / size, larger
     return number, unit
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read a duration such as `90s`, `12h` or `1d12h`; the units are w, d, h, m and s.
+
+    Raises:
+        ValueError: The text is not a duration.
+        OverflowError: It is too long.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None or not any(found.groups()):
+        raise ValueError(f"{text!r} is not a duration")
+    weeks, days, hours, minutes, seconds = (int(number or 0) for number in found.groups())
+    return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)

@@ -23,6 +23,7 @@ from graphile_worker_py.options import (
     WorkerOptions,
 )
 from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind, Option
+from graphile_worker_py.options.history import HistoryRetention, retention
 
 P = TypeVar("P")
 
@@ -38,6 +39,7 @@ _DEBUG_VARIABLES: Final = ("GRAPHILE_LOGGER_DEBUG", "GRAPHILE_WORKER_DEBUG")
 _MISSPELT_TABLES: Final = (PROJECT_TABLE, PROJECT_TABLE.replace("-", ""))
 _LOCAL_QUEUE: Final = "local_queue."
 _REFETCH_DELAY: Final = "local_queue.refetch_delay."
+_RETENTION: Final = "history_retention."
 _EITHER_OR: Final = ("tasks", "task_directory")
 _YES: Final = ("true", "yes", "on", "1")
 _NO: Final = ("false", "no", "off", "0")
@@ -51,6 +53,8 @@ def worker_options(given: Mapping[str, Any]) -> WorkerOptions:
     """
     values = {name: value for name, value in given.items() if value is not None}
     values["schema"] = schema_name(given.get("schema"))
+    if "history_retention" in values:
+        values["history_retention"] = retention(values["history_retention"])
     return WorkerOptions(**values)
 
 
@@ -186,6 +190,9 @@ def runner_values(settings: Mapping[str, Setting]) -> dict[str, Any]:
                 f"{_REFETCH_DELAY}duration must be given where {_REFETCH_DELAY}{min(delay)} is"
             )
         queue["refetch_delay"] = RefetchDelay(**delay)
+    kept = _below(_RETENTION, found)
+    if kept:
+        values["history_retention"] = HistoryRetention(**kept)
     if queue:
         values["local_queue"] = LocalQueueOptions(**queue)
     worker_options({name: values[name] for name in values if name in WORKER_OPTION_NAMES})

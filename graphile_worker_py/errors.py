@@ -160,6 +160,10 @@ class RowsHiddenError(MissingRightsError):
     """Row-level security hides rows from the role; statements change nothing and do not fail."""
 
 
+class MissingTablesError(GraphileWorkerError):
+    """Tables of the side schema are missing, or the role may not use them."""
+
+
 class UnsupportedPostgresError(MigrationError):
     """The PostgreSQL server is older than the schema needs (12)."""
 

@@ -1,7 +1,7 @@
 """The options of `run` and `Runner`: check them, and build what they describe."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +24,7 @@ from graphile_worker_py.options import (
     WorkerOptions,
 )
 from graphile_worker_py.options.declaring import Kind, Option
+from graphile_worker_py.options.history import HistoryRetention
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
@@ -39,6 +40,8 @@ from graphile_worker_py.workers.wiring import build_pool, own_connections
 if TYPE_CHECKING:
     from graphile_worker_py.cron import ParsedCronItem
 
+HISTORY: Final = "graphile_worker_py.history.plugin:History"
+"""The plugin that keeps history. It is named here only, because the core imports no leaf."""
 MOST_NAMES: Final = 20
 """Maximum number of task names in a log line."""
 
@@ -78,6 +81,10 @@ class RunnerOptions(TypedDict, total=False):
     listen_echo_interval: float | None
     watchdog_timeout: float | None
     no_side_schema: bool | None
+    history: str | None
+    history_retention: HistoryRetention | Mapping[str, Any] | None
+    history_payloads: bool | None
+    result_limit: int | None
     heartbeat_interval: float | None
     dead_after: float | None
     max_crashes: int | None
@@ -216,8 +223,6 @@ class Setup:
                 check(name, given[name])
         self.logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
         self.events: Events = given.get("events", Events())
-        self.hooks = Hooks(given.get("hooks", ()))
-        self.hooks.setup(self.events)
         self.handles_signals = not given.get("no_handle_signals", False)
         self._waits = waits
         self._watchdog_exit: bool = given.get("watchdog_exit", False)
@@ -226,6 +231,9 @@ class Setup:
         self._options: WorkerOptions = config.worker_options(
             {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
         )
+        leaves = () if self._options.no_side_schema else (HISTORY,)
+        self.hooks = Hooks(given.get("hooks", ()), leaves=leaves)
+        self.hooks.setup(self.events)
         if self._options.listen_connection_string is not None:
             checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
         self._tasks = _tasks(given, self.logger)

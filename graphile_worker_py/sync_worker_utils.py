@@ -23,6 +23,7 @@ from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.looking_back import SyncLooksBack
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.blocking import SyncDatabase
@@ -66,7 +67,7 @@ class _Opening:
     stack: ExitStack
 
 
-class SyncWorkerUtils(SyncSteering):
+class SyncWorkerUtils(SyncSteering, SyncLooksBack):
     """`WorkerUtils` without an event loop, for Django, Flask and scripts; a context manager.
 
     Args:

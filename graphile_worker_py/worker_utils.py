@@ -18,6 +18,7 @@ from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.looking_back import LooksBack
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
@@ -37,7 +38,7 @@ from graphile_worker_py.steering.steering import Steering
 T = TypeVar("T")
 
 
-class WorkerUtils(JobAdder, Steering):
+class WorkerUtils(JobAdder, Steering, LooksBack):
     """Adds and administers jobs; an async context manager.
 
     Entering it installs or upgrades the schema where that is needed, as Graphile Worker does.

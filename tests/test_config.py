@@ -106,12 +106,14 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "tasks": ("'app.tasks'", "app.tasks", "app.tasks"),
     "log_format": ("'json'", "json", "json"),
     "log_level": ("'debug'", "debug", "debug"),
+    "history": ("'all'", "all", "all"),
 }
 SAMPLE_OF_KIND: dict[Kind, tuple[str, str, Any]] = {
     Kind.TEXT: ("'other'", "other", "other"),
     Kind.PATH: ("'/srv/it'", "/srv/it", "/srv/it"),
     Kind.WHOLE: ("7", "7", 7),
     Kind.SECONDS: ("500.5", "500.5", 500.5),
+    Kind.DURATION: ("'2w'", "2w", "2w"),
     Kind.YES_NO: ("false", "No", False),
     Kind.TEXTS: ("['a', 'b']", "a, b", ["a", "b"]),
 }
@@ -614,7 +616,7 @@ def test_the_help_of_run_states_each_default(folder: Path) -> None:
 
 def test_the_options_of_the_runner_are_those_that_code_may_set() -> None:
     entries = {name.partition(".")[0] for name, option in OPTIONS.items() if option.in_code}
-    entries |= {option.name for option in CODE_OPTIONS} | {"local_queue"}
+    entries |= {option.name for option in CODE_OPTIONS} | {"local_queue", "history_retention"}
     assert entries == set(RunnerOptions.__annotations__)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from graphile_worker_py import (
     ConfigurationError,
     Events,
+    HistoryRetention,
     LocalQueueOptions,
     RefetchDelay,
     Runner,
@@ -43,6 +45,8 @@ GOOD: list[dict[str, Any]] = [
     {"graceful_shutdown_abort_timeout": 0},
     {"no_side_schema": True},
     {"heartbeat_interval": 0.5, "dead_after": 1},
+    {"history": "all", "history_payloads": True, "result_limit": 1024**2},
+    {"history_retention": HistoryRetention(completed="1d12h", failed=timedelta(weeks=2))},
     {"max_crashes": 0},
     {"max_crashes": 2},
     {"listen_connection_string": "host=direct", "listen_echo_interval": 0},
@@ -65,6 +69,10 @@ BAD: list[tuple[str, list[Any]]] = [
     ("max_reset_locked_interval", [0, 479]),
     ("graceful_shutdown_abort_timeout", [-1, float("nan"), "5"]),
     ("no_side_schema", [1, "yes"]),
+    ("history", ["some", "", 7, True]),
+    ("history_retention", [5, "3d"]),
+    ("history_payloads", [1, "yes"]),
+    ("result_limit", [0, -1, 1024**2 + 1, "64"]),
     ("heartbeat_interval", [0, -1, 4.1, "2"]),
     ("dead_after", [0, 3.9, float("inf")]),
     ("max_crashes", [1, -1, 2.0, True, False]),
@@ -94,6 +102,22 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_name(name: str, value: 
     # The message shows the value, too.
     shown = str(value) if name.endswith("locked_interval") else repr(value)
     assert shown in str(refused.value) or isinstance(value, list)
+
+
+@pytest.mark.parametrize(
+    "value", ["0d", "", "3", "d3", "3 d", "-3d", "99999999w", 3, None, timedelta(0)]
+)
+@pytest.mark.parametrize("name", ["completed", "failed", "counters"])
+def test_a_retention_that_is_no_duration_above_0_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^history_retention\.{name} must be "):
+        HistoryRetention(**{name: value})
+    with pytest.raises(ConfigurationError, match=rf"^history_retention\.{name} must be "):
+        Runner("", tasks={"work": print}, history_retention={name: value})
+
+
+def test_a_retention_of_something_else_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown key 'done' in history_retention"):
+        Runner("", tasks={"work": print}, history_retention={"done": "3d"})
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from graphile_worker_py import (
 from graphile_worker_py.cli.main import main as command_line
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenSuccess, PoolRecovered
 from graphile_worker_py.schema import rights
+from graphile_worker_py.sql import history_tables
 from tests.support.eventually import eventually
 from tests.support.node import BOTH_INSTALLERS
 from tests.support.pages import blocks_of
@@ -39,8 +40,14 @@ PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", 
 GRANTED = """
 select relname::text as name
 from pg_class
-where relnamespace = %s::regnamespace and relkind = 'r' and has_table_privilege(%s, oid, %s)
+where relnamespace = %s::regnamespace
+  and relkind in ('r', 'p') and not relispartition and has_table_privilege(%s, oid, %s)
 order by relname
+"""
+
+OLD_PARTITION = """
+create table graphile_worker_py.runs_failed_20200101
+partition of graphile_worker_py.runs_failed for values from ('2020-01-01') to ('2020-01-02')
 """
 
 # What nobody but the owner may do; and the first two not even he.
@@ -269,7 +276,69 @@ def test_a_worker_role_has_the_rights_that_a_worker_needs_and_no_more(roles: Rol
         "migrations": ["select"],
         "pools": everything,
         "suspects": everything,
+        "leaf_migrations": ["select"],
+        "leaders": everything,
+        "runs_completed": ["select", "insert"],
+        "runs_failed": ["select", "insert"],
+        "task_minutes": ["select", "insert", "update"],
+        "job_state": everything,
+        "awaited": everything,
     }
+
+
+async def test_a_worker_role_without_rights_for_history_works_without_and_says_so(
+    roles: Roles, told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = Jobs(roles.dsn)
+    worker = roles.named("jobs_worker")
+    jobs.query(f"revoke select on graphile_worker_py.leaf_migrations from {worker}")
+    jobs.add("work")
+    options: Any = {"tasks": {"work": print}, "events": told.events}
+    async with Runner(roles.as_("jobs_worker"), **options) as runner:
+        await told.seen(JobSuccess)
+        assert [trouble.partition(":")[0] for trouble in runner.health().troubles] == [
+            "history is not kept"
+        ]
+        assert runner.pool_id in {
+            row["pool_id"] for row in jobs.query("select pool_id from graphile_worker_py.pools")
+        }
+    # With the right to read which tables there are, but not to write them.
+    jobs.query(f"grant select on graphile_worker_py.leaf_migrations to {worker}")
+    jobs.query(f"revoke insert on graphile_worker_py.runs_completed from {worker}")
+    jobs.add("work")
+    async with Runner(roles.as_("jobs_worker"), history="all", **options) as runner:
+        await told.seen(JobSuccess, count=2)
+        await eventually(lambda: jobs.ids() == [])
+        assert "permission denied for table runs_completed" in str(runner.health().rider_error)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.partition(" (")[0] for text in warnings] == [
+        "Could not create the tables of 'leaders' in the schema graphile_worker_py",
+        "Could not create the tables of 'history' in the schema graphile_worker_py",
+        "Recording outcomes without history for 60 s",
+    ]
+
+
+async def test_a_worker_role_adds_and_drops_partitions(roles: Roles, told: Told) -> None:
+    jobs = Jobs(roles.dsn)
+    jobs.query("drop table graphile_worker_py.runs_failed cascade")
+    with psycopg.connect(roles.as_("jobs_owner"), autocommit=True) as conn:
+        (failed,) = [text for text in history_tables.MIGRATIONS[0] if "runs_failed (\n" in text]
+        conn.execute(failed)
+        conn.execute(OLD_PARTITION)
+        conn.execute(
+            f"grant select, insert on graphile_worker_py.runs_failed to "
+            f"{roles.named('jobs_worker')}".encode()
+        )
+    names = "select relname::text as name from pg_class where relname like 'runs\\_failed\\_2%'"
+    options: Any = {"tasks": {"work": print}, "events": told.events, "heartbeat_interval": 0.2}
+    async with Runner(roles.as_("jobs_worker"), dead_after=10, **options) as runner:
+        await eventually(
+            lambda: (
+                len(found := {row["name"] for row in jobs.query(names)}) == 9
+                and "runs_failed_20200101" not in found
+            )
+        )
+        assert runner.health().plugin_failures == 0
 
 
 async def test_a_worker_without_one_of_its_rights_names_it_and_does_not_start(

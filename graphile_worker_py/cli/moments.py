@@ -1,12 +1,12 @@
 """Points in time on the command line: ISO 8601, or a time from now."""
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 import click
 
-_FROM_NOW: Final = re.compile(r"\+(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+from graphile_worker_py.clock import parse_duration, utc_now
+
 _ALLOWED: Final = (
     "an ISO 8601 time as 2026-01-31T04:00:00Z, a time from now as +10m or +1d12h, or now"
 )
@@ -19,15 +19,10 @@ def parse_moment(text: str) -> datetime:
         ValueError: The text is not a point in time; the message says what is allowed.
     """
     if text == "now":
-        return datetime.now(UTC)
+        return utc_now()
     try:
-        if from_now := _FROM_NOW.fullmatch(text):
-            numbers = [int(number or 0) for number in from_now.groups()]
-            if any(from_now.groups()):
-                weeks, days, hours, minutes, seconds = numbers
-                return datetime.now(UTC) + timedelta(
-                    weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds
-                )
+        if text.startswith("+"):
+            return utc_now() + parse_duration(text[1:])
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is not {_ALLOWED}") from error

@@ -11,7 +11,7 @@ from graphile_worker_py.cli.exits import note_settings, told_clearly
 from graphile_worker_py.options import OPTIONS
 from graphile_worker_py.options.declaring import Kind, Option
 
-_METAVARS: Final = {Kind.WHOLE: "N", Kind.SECONDS: "SECONDS"}
+_METAVARS: Final = {Kind.WHOLE: "N", Kind.SECONDS: "SECONDS", Kind.DURATION: "TIME"}
 Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

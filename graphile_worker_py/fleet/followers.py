@@ -5,7 +5,7 @@ heartbeat.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from psycopg import AsyncConnection
@@ -53,13 +53,13 @@ class Followers:
         self.failures = 0
         self.last_error: str | None = None
         self._database = database
+        self._leader = leader
         self._about = {"pool_id": pool_id}
         self._logger = logger
         self._all = list(beating)
         if leader.has_chores:
             self._all.insert(0, Beating(name=_LEASE, leaf=leaders.LEAF, beat=leader.renew))
         self._share = patience / max(1, len(self._all))
-        self._applied: Mapping[str, int] = {}
         self._beats = 0
         self._failing: set[str] = set()
 
@@ -69,14 +69,14 @@ class Followers:
             return
         await self._do(_READ, self._read_revisions, conn)
         for each in self._all:
-            if own.is_ready(each.leaf, self._applied) and not conn.closed:
+            if own.is_ready(each.leaf, self._leader.applied) and not conn.closed:
                 await self._do(each.name, each.beat, conn)
 
     async def _read_revisions(self, conn: AsyncConnection[Any]) -> None:
         """Look which tables there are: at the first heartbeat, and later if some are missing."""
-        ready = all(own.is_ready(each.leaf, self._applied) for each in self._all)
+        ready = all(own.is_ready(each.leaf, self._leader.applied) for each in self._all)
         if not ready and self._beats % READ_AGAIN == 0:
-            self._applied = await own.leaf_revisions(self._database, conn=conn)
+            self._leader.applied = await own.leaf_revisions(self._database, conn=conn)
         self._beats += 1
 
     async def _do(
@@ -91,7 +91,7 @@ class Followers:
         except Exception as error:
             self._failed(name, error)
             if isinstance(error, own.MISSING):
-                self._applied, self._beats = {}, 0  # read anew with the next heartbeat
+                self._leader.applied, self._beats = {}, 0  # read anew with the next heartbeat
         else:
             self._failing.discard(name)
 

@@ -6,7 +6,7 @@ ends. A leader that stalls may meet its successor: each chore must be safe if tw
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from psycopg import AsyncConnection, errors
@@ -22,9 +22,11 @@ from graphile_worker_py.sql import leaders
 LEASE: Final = 3
 """How many heartbeats a lease lasts."""
 CHORE_PATIENCE: Final = 60.0
-"""Seconds that a chore may take."""
+"""Seconds that a chore may take, and that it waits for a connection of the pool."""
 ABSTAIN_FOR: Final = 60.0
 """Seconds for which a pool that lacks the rights for a chore leaves the lease to other pools."""
+
+own.register_migrations(leaders.LEAF, leaders.MIGRATIONS)
 
 
 class Leader:
@@ -40,6 +42,7 @@ class Leader:
     Attributes:
         failures: How many times a chore failed.
         last_error: The last of these errors; None if there was none.
+        applied: How many migrations of each leaf were applied.
     """
 
     def __init__(
@@ -63,10 +66,10 @@ class Leader:
         self._abstains_until = 0.0
         self._due = dict.fromkeys((chore.name for chore in chores), 0.0)
         self._failing: dict[str, str] = {}
+        self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
         self._closed = asyncio.Event()
-        if chores:
-            own.register_migrations(leaders.LEAF, leaders.MIGRATIONS)
+        self.applied: Mapping[str, int] = {}
 
     @property
     def has_chores(self) -> bool:
@@ -80,13 +83,15 @@ class Leader:
 
     async def renew(self, conn: AsyncConnection[Any]) -> None:
         """Take or renew the lease, unless another pool has it."""
-        sent = asyncio.get_running_loop().time()
-        if sent < self._abstains_until:
-            return
-        query = leaders.lead(self._pool_id, worker_schema=self._database.schema, lease=self._lease)
-        if await self._database.run(query, conn=conn):
-            self._until = sent + self._lease
-            self._wake.set()
+        async with self._turn:
+            sent = asyncio.get_running_loop().time()
+            if self._closed.is_set() or sent < self._abstains_until:
+                return
+            schema = self._database.schema
+            query = leaders.lead(self._pool_id, worker_schema=schema, lease=self._lease)
+            if await self._database.run(query, conn=conn):
+                self._until = sent + self._lease
+                self._wake.set()
 
     def close(self) -> None:
         """Let `run` end; a chore that has begun is cut off."""
@@ -105,16 +110,15 @@ class Leader:
             self._wake.clear()
             for chore in self._chores:
                 now = asyncio.get_running_loop().time()
-                if self.leads and now >= self._due[chore.name]:
+                is_due = now >= self._due[chore.name] and own.is_ready(chore.leaf, self.applied)
+                if self.leads and is_due:
                     self._due[chore.name] = now + chore.interval
                     await self._do(chore)
 
     async def _do(self, chore: Chore) -> None:
         try:
-            # A chore may change settings of its session, and the pool's connections are for jobs.
             async with (
-                asyncio.timeout(2 * CHORE_PATIENCE),
-                self._database.new_connection() as conn,
+                self._database.connection(CHORE_PATIENCE) as conn,
                 ended_after(CHORE_PATIENCE, conn),
             ):
                 await chore.run(conn)
@@ -144,6 +148,7 @@ class Leader:
         self._until = 0.0
         query = leaders.step_down(self._pool_id, worker_schema=self._database.schema)
         try:
-            await self._database.run(query, within=self._lease)
+            async with self._turn:  # not while the lease is being renewed
+                await self._database.run(query, within=self._lease)
         except Exception as error:  # the lease ends without it
             self._logger.debug("Could not give the lease back (%s)", one_line(error))

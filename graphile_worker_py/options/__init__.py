@@ -34,6 +34,7 @@ from graphile_worker_py.options.declaring import (
     options_of,
     or_none,
 )
+from graphile_worker_py.options.history import HistoryOptions
 
 ForbiddenFlags = (
     Sequence[str]
@@ -113,7 +114,7 @@ class LocalQueueOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
+class WorkerOptions(HistoryOptions):
     """The checked options of a worker pool. Names are Graphile Worker's, durations are seconds.
 
     Raises:

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     PATH = "path"
     WHOLE = "whole number"
     SECONDS = "seconds"
+    DURATION = "duration"
     YES_NO = "true or false"
     TEXTS = "list of strings"
     OBJECT = "Python object"

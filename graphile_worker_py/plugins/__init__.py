@@ -102,13 +102,16 @@ class Chore:
     Attributes:
         name: What it does, as a verb with its object: it completes `Could not …` in the log.
         interval: Seconds between two runs; the first one follows as soon as a pool leads.
-        run: Called with a connection of this chore alone, in autocommit mode. It is cut off after
-            a minute, so it works in small chunks. Two pools may do it at the same moment.
+        run: Called with a connection of the pool, in autocommit mode; it must leave the settings
+            of the session as they are. It is cut off after a minute, so it works in small chunks.
+            Two pools may do it at the same moment.
+        leaf: As for the plugin, which it is taken from.
     """
 
     name: str
     interval: float
     run: Callable[[AsyncConnection[Any]], Awaitable[None]]
+    leaf: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +246,15 @@ class Plugin:
             pool: As for `parts`.
         """
         return ()
+
+    def trouble(self, pool: Any) -> str | None:
+        """What the plugin can't do at the moment, and why; None if all is well.
+
+        For the health of the pool, so it must be quick, and may not raise.
+
+        Args:
+            pool: As for `parts`.
+        """
 
     async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> None:
         """Release what dead pools held, in the transaction that frees their jobs.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from inspect import iscoroutinefunction
@@ -46,15 +47,16 @@ class Hooks:
 
     Args:
         plugins: See `Plugins`.
+        leaves: Paths of plugins that are optional parts of this package; they are the outermost.
 
     Raises:
         ConfigurationError: One is not a plugin, or can't be imported.
     """
 
-    def __init__(self, plugins: Plugins = ()) -> None:
+    def __init__(self, plugins: Plugins = (), *, leaves: Iterable[str] = ()) -> None:
         if isinstance(plugins, str | bytes | Plugin) or not isinstance(plugins, Iterable):
             raise ConfigurationError(f"hooks must be a list of plugins, not {plugins!r}")
-        self.plugins = [_plugin(each) for each in plugins]
+        self.plugins = [_plugin(each) for each in (*leaves, *plugins)]
 
     def setup(self, events: Events) -> None:
         """Let plugins subscribe to events.
@@ -127,11 +129,23 @@ class Hooks:
 
     def chores(self, pool: Any) -> list[Chore]:
         """What plugins let the leader do."""
-        return [chore for plugin in self._overriding("chores") for chore in plugin.chores(pool)]
+        return [
+            replace(chore, leaf=plugin.leaf)
+            for plugin in self._overriding("chores")
+            for chore in plugin.chores(pool)
+        ]
 
     def settled(self, pool: Any) -> list[Callable[[Sequence[Settled]], None]]:
         """What plugins do with outcomes that were recorded."""
         return [partial(plugin.settled, pool) for plugin in self._overriding("settled")]
+
+    def troubles(self, pool: Any) -> tuple[str, ...]:
+        """What plugins can't do for a pool at the moment."""
+        return tuple(
+            trouble
+            for plugin in self._overriding("trouble")
+            if (trouble := plugin.trouble(pool)) is not None
+        )
 
     @property
     def recovering(self) -> Sequence[Plugin]:

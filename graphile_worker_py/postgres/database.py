@@ -10,6 +10,7 @@ from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, AsyncRawCursor, errors
+from psycopg.sql import Composed
 
 from graphile_worker_py import clock
 from graphile_worker_py.errors import one_line
@@ -259,6 +260,10 @@ class Database:
     async def run_script(self, text: LiteralString, *, conn: AsyncConnection[Any]) -> None:
         """Send statements without values, separated by semicolons, in one go on a connection."""
         await conn.execute(self.statements[text])
+
+    async def run_composed(self, statement: Composed, *, conn: AsyncConnection[Any]) -> None:
+        """Send a statement on the definition of tables, whose names are not constants."""
+        await conn.execute(statement)
 
     async def until_won(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Await a transaction of ours, again if it lost a race with another one.

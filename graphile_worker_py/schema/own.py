@@ -112,16 +112,21 @@ async def check_trust(database: Database, conn: AsyncConnection[Any]) -> bool:
 async def leaf_revisions(
     database: Database, *, conn: AsyncConnection[Any] | None = None
 ) -> dict[str, int]:
-    """Read how many migrations of each leaf were applied; a leaf without any is left out."""
+    """Read how many migrations of each leaf were applied; a leaf without any is left out.
+
+    Where the role may not read that, it is as if there were none.
+    """
     # Asked for first: a statement that fails would end the transaction of a caller's connection.
-    if not await database.run(own_schema.read_leaf_table_exists(), conn=conn):
+    if not await database.run(own_schema.read_leaf_table_is_readable(), conn=conn):
         return {}
     return await database.run(own_schema.read_leaf_revisions(), conn=conn)
 
 
 def is_ready(leaf: str | None, applied: Mapping[str, int]) -> bool:
     """Whether all registered migrations of a leaf were applied; a plugin without leaf is ready."""
-    return leaf is None or applied.get(leaf, 0) >= len(REGISTERED.get(leaf, ()))
+    if leaf is None:
+        return True
+    return leaf in REGISTERED and applied.get(leaf, 0) >= len(REGISTERED[leaf])
 
 
 async def _until_no_clash(attempt: Callable[[], Awaitable[None]]) -> None:

@@ -169,6 +169,19 @@ def read_leaf_table_exists() -> Query[bool]:
     return Query(_LEAF_TABLE_EXISTS, (), lambda rows: bool(rows[0][0]), prepare=False)
 
 
+# Null, and so not true, where the table is missing.
+_LEAF_TABLE_IS_READABLE: Final = """
+select pg_catalog.has_table_privilege(
+  pg_catalog.to_regclass('graphile_worker_py.leaf_migrations')::pg_catalog.oid, 'select'
+)
+"""
+
+
+def read_leaf_table_is_readable() -> Query[bool]:
+    """Whether the table that records the migrations of leaves exists, and the role may read it."""
+    return Query(_LEAF_TABLE_IS_READABLE, (), lambda rows: bool(rows[0][0]), prepare=False)
+
+
 _LEAF_REVISIONS: Final = """
 select leaf_migrations.leaf, pg_catalog.max(leaf_migrations.id)
 from graphile_worker_py.leaf_migrations

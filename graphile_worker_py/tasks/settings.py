@@ -14,11 +14,11 @@ from graphile_worker_py.checks import (
 )
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH
+from graphile_worker_py.options.history import HistoryLevel
 from graphile_worker_py.outcomes import RetryPolicy
 
 HistoryName: TypeAlias = Literal["none", "failed", "all"]
 LogLevel: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-HISTORIES: Final = ("none", "failed", "all")
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 OfPayload: TypeAlias = Callable[[Any], str | None]
 """Given the payload as it is passed to `add_job`, returns a value for the job."""
@@ -87,7 +87,7 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], object]]] = {
     "max_attempts": lambda name, value: check_smallint(name, value, smallest=1),
     "flags": check_texts,
     "job_key": _check_text_or_function(MAX_JOB_KEY_LENGTH),
-    "history": lambda name, value: check_one_of(name, value, allowed=HISTORIES),
+    "history": lambda name, value: check_one_of(name, value, allowed=HistoryLevel),
     "keep_result": check_flag,
     "capture_logs": lambda name, value: check_one_of(name, value, allowed=LOG_LEVELS),
 }

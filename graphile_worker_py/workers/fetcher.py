@@ -84,6 +84,11 @@ class Fetcher:
         self._limit: asyncio.Timeout | None = None
         self._fetching: asyncio.Task[Any] | None = None
 
+    @property
+    def task_ids(self) -> TaskIds:
+        """The ids of the pool's tasks in this database."""
+        return self._task_ids
+
     async def register_tasks(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         """Register the tasks in the database and learn their ids; `run` sends queries."""
         names = sorted(self._tasks)

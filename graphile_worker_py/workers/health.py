@@ -51,6 +51,7 @@ class Health:
         leads: Whether the pool is the leader of its schema, which does chores for all pools.
         plugin_failures: How often chores failed, or what plugins do after a heartbeat.
         plugin_error: The last of these errors; None if there was none.
+        troubles: What plugins can't do at the moment, and why, in words.
         last_error: The last error of the pool, not of its jobs; None if there was none.
         last_error_at: When it occurred.
     """
@@ -74,6 +75,7 @@ class Health:
     leads: bool
     plugin_failures: int
     plugin_error: str | None
+    troubles: tuple[str, ...]
     last_error: str | None
     last_error_at: datetime | None
 

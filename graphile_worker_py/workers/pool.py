@@ -26,6 +26,7 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.sql.task_ids import TaskIds
 from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
@@ -113,6 +114,11 @@ class WorkerPool:
         """The jobs that run now, by their ids; each of them can be asked to end."""
         return self.parts.team.running
 
+    @property
+    def task_ids(self) -> TaskIds:
+        """The ids of the pool's tasks in this database."""
+        return self.parts.fetcher.task_ids
+
     def server_time(self, moment: float) -> float | None:
         """The server's clock at a moment of `perf_counter`; see `Gaps.server_time`."""
         return self.parts.heartbeat.server_time(moment)
@@ -184,6 +190,7 @@ class WorkerPool:
             leads=parts.leader.leads,
             plugin_failures=parts.plugin_failures,
             plugin_error=parts.plugin_error,
+            troubles=self.hooks.troubles(self),
             last_error=vitals.last_error,
             last_error_at=vitals.last_error_at,
         )

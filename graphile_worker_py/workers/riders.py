@@ -1,9 +1,9 @@
 """The riders of a pool: which take part in a statement, and which are left out after errors."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final, TypeAlias
 
 import psycopg
@@ -54,8 +54,8 @@ class Riders:
 
     @property
     def left_out(self) -> bool:
-        """Whether riders are left out at the moment."""
-        return asyncio.get_running_loop().time() < self._left_out_until
+        """Whether riders are left out at the moment; asked by tasks in threads, too."""
+        return monotonic() < self._left_out_until
 
     def __bool__(self) -> bool:
         return bool(self._riders)
@@ -83,12 +83,13 @@ class Riders:
     def failed(self, riders: Sequence[Rider], error: Exception) -> None:
         """Count a statement that failed with these riders, and leave them out if that may help."""
         self.failures.update(rider.name for rider in riders)
-        self.last_error = one_line(error)
+        known, self.last_error = self.last_error, one_line(error)
         state = error.sqlstate if isinstance(error, psycopg.Error) else None
         if state is not None and (state.startswith("42") or state == "23514"):
             # A missing table, column, right or partition.
-            self._left_out_until = asyncio.get_running_loop().time() + self._left_out_for
-            self._logger.warning(
+            self._left_out_until = monotonic() + self._left_out_for
+            self._logger.log(
+                logging.DEBUG if known == self.last_error else logging.WARNING,
                 "Recording outcomes without %s for %.0f s (%s)",
                 ", ".join(rider.name for rider in riders),
                 self._left_out_for,

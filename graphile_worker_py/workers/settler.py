@@ -257,7 +257,8 @@ class Settler:
             self._events.emit(events.JobLost(pool_id=self._pool_id, job_ids=lost))
             recorded = [each for each in batch if each[0].id in written]
         self._holdings.recorded(_jobs_of(batch))
-        self._let_count(recorded)
+        if recorded:
+            self._let_count(recorded)
         for rider in left_behind:
             await self._ride_singly(rider, [each for each in batch if each[0].id in written])
 

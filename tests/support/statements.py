@@ -17,6 +17,8 @@ from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.return_jobs import return_jobs
+from graphile_worker_py.sql.run_riders import completed_runs, failed_runs
+from graphile_worker_py.sql.task_ids import TaskIds
 
 SCHEMA = "graphile_worker"
 PLANNED = re.compile(r"\s*(select|with|insert|update|delete)\b")
@@ -102,8 +104,12 @@ def all_statements() -> Iterator[tuple[str, str]]:
     rider = BoundRider(
         "select changed.id from changed where changed.id = $r1::pg_catalog.int8", [1]
     )
-    yield "complete", complete_jobs([job], pool_id="p", riders=[rider]).text
-    yield "fail", fail_jobs([Failure(job, "no")], pool_id="p", riders=[rider]).text
+    about: dict[str, Any] = {"worker_schema": "s", "pool_id": "p", "awaited": True}
+    array: dict[str, Any] = {"ids": "{}", "durations": "{}", "ages": "{}"}
+    completed = completed_runs(**about, **array, payloads=True, tasks=TaskIds({}))
+    failed = failed_runs([], **about)
+    yield "complete", complete_jobs([job], pool_id="p", riders=[rider, completed]).text
+    yield "fail", fail_jobs([Failure(job, "no")], pool_id="p", riders=[rider, failed]).text
     yield "return", return_jobs([job], pool_id="p", riders=[rider]).text
 
 

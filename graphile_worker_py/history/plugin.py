@@ -1,0 +1,87 @@
+"""The plugin that keeps history: what a runner adds to its worker pools."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import AsyncConnection
+
+from graphile_worker_py.errors import one_line
+from graphile_worker_py.history import upkeep
+from graphile_worker_py.history.recorder import Recorder
+from graphile_worker_py.outcomes import Settled
+from graphile_worker_py.plugins import Chore, Part, Plugin, Rider
+from graphile_worker_py.schema.own import register_migrations
+from graphile_worker_py.sql import history_tables
+from graphile_worker_py.sql.pools import DeadPool
+
+KILLED: str = (
+    "The worker process died while this job was running: pool {pool.pool_id} (process {pool.pid} "
+    "on {pool.host})"
+)
+
+register_migrations(history_tables.LEAF, history_tables.MIGRATIONS)
+
+
+class History(Plugin):
+    """Keeps runs and counters of the jobs of a runner's worker pools."""
+
+    leaf = history_tables.LEAF
+
+    def __init__(self) -> None:
+        self._recorders: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
+        self._latest: Recorder | None = None
+
+    def _recorder(self, pool: Any) -> Recorder:
+        recorder = self._recorders.get(pool)
+        if recorder is None:
+            recorder = self._recorders[pool] = self._latest = Recorder(pool)
+        return recorder
+
+    def riders(self, pool: Any) -> Iterable[Rider]:
+        """Runs are written with the outcomes."""
+        return [Rider(name="history", bind=self._recorder(pool).bind)]
+
+    def settled(self, pool: Any, batch: Sequence[Settled]) -> None:
+        """Outcomes are counted."""
+        self._recorder(pool).settled(batch)
+
+    async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
+        """Counters are written."""
+        await self._recorder(pool).beat(conn)
+
+    def parts(self, pool: Any) -> Iterable[Part]:
+        """What was counted last is written when the pool ends."""
+        recorder = self._recorder(pool)
+
+        async def flush_at_end() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                try:
+                    await recorder.flush()
+                except (psycopg.Error, OSError) as error:
+                    pool.logger.debug("Could not write the last counters (%s)", one_line(error))
+
+        return [Part(name="write counters", run=flush_at_end)]
+
+    def chores(self, pool: Any) -> Iterable[Chore]:
+        """Partitions are added and dropped, and rows of jobs that are gone are deleted."""
+        return upkeep.chores(pool)
+
+    def trouble(self, pool: Any) -> str | None:
+        """Whether the tables are missing."""
+        return None if self._recorder(pool).ready else upkeep.MISSING
+
+    async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> None:
+        """Write runs of the jobs under which workers died."""
+        if self._latest is not None:
+            killed = [
+                (job, KILLED.format(pool=pool))
+                for pool in pools
+                for job in pool.jobs
+                if job.has_begun
+            ]
+            await self._latest.write_killed(conn, killed)

@@ -1,0 +1,94 @@
+"""Errors that are the same: of one task and exception type, raised at one place."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from graphile_worker_py.checks import check_text, check_whole
+from graphile_worker_py.job import from_timestamp
+from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.sql.side_tables import Moment, as_moment, reading
+
+DEFAULT_LIMIT: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorGroup:
+    """Errors that are the same.
+
+    Attributes:
+        task: Identifier of the task.
+        group: Type of the exception, and the function of the program in which it was raised.
+        count: How many attempts ended with it.
+        first_seen: When the first of them ended.
+        last_seen: When the last one ended.
+        job_id: The job of the last one.
+        error: Its message.
+    """
+
+    task: str
+    group: str
+    count: int
+    first_seen: datetime
+    last_seen: datetime
+    job_id: int
+    error: str | None
+
+
+_GROUPS: Final = """
+select groups.task, groups.error_group, groups.count, groups.first_seen, groups.last_seen,
+  sample.job_id, sample.error
+from (
+  select
+    runs.task,
+    runs.error_group,
+    pg_catalog.count(*) as count,
+    pg_catalog.min(runs.finished_at) as first_seen,
+    pg_catalog.max(runs.finished_at) as last_seen
+  from graphile_worker_py.runs_failed as runs
+  where runs.worker_schema = $1::pg_catalog.text
+    and runs.finished_at >= $2::pg_catalog.timestamptz
+    and ($3::pg_catalog.text is null or runs.task = $3::pg_catalog.text)
+    and runs.error_group is not null
+  group by runs.task, runs.error_group
+  order by 3 desc, 1, 2
+  limit $4::pg_catalog.int8
+) as groups
+cross join lateral (
+  select runs.job_id, runs.error
+  from graphile_worker_py.runs_failed as runs
+  where runs.worker_schema = $1::pg_catalog.text
+    and runs.task = groups.task
+    and runs.error_group = groups.error_group
+    and runs.finished_at = groups.last_seen
+  limit 1
+) as sample
+order by groups.count desc, groups.task, groups.error_group
+"""
+
+
+def error_groups(
+    worker_schema: str, *, task: str | None, since: Moment, limit: int
+) -> Steps[list[ErrorGroup]]:
+    """Read groups of errors, the largest first; see `WorkerUtils.error_groups`."""
+    if task is not None:
+        check_text("task", task)
+    check_whole("limit", limit, smallest=1)
+    now = yield from reading("runs_failed")
+    values = (worker_schema, as_moment("since", since, now), task, limit)
+    return (yield Query(_GROUPS, values, _read, prepare=False))  # type: ignore[no-any-return]
+
+
+def _read(rows: list[tuple[Any, ...]]) -> list[ErrorGroup]:
+    return [
+        ErrorGroup(
+            task=task,
+            group=group,
+            count=count,
+            first_seen=from_timestamp(first_seen),
+            last_seen=from_timestamp(last_seen),
+            job_id=job_id,
+            error=error,
+        )
+        for task, group, count, first_seen, last_seen, job_id, error in rows
+    ]
