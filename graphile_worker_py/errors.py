@@ -30,20 +30,50 @@ _SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, CancelledError)
 """Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
 
 
+LONGEST_MESSAGE: Final = 100_000
+"""Most characters of an error's message; a row of 50 MB slows down all who read the table."""
+_HEAD: Final = 80_000
+_TAIL: Final = 19_900
+"""Characters of head and tail that are kept of a longer one."""
+_DEEPEST: Final = 20
+"""How deeply nested the errors of groups are whose messages are part of the group's."""
+_MOST_PARTS: Final = 1000
+"""Of how many errors of a group the messages are part of its message."""
+
+
 def message_of(error: BaseException) -> str:
-    """An error's message; its type where it has none or fails to produce one."""
+    """An error's message; its type where it has none or fails to produce one. Never raises.
+
+    Of a long message, head and tail are kept.
+    """
+    return shortened(_message_of(error, depth=0))
+
+
+def _message_of(error: BaseException, *, depth: int) -> str:
     try:
-        message = str(error)
-    except Exception:  # a user's exception class may have a faulty __str__
+        message = str.__str__(str(error))  # which may be of a user's subclass of str
+    except BaseException:  # a user's exception class may have a __str__ that even exits
         message = ""
     if isinstance(error, BaseExceptionGroup):
-        parts = "\n".join(f"- {message_of(part)}" for part in error.exceptions)
-        return f"{message}\n{parts}"
+        if depth == _DEEPEST:
+            return f"{message}\n- …"
+        parts = [
+            f"- {_message_of(part, depth=depth + 1)}" for part in error.exceptions[:_MOST_PARTS]
+        ]
+        return "\n".join([message, *parts])
     if not message:
         return type(error).__name__
     if isinstance(error, _SAYS_NOTHING):
         return f"{type(error).__name__}: {message}"
     return message
+
+
+def shortened(text: str) -> str:
+    """A text of at most `LONGEST_MESSAGE` characters: head and tail of a longer one."""
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    left_out = len(text) - _HEAD - _TAIL
+    return f"{text[:_HEAD]}\n… {left_out} characters left out …\n{text[-_TAIL:]}"
 
 
 def one_line(error: BaseException) -> str:

@@ -14,7 +14,11 @@ import psycopg_pool
 import pytest
 
 from graphile_worker_py import JobContext, run_migrations, run_once, task
+from graphile_worker_py.errors import LONGEST_MESSAGE
 from graphile_worker_py.events import JobComplete, JobError, JobFailed, JobSuccess
+from graphile_worker_py.job import Job
+from graphile_worker_py.outcomes import Failed, Settled
+from graphile_worker_py.workers.settler import FAIL, MOST_CHARACTERS
 from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
 from tests.support.server import CREATE_LATIN1, Server
@@ -440,3 +444,83 @@ async def test_a_failure_is_logged_whatever_the_error_can_say(
     assert record.getMessage().startswith(f"Failed job {job_id} (fail, ")
     assert record.getMessage().endswith("attempt 1 of 1, giving up): UnspeakableError")
     assert record.__dict__["job_id"] == job_id
+
+
+async def test_of_a_long_error_head_and_tail_are_stored(dsn: str) -> None:
+    text = "begin\0" + "x" * 5_000_000 + "end"
+    stored = await last_error(dsn, ValueError(text))
+    assert LONGEST_MESSAGE - 100 < len(stored) <= LONGEST_MESSAGE + 10
+    assert stored.startswith("begin\\u0000xxx")
+    assert stored.endswith("xxxend")
+    assert stored.count(" characters left out …\n") == 1
+    fits = "é" * LONGEST_MESSAGE
+    assert await last_error(dsn, ValueError(fits)) == fits
+
+
+class HostileError(Exception):
+    """An error with odd manners."""
+
+    def __init__(self, said: Callable[[], Any]) -> None:
+        self.said = said
+
+    def __str__(self) -> str:
+        return self.said()  # type: ignore[no-any-return]
+
+
+class Odd(str):
+    """A text that is none."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def leave() -> None:
+    """End the process, if nobody minds."""
+    raise SystemExit(3)
+
+
+def nested(depth: int) -> BaseException:
+    """A group of errors within groups."""
+    error: Exception = ValueError("innermost")
+    for level in range(depth):
+        error = ExceptionGroup(f"level {level}", [error])
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [
+        (HostileError(leave), "HostileError"),
+        (HostileError(lambda: 5), "HostileError"),
+        (HostileError(lambda: Odd("odd")), "odd"),
+        (nested(2), "level 1 (1 sub-exception)\n- level 0 (1 sub-exception)\n- innermost"),
+        (ExceptionGroup("many", [ValueError("x" * 500_000)] * 3), None),
+        (nested(340), None),
+    ],
+)
+async def test_no_error_is_too_odd_to_be_recorded(
+    dsn: str, error: BaseException, stored: str | None
+) -> None:
+    found = await last_error(dsn, error)
+    assert found == stored if stored else len(found) <= LONGEST_MESSAGE
+
+
+def test_a_statement_has_a_bounded_size() -> None:
+    def failed(size: int) -> Settled:
+        failure = Failed(error=ValueError("no"), message="no", is_final=False, payload="x" * size)
+        return Job((), "fail"), failure, 0.0, 0.0
+
+    def sizes(batch: list[Settled]) -> list[int]:
+        """How many outcomes each statement has."""
+        found = []
+        while batch:
+            found.append(len(FAIL.portion(batch)))
+            batch = batch[found[-1] :]
+        return found
+
+    third = MOST_CHARACTERS // 3
+    assert sizes([failed(third - 10)] * 7) == [3, 3, 1]
+    assert sizes([failed(2 * MOST_CHARACTERS)] * 2 + [failed(0)] * 1000) == [1, 1, 1000]
+    assert sizes([failed(0), failed(2 * MOST_CHARACTERS)]) == [1, 1]

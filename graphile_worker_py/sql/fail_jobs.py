@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from graphile_worker_py.clock import utc_now
+from graphile_worker_py.errors import LONGEST_MESSAGE, shortened
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.outcomes import BoundRider, ids, record
@@ -63,6 +64,11 @@ class Failure:
     delay: float | datetime | None = None
     is_final: bool = False
 
+    @property
+    def size(self) -> int:
+        """About how many characters of a statement it takes."""
+        return min(len(self.message), LONGEST_MESSAGE) + len(self.payload or "")
+
     def in_ascii(self) -> "Failure":
         """The same with characters escaped that the database's encoding may lack."""
         return replace(
@@ -108,10 +114,11 @@ def retry_at(job: Job, delay: float | datetime | None) -> datetime:
 
 
 def storable(text: str) -> str:
-    """A text with U+0000 and lone surrogates escaped, which PostgreSQL can't store.
+    """A shortened text with U+0000 and lone surrogates escaped, which PostgreSQL can't store.
 
     They would fail the statement, and with it every outcome in it.
     """
+    text = shortened(text)
     if "\0" in text:
         text = text.replace("\0", "\\u0000")
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,5 +1,6 @@
 """Record the outcomes of a pool's jobs, in batches."""
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,12 @@ from graphile_worker_py.workers.batcher import Batcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.riders import Riders, Riding, is_data_error
 
+MOST_CHARACTERS: Final = 16 * 2**20
+"""Most characters of error texts and payloads in a statement, unless one outcome has more.
+
+PostgreSQL takes no message above 1 GB.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
@@ -47,11 +54,21 @@ class _Statement:
             the jobs that it changed.
         simplify: Makes an outcome storable in a database whose encoding lacks characters; None if
             it already is, or can't be made so.
+        size: About how many characters of the statement an outcome takes; None if there are few.
     """
 
     verb: str
     query: Callable[[Sequence[Settled], str, Sequence[BoundRider]], Query[set[int]]]
     simplify: Callable[[Settled], Settled | None] = lambda _settled: None
+    size: Callable[[Settled], int] | None = None
+
+    def portion(self, batch: Sequence[Settled]) -> Sequence[Settled]:
+        """As many of a batch, from its beginning, as one statement should have; at least one."""
+        if self.size is None:
+            return batch
+        sizes = itertools.accumulate(map(self.size, batch))
+        fitting = sum(1 for size in sizes if size <= MOST_CHARACTERS)
+        return batch[: max(fitting, 1)]
 
 
 def _complete(
@@ -98,7 +115,7 @@ def _in_ascii(settled: Settled) -> Settled | None:
 
 
 COMPLETE: Final = _Statement("complete", _complete)
-FAIL: Final = _Statement("fail", _fail, _in_ascii)
+FAIL: Final = _Statement("fail", _fail, _in_ascii, lambda settled: _failure(settled).size)
 CANCEL: Final = _Statement("cancel", _complete)
 SNOOZE: Final = _Statement("snooze", _snooze)
 RETURN: Final = _Statement("return", _return)
@@ -215,7 +232,7 @@ class Settler:
     async def _write(self, statement: _Statement, batch: Sequence[Settled]) -> None:
         """Record a batch, in as many statements as its riders need."""
         while batch:
-            part, riding = self._riders.bind(batch)
+            part, riding = self._riders.bind(statement.portion(batch))
             await self._write_part(statement, part, riding)
             batch = batch[len(part) :]
 
