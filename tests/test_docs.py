@@ -16,7 +16,7 @@ from graphile_worker_py import MissingRightsError, SyncWorkerUtils
 from tests.support.pages import PageRun, blocks_of, check_commands
 from tests.support.processes import Processes
 from tests.support.upstream import NAMES
-from tools import events_page
+from tools import events_page, http_api_page
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -154,6 +154,13 @@ def test_the_table_of_events_is_what_the_code_says() -> None:
     assert events_page.rewritten(page.read_text(encoding="utf-8")) == page.read_text(
         encoding="utf-8"
     ), "run `python -m tools.events_page`"
+
+
+def test_the_calls_of_the_http_api_are_what_the_code_says() -> None:
+    page = DOCS / "http-api.md"
+    assert http_api_page.rewritten(page.read_text(encoding="utf-8")) == page.read_text(
+        encoding="utf-8"
+    ), "run `python -m tools.http_api_page`"
 
 
 def _rows_of(page: Path) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The API: add, read, list, change."""
+"""The API of docs/http-api.md: add, read, list, change."""
 
 import json
 from typing import Any

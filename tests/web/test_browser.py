@@ -1,4 +1,4 @@
-"""The pages in a real browser."""
+"""The pages in a real browser, also mounted as docs/web.md shows it."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""The `web` command: safe by default."""
+"""The `web` command of docs/web.md: safe by default."""
 
 import sys
 from pathlib import Path
