@@ -16,10 +16,15 @@ The life of a job, which is the order to read this package in:
 import ast
 import functools
 import importlib
+from importlib.machinery import SourceFileLoader
 from typing import TYPE_CHECKING, Final
 
 __all__: list[str]
-_SOURCE: Final[str | None] = globals()["__loader__"].get_source(__name__)
+_LOADER: Final = globals()["__loader__"]
+# Where pytest rewrites assertions, its loader gives no source.
+_SOURCE: Final[str | None] = (
+    _LOADER if hasattr(_LOADER, "get_source") else SourceFileLoader(__name__, __file__)
+).get_source(__name__)
 
 # The public names, listed here only. Type checkers read this list as it stands; at run time
 # `_homes` reads it from the source, and `__getattr__` imports a module when one of its names is
