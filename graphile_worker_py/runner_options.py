@@ -164,15 +164,19 @@ def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]
     if "task_directory" in given:
         tasks = load_tasks(given["task_directory"], logger=logger)
     elif "tasks" in given:
-        tasks = _collected(given["tasks"])
+        tasks = collected_tasks(given["tasks"])
     else:
         raise ConfigurationError("neither tasks nor task_directory was given")
     check_tasks(tasks.values())
     return tasks
 
 
-def _collected(given: object) -> dict[str, Task[Any]]:
-    """Tasks as code gives them: a list or mapping of tasks, or modules that have them."""
+def collected_tasks(given: object) -> dict[str, Task[Any]]:
+    """Tasks by identifier, as code gives them: a list or mapping, or modules that have them.
+
+    Raises:
+        ConfigurationError: There are none, or a module can't be imported.
+    """
     if isinstance(given, str | ModuleType):
         given = [given]
     if isinstance(given, list | tuple) and any(isinstance(x, str | ModuleType) for x in given):

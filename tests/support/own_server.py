@@ -19,8 +19,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.testing.server import SETTINGS, fast_directory
 from tests.support.rows import rows_of
-from tests.support.server import SETTINGS, fast_directory
 
 RECEIVING: Final = "select status from pg_stat_wal_receiver"
 OF_WORKERS: Final = "select pid from pg_stat_activity where application_name = 'graphile_worker_py'"

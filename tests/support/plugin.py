@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
+from graphile_worker_py.testing.server import SETTINGS, fast_directory
 from tests.support.missing import missing
 from tests.support.node import LATEST, Node
 from tests.support.own_server import OWN_SETTINGS, OwnServer, server_place
 from tests.support.processes import Processes
-from tests.support.server import SETTINGS, Server, bin_dir_of, fast_directory
+from tests.support.server import Server, bin_dir_of
 
 SCHEMA = "graphile_worker"
 THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()

@@ -28,18 +28,6 @@ OLDER = {
 }
 MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 DEBIAN = Path("/usr/lib/postgresql")
-MEMORY = Path("/dev/shm")
-ENOUGH_MEMORY = 2 * 2**30
-SETTINGS = {
-    "max_connections": "200",
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
-    "autovacuum": "off",
-    "timezone": "UTC",
-}
 
 CREATE_LATIN1 = """
 create database latin encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0
@@ -81,21 +69,6 @@ def _npm_server(version: str) -> Path:
             with suppress(FileExistsError):  # another run was quicker
                 target.symlink_to(os.path.relpath(native.parent / link["source"], target.parent))
     return native / "bin"
-
-
-def fast_directory() -> Path | None:
-    """Where a server's files are best for tests: in memory, if there is a place for them.
-
-    Each test makes a database of its own, which is some hundred files; on a disk that takes ten
-    times as long.
-    """
-    if not os.access(MEMORY, os.W_OK):
-        return None
-    place = os.statvfs(MEMORY)
-    # The server's programs may have to be copied there, and be run.
-    if place.f_flag & os.ST_NOEXEC or place.f_bavail * place.f_frsize < ENOUGH_MEMORY:
-        return None
-    return MEMORY
 
 
 class Server:

@@ -1,0 +1,259 @@
+"""What the fixture `gw` offers to a test with an event loop."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, TypeAlias, Unpack
+
+from graphile_worker_py.adding.adder import JobAdder
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.explaining import Cause, similar
+from graphile_worker_py.job import JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.plugins.hooks import Hooks
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.runner_options import collected_tasks
+from graphile_worker_py.sql.inspect import ListedJob
+from graphile_worker_py.tasks.task import Task, Tasks
+from graphile_worker_py.testing.clock import TestClock
+from graphile_worker_py.testing.connections import LooseConnections
+from graphile_worker_py.testing.draining import Drain, Report
+from graphile_worker_py.testing.inlining import Inline
+from graphile_worker_py.testing.matching import NOT_GIVEN, Expected, Wanted
+from graphile_worker_py.testing.performing import perform
+from graphile_worker_py.worker_utils import WorkerUtils
+
+GivenTasks: TypeAlias = Tasks | ModuleType | str
+"""Tasks as `run` takes them."""
+
+MOST_SHOWN = 5
+"""Most jobs that the message of an assertion shows."""
+
+
+class _Utils(WorkerUtils):
+    """WorkerUtils that need not be entered, because they hold no connections."""
+
+    def __init__(self, pool: LooseConnections, inline: Inline) -> None:
+        super().__init__(pool, schema="graphile_worker", migrate=False, hooks=[inline])
+        self.database = Database(pool, schema="graphile_worker")
+        self.around = Hooks([inline]).around_adding(self.events)
+        JobAdder.__init__(self, self.database, self.around)
+
+
+class Kit:
+    """Looks for the jobs that an application added, and runs tasks.
+
+    Args:
+        dsn: A database with the schema `graphile_worker`.
+        tasks: The tasks that `drain` and `inline` use where none are given.
+        clock: The clock of the test; None makes one.
+
+    Attributes:
+        dsn: The database.
+        clock: The clock of the test.
+        utils: `WorkerUtils` on the database. They are ready to use on any event loop.
+    """
+
+    def __init__(
+        self, dsn: str, *, tasks: GivenTasks | None = None, clock: TestClock | None = None
+    ) -> None:
+        self.dsn = dsn
+        self.clock = TestClock() if clock is None else clock
+        self._tasks = tasks
+        self._inline = Inline(self.call)
+        self._utils = _Utils(LooseConnections(dsn), self._inline)
+        self._drained: list[Report] = []
+
+    @property
+    def utils(self) -> WorkerUtils:
+        """`WorkerUtils` on the test's database."""
+        return self._utils
+
+    async def assert_added(
+        self,
+        task: str | TaskName[Any],
+        payload: Any = NOT_GIVEN,
+        **expected: Unpack[Expected],
+    ) -> ListedJob:
+        """Assert that there is a job as described, and return the one that was added last.
+
+        Args:
+            task: Its task, or the identifier.
+            payload: What its payload contains: of objects, the given keys.
+            expected: Its `queue_name`, `priority`, `max_attempts`, `job_key`, `flags`, `run_at`,
+                `state`.
+
+        Raises:
+            AssertionError: There is none. The message shows jobs that differ, and why they would
+                not run.
+        """
+        __tracebackhide__ = True
+        wanted = Wanted(task, payload, **expected)
+        jobs = await self._utils.list_jobs(task=wanted.identifier, limit=None)
+        for job in jobs:
+            if not wanted.differences(job):
+                return job
+        raise AssertionError(await self._not_added(wanted, jobs))
+
+    async def refute_added(
+        self,
+        task: str | TaskName[Any],
+        payload: Any = NOT_GIVEN,
+        **expected: Unpack[Expected],
+    ) -> None:
+        """Assert that there is no job as described. See `assert_added`.
+
+        Raises:
+            AssertionError: There is one.
+        """
+        __tracebackhide__ = True
+        found = await self.all_added(task, payload, **expected)
+        if found:
+            shown = "".join(f"\n  {_shown(job)}" for job in found[:MOST_SHOWN])
+            wanted = Wanted(task, payload, **expected)
+            raise AssertionError(f"{len(found)} job(s) of {wanted} were added:{shown}")
+
+    async def all_added(
+        self,
+        task: str | TaskName[Any] | None = None,
+        payload: Any = NOT_GIVEN,
+        **expected: Unpack[Expected],
+    ) -> list[ListedJob]:
+        """Read the jobs as described, the oldest first. See `assert_added`.
+
+        Args:
+            task: Their task; None means all tasks.
+            payload: What their payload contains.
+            expected: As for `assert_added`.
+        """
+        wanted = Wanted("" if task is None else task, payload, **expected)
+        named = None if task is None else wanted.identifier
+        jobs = await self._utils.list_jobs(task=named, limit=None)
+        return [job for job in reversed(jobs) if not wanted.differences(job)]
+
+    async def drain(
+        self,
+        tasks: GivenTasks | None = None,
+        *,
+        with_scheduled: bool = True,
+        raise_errors: bool = True,
+        hooks: Plugins = (),
+    ) -> Report:
+        """Run the jobs that are there, and those that they add, one at a time.
+
+        An attempt that fails is not repeated, and a job that its task snoozed is not run again.
+
+        Args:
+            tasks: The tasks whose jobs are run; None means those of the fixture `gw_tasks`.
+            with_scheduled: Whether to run jobs whose time has not come. Without it, the test's
+                clock decides.
+            raise_errors: Whether to raise the errors of failed attempts at the end.
+            hooks: Plugins that take part, as for `run`.
+
+        Raises:
+            BaseException: The error of a task; a `BaseExceptionGroup` if several attempts failed.
+            ConfigurationError: A value is not allowed; the message names it.
+        """
+        drain = Drain(self.dsn, self._utils, self.clock, self.named_tasks(tasks))
+        report = await drain.run(with_scheduled=with_scheduled, hooks=hooks)
+        self._drained.append(report)
+        if raise_errors:
+            report.raise_errors()
+        return report
+
+    async def perform(
+        self,
+        task: Task[PayloadT],
+        payload: PayloadT | None = None,
+        *,
+        attempt: int = 1,
+        **options: Unpack[SpecOptions],
+    ) -> Any:
+        """Call a task as a worker does, for a job that is not in the database.
+
+        The payload goes through JSON, and is checked and built as the task annotates it. The task
+        gets a real context; what it does with its connection, or adds with it, is done.
+
+        Args:
+            task: The task.
+            payload: The payload, as for `add_job`.
+            attempt: The number of the attempt, from 1.
+            options: What else the job has, as for `add_job`.
+
+        Returns:
+            What the task returned.
+
+        Raises:
+            BaseException: What the task raised.
+        """
+        spec: JobSpec = JobSpec(task, payload, **options)
+        return await self.call(task, spec, attempt=attempt)
+
+    @contextmanager
+    def inline(self, tasks: GivenTasks | None = None) -> Iterator[None]:
+        """Within the block, `utils.add_job` calls the task at once, and adds no job.
+
+        The payload goes through JSON. Jobs that these tasks add are run at once, too. `add_job`
+        raises what the task raises.
+
+        Args:
+            tasks: The tasks; None means those of the fixture `gw_tasks`.
+        """
+        with self._inline.switched_on(self.named_tasks(tasks)):
+            yield
+
+    def named_tasks(self, tasks: GivenTasks | None) -> Mapping[str, Task[Any]]:
+        """The given tasks by identifier, or those of the kit.
+
+        Raises:
+            ConfigurationError: There are none.
+        """
+        given = self._tasks if tasks is None else tasks
+        if given is None:
+            raise ConfigurationError(
+                "there are no tasks to run: give tasks=..., or let a fixture gw_tasks return them"
+            )
+        return collected_tasks(given)
+
+    async def call(self, task: Task[Any], spec: JobSpec, attempt: int = 1) -> Any:
+        """Call a task for a job that is not in the database."""
+        utils = self._utils
+        return await perform(utils.database, task, spec, attempt=attempt, adding=utils.around)
+
+    async def _not_added(self, wanted: Wanted, jobs: list[ListedJob]) -> str:
+        lines = [f"no job of {wanted} was added"]
+        closest = sorted(jobs, key=lambda job: len(wanted.differences(job)))[:MOST_SHOWN]
+        for job in closest:
+            lines.append(f"  {_shown(job)}")
+            lines += [f"    {difference}" for difference in wanted.differences(job)]
+            explained = await self._utils.explain(job.id)
+            lines += [
+                f"    explain: {reason.fact}"
+                for reason in explained.reasons
+                # No worker runs in a test.
+                if reason.cause not in (Cause.NO_POOLS, Cause.READY)
+            ]
+        if len(jobs) > len(closest):
+            lines.append(f"  and {len(jobs) - len(closest)} more")
+        if not jobs:
+            lines += await self._other_tasks(wanted.identifier)
+        done = [job for report in self._drained for job in report.completed]
+        if any(job.task_identifier == wanted.identifier for job in done):
+            lines.append(
+                "  drain has completed jobs of this task, which are deleted: assert before it, "
+                "or look at its report"
+            )
+        return "\n".join(lines)
+
+    async def _other_tasks(self, identifier: str) -> list[str]:
+        others = (await self._utils.counts()).tasks
+        if not others:
+            return ["  there are no jobs at all"]
+        shown = ", ".join(repr(name) for name in sorted(others)[:MOST_SHOWN])
+        close = similar(identifier, others)
+        meant = "" if close is None else f"; did you mean {close!r}?"
+        return [f"  there are only jobs of {shown}{meant}"]
+
+
+def _shown(job: ListedJob) -> str:
+    return f"job {job.id} ({job.state}): {job.payload!r}"

@@ -1,0 +1,125 @@
+"""What the fixture `gw_sync` offers to a test without an event loop."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from graphile_worker_py.job import JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.sql.inspect import ListedJob
+from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
+from graphile_worker_py.tasks.task import Task
+from graphile_worker_py.testing.clock import TestClock
+from graphile_worker_py.testing.draining import Report
+from graphile_worker_py.testing.inlining import Inline
+from graphile_worker_py.testing.kit import GivenTasks, Kit
+from graphile_worker_py.testing.matching import NOT_GIVEN, Expected
+
+T = TypeVar("T")
+
+
+class SyncKit:
+    """`Kit` for plain tests: the same methods, which block. A context manager.
+
+    Args:
+        dsn: As for `Kit`.
+        tasks: As for `Kit`.
+        clock: As for `Kit`.
+
+    Attributes:
+        dsn: The database.
+        clock: The clock of the test.
+        utils: `SyncWorkerUtils` on the database.
+    """
+
+    def __init__(
+        self, dsn: str, *, tasks: GivenTasks | None = None, clock: TestClock | None = None
+    ) -> None:
+        self._kit = Kit(dsn, tasks=tasks, clock=clock)
+        self._inline = Inline(self._perform)
+        self.dsn = dsn
+        self.clock = self._kit.clock
+        self.utils = SyncWorkerUtils(
+            dsn, schema="graphile_worker", migrate=False, hooks=[self._inline]
+        )
+
+    def __enter__(self) -> Self:
+        self.utils.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.utils.__exit__(kind, error, traceback)
+
+    def assert_added(
+        self, task: str | TaskName[Any], payload: Any = NOT_GIVEN, **expected: Unpack[Expected]
+    ) -> ListedJob:
+        """Assert that there is a job as described. See `Kit.assert_added`."""
+        return _blocking(self._kit.assert_added(task, payload, **expected))
+
+    def refute_added(
+        self, task: str | TaskName[Any], payload: Any = NOT_GIVEN, **expected: Unpack[Expected]
+    ) -> None:
+        """Assert that there is no job as described. See `Kit.refute_added`."""
+        _blocking(self._kit.refute_added(task, payload, **expected))
+
+    def all_added(
+        self,
+        task: str | TaskName[Any] | None = None,
+        payload: Any = NOT_GIVEN,
+        **expected: Unpack[Expected],
+    ) -> list[ListedJob]:
+        """Read the jobs as described, the oldest first. See `Kit.all_added`."""
+        return _blocking(self._kit.all_added(task, payload, **expected))
+
+    def drain(
+        self,
+        tasks: GivenTasks | None = None,
+        *,
+        with_scheduled: bool = True,
+        raise_errors: bool = True,
+        hooks: Plugins = (),
+    ) -> Report:
+        """Run the jobs that are there, and those that they add. See `Kit.drain`."""
+        return _blocking(
+            self._kit.drain(
+                tasks, with_scheduled=with_scheduled, raise_errors=raise_errors, hooks=hooks
+            )
+        )
+
+    def perform(
+        self,
+        task: Task[PayloadT],
+        payload: PayloadT | None = None,
+        *,
+        attempt: int = 1,
+        **options: Unpack[SpecOptions],
+    ) -> Any:
+        """Call a task as a worker does. See `Kit.perform`."""
+        return _blocking(self._kit.perform(task, payload, attempt=attempt, **options))
+
+    @contextmanager
+    def inline(self, tasks: GivenTasks | None = None) -> Iterator[None]:
+        """Within the block, `utils.add_job` calls the task at once. See `Kit.inline`."""
+        with (
+            self._kit.inline(tasks),
+            self._inline.switched_on(self._kit.named_tasks(tasks)),
+        ):
+            yield
+
+    async def _perform(self, task: Task[Any], spec: JobSpec) -> Any:
+        # `SyncWorkerUtils` has no event loop: this blocks, and awaits nothing.
+        return _blocking(self._kit.call(task, spec))
+
+
+def _blocking(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread, because an event loop may run in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
