@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from graphile_worker_py.checks import check_seconds, check_text
+from graphile_worker_py.checks import LONGEST, check_seconds, check_text
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
 from graphile_worker_py.sql.side_tables import Moment, as_moment, reading
@@ -31,6 +31,7 @@ def bucket_of(seconds: float) -> int:
     """The number of the bucket for a length of time."""
     if seconds <= SMALLEST_BUCKET:
         return 0
+    seconds = min(seconds, LONGEST)
     return min(math.ceil(math.log(seconds / SMALLEST_BUCKET) * _PER_BUCKET), LAST_BUCKET)
 
 
