@@ -10,17 +10,19 @@ import pytest
 from graphile_worker_py import (
     ConfigurationError,
     Discard,
+    JobContext,
     JobRun,
     MissingTablesError,
     RetryIn,
     Runner,
     RunOutcome,
     Snooze,
+    SyncJobContext,
     SyncWorkerUtils,
     WorkerUtils,
     run_once,
 )
-from graphile_worker_py.events import JobComplete, JobLost
+from graphile_worker_py.events import JobComplete, JobError, JobLost
 from graphile_worker_py.tasks.task import Task
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -409,3 +411,46 @@ async def test_long_errors_and_odd_text_are_kept_as_far_as_they_can_be(
     assert errors[0] == "a\\u0000b"
     assert 65_000 < len(errors[1]) < 66_000
     assert "134464 characters are missing" in errors[1]
+
+
+def complete_in_thread(_payload: Any, ctx: SyncJobContext) -> None:
+    """Complete the job in a transaction, on a connection of the thread's own."""
+    with ctx.transaction():
+        ctx.set_result("kept")
+
+
+async def complete_in_transaction(_payload: Any, ctx: JobContext) -> None:
+    """Complete the job in a transaction."""
+    async with ctx.transaction():
+        ctx.set_result("kept")
+
+
+@pytest.mark.parametrize("function", [complete_in_transaction, complete_in_thread])
+async def test_a_job_that_completes_in_its_own_transaction_has_its_run_and_is_counted(
+    dsn: str, jobs: Jobs, function: Any
+) -> None:
+    task: Task[Any] = Task(function, "complete", keep_result=True)
+    jobs.add("complete")
+    await run_once(dsn, tasks=[task])
+    with SyncWorkerUtils(dsn) as utils:
+        (run,) = utils.list_runs()
+        assert (run.outcome, run.result) == (RunOutcome.COMPLETED, "kept")
+        (stats,) = utils.task_stats(step=None)
+        assert stats.completed == 1
+
+
+@pytest.mark.parametrize("function", [complete_in_transaction, complete_in_thread])
+async def test_a_missing_table_of_history_does_not_fail_the_transaction_of_a_task(
+    dsn: str, jobs: Jobs, function: Any
+) -> None:
+    await run_once(dsn, tasks={"work": work})
+    jobs.query(ANOTHER_LEADS)
+    jobs.query("alter table graphile_worker_py.runs_completed rename to away")
+    told = Told()
+    job_id = jobs.add("complete")
+    options: Any = {"history": "all", "events": told.events}
+    async with Runner(dsn, tasks={"complete": function}, **options) as runner:
+        await told.seen(JobComplete)
+        await eventually(lambda: job_id not in jobs.ids())
+        assert runner.health().rider_failures == 1
+    assert told.of(JobError) == []

@@ -24,3 +24,11 @@ def limit_transaction(*, lock: float, statement: float, idle: float) -> Query[No
     """
     values = tuple(str(round(1000 * seconds)) for seconds in (lock, statement, idle))
     return Query(_LIMIT, values, no_result, prepare=False)
+
+
+_WAIT_SHORTLY: Final = "select pg_catalog.set_config('lock_timeout', $1::pg_catalog.text, true)"
+
+
+def wait_shortly(seconds: float) -> Query[None]:
+    """Let the statements of the current transaction wait so long for each lock."""
+    return Query(_WAIT_SHORTLY, (str(round(1000 * seconds)),), no_result, prepare=False)

@@ -10,10 +10,11 @@ The task's own statements and the one that completes the job are one transaction
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import AsyncConnection, Connection
@@ -23,9 +24,13 @@ from graphile_worker_py.outcomes import Completed, Settled
 from graphile_worker_py.postgres.blocking import run_blocking
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.held_jobs import is_held
+from graphile_worker_py.sql.time_limits import wait_shortly
 
 if TYPE_CHECKING:
     from graphile_worker_py.tasks.context import RunningJob
+
+WAIT_SHORTLY: Final = wait_shortly(0.5)
+"""A completion does not wait long for tables of plugins that are locked."""
 
 
 class Completion(StrEnum):
@@ -39,8 +44,23 @@ class Completion(StrEnum):
     """It was."""
 
 
-def completion(running: "RunningJob") -> Query[set[int]]:
-    """The statement that completes a job; the ids of jobs that were still the pool's."""
+@dataclass(frozen=True, slots=True)
+class CompletingStatement:
+    """The statement that completes a job; it returns the ids of jobs that were still the pool's.
+
+    Args:
+        plain: The statement.
+        ridden: The same with what plugins add to it; None if they add nothing.
+        riders_failed: Called with the error if what they add has failed.
+    """
+
+    plain: Query[set[int]]
+    ridden: Query[set[int]] | None
+    riders_failed: Callable[[Exception], None]
+
+
+def completion(running: "RunningJob") -> CompletingStatement:
+    """The statement that completes a job."""
     complete = running.pool.complete
     if complete is None:
         raise GraphileWorkerError("a job can only be completed by the worker that runs it")
@@ -71,16 +91,58 @@ def check_held(running: "RunningJob", ids: set[int]) -> None:
         )
 
 
+async def complete(running: "RunningJob", conn: AsyncConnection[Any]) -> None:
+    """Complete a job within a transaction of its task.
+
+    What plugins add has a savepoint, so that it can't fail the transaction.
+
+    Raises:
+        JobLostError: Another worker has the job, or it is gone.
+    """
+    statement, run = completion(running), partial(running.pool.database.run, conn=conn)
+    if statement.ridden is not None:
+        try:
+            async with conn.transaction():
+                await run(WAIT_SHORTLY)
+                ids = await run(statement.ridden)
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            statement.riders_failed(error)
+        else:
+            check_held(running, ids)
+            return
+    check_held(running, await run(statement.plain))
+
+
+def complete_in_thread(running: "RunningJob", conn: Connection[Any]) -> None:
+    """`complete` for tasks in threads."""
+    statements = running.pool.database.statements
+    statement, run = completion(running), partial(run_blocking, statements, conn=conn)
+    if statement.ridden is not None:
+        try:
+            with conn.transaction():
+                run(WAIT_SHORTLY)
+                ids = run(statement.ridden)
+        except psycopg.Error as error:
+            if conn.closed:
+                raise
+            statement.riders_failed(error)
+        else:
+            check_held(running, ids)
+            return
+    check_held(running, run(statement.plain))
+
+
 @asynccontextmanager
 async def completing(running: "RunningJob", conn: AsyncConnection[Any]) -> AsyncIterator[None]:
     """Run the block in a transaction on `conn` that ends with the completion of the job."""
     check_open(running)
-    database = running.pool.database
     is_complete = False
     try:
         async with conn.transaction():
             yield
-            check_held(running, await database.run(completion(running), conn=conn))
+            await complete(running, conn)
             is_complete = True
     except (psycopg.OperationalError, OSError):
         if not is_complete or await still_held(running):
@@ -100,12 +162,11 @@ def completing_in_thread(
 ) -> Iterator[None]:
     """`completing` for tasks in threads; `ask` tells whether the row is still locked."""
     check_open(running)
-    run = partial(run_blocking, running.pool.database.statements, conn=conn)
     is_complete = False
     try:
         with conn.transaction():
             yield
-            check_held(running, run(completion(running)))
+            complete_in_thread(running, conn)
             is_complete = True
     except (psycopg.OperationalError, OSError):
         if not is_complete or ask(running):

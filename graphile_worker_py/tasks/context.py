@@ -19,14 +19,13 @@ from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import delay_after
-from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.tasks.abort import Abort, AbortReason
 from graphile_worker_py.tasks.completing import (
+    CompletingStatement,
     Completion,
-    check_held,
     check_open,
+    complete,
     completing,
-    completion,
 )
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
@@ -75,7 +74,7 @@ class PoolContext:
         adding: Around = NOTHING_AROUND,
         most_completing: int = 1,
     ) -> None:
-        self.complete: Callable[[Sequence[Settled]], Query[set[int]]] | None = None
+        self.complete: Callable[[Sequence[Settled]], CompletingStatement] | None = None
         self.completing = asyncio.Semaphore(most_completing)
         self.pool_id = pool_id
         self.tasks = tasks
@@ -285,8 +284,7 @@ class JobContext(JobAdder):
             psycopg.Error: The statement failed.
         """
         check_open(self._running)
-        ids = await self._database.run(completion(self._running), conn=conn)
-        check_held(self._running, ids)
+        await complete(self._running, conn)
         self._running.completion = Completion.ASKED
 
     def set_result(self, result: Any) -> None:

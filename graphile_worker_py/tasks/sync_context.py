@@ -20,15 +20,13 @@ from psycopg import (
 
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
-from graphile_worker_py.postgres.blocking import run_blocking
 from graphile_worker_py.postgres.connecting import connection_target
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import (
     Completion,
-    check_held,
     check_open,
+    complete_in_thread,
     completing_in_thread,
-    completion,
     still_held,
 )
 from graphile_worker_py.tasks.context import RunningJob, delay_to_log
@@ -129,8 +127,7 @@ class SyncJobContext:
     def complete_with(self, conn: Connection[Any]) -> None:
         """Complete the job on the task's own connection. See `JobContext.complete_with`."""
         check_open(self._running)
-        statements = self._running.pool.database.statements
-        check_held(self._running, run_blocking(statements, completion(self._running), conn=conn))
+        complete_in_thread(self._running, conn)
         self._running.completion = Completion.ASKED
 
     def set_result(self, result: Any) -> None:

@@ -4,6 +4,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Final
 
@@ -33,6 +34,7 @@ from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.outcomes import BoundRider, ride_alone
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.sql.snooze_jobs import snooze_jobs
+from graphile_worker_py.tasks.completing import CompletingStatement
 from graphile_worker_py.workers.batcher import Batcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.riders import Riders, Riding, is_data_error
@@ -216,14 +218,20 @@ class Settler:
         self.returned.append(settled[0])
         self._returned.put(settled)
 
-    def completion(self, batch: Sequence[Settled]) -> Query[set[int]]:
+    def completion(self, batch: Sequence[Settled]) -> CompletingStatement:
         """The statement that records completed jobs, for a transaction of their task."""
+        plain = COMPLETE.query(batch, self._pool_id, [])
         _, riding = self._riders.bind(batch)
-        return COMPLETE.query(batch, self._pool_id, [bound for _, bound in riding])
+        if not riding:
+            return CompletingStatement(plain, None, lambda _: None)
+        ridden = COMPLETE.query(batch, self._pool_id, [bound for _, bound in riding])
+        riders = [rider for rider, _ in riding]
+        return CompletingStatement(plain, ridden, partial(self._riders.failed, riders))
 
-    def recorded(self, job: Job) -> None:
+    def recorded(self, settled: Settled) -> None:
         """Let go of a job whose outcome its task has recorded."""
-        self._holdings.recorded([job])
+        self._holdings.recorded([settled[0]])
+        self._let_count([settled])
 
     async def return_now(self, jobs: Sequence[Job]) -> None:
         """Return jobs with their attempts; they were not started."""

@@ -13,7 +13,16 @@ from graphile_worker_py.errors import BatchJobError
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
-from graphile_worker_py.outcomes import Cancelled, Failed, Outcome, Returned, Snoozed, outcome_of
+from graphile_worker_py.outcomes import (
+    NOTHING_RETURNED,
+    Cancelled,
+    Failed,
+    Outcome,
+    Returned,
+    Settled,
+    Snoozed,
+    outcome_of,
+)
 from graphile_worker_py.sql.fail_jobs import retry_at
 from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
@@ -43,7 +52,7 @@ class Recorder(Protocol):
     def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:
         """Record an outcome soon; `duration` is how many seconds the job ran."""
 
-    def recorded(self, job: Job) -> None:
+    def recorded(self, settled: Settled) -> None:
         """Note that the outcome of a job is recorded: its task has completed it."""
 
 
@@ -270,7 +279,7 @@ class Worker:
             )
         if self._events.wants(events.JobSuccess):
             self._emit(events.JobSuccess, job, duration=duration)
-        self._recorded(job)
+        self._recorded((job, NOTHING_RETURNED, perf_counter(), duration))
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=None)
 
