@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from graphile_worker_py import aio, config
+from graphile_worker_py.cli.ending import run_to_its_end
 from graphile_worker_py.cli.exits import EXIT_FAILURE, EXIT_INCOMPATIBLE_WHILE_RUNNING, exit_with
 from graphile_worker_py.errors import ConfigurationError, IncompatibleSchemaError, StoppedError
 from graphile_worker_py.events import Events, ForcefulShutdown, GracefulShutdown, PoolCreate
@@ -73,7 +74,7 @@ class _Reload:
 
 def _run(work: Coroutine[Any, Any, object], process: Supervised | None) -> None:
     try:
-        run_in_loop(work if process is None else process.during(work))
+        run_to_its_end(work if process is None else process.during(work), _loop_factory())
     except StoppedError as error:
         logger.info("%s", error)
         logging.shutdown()
