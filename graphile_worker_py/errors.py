@@ -30,10 +30,10 @@ _SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, CancelledError)
 """Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
 
 
-LONGEST_MESSAGE: Final = 100_000
+LONGEST_MESSAGE: Final = 1_000_000
 """Most characters of an error's message; a row of 50 MB slows down all who read the table."""
-_HEAD: Final = 80_000
-_TAIL: Final = 19_900
+_HEAD: Final = 800_000
+_TAIL: Final = 199_900
 """Characters of head and tail that are kept of a longer one."""
 _DEEPEST: Final = 20
 """How deeply nested the errors of groups are whose messages are part of the group's."""
