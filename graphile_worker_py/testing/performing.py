@@ -22,6 +22,7 @@ from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.tasks.completing import CompletingStatement
 from graphile_worker_py.tasks.context import PoolContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task, check_tasks
@@ -102,7 +103,7 @@ async def perform(
         await executors.close()
 
 
-def _completed(settled: Sequence[Settled]) -> Query[set[int]]:
+def _completed(settled: Sequence[Settled]) -> CompletingStatement:
     """What completes a job that has no row: a statement that changes nothing."""
     ids = {job.id for job, *_ in settled}
-    return Query("select 1", (), lambda _rows: ids)
+    return CompletingStatement(Query("select 1", (), lambda _rows: ids), None, lambda _: None)
