@@ -337,3 +337,37 @@ async def test_outside_of_the_main_thread_it_says_that_signals_do_nothing(
     assert "signals do not stop this worker" in caplog.text
     assert signal.getsignal(signal.SIGTERM) is before
     assert jobs.ids() == []
+
+
+FORKING = """
+import multiprocessing, time, warnings
+from graphile_worker_py import task
+
+warnings.simplefilter("ignore", DeprecationWarning)
+
+@task
+def fork(payload):
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join(10)
+    with context.Pool(2) as pool:
+        assert pool.map(abs, [-1]) == [1]
+    print(f"ended {child.exitcode}", flush=True)
+"""
+
+
+def test_a_process_that_a_task_forks_can_be_ended_and_the_worker_still_stops(
+    dsn: str, processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "forking.py").write_text(FORKING)
+    jobs = Jobs(dsn)
+    jobs.add("fork")
+    worker = processes.start(
+        [sys.executable, "-m", "graphile_worker_py", "-c", dsn, "--tasks", "forking"], cwd=tmp_path
+    )
+    assert worker.wait_for("ended") == "ended -15"
+    worker.terminate()
+    assert worker.wait() == 0
+    assert jobs.ids() == []

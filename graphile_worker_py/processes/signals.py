@@ -2,7 +2,9 @@
 
 import asyncio
 import atexit
+import functools
 import logging
+import os
 import signal
 import threading
 import time
@@ -37,6 +39,7 @@ def handle_signals(
         logger.warning("Not in the main thread: signals do not stop this worker")
         yield
         return
+    _restore_in_forks()
     handler = _Handler(stop, kill)
     for number in ENDING:
         before: Any = signal.getsignal(number)
@@ -63,6 +66,34 @@ def pass_on(name: str, *, force: bool) -> bool:
         return False
     handler.pass_on(name, force=force)
     return True
+
+
+@functools.cache
+def _restore_in_forks() -> None:
+    """Let a process that a task forks have the handlers from before, so that it can be ended."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_restore)
+
+
+_forking = threading.local()
+
+
+def _block() -> None:
+    # So that no signal is lost between the fork and the new handlers.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _restore() -> None:
+    for number in ENDING:
+        handler: Any = signal.getsignal(number)
+        while isinstance(handler, _Handler | _Late):
+            handler = handler.previous[number]
+        signal.signal(number, handler)
+    _unblock()
 
 
 class _Handler:
