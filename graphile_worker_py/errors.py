@@ -1,7 +1,11 @@
-"""Every exception that this package raises; psycopg's errors pass through unwrapped."""
+"""Every exception that this package raises, and how any exception becomes text.
 
+psycopg's errors pass through unwrapped.
+"""
+
+import traceback
 from asyncio import CancelledError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,67 +32,156 @@ class StoppedError(GraphileWorkerError):
 
 _SAYS_NOTHING: Final = (KeyError, StopIteration, SystemExit, CancelledError)
 """Errors whose message is a bare value: `KeyError: 'x'` says more than `'x'`."""
-
-
 LONGEST_MESSAGE: Final = 1_000_000
 """Most characters of an error's message; a row of 50 MB slows down all who read the table."""
-_HEAD: Final = 800_000
-_TAIL: Final = 199_900
-"""Characters of head and tail that are kept of a longer one."""
-_DEEPEST: Final = 20
-"""How deeply nested the errors of groups are whose messages are part of the group's."""
-_MOST_PARTS: Final = 1000
-"""Of how many errors of a group the messages are part of its message."""
+LONGEST_LOGGED: Final = 2**16
+"""Characters of a message or traceback in the log."""
+_LONGEST_LINE: Final = 2_000
+_LONGEST_PART: Final = 10_000
+"""Characters of the message of one of several errors."""
+_MOST_PARTS: Final = 1_000
+_DEEPEST: Final = 10
+"""Levels of nested groups whose own messages are listed; errors are listed at every level."""
+_MOST_VISITED: Final = 10_000
+"""Errors and groups that are looked at in a group."""
+_MOST_RELATED: Final = 500
+"""Causes, contexts and members of groups up to which a traceback shows all of them."""
+
+_name_of: Final = type.__dict__["__name__"].__get__  # a metaclass can't override it
 
 
-def message_of(error: BaseException) -> str:
-    """An error's message; its type where it has none or fails to produce one. Never raises.
+def message_of(error: BaseException, *, most: int = LONGEST_MESSAGE) -> str:
+    """An error's message; its type where it has none or fails to produce one.
 
-    Of a long message, head and tail are kept.
+    This never raises: the class of an error may do anything, such as exit in `__str__`.
+
+    Args:
+        error: The error.
+        most: Characters; the middle of a longer message is left out.
     """
-    return shortened(_message_of(error, depth=0))
-
-
-def _message_of(error: BaseException, *, depth: int) -> str:
     try:
-        message = str.__str__(str(error))  # which may be of a user's subclass of str
-    except BaseException:  # a user's exception class may have a __str__ that even exits
-        message = ""
-    if isinstance(error, BaseExceptionGroup):
-        if depth == _DEEPEST:
-            return f"{message}\n- …"
-        parts = [
-            f"- {_message_of(part, depth=depth + 1)}" for part in error.exceptions[:_MOST_PARTS]
-        ]
-        return "\n".join([message, *parts])
-    if not message:
-        return type(error).__name__
-    if isinstance(error, _SAYS_NOTHING):
-        return f"{type(error).__name__}: {message}"
-    return message
+        message = _message_of(error)
+        if isinstance(error, BaseExceptionGroup):
+            message = "\n".join((message, *_parts_of(error)))
+        return shortened(message, most)
+    except BaseException:
+        return kind_of(error)
 
 
-def shortened(text: str) -> str:
-    """A text of at most `LONGEST_MESSAGE` characters: head and tail of a longer one."""
-    if len(text) <= LONGEST_MESSAGE:
-        return text
-    left_out = len(text) - _HEAD - _TAIL
-    return f"{text[:_HEAD]}\n… {left_out} characters left out …\n{text[-_TAIL:]}"
+def messages_of(errors: Sequence[BaseException]) -> str:
+    """The messages of several errors, each on a new line."""
+    lines = [message_of(error, most=_LONGEST_PART) for error in errors[:_MOST_PARTS]]
+    if len(errors) > _MOST_PARTS:
+        lines.append(f"… and {len(errors) - _MOST_PARTS} more")
+    return "\n".join(lines)
 
 
 def one_line(error: BaseException) -> str:
     """An error as one line for the log: its type and the first line of its message."""
-    kind = type(error).__name__
+    kind = kind_of(error)
     said = message_of(error).strip().partition("\n")[0]
-    return said if said.startswith(kind) else f"{kind}: {said}"
+    line = said if said.startswith(kind) else f"{kind}: {said}"
+    return shortened(line, _LONGEST_LINE).replace("\n", " ")
+
+
+def kind_of(error: BaseException) -> str:
+    """The name of an error's type."""
+    return str.__str__(_name_of(type(error)))
+
+
+def presentable(error: BaseException) -> BaseException:
+    """The error that a task raised; another one in its place if `isinstance` fails on it."""
+    try:
+        isinstance(error, _SAYS_NOTHING)
+    except BaseException:
+        return GraphileWorkerError(f"the task raised {kind_of(error)}, whose `__class__` fails")
+    return error
 
 
 def users_frames(error: BaseException) -> TracebackType | None:
     """The traceback of an error without the frames of this package at its top."""
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        frames = frames.tb_next
+    try:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+            frames = frames.tb_next
+    except BaseException:  # see `message_of`
+        return None
     return frames
+
+
+def traceback_of(error: BaseException) -> str:
+    """What Python prints for an error, from the first frame outside this package on.
+
+    This never raises. Of an error with hundreds of causes or members, only its own traceback and
+    message are shown.
+    """
+    frames = users_frames(error)
+    try:
+        if _has_few_related(error):
+            lines = traceback.format_exception(type(error), error, frames)
+            text = "".join(map(str.__str__, lines)).removesuffix("\n")
+            return shortened(text, LONGEST_LOGGED)
+    except BaseException:  # noqa: S110  # see `message_of`
+        pass
+    text = f"{''.join(traceback.format_tb(frames))}{kind_of(error)}: {message_of(error)}"
+    return f"Traceback (most recent call last):\n{shortened(text, LONGEST_LOGGED)}"
+
+
+def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """A text of at most so many characters: head and tail of a longer one."""
+    if len(text) <= most:
+        return text
+    head, tail = most * 4 // 5, most // 5 - 50
+    left_out = len(text) - head - tail
+    return f"{text[:head]}\n… {left_out} characters left out …\n{text[-tail:]}"
+
+
+def _message_of(error: BaseException) -> str:
+    """The message of an error alone, also if it is a group."""
+    try:
+        # The class may return an instance of a subclass of `str` with methods that misbehave.
+        message = str.__str__(str(error))
+    except BaseException:
+        message = ""
+    if not message:
+        return kind_of(error)
+    if isinstance(error, _SAYS_NOTHING):
+        return f"{kind_of(error)}: {message}"
+    return message
+
+
+def _parts_of(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:
+    """The messages of what is in a group, however deep, but not of too much of it."""
+    waiting = [(1, part) for part in reversed(group.exceptions[:_MOST_VISITED])]
+    visited = listed = 0
+    while waiting:
+        if visited >= _MOST_VISITED or listed >= _MOST_PARTS:
+            yield "… and more"
+            return
+        depth, part = waiting.pop()
+        visited += 1
+        if not isinstance(part, BaseExceptionGroup) or depth < _DEEPEST:
+            listed += 1
+            yield f"- {shortened(_message_of(part), _LONGEST_PART)}"
+        if isinstance(part, BaseExceptionGroup):
+            inner = part.exceptions[:_MOST_VISITED]
+            waiting += [(depth + 1, each) for each in reversed(inner)]
+
+
+def _has_few_related(error: BaseException) -> bool:
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if len(seen) > _MOST_RELATED:
+            return False
+        waiting += [other for other in (each.__cause__, each.__context__) if other is not None]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions[: _MOST_RELATED + 1]
+    return True
 
 
 class ConfigurationError(GraphileWorkerError, ValueError):
@@ -158,8 +251,7 @@ class BatchJobError(GraphileWorkerError):
         self.errors = errors
         self.payload = payload
         self.delay = delay
-        messages = "\n".join(message_of(error) for error in errors)
-        super().__init__(f"Batch failures:\n{messages}")
+        super().__init__(f"Batch failures:\n{messages_of(errors)}")
 
 
 class PayloadError(GraphileWorkerError, ValueError):

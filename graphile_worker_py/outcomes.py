@@ -19,8 +19,11 @@ from graphile_worker_py.errors import (
     CutOffError,
     GraphileWorkerError,
     message_of,
+    one_line,
+    traceback_of,
 )
 from graphile_worker_py.job import Job
+from graphile_worker_py.processes.interrupts import is_ctrl_c
 
 logger = logging.getLogger(__name__)
 
@@ -192,11 +195,14 @@ class RetryPolicy:
             return None
         try:
             return check_seconds("the delay", self.delay(job.attempts, error))
-        except Exception:
-            logger.exception(
-                "The retry policy of job %d (%s) gave no delay; using the default",
+        except BaseException as failed:  # SystemExit included: it must not end the worker
+            if isinstance(failed, KeyboardInterrupt) and is_ctrl_c(failed):
+                raise
+            logger.error(  # noqa: TRY400  # which may fail on the error
+                "The retry policy of job %d (%s) gave no delay; using the default\n%s",
                 job.id,
                 job.task_identifier,
+                traceback_of(failed),
             )
             return None
 
@@ -293,22 +299,34 @@ def outcome_of(
     An error that ends the worker's own waiting (a cancellation at a forced stop) does not come
     here: the pool returns such a job.
     """
-    if raised is None:
-        if returned is None:
-            return NOTHING_RETURNED
-        if not isinstance(returned, Discard | RetryIn | Snooze):
-            return Completed(returned)
-        raised = returned
+    if raised is None and returned is None:
+        return NOTHING_RETURNED
+    try:
+        if raised is None:
+            if not isinstance(returned, Discard | RetryIn | Snooze):
+                return Completed(returned)
+            raised = returned
+        return _of_raised(job, raised, policy)
+    except BaseException as broken:  # what the class of a result or an error, or a policy, may do
+        if isinstance(broken, KeyboardInterrupt) and is_ctrl_c(broken):
+            raise
+        raised = broken if raised is None else raised
+        message = f"{message_of(raised)}\n(deciding about a retry failed: {one_line(broken)})"
+        return Failed(error=raised, message=message, is_final=job.attempts >= job.max_attempts)
+
+
+def _of_raised(job: Job, raised: BaseException, policy: RetryPolicy) -> Outcome:
     match raised:
         case CutOffError():
-            return Returned(str(raised))
+            return Returned(message_of(raised))
         case Snooze():
-            return Snoozed(_not_too_short(raised.delay))
+            return Snoozed(_not_too_short(checked_delay("Snooze", raised.delay)))
         case Discard():
             return _failed(raised, is_final=True, is_discarded=True)
         case RetryIn():
             is_final = job.attempts >= _most_attempts(job, policy)
-            return _failed(raised, is_final=is_final, delay=raised.delay)
+            delay = checked_delay("RetryIn", raised.delay)
+            return _failed(raised, is_final=is_final, delay=delay)
     return _of_error(job, raised, policy)
 
 

@@ -127,8 +127,8 @@ async def test_a_worker_that_breaks_down_is_told_with_what_its_task_raised(
     assert (event.name, str(event.error)) == ("worker:fatalError", "at fault")
     assert (None if event.job_error is None else str(event.job_error)) == job_error
     assert event.worker_id
-    # Nothing is known of the outcome: the job is there for others.
-    assert jobs.one(job_id)["attempts"] == 0
+    # Nothing is known of the outcome: the job is there for others, and its attempt counts.
+    assert jobs.one(job_id)["attempts"] == 1
     assert jobs.locked() == []
 
 

@@ -143,6 +143,23 @@ async def test_a_value_that_the_rider_cannot_store_costs_the_rows_of_no_other_jo
     assert ridden.rows() == [(ids[0], "a"), (ids[2], "c")]
 
 
+async def test_a_rider_whose_binding_raises_is_left_out_of_that_statement(
+    dsn: str, ridden: Ridden, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = Jobs(dsn)
+    first = jobs.add("work", {"says": "a"})
+    tasks = {**TASKS, "list": lambda _: None}
+    async with Runner(dsn, tasks=tasks, hooks=[Noting()]) as runner:
+        await eventually(lambda: jobs.ids() == [])
+        jobs.add("list", [1])
+        await eventually(lambda: jobs.ids() == [])
+        assert runner.health().rider_failures == 1
+        last = jobs.add("work", {"says": "c"})
+        await eventually(lambda: jobs.ids() == [])
+    assert ridden.rows() == [(first, "a"), (last, "c")]
+    assert "notes could not take part in recording 1 outcome(s)" in caplog.text
+
+
 async def test_an_outcome_does_not_wait_for_a_lock_on_the_riders_table(
     dsn: str, ridden: Ridden
 ) -> None:

@@ -91,8 +91,10 @@ async def test_a_worker_that_breaks_down_is_told_and_stops_its_pool(dsn: str) ->
     assert [*stopped.values()] == [None]
     (fatal,) = [event for event in told if isinstance(event, PoolFatalError)]
     assert (fatal.error, fatal.action) == (broken.error, "run a worker")
-    # As it was not the job's fault, the job has its attempt back.
-    assert jobs.one(job_id)["attempts"] == 0
+    # Otherwise a job that breaks its worker would break the next one, too, for ever.
+    job = jobs.one(job_id)
+    assert job["attempts"] == 1
+    assert job["last_error"].endswith("while it handled this job: LookupError: at fault")
     assert jobs.locked() == []
 
 

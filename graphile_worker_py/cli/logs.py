@@ -8,6 +8,7 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.cli.log_handler import PatientHandler
 from graphile_worker_py.cli.text import harmless
+from graphile_worker_py.errors import traceback_of
 
 PROCESS: Final = "process_number"
 """Field of a record with the number of the supervised process that logs it."""
@@ -36,9 +37,15 @@ class PlainFormatter(logging.Formatter):
         process = f"[{number}] " if (number := getattr(record, PROCESS, None)) else ""
         text = f"{time} {level} {process}{harmless(_message(record))}"
         if record.exc_info and record.exc_info[1] is not None:
-            lines = self.formatException(record.exc_info).split("\n")
+            lines = _traceback_of(record).split("\n")
             text += "".join(f"\n  {harmless(line)}" for line in lines)
         return text
+
+
+def _traceback_of(record: logging.LogRecord) -> str:
+    """The traceback that a record has, or that of its exception."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.exc_text or ("" if error is None else traceback_of(error))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -63,7 +70,7 @@ class JsonFormatter(logging.Formatter):
         }
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info and record.exc_info[1] is not None:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _traceback_of(record)
         try:
             return json_codec.dumps(line).decode()
         except ValueError:

@@ -74,7 +74,7 @@ class PoolGracefulShutdown(PoolEvent):
 
 
 class PoolGracefulShutdownWorkerError(PoolEvent):
-    """A worker broke down while the pool was stopping. Its `job`, if it had one, is returned."""
+    """A worker broke down while the pool was stopping. Its `job`, if it had one, has failed."""
 
     name: ClassVar = "pool:gracefulShutdown:workerError"
     error: BaseException
@@ -246,7 +246,8 @@ class WorkerGetJobEmpty(PoolEvent):
 class WorkerFatalError(WorkerEvent):
     """A worker broke down because of a fault in this library. The pool stops.
 
-    `job_error` is the error of the task, if the worker broke down while it handled that error.
+    Its job has failed, and the attempt counts. `job_error` is the error of the task, if the worker
+    broke down while it handled that error.
     """
 
     name: ClassVar = "worker:fatalError"

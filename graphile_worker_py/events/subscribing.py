@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, traceback_of
 from graphile_worker_py.events.event import Event
+from graphile_worker_py.processes.interrupts import is_ctrl_c
 
 logger = logging.getLogger("graphile_worker_py.events")
 
@@ -65,8 +66,15 @@ class Events:
         for subscriber in self._subscribers(type(event)):
             try:
                 subscriber(event)
-            except Exception:
-                logger.exception("Subscriber %r failed on event %s", subscriber, event.name)
+            except BaseException as error:  # SystemExit included: it must not end a worker
+                if isinstance(error, KeyboardInterrupt) and is_ctrl_c(error):
+                    raise
+                logger.error(  # noqa: TRY400  # which may fail on the error
+                    "Subscriber %r failed on event %s\n%s",
+                    subscriber,
+                    event.name,
+                    traceback_of(error),
+                )
 
     def _subscribers(self, kind: type[Event]) -> tuple[Callable[[Any], object], ...]:
         subscribers = self._heard_by.get(kind)

@@ -14,14 +14,13 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn, Unpack
 
 from graphile_worker_py import aio
-from graphile_worker_py.errors import GraphileWorkerError, users_frames
+from graphile_worker_py.errors import GraphileWorkerError, presentable, traceback_of
 from graphile_worker_py.executors import wire
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
@@ -229,8 +228,8 @@ def _plain(record: logging.LogRecord) -> dict[str, Any]:
         for name, value in vars(record).items()
         if name not in {"msg", "args", "exc_info", "message"}
     }
-    if record.exc_info and not record.exc_text:
-        values["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
+        values["exc_text"] = traceback_of(record.exc_info[1])
     return {**values, "msg": record.getMessage(), "args": None}
 
 
@@ -244,7 +243,8 @@ def _run(order: wire.Run, link: _Link) -> None:
         link.send(order.number, wire.Begun())
         variables = JobVariables()
         outcome: wire.Said = variables.new().run(_call, task, order, link, variables)
-    except BaseException as error:  # SystemExit included: it is the task's failure
+    except BaseException as raised:  # SystemExit included: it is the task's failure
+        error = presentable(raised)
         status = error.code if isinstance(error, SystemExit) else 1
         outcome = _failure(error)
     for stream in (sys.stdout, sys.stderr):
@@ -293,8 +293,7 @@ def _call(task: Task[Any], order: wire.Run, link: _Link, variables: JobVariables
 
 
 def _failure(error: BaseException) -> wire.Failure:
-    told = traceback.format_exception(type(error), error, users_frames(error))
-    return wire.failure(error, "".join(told))
+    return wire.failure(error, traceback_of(error))
 
 
 def _as_data(spec: JobSpec) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from graphile_worker_py.tasks.interrupts import as_failure
+from graphile_worker_py.errors import presentable
+from graphile_worker_py.processes.interrupts import as_failure
 
 THREAD_NAME: Final = "graphile-worker-py-task"
 MOST_STUCK: Final = 32
@@ -124,7 +125,7 @@ class _TaskThread:
             try:
                 result = function()
             except BaseException as raised:  # SystemExit included: it is the task's failure
-                error = raised
+                error = presentable(raised)
             try:
                 self._loop.call_soon_threadsafe(self._finish, done, result, error)
             except RuntimeError:

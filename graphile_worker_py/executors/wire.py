@@ -134,7 +134,7 @@ class Failure:
         error: Exception | None = None
         try:
             error = self._rebuilt()
-        except Exception:  # noqa: S110  # its class may refuse anything
+        except BaseException:  # noqa: S110  # its class may do anything
             pass
         if error is None or message_of(error) != self.message:
             error = ProcessTaskError(self.message)
@@ -178,18 +178,19 @@ Said: TypeAlias = Begun | Logged | Call | Done | Failure
 
 def failure(error: BaseException, traceback: str = "") -> Failure:
     """An error as data."""
-    kind = type(error)
+    kind = ("", "")
     args: list[Any] | None = None
     state: dict[str, Any] | None = None
     try:
+        kind = (type(error).__module__, type(error).__qualname__)
         args = [_tagged(value) for value in error.args]
         state = {name: _tagged(value) for name, value in vars(error).items()}
         if len(json_codec.dumps([args, state])) > _LARGEST_STATE:
             args = state = None
-    except Exception:  # whatever its attributes are
+    except BaseException:  # whatever its class does, and its attributes are
         args = state = None
     return Failure(
-        kind=(kind.__module__, kind.__qualname__),
+        kind=kind,
         args=args,
         state=state,
         message=message_of(error),

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final
 
+from graphile_worker_py.errors import kind_of
+
 LONGEST_GROUP: Final = 500
 """Characters."""
 _OURS: Final = f"{Path(__file__).parent.parent}/"
@@ -29,13 +31,20 @@ def error_group(error: BaseException) -> str:
 
     Without line numbers, which change with each release: `ValueError in app.tasks:charge`.
     """
+    try:
+        return _error_group(error)[:LONGEST_GROUP]
+    except BaseException:  # the class of an error may do anything, `SystemExit` included
+        return kind_of(error)[:LONGEST_GROUP]
+
+
+def _error_group(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     kind = type(error)
     module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
     place = _own_place(error.__traceback__)
     name = f"{module}{kind.__qualname__}"
-    return (name if place is None else f"{name} in {place}")[:LONGEST_GROUP]
+    return name if place is None else f"{name} in {place}"
 
 
 def _own_place(trace: TracebackType | None) -> str | None:

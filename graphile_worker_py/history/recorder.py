@@ -7,10 +7,11 @@ from typing import Any, Final, assert_never
 import orjson
 from psycopg import AsyncConnection, errors
 
+from graphile_worker_py.errors import shortened
 from graphile_worker_py.history.counters import Counters
 from graphile_worker_py.history.error_groups import error_group
 from graphile_worker_py.history.settings import Kept, kept_of
-from graphile_worker_py.history.texts import LARGEST_STATEMENT, encoded, shortened_text
+from graphile_worker_py.history.texts import LARGEST_STATEMENT, LONGEST_TEXT, encoded
 from graphile_worker_py.options.history import HistoryLevel
 from graphile_worker_py.outcomes import Cancelled, Completed, Failed, Returned, Settled, Snoozed
 from graphile_worker_py.sql import awaited
@@ -195,7 +196,7 @@ class Recorder:
             attempt=job.attempts,
             outcome=str(run_outcome(settled)),
             run_at=job.run_at,
-            error=None if message is None else storable(shortened_text(message)),
+            error=None if message is None else storable(shortened(message, LONGEST_TEXT)),
             error_group=None if error is None else storable(error_group(error)),
             logs=self.logs.get(job.id),
             payload=payload,

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.errors import kind_of
 
 LARGEST_STATEMENT: Final = 8 * 1024**2
 """Bytes of results, errors and logs that one statement carries, unless one job has more."""
@@ -16,16 +17,8 @@ def encoded(result: Any, *, limit: int) -> tuple[str | None, str | None]:
         text = json_codec.dumps(result)
     except ValueError as error:
         return None, str(error)
-    except Exception as error:  # of a user's type that is being written
-        return None, f"not JSON-serialisable: {type(error).__name__}"
+    except BaseException as error:  # of a user's type that is being written
+        return None, f"not JSON-serialisable: {kind_of(error)}"
     if len(text) > limit:
         return None, f"{len(text)} bytes, more than the result_limit of {limit}"
     return text.decode(), None
-
-
-def shortened_text(text: str) -> str:
-    """A text that is not longer than `LONGEST_TEXT`: its begin and its end."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    half = LONGEST_TEXT // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half} characters are missing …\n{text[-half:]}"

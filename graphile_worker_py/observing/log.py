@@ -6,7 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from graphile_worker_py import clock, config, events
-from graphile_worker_py.errors import message_of, one_line, users_frames
+from graphile_worker_py.errors import (
+    LONGEST_LOGGED,
+    message_of,
+    one_line,
+    traceback_of,
+    users_frames,
+)
 from graphile_worker_py.events import Event, Events
 from graphile_worker_py.job import Job
 
@@ -83,19 +89,39 @@ class _EventLog:
         else:
             delay = (retry_at - clock.utc_now()).total_seconds()
             level, then = logging.WARNING, f"retry in {clock.shortened(delay)}"
-        self._logger.log(
-            level,
-            "Failed job %d (%s, %s, attempt %d of %d, %s): %s",
+        values = (
             job.id,
             job.task_identifier,
             clock.shortened(event.duration),
             job.attempts,
             job.max_attempts,
             then,
-            message_of(event.error),
-            exc_info=(type(event.error), event.error, users_frames(event.error)),
-            extra={**_about(event), "duration": event.duration, "retry_at": retry_at},
+            message_of(event.error, most=LONGEST_LOGGED),
         )
+        self._log_error(
+            level,
+            "Failed job %d (%s, %s, attempt %d of %d, %s): %s",
+            values,
+            event.error,
+            {**_about(event), "duration": event.duration, "retry_at": retry_at},
+        )
+
+    def _log_error(
+        self,
+        level: int,
+        message: str,
+        values: tuple[object, ...],
+        error: BaseException,
+        extra: dict[str, object],
+    ) -> None:
+        """Log an error of a task, whose traceback the formatter of a handler may fail to make."""
+        exc_info = (type(error), error, users_frames(error))
+        file, line, function, _ = self._logger.findCaller()
+        record = self._logger.makeRecord(
+            self._logger.name, level, file, line, message, values, exc_info, function, extra
+        )
+        record.exc_text = traceback_of(error)
+        self._logger.handle(record)
 
     def job_snoozed(self, event: events.JobSnoozed) -> None:
         self._logger.info(
@@ -120,7 +146,7 @@ class _EventLog:
             "Discarded job %d (%s): %s",
             event.job.id,
             event.job.task_identifier,
-            message_of(event.error),
+            message_of(event.error, most=LONGEST_LOGGED),
             extra={**_about(event), "duration": event.duration},
         )
 
@@ -179,7 +205,7 @@ class _EventLog:
         self._logger.error(
             "Could not %s, stopping: %s",
             event.action,
-            event.error,
+            message_of(event.error, most=LONGEST_LOGGED),
             extra={"pool_id": event.pool_id},
         )
 

@@ -14,9 +14,14 @@ from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.errors import BatchJobError, GraphileWorkerError, TaskTimeoutError
+from graphile_worker_py.errors import (
+    BatchJobError,
+    GraphileWorkerError,
+    TaskTimeoutError,
+    presentable,
+)
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
-from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
+from graphile_worker_py.processes.interrupts import as_failure, is_ctrl_c
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple})
 """Looked at first, as it takes a tenth of the time: a task may return a million of them."""
@@ -91,7 +96,7 @@ class Batch:
                 raise
             self.failures[at] = as_failure(interrupt)
         except BaseException as error:  # SystemExit included: it is the item's failure
-            self.failures[at] = error
+            self.failures[at] = presentable(error)
         else:
             del self._unfinished[at]
             if isinstance(answer, Discard | RetryIn | Snooze):

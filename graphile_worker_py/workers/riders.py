@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import psycopg
 from psycopg import errors
 
-from graphile_worker_py.errors import one_line
+from graphile_worker_py.errors import one_line, traceback_of
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import is_outage
@@ -65,7 +65,7 @@ class Riders:
         if not self._riders or self.left_out:
             return batch, []
         while True:
-            bound = [(rider, rider.bind(batch)) for rider in self._riders]
+            bound = [(rider, self.bound(rider, batch)) for rider in self._riders]
             riding = [(rider, statement) for rider, statement in bound if statement is not None]
             covered = min(
                 (each.covers for _, each in riding if each.covers is not None), default=len(batch)
@@ -73,6 +73,22 @@ class Riders:
             if covered >= len(batch) or len(riding) == 1:
                 return batch[:covered], riding
             batch = batch[:covered]
+
+    def bound(self, rider: Rider, batch: Sequence[Settled]) -> BoundRider | None:
+        """The part of a rider in the statement for a batch; None if making it fails."""
+        try:
+            return rider.bind(batch)
+        except Exception as error:  # of the plugin, or of an error that it looks at
+            self.failures[rider.name] += 1
+            self.last_error = one_line(error)
+            self._logger.error(  # noqa: TRY400  # which may fail on the error
+                "%s could not take part in recording %d outcome(s)\n%s",
+                rider.name,
+                len(batch),
+                traceback_of(error),
+                extra=self._about,
+            )
+            return None
 
     def stay(self, error: Exception) -> bool:
         """Whether the statement is sent again with its riders: after outages and lost races."""

@@ -54,8 +54,8 @@ class _Statement:
         verb: Names it in messages: `Could not <verb> job 7`.
         query: Makes the statement for a batch, the pool's id and riders; it returns the ids of
             the jobs that it changed.
-        simplify: Makes an outcome storable in a database whose encoding lacks characters; None if
-            it already is, or can't be made so.
+        simplify: Makes an outcome storable if the database refuses its values, such as characters
+            that the encoding lacks; None if there is nothing left to simplify.
         size: About how many characters of the statement an outcome takes; None if there are few.
     """
 
@@ -106,18 +106,23 @@ def _failure(settled: Settled) -> Failure:
     return Failure(job, outcome.message, outcome.payload, outcome.delay, outcome.is_final)
 
 
-def _in_ascii(settled: Settled) -> Settled | None:
+def _simpler(settled: Settled) -> Settled | None:
+    """A failure in ASCII; if it is already, one that leaves payload and delay to their defaults."""
     job, outcome, ended, duration = settled
+    assert isinstance(outcome, Failed)  # noqa: S101  # only these are put into its batcher
     failure = _failure(settled)
     plain = failure.in_ascii()
-    if plain == failure or not isinstance(outcome, Failed):
+    if plain != failure:
+        simple = replace(outcome, message=plain.message, payload=plain.payload)
+    elif outcome.payload is not None or outcome.delay is not None:
+        simple = replace(outcome, payload=None, delay=None)
+    else:
         return None
-    simple = replace(outcome, message=plain.message, payload=plain.payload)
     return job, simple, ended, duration
 
 
 COMPLETE: Final = _Statement("complete", _complete)
-FAIL: Final = _Statement("fail", _fail, _in_ascii, lambda settled: _failure(settled).size)
+FAIL: Final = _Statement("fail", _fail, _simpler, lambda settled: _failure(settled).size)
 CANCEL: Final = _Statement("cancel", _complete)
 SNOOZE: Final = _Statement("snooze", _snooze)
 RETURN: Final = _Statement("return", _return)
@@ -308,7 +313,7 @@ class Settler:
     async def _ride_singly(self, rider: Rider, batch: Sequence[Settled]) -> None:
         """Run a rider for one job after the other, because a value of one of them failed it."""
         for settled in batch:
-            bound = rider.bind([settled])
+            bound = self._riders.bound(rider, [settled])
             if bound is None:
                 continue
             try:

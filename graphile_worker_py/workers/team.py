@@ -10,6 +10,7 @@ from graphile_worker_py import aio, events
 from graphile_worker_py.errors import WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.options import WorkerOptions
+from graphile_worker_py.processes.interrupts import is_ctrl_c
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.context import PoolContext, RunningJob
 from graphile_worker_py.tasks.variables import JobVariables
@@ -164,14 +165,16 @@ class Team:
                 # User code got hold of the asyncio task, and cancelled it between two jobs.
                 self._start(worker)
                 return
-        except Exception as broken:
+        except BaseException as broken:  # SystemExit included: the pool stops in order
+            if isinstance(broken, KeyboardInterrupt) and is_ctrl_c(broken):
+                raise
             # Nothing that a task does ends a worker, so this is a fault of ours.
             error = broken
             self._lose(worker, broken)
         self._emit(events.WorkerStop, worker, error=error)
 
-    def _lose(self, worker: Worker, error: Exception) -> None:
-        """Return the job of a worker that broke down, and stop the pool."""
+    def _lose(self, worker: Worker, error: BaseException) -> None:
+        """Fail the job of a worker that broke down, and stop the pool."""
         job_error = worker.job_error
         self._emit(events.WorkerFatalError, worker, error=error, job_error=job_error)
         if self._stop.is_set():
@@ -180,7 +183,7 @@ class Team:
                     pool_id=self._pool_id, error=error, job=worker.job
                 )
             )
-        worker.return_job()
+        worker.fail_job(error)
         self._broken(error, "run a worker")
 
     async def _abort_in_time(self) -> None:

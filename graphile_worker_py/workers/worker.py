@@ -4,12 +4,13 @@ import asyncio
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from time import perf_counter
 from typing import Any, Final, Protocol
 
 from graphile_worker_py import events
-from graphile_worker_py.errors import BatchJobError
+from graphile_worker_py.errors import BatchJobError, one_line, presentable, users_frames
 from graphile_worker_py.events import Events
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.job import Job
@@ -23,9 +24,9 @@ from graphile_worker_py.outcomes import (
     Snoozed,
     outcome_of,
 )
+from graphile_worker_py.processes.interrupts import as_failure, is_ctrl_c
 from graphile_worker_py.sql.fail_jobs import retry_at
 from graphile_worker_py.tasks.context import RunningJob
-from graphile_worker_py.tasks.interrupts import as_failure, is_ctrl_c
 from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
 from graphile_worker_py.workers.leftovers import Leftovers
@@ -193,9 +194,25 @@ class Worker:
         job, self._job = self._job, None
         if job is None:
             return
-        reason = reason or self._guard.kill_reason or "its worker broke down"
+        reason = reason or self._guard.kill_reason or "the pool is being stopped"
         self._emit(events.JobReturned, job, reason=reason)
         self._record(job, Returned(reason))
+
+    def fail_job(self, error: BaseException) -> None:
+        """Fail the running job, if there is one: this worker broke down while it handled the job.
+
+        The attempt counts. Otherwise a job that breaks its worker would break the next one, too,
+        again and again.
+        """
+        job, self._job = self._job, None
+        if job is None:
+            return
+        message = f"the worker broke down while it handled this job: {one_line(error)}"
+        is_final = job.attempts >= job.max_attempts
+        failed = Failed(error=error, message=message, is_final=is_final)
+        self._record(job, failed)
+        with suppress(Exception):  # what broke down may be the events
+            self._emit_failure(job, failed, 0.0)
 
     async def _is_ours(self) -> bool:
         """Whether a job may begin although the process stood still since it was fetched."""
@@ -220,7 +237,7 @@ class Worker:
             else:
                 returned = await self._call(job)
         except BaseException as error:  # SystemExit included: it is the task's failure
-            raised = error
+            raised = presentable(error)
         if self._run is not run:
             return  # it did not end in time, and its failure is recorded
         if raised is not None and self._ends_worker(raised):
@@ -274,7 +291,7 @@ class Worker:
                 "Job %d (%s) was completed by its task, which raised an error afterwards",
                 job.id,
                 job.task_identifier,
-                exc_info=raised,
+                exc_info=(type(raised), raised, users_frames(raised)),
                 extra={"job_id": job.id, "pool_id": self._pool_id},
             )
         if self._events.wants(events.JobSuccess):

@@ -5,6 +5,8 @@ import dis
 import signal
 from typing import Final
 
+from graphile_worker_py.errors import kind_of, message_of
+
 _RAISE: Final = dis.opmap["RAISE_VARARGS"]
 
 
@@ -30,4 +32,5 @@ def is_ctrl_c(error: KeyboardInterrupt) -> bool:
 
 def as_failure(error: BaseException) -> RuntimeError:
     """The failure of a job for an error that would end more than the job."""
-    return RuntimeError(f"task raised {type(error).__name__}: {error}".removesuffix(": "))
+    kind, message = kind_of(error), message_of(error)
+    return RuntimeError(f"task raised {kind}" + ("" if message == kind else f": {message}"))
