@@ -129,7 +129,7 @@ def test_sources_and_schemas_are_taken_or_refused(dsn: str, schema: str) -> None
 
 
 # Those that start something, or look about in the network.
-ELSEWHERE = {"demo", "postgres", "bench", "run"}
+ELSEWHERE = {"demo", "postgres", "bench", "run", "web"}
 NOT_TRIED = {"connection", "url", "port", "processes", "watch", "help", "config_file"}
 COMMANDS = sorted(set(command_line.list_commands(click.Context(command_line))) - ELSEWHERE)
 
