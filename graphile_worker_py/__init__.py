@@ -42,6 +42,10 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.errors import CrontabError as CrontabError
     from graphile_worker_py.errors import GraphileWorkerError as GraphileWorkerError
     from graphile_worker_py.errors import IncompatibleSchemaError as IncompatibleSchemaError
+    from graphile_worker_py.errors import JobCancelledError as JobCancelledError
+    from graphile_worker_py.errors import JobFailedError as JobFailedError
+    from graphile_worker_py.errors import JobGoneError as JobGoneError
+    from graphile_worker_py.errors import JobLostError as JobLostError
     from graphile_worker_py.errors import MigrationError as MigrationError
     from graphile_worker_py.errors import MissingRightsError as MissingRightsError
     from graphile_worker_py.errors import MissingTablesError as MissingTablesError
@@ -97,12 +101,17 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.inspect import ListedJob as ListedJob
     from graphile_worker_py.sql.inspect import LockHolder as LockHolder
     from graphile_worker_py.sql.inspect import StateCounts as StateCounts
+    from graphile_worker_py.sql.job_ends import EndStatus as EndStatus
+    from graphile_worker_py.sql.job_ends import JobOutcome as JobOutcome
+    from graphile_worker_py.sql.job_ends import JobProgress as JobProgress
     from graphile_worker_py.sql.known_crontabs import KnownCrontab as KnownCrontab
     from graphile_worker_py.sql.pools import DeadPool as DeadPool
     from graphile_worker_py.sql.runs import JobRun as JobRun
     from graphile_worker_py.sql.runs import RunOutcome as RunOutcome
     from graphile_worker_py.sql.task_minutes import Percentiles as Percentiles
     from graphile_worker_py.sql.task_minutes import TaskStats as TaskStats
+    from graphile_worker_py.steering.handles import JobHandle as JobHandle
+    from graphile_worker_py.steering.sync_handles import SyncJobHandle as SyncJobHandle
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
     from graphile_worker_py.tasks.context import JobContext as JobContext
     from graphile_worker_py.tasks.sync_context import SyncJobContext as SyncJobContext

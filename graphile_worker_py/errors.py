@@ -294,5 +294,17 @@ class JobLostError(GraphileWorkerError):
     """The job is no longer locked by this worker pool: another pool may be running it."""
 
 
+class JobFailedError(GraphileWorkerError):
+    """The job whose result was asked for has failed, or was discarded."""
+
+
+class JobCancelledError(GraphileWorkerError):
+    """The job whose result was asked for was cancelled."""
+
+
+class JobGoneError(GraphileWorkerError):
+    """The job whose result was asked for has ended, and no record of how was kept."""
+
+
 class WorkerPoolError(GraphileWorkerError):
     """The worker pool could not run on, or could not stop cleanly."""

@@ -111,6 +111,7 @@ class Runner(JobAdder, Steering):
             # A cancellation turns the graceful stop into a forced one, which still ends in order.
             await aio.run_to_end(self.stop(), on_cancel=self._started_pool().kill)
         finally:
+            await self._close_waiter()
             await self._stack.aclose()
 
     async def stop(self, reason: str = "Runner is stopping") -> None:

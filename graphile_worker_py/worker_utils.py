@@ -128,6 +128,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._close_waiter()
         await self._stack.aclose()
 
     @property

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable
 
+from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.cancel_jobs import Cancellation
+from graphile_worker_py.sql.job_ends import JobOutcome
 from graphile_worker_py.steering import steps
+from graphile_worker_py.steering.handles import JobHandle
+from graphile_worker_py.steering.waiter import Waiter
 
 GRACE = 30.0
 """Seconds that a cancelled job gets to end by default."""
@@ -14,9 +18,53 @@ GRACE = 30.0
 class Steering:
     """Methods of `WorkerUtils` and `Runner` that steer jobs."""
 
+    _waiter_if_made: Waiter | None = None
+
     @property
     def _database(self) -> Database:
         raise NotImplementedError
+
+    @property
+    def _waiter(self) -> Waiter:
+        if self._waiter_if_made is None:
+            self._waiter_if_made = Waiter(self._database)
+        return self._waiter_if_made
+
+    async def _close_waiter(self) -> None:
+        if self._waiter_if_made is not None:
+            await self._waiter_if_made.close()
+
+    def handle(self, job: Job | int | str) -> JobHandle:
+        """A handle of a job, given by itself or by its id: to follow it, and to wait for its end.
+
+        Raises:
+            ConfigurationError: It is not an id.
+        """
+        if isinstance(job, Job):
+            job_id, created_at = job.id, job.created_at
+        else:
+            job_id, created_at = check_job_id("job", job), None
+        return JobHandle(
+            job_id, created_at=created_at, database=self._database, waiter=self._waiter
+        )
+
+    async def wait_all(
+        self, handles: Iterable[JobHandle], timeout: float | None = None
+    ) -> list[JobOutcome]:
+        """Wait for the end of several jobs; their outcomes in the order of the handles.
+
+        Args:
+            handles: The jobs.
+            timeout: Seconds for all of them; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: One has not ended in time.
+            GraphileWorkerError: The tables of history are missing.
+            psycopg.Error: The database could not answer.
+        """
+        wanted = list(handles)
+        outcomes = await self._waiter.outcomes([handle.key for handle in wanted], timeout)
+        return [outcomes[handle.job_id] for handle in wanted]
 
     async def cancel_jobs(
         self, job_ids: Iterable[int | str], *, reason: str | None = None, grace: float = GRACE

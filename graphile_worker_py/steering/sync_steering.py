@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 
+from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.sql.cancel_jobs import Cancellation
+from graphile_worker_py.sql.job_ends import JobOutcome
 from graphile_worker_py.steering import steps
 from graphile_worker_py.steering.steering import GRACE
+from graphile_worker_py.steering.sync_handles import SyncJobHandle, wait_for
 
 
 class SyncSteering:
@@ -15,6 +18,22 @@ class SyncSteering:
     @property
     def _database(self) -> SyncDatabase:
         raise NotImplementedError
+
+    def handle(self, job: Job | int | str) -> SyncJobHandle:
+        """A handle of a job. See `WorkerUtils.handle`."""
+        if isinstance(job, Job):
+            job_id, created_at = job.id, job.created_at
+        else:
+            job_id, created_at = check_job_id("job", job), None
+        return SyncJobHandle(job_id, created_at=created_at, database=self._database)
+
+    def wait_all(
+        self, handles: Iterable[SyncJobHandle], timeout: float | None = None
+    ) -> list[JobOutcome]:
+        """Wait for the end of several jobs. See `WorkerUtils.wait_all`."""
+        wanted = list(handles)
+        outcomes = wait_for([handle.key for handle in wanted], self._database, timeout)
+        return [outcomes[handle.job_id] for handle in wanted]
 
     def cancel_jobs(
         self, job_ids: Iterable[int | str], *, reason: str | None = None, grace: float = GRACE
