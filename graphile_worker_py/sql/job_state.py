@@ -1,8 +1,130 @@
-"""What is known of jobs while they have their rows: progress, cursors, requests to cancel."""
+"""What is known of a job while it has its row: its progress, and where its next attempt goes on."""
 
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
+from graphile_worker_py import json_codec
+from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query, no_result
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a task has reported of its progress.
+
+    Args:
+        done: How much, of `total`; or a share from 0 to 1, if that is None.
+        total: How much there is.
+        message: What it is doing.
+    """
+
+    done: float
+    total: float | None = None
+    message: str | None = None
+
+
+_WRITE: Final = """
+insert into graphile_worker_py.job_state as state (
+  worker_schema, job_id, job_created_at, progress, total, message
+)
+select
+  $1::pg_catalog.text, given.job_id, given.created_at, given.progress, given.total, given.message
+from rows from (
+  pg_catalog.unnest($2::pg_catalog.int8[]),
+  pg_catalog.unnest($3::pg_catalog.timestamptz[]),
+  pg_catalog.unnest($4::pg_catalog.float8[]),
+  pg_catalog.unnest($5::pg_catalog.float8[]),
+  pg_catalog.unnest($6::pg_catalog.text[])
+) as given (job_id, created_at, progress, total, message)
+order by given.job_id
+on conflict (worker_schema, job_id) do update
+set job_created_at = excluded.job_created_at,
+  progress = excluded.progress,
+  total = excluded.total,
+  message = excluded.message
+"""
+
+
+def write_progress(worker_schema: str, jobs: Sequence[tuple[Job, Progress]]) -> Query[None]:
+    """Write how far jobs are, in one statement."""
+    values = (
+        worker_schema,
+        [job.id for job, _ in jobs],
+        [job.created_at for job, _ in jobs],
+        [float(progress.done) for _, progress in jobs],
+        [progress.total for _, progress in jobs],
+        [progress.message for _, progress in jobs],
+    )
+    return Query(_WRITE, values, no_result)
+
+
+_CHECKPOINT: Final = """
+with held as (
+  select job.id, job.created_at
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+  where job.id = $2::pg_catalog.int8 and job.locked_by = $3::pg_catalog.text
+  for share
+)
+insert into graphile_worker_py.job_state as state (
+  worker_schema, job_id, job_created_at, cursor
+)
+select $1::pg_catalog.text, held.id, held.created_at, $4::pg_catalog.text::pg_catalog.json
+from held
+on conflict (worker_schema, job_id) do update
+set job_created_at = excluded.job_created_at,
+  cursor = excluded.cursor
+returning state.job_id
+"""
+
+
+def checkpoint(worker_schema: str, job_id: int, *, pool_id: str, cursor: str) -> Query[set[int]]:
+    """Keep the cursor of a job that the pool still has locked; its id if it has."""
+    values = (worker_schema, job_id, pool_id, cursor)
+    return Query(_CHECKPOINT, values, lambda rows: {row[0] for row in rows})
+
+
+_CURSOR: Final = """
+select state.cursor, state.snoozes
+from graphile_worker_py.job_state as state
+where state.worker_schema = $1::pg_catalog.text
+  and state.job_id = $2::pg_catalog.int8
+  and state.job_created_at = $3::pg_catalog.timestamptz
+"""
+
+
+def read_cursor(worker_schema: str, job: Job) -> Query[tuple[Any, int]]:
+    """What the last attempt of a job has left, and how often it was snoozed."""
+
+    def read(rows: list[tuple[Any, ...]]) -> tuple[Any, int]:
+        if not rows:
+            return None, 0
+        cursor, snoozes = rows[0]
+        return None if cursor is None else json_codec.loads(bytes(cursor)), snoozes
+
+    return Query(_CURSOR, (worker_schema, job.id, job.created_at), read)
+
+
+_COUNT_SNOOZES: Final = """
+insert into graphile_worker_py.job_state as state (
+  worker_schema, job_id, job_created_at, snoozes
+)
+select $1::pg_catalog.text, given.job_id, given.created_at, 1
+from rows from (
+  pg_catalog.unnest($2::pg_catalog.int8[]),
+  pg_catalog.unnest($3::pg_catalog.timestamptz[])
+) as given (job_id, created_at)
+order by given.job_id
+on conflict (worker_schema, job_id) do update
+set snoozes = state.snoozes + 1
+"""
+
+
+def count_snoozes(worker_schema: str, jobs: Sequence[Job]) -> Query[None]:
+    """Count one more snooze of each job."""
+    values = (worker_schema, [job.id for job in jobs], [job.created_at for job in jobs])
+    return Query(_COUNT_SNOOZES, values, no_result, prepare=False)
+
 
 _FORGET_GONE: Final = """
 delete from graphile_worker_py.job_state as states

@@ -14,11 +14,12 @@ from psycopg import AsyncConnection
 from graphile_worker_py.adding.adder import NOTHING_AROUND, Around, JobAdder
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.errors import one_line
+from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import delay_after
+from graphile_worker_py.sql.job_state import Progress
 from graphile_worker_py.tasks.abort import Abort, AbortReason
 from graphile_worker_py.tasks.completing import (
     CompletingStatement,
@@ -26,6 +27,12 @@ from graphile_worker_py.tasks.completing import (
     check_open,
     complete,
     completing,
+)
+from graphile_worker_py.tasks.progress import (
+    MISSING,
+    NO_CHECKPOINTS,
+    checked_progress,
+    checkpoint_of,
 )
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
@@ -107,6 +114,9 @@ class RunningJob:
         completion: Whether the task has completed the job itself.
         result: What the task set as its result.
         cancel_reason: Why the job was cancelled, if `abort.reason` says that it was.
+        cursor: What the last checkpoint of an earlier attempt has left; None if there is none.
+        progress: What the task has reported last; None if it has reported nothing.
+        reported: Whether that is written.
     """
 
     __slots__ = (
@@ -114,10 +124,13 @@ class RunningJob:
         "_context",
         "cancel_reason",
         "completion",
+        "cursor",
         "deadline",
         "job",
         "leave",
         "pool",
+        "progress",
+        "reported",
         "result",
         "started",
         "worker_id",
@@ -139,6 +152,9 @@ class RunningJob:
         self.completion = Completion.OPEN
         self.result: Any = None
         self.cancel_reason: str | None = None
+        self.cursor: Any = None
+        self.progress: Progress | None = None
+        self.reported = True
         self._abort: Abort | None = None
         self._context: JobContext | None = None
 
@@ -286,6 +302,47 @@ class JobContext(JobAdder):
         check_open(self._running)
         await complete(self._running, conn)
         self._running.completion = Completion.ASKED
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """Report how far the job is; `handle.state()` reads it, in any process.
+
+        It is kept in memory and written with the next heartbeat, so it may be called as often as
+        the task likes.
+
+        Args:
+            done: How much is done, of `total`; or a share, a float from 0 to 1.
+            total: How much there is; None means that `done` is a share.
+            message: What the task is doing.
+
+        Raises:
+            ConfigurationError: A value is not allowed; the message names it.
+        """
+        self._running.progress = checked_progress(done, total, message)
+        self._running.reported = False
+
+    @property
+    def cursor(self) -> Any:
+        """What `checkpoint` has left, in this attempt or an earlier one; None if nothing."""
+        return self._running.cursor
+
+    async def checkpoint(self, cursor: Any) -> None:
+        """Keep a JSON value from which the next attempt of the job can go on; durable on return.
+
+        Within the block of `transaction` it is part of that transaction.
+
+        Raises:
+            JobLostError: Another worker has the job.
+            ConfigurationError: The value can't be written as JSON.
+            GraphileWorkerError: The tables of history are missing.
+            psycopg.Error: The database could not keep it.
+        """
+        query = checkpoint_of(self._running, cursor)
+        try:
+            ids = await self._database.run(query, conn=self._in_transaction)
+        except MISSING as error:
+            raise GraphileWorkerError(f"{NO_CHECKPOINTS} ({one_line(error)})") from error
+        check_held(self._running, ids)
+        self._running.cursor = cursor
 
     def set_result(self, result: Any) -> None:
         """Set what is kept as the job's result, if results of its task are kept."""

@@ -130,6 +130,19 @@ class SyncJobContext:
         complete_in_thread(self._running, conn)
         self._running.completion = Completion.ASKED
 
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """Report how far the job is. See `JobContext.progress`."""
+        self._context.progress(done, total, message)
+
+    @property
+    def cursor(self) -> Any:
+        """What `checkpoint` has left. See `JobContext.cursor`."""
+        return self._running.cursor
+
+    def checkpoint(self, cursor: Any) -> None:
+        """Keep a value from which the next attempt can go on. See `JobContext.checkpoint`."""
+        self._wait(self._context.checkpoint(cursor))
+
     def set_result(self, result: Any) -> None:
         """Set the result that is kept. See `JobContext.set_result`."""
         self._running.result = result
