@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar
 from graphile_worker_py import clock, json_codec
 from graphile_worker_py.checks import (
     check_aware,
+    check_flag,
     check_one_of,
     check_seconds,
     check_smallint,
@@ -148,6 +149,11 @@ class Job:
     def run_at(self) -> datetime:
         """The job does not run before this time."""
         return from_timestamp(self._row[RUN_AT])
+
+    @property
+    def is_first_run(self) -> bool:
+        """Whether it was due when it was added, and was never tried: it was not snoozed, either."""
+        return self._row[ATTEMPTS] <= 1 and self._row[RUN_AT] == self._row[CREATED_AT]  # type: ignore[no-any-return]
 
     @property
     def attempts(self) -> int:
@@ -294,6 +300,7 @@ class SpecOptions(TypedDict, total=False):
     job_key: str | None
     job_key_mode: JobKeyMode | str | None
     flags: Iterable[str] | None
+    awaited: bool
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -315,6 +322,9 @@ class JobSpec:
         job_key: 1 to 512 characters, unique over all tasks; None means no key.
         job_key_mode: What happens if the key is taken; None means `replace`.
         flags: Workers that forbid one of these flags do not fetch the job.
+        awaited: Keep a record of how the job ends, whatever the workers' option `history` says, so
+            that a handle's `wait` finds it, for a day. Needs the tables of history in the side
+            schema.
 
     Where the identifier is a `Task`, what is not given is what the task has as default.
 
@@ -331,6 +341,7 @@ class JobSpec:
     job_key: str | None
     job_key_mode: JobKeyMode | str | None
     flags: list[str] | None
+    awaited: bool
 
     # Written out, so that type checkers compare the payload with the type that its task takes.
     def __init__(
@@ -346,6 +357,7 @@ class JobSpec:
         flags: Iterable[str] | None = None,
         *,
         run_in: float | timedelta | None = None,
+        awaited: bool = False,
     ) -> None:
         if isinstance(identifier, TaskName):
             default = identifier.adding_defaults(payload)
@@ -376,6 +388,7 @@ class JobSpec:
                 raise ConfigurationError(f"job_key_mode {str(job_key_mode)!r} needs a job_key")
         if flags is not None:
             flags = check_texts("flags", flags)
+        check_flag("awaited", awaited)
         put = object.__setattr__
         put(self, "identifier", identifier)
         put(self, "payload", payload)
@@ -386,6 +399,7 @@ class JobSpec:
         put(self, "job_key", job_key)
         put(self, "job_key_mode", job_key_mode)
         put(self, "flags", flags)
+        put(self, "awaited", awaited)
 
     def payload_json(self) -> str:
         """The payload as JSON text.

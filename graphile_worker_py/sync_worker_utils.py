@@ -424,7 +424,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         self, specs: Sequence[JobSpec], conn: Connection[Any] | None, first: int | None
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
-        addition = Addition(wanted, first=first)
+        addition = Addition(wanted, schema=self._database.statements.schema, first=first)
         if not addition.needs_transaction:
             return self._database.drive(addition.steps(), conn=conn)
 

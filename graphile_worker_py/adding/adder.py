@@ -91,8 +91,8 @@ class JobAdder:
                 msgspec `Struct`, pydantic model); None means an empty object.
             conn: Connection to use; the job is then part of its transaction. None means one from
                 the pool, and the job is committed on return.
-            options: `queue_name`, `run_at`, `priority`, `max_attempts`, `job_key`,
-                `job_key_mode` and `flags`, explained at `JobSpec`.
+            options: `queue_name`, `run_at`, `run_in`, `priority`, `max_attempts`, `job_key`,
+                `job_key_mode`, `flags` and `awaited`, explained at `JobSpec`.
 
         Raises:
             ConfigurationError: A value is not allowed; the message names it.
@@ -184,7 +184,7 @@ class JobAdder:
         first: int | None,
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
-        addition = Addition(wanted, first=first)
+        addition = Addition(wanted, schema=self._database.schema, first=first)
         if not addition.needs_transaction:
             return await self._database.drive(addition.steps(), conn=conn)
 

@@ -14,6 +14,8 @@ from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import Job, JobKeyMode, JobSpec
 from graphile_worker_py.postgres.query import Pipelined, Query, Steps
 from graphile_worker_py.sql import add_jobs as sql
+from graphile_worker_py.sql import awaited
+from graphile_worker_py.sql.side_tables import reading
 
 Payload: TypeAlias = Callable[[int], str]
 """The payload of a spec as JSON text, by its place."""
@@ -37,17 +39,22 @@ class Addition:
 
     Args:
         specs: The jobs.
+        schema: Schema of the job tables.
         first: Number of the first one in messages; None for a single job, which has no number.
     """
 
-    def __init__(self, specs: Sequence[JobSpec], *, first: int | None = 0) -> None:
+    def __init__(self, specs: Sequence[JobSpec], *, schema: str, first: int | None = 0) -> None:
+        self._schema = schema
         self._specs = specs
         self._first = first
+        self._is_awaited = any(spec.awaited for spec in specs)
         self._has_keys = any(spec.job_key is not None for spec in specs)
 
     @property
     def needs_transaction(self) -> bool:
         """Whether several statements may be needed: a job with a key may need a second try."""
+        if self._is_awaited:
+            return True
         return len(self._specs) >= (2 if self._has_keys else COPY_FROM)
 
     def steps(
@@ -63,7 +70,17 @@ class Addition:
         Raises:
             ConfigurationError: A payload can't be written as JSON.
             GraphileWorkerError: A job with one of the keys was fetched during each of many tries.
+            MissingTablesError: A job is to be awaited, and the tables of history are missing.
         """
+        if not self._is_awaited:
+            return (yield from self._add_all(copy_to=copy_to, own_transaction=own_transaction))
+        yield from reading("awaited", right="insert")
+        jobs = yield from self._add_all(copy_to=copy_to, own_transaction=own_transaction)
+        pairs = zip(self._specs, jobs, strict=True)
+        yield awaited.await_jobs(self._schema, [job.id for spec, job in pairs if spec.awaited])
+        return jobs
+
+    def _add_all(self, *, copy_to: str | None, own_transaction: bool) -> Steps[list[Job]]:
         specs = self._specs
         if len(specs) == 1:
             return [(yield from self._add_one())]

@@ -10,7 +10,8 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.history import upkeep
-from graphile_worker_py.history.recorder import Recorder
+from graphile_worker_py.history.recorder import AWAIT, Recorder
+from graphile_worker_py.history.running import CANCEL, Running
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins import Chore, Part, Plugin, Rider
 from graphile_worker_py.schema.own import register_migrations
@@ -32,6 +33,7 @@ class History(Plugin):
 
     def __init__(self) -> None:
         self._recorders: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
+        self._running: WeakKeyDictionary[Any, Running] = WeakKeyDictionary()
         self._latest: Recorder | None = None
 
     def _recorder(self, pool: Any) -> Recorder:
@@ -40,21 +42,34 @@ class History(Plugin):
             recorder = self._recorders[pool] = self._latest = Recorder(pool)
         return recorder
 
+    def _running_of(self, pool: Any) -> Running:
+        running = self._running.get(pool)
+        if running is None:
+            running = self._running[pool] = Running(pool)
+        return running
+
     def riders(self, pool: Any) -> Iterable[Rider]:
-        """Runs are written with the outcomes."""
-        return [Rider(name="history", bind=self._recorder(pool).bind)]
+        """Runs are written with the outcomes, and snoozes counted."""
+        return [
+            Rider(name="history", bind=self._recorder(pool).bind),
+            Rider(name="count snoozes", bind=self._running_of(pool).count_snoozes),
+        ]
 
     def settled(self, pool: Any, batch: Sequence[Settled]) -> None:
         """Outcomes are counted."""
         self._recorder(pool).settled(batch)
 
     async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
-        """Counters are written."""
+        """Counters and progress are written, and jobs that are to end cancelled."""
         await self._recorder(pool).beat(conn)
+        await self._running_of(pool).beat(conn)
 
     def parts(self, pool: Any) -> Iterable[Part]:
-        """What was counted last is written when the pool ends."""
+        """Requests to cancel jobs are heard, and what was counted last is written at the end."""
         recorder = self._recorder(pool)
+        running = self._running_of(pool)
+        pool.listener.on(AWAIT, recorder.hear_awaited)
+        pool.listener.on(CANCEL, running.hear)
 
         async def flush_at_end() -> None:
             try:
@@ -65,7 +80,10 @@ class History(Plugin):
                 except (psycopg.Error, OSError) as error:
                     pool.logger.debug("Could not write the last counters (%s)", one_line(error))
 
-        return [Part(name="write counters", run=flush_at_end)]
+        return [
+            Part(name="write counters", run=flush_at_end),
+            Part(name="cancel jobs", run=running.cancel_when_asked),
+        ]
 
     def chores(self, pool: Any) -> Iterable[Chore]:
         """Partitions are added and dropped, and rows of jobs that are gone are deleted."""

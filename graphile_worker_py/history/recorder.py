@@ -1,6 +1,6 @@
 """What one pool writes of the jobs that it has run: runs, with their outcomes, and counters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Final, assert_never
 
@@ -22,6 +22,8 @@ from graphile_worker_py.sql.runs import RunOutcome
 from graphile_worker_py.sql.suspects import HeldJob
 from graphile_worker_py.sql.task_minutes import add_counts
 
+AWAIT: Final = "await"
+"""Topic of notifications that jobs are awaited."""
 FLUSH_EVERY: Final = 5
 """Heartbeats after which what was counted is written."""
 FLUSH_PATIENCE: Final = 2.0
@@ -228,6 +230,11 @@ class Recorder:
         if self.logs:
             for settled in batch:
                 self.logs.pop(settled[0].id, None)
+
+    def hear_awaited(self, said: Mapping[str, Any] | None) -> None:
+        """Somebody waits for jobs now; heartbeats tell when nobody does any more."""
+        if said is not None:
+            self._awaited = True
 
     async def beat(self, conn: AsyncConnection[Any]) -> None:
         """Look whether jobs are awaited, and write what was counted from time to time."""

@@ -13,6 +13,7 @@ from graphile_worker_py.options.history import HistoryOptions
 from graphile_worker_py.plugins import Chore
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import awaited, job_state, partitions
+from graphile_worker_py.sql.cancel_jobs import delete_cancelled
 from graphile_worker_py.sql.partitions import Attachment, Partition
 from graphile_worker_py.sql.time_limits import limit_transaction
 
@@ -63,6 +64,7 @@ def chores(pool: Any) -> list[Chore]:
     does = {
         "add partitions of history": partial(_add, database, tables),
         "drop old partitions of history": partial(_drop_old, database, tables),
+        "delete cancelled jobs": partial(_delete_cancelled, database),
         "delete what is known of jobs that are gone": partial(_forget_gone, database),
     }
     return [Chore(name=name, interval=INTERVAL, run=run) for name, run in does.items()]
@@ -104,6 +106,11 @@ async def _drop(
     finally:
         if not conn.closed:
             await database.run(partitions.reset_session(before), conn=conn)
+
+
+async def _delete_cancelled(database: Database, conn: AsyncConnection[Any]) -> None:
+    async with _in_short(database, conn):
+        await database.run(delete_cancelled(database.schema, limit=CHUNK), conn=conn)
 
 
 async def _forget_gone(database: Database, conn: AsyncConnection[Any]) -> None:

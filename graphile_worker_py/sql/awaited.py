@@ -1,8 +1,12 @@
 """Jobs that are awaited: their runs are kept because a program waits for their end."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+
+KEPT_FOR: Final = 24 * 3600.0
+"""Seconds for which the end of a job is recorded that is waited for."""
 
 _ARE_AWAITED: Final = """
 select exists (
@@ -35,3 +39,37 @@ where awaited.worker_schema = $1::pg_catalog.text
 def forget_awaited(worker_schema: str, *, limit: int) -> Query[None]:
     """Delete rows of jobs that are no longer awaited, at most `limit`."""
     return Query(_FORGET, (worker_schema, limit), no_result, prepare=False)
+
+
+# Pools learn it at once, and keep the runs of these jobs.
+_AWAIT: Final = """
+with added as (
+  insert into graphile_worker_py.awaited as awaited (
+    worker_schema, job_id, job_created_at, until
+  )
+  select
+    $1::pg_catalog.text,
+    job.id,
+    job.created_at,
+    pg_catalog.now() + $3::pg_catalog.float8 * interval '1 second'
+  from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+  where job.id = any($2::pg_catalog.int8[])
+  order by job.id
+  on conflict (worker_schema, job_id) do update
+  set job_created_at = excluded.job_created_at,
+    until = greatest(awaited.until, excluded.until)
+  returning 1
+)
+select pg_catalog.pg_notify('graphile_worker_py', pg_catalog.json_build_object(
+  's', $1::pg_catalog.text, 't', 'await'
+)::pg_catalog.text)
+from added
+having pg_catalog.count(*) > 0
+"""
+
+
+def await_jobs(
+    worker_schema: str, job_ids: Sequence[int], *, seconds: float = KEPT_FOR
+) -> Query[None]:
+    """Have a record kept of the end of these jobs, if they end within some seconds."""
+    return Query(_AWAIT, (worker_schema, list(job_ids), seconds), no_result, prepare=False)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import from_timestamp
-from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import fragments
 
 
@@ -217,35 +217,3 @@ def read_progress(worker_schema: str, job_id: int) -> Query[JobProgress | None]:
         )
 
     return Query(_STATE, (worker_schema, job_id), read, prepare=False)
-
-
-# Pools learn it at once, and keep the runs of these jobs.
-_AWAIT: Final = """
-with added as (
-  insert into graphile_worker_py.awaited as awaited (
-    worker_schema, job_id, job_created_at, until
-  )
-  select
-    $1::pg_catalog.text,
-    job.id,
-    job.created_at,
-    pg_catalog.now() + $3::pg_catalog.float8 * interval '1 second'
-  from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
-  where job.id = any($2::pg_catalog.int8[])
-  order by job.id
-  on conflict (worker_schema, job_id) do update
-  set job_created_at = excluded.job_created_at,
-    until = greatest(awaited.until, excluded.until)
-  returning 1
-)
-select pg_catalog.pg_notify('graphile_worker_py', pg_catalog.json_build_object(
-  's', $1::pg_catalog.text, 't', 'await'
-)::pg_catalog.text)
-from added
-having pg_catalog.count(*) > 0
-"""
-
-
-def await_jobs(worker_schema: str, job_ids: Sequence[int], *, seconds: float) -> Query[None]:
-    """Have a record kept of the end of these jobs, if they end within some seconds."""
-    return Query(_AWAIT, (worker_schema, list(job_ids), seconds), no_result, prepare=False)

@@ -7,6 +7,7 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.sql.outcomes import BoundRider
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,37 @@ def checkpoint(worker_schema: str, job_id: int, *, pool_id: str, cursor: str) ->
     return Query(_CHECKPOINT, values, lambda rows: {row[0] for row in rows})
 
 
-_CURSOR: Final = """
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What earlier attempts of a job have left.
+
+    Args:
+        cursor: That of the last checkpoint; None if there was none.
+        snoozes: How often the job was snoozed.
+    """
+
+    cursor: Any = None
+    snoozes: int = 0
+
+
+NOTHING_LEFT: Final = Left()
+
+_ANY_LEFT: Final = """
+select exists (
+  select
+  from graphile_worker_py.job_state as state
+  where state.worker_schema = $1::pg_catalog.text
+    and (state.cursor is not null or state.snoozes > 0)
+)
+"""
+
+
+def is_any_left(worker_schema: str) -> Query[bool]:
+    """Whether attempts of any job have left something."""
+    return Query(_ANY_LEFT, (worker_schema,), lambda rows: bool(rows[0][0]))
+
+
+_LEFT: Final = """
 select state.cursor, state.snoozes
 from graphile_worker_py.job_state as state
 where state.worker_schema = $1::pg_catalog.text
@@ -93,37 +124,37 @@ where state.worker_schema = $1::pg_catalog.text
 """
 
 
-def read_cursor(worker_schema: str, job: Job) -> Query[tuple[Any, int]]:
-    """What the last attempt of a job has left, and how often it was snoozed."""
+def read_left(worker_schema: str, job: Job) -> Query[Left]:
+    """What earlier attempts of a job have left."""
 
-    def read(rows: list[tuple[Any, ...]]) -> tuple[Any, int]:
+    def read(rows: list[tuple[Any, ...]]) -> Left:
         if not rows:
-            return None, 0
+            return NOTHING_LEFT
         cursor, snoozes = rows[0]
-        return None if cursor is None else json_codec.loads(bytes(cursor)), snoozes
+        return Left(None if cursor is None else json_codec.loads(bytes(cursor)), snoozes)
 
-    return Query(_CURSOR, (worker_schema, job.id, job.created_at), read)
+    return Query(_LEFT, (worker_schema, job.id, job.created_at), read)
 
 
 _COUNT_SNOOZES: Final = """
 insert into graphile_worker_py.job_state as state (
   worker_schema, job_id, job_created_at, snoozes
 )
-select $1::pg_catalog.text, given.job_id, given.created_at, 1
-from rows from (
-  pg_catalog.unnest($2::pg_catalog.int8[]),
-  pg_catalog.unnest($3::pg_catalog.timestamptz[])
-) as given (job_id, created_at)
-order by given.job_id
+select $r1::pg_catalog.text, changed.id, changed.created_at, 1
+from changed
+order by changed.id
 on conflict (worker_schema, job_id) do update
-set snoozes = state.snoozes + 1
+set job_created_at = excluded.job_created_at,
+  snoozes = case
+    when state.job_created_at = excluded.job_created_at then state.snoozes + 1 else 1
+  end
+returning 1
 """
 
 
-def count_snoozes(worker_schema: str, jobs: Sequence[Job]) -> Query[None]:
-    """Count one more snooze of each job."""
-    values = (worker_schema, [job.id for job in jobs], [job.created_at for job in jobs])
-    return Query(_COUNT_SNOOZES, values, no_result, prepare=False)
+def counted_snoozes(worker_schema: str) -> BoundRider:
+    """Count one more snooze of each job, as a part of the statement that snoozes them."""
+    return BoundRider(_COUNT_SNOOZES, (worker_schema,))
 
 
 _FORGET_GONE: Final = """

@@ -7,17 +7,17 @@ from typing import Any
 
 from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.postgres.blocking import SyncDatabase
+from graphile_worker_py.sql.awaited import await_jobs
 from graphile_worker_py.sql.job_ends import (
     EndStatus,
     JobOutcome,
     JobProgress,
-    await_jobs,
     read_ends,
     read_progress,
 )
 from graphile_worker_py.steering.handles import result_of
 from graphile_worker_py.steering.steps import MISSING
-from graphile_worker_py.steering.waiter import GONE_AFTER, KEPT_FOR, LOOKS, WHAT_IS_MISSING, Key
+from graphile_worker_py.steering.waiter import GONE_AFTER, LOOKS, WHAT_IS_MISSING, Key
 
 
 class SyncJobHandle:
@@ -66,7 +66,7 @@ def wait_for(
     """
     schema = database.statements.schema
     try:
-        database.run(await_jobs(schema, [key[0] for key in keys], seconds=KEPT_FOR))
+        database.run(await_jobs(schema, [key[0] for key in keys]))
     except MISSING as error:
         raise GraphileWorkerError(f"{WHAT_IS_MISSING} ({one_line(error)})") from error
     deadline = None if timeout is None else monotonic() + timeout

@@ -18,7 +18,8 @@ from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.postgres.connecting import connect_like
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import notifications
-from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, await_jobs, read_ends
+from graphile_worker_py.sql.awaited import await_jobs
+from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, read_ends
 from graphile_worker_py.steering.steps import MISSING
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ LOOKS: Final = (0.1, 0.5, 2.0, 5.0)
 """Seconds until the next look at a job, after its first ones."""
 GONE_AFTER: Final = 1.0
 """Seconds between two looks that find neither a job nor a record of its end."""
-KEPT_FOR: Final = 24 * 3600.0
-"""Seconds for which the end of a job that is waited for is recorded."""
 WHAT_IS_MISSING: Final = (
     "waiting for jobs needs the tables of history in the schema graphile_worker_py: run "
     "`graphile-worker-py migrate --side-schema`, or a worker whose role may create them"
@@ -77,7 +76,7 @@ class Waiter:
         """
         ids = [job_id for job_id, _ in keys]
         try:
-            await self._database.run(await_jobs(self._database.schema, ids, seconds=KEPT_FOR))
+            await self._database.run(await_jobs(self._database.schema, ids))
         except MISSING as error:
             raise GraphileWorkerError(f"{WHAT_IS_MISSING} ({one_line(error)})") from error
         waiting = [self._join(key) for key in keys]

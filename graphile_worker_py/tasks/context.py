@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from time import perf_counter
 from typing import Any, TypeVar
@@ -19,11 +20,12 @@ from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import delay_after
-from graphile_worker_py.sql.job_state import Progress
+from graphile_worker_py.sql.job_state import NOTHING_LEFT, Left, Progress
 from graphile_worker_py.tasks.abort import Abort, AbortReason
 from graphile_worker_py.tasks.completing import (
     CompletingStatement,
     Completion,
+    check_held,
     check_open,
     complete,
     completing,
@@ -55,6 +57,7 @@ class PoolContext:
 
     Attributes:
         complete: Makes the statement that records a batch of completed jobs; None without a worker.
+        find_left: Finds what earlier attempts of a job have left; None without the tables for it.
         abort_reason: Why jobs that begin now should end at once; None while they may run.
     """
 
@@ -64,6 +67,7 @@ class PoolContext:
         "complete",
         "completing",
         "database",
+        "find_left",
         "logger",
         "pool_id",
         "queue_names",
@@ -82,6 +86,7 @@ class PoolContext:
         most_completing: int = 1,
     ) -> None:
         self.complete: Callable[[Sequence[Settled]], CompletingStatement] | None = None
+        self.find_left: Callable[[Job], Awaitable[Left]] | None = None
         self.completing = asyncio.Semaphore(most_completing)
         self.pool_id = pool_id
         self.tasks = tasks
@@ -114,7 +119,7 @@ class RunningJob:
         completion: Whether the task has completed the job itself.
         result: What the task set as its result.
         cancel_reason: Why the job was cancelled, if `abort.reason` says that it was.
-        cursor: What the last checkpoint of an earlier attempt has left; None if there is none.
+        left: What earlier attempts have left: a cursor, snoozes.
         progress: What the task has reported last; None if it has reported nothing.
         reported: Whether that is written.
     """
@@ -124,10 +129,10 @@ class RunningJob:
         "_context",
         "cancel_reason",
         "completion",
-        "cursor",
         "deadline",
         "job",
         "leave",
+        "left",
         "pool",
         "progress",
         "reported",
@@ -152,7 +157,7 @@ class RunningJob:
         self.completion = Completion.OPEN
         self.result: Any = None
         self.cancel_reason: str | None = None
-        self.cursor: Any = None
+        self.left = NOTHING_LEFT
         self.progress: Progress | None = None
         self.reported = True
         self._abort: Abort | None = None
@@ -323,7 +328,7 @@ class JobContext(JobAdder):
     @property
     def cursor(self) -> Any:
         """What `checkpoint` has left, in this attempt or an earlier one; None if nothing."""
-        return self._running.cursor
+        return self._running.left.cursor
 
     async def checkpoint(self, cursor: Any) -> None:
         """Keep a JSON value from which the next attempt of the job can go on; durable on return.
@@ -342,7 +347,7 @@ class JobContext(JobAdder):
         except MISSING as error:
             raise GraphileWorkerError(f"{NO_CHECKPOINTS} ({one_line(error)})") from error
         check_held(self._running, ids)
-        self._running.cursor = cursor
+        self._running.left = replace(self._running.left, cursor=cursor)
 
     def set_result(self, result: Any) -> None:
         """Set what is kept as the job's result, if results of its task are kept."""

@@ -137,7 +137,7 @@ class SyncJobContext:
     @property
     def cursor(self) -> Any:
         """What `checkpoint` has left. See `JobContext.cursor`."""
-        return self._running.cursor
+        return self._context.cursor
 
     def checkpoint(self, cursor: Any) -> None:
         """Keep a value from which the next attempt can go on. See `JobContext.checkpoint`."""

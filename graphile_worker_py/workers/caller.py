@@ -1,7 +1,7 @@
 """Call the tasks of one worker's jobs, within the plugins that wrap them."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from graphile_worker_py.errors import UnknownTaskError
 from graphile_worker_py.executors.executor import Executors
@@ -10,6 +10,9 @@ from graphile_worker_py.outcomes import DEFAULT_POLICY, RetryPolicy
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.tasks.completing import Completion, still_held
 from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob, cannot_leave
+
+MOST_SNOOZES: Final = 1000
+"""How often a job may be snoozed, unless its task says otherwise."""
 
 
 class Caller:
@@ -50,6 +53,8 @@ class Caller:
         """
         self.running = running = RunningJob(self._pool, job, self._worker_id, self.leave)
         try:
+            if self._pool.find_left is not None and not job.is_first_run:
+                running.left = await self._pool.find_left(job)
             result = await self._call(job)
             if result is not None:
                 await self._settle(running, result)
@@ -66,6 +71,15 @@ class Caller:
     def cancel_reason(self) -> str | None:
         """Why the last job was cancelled."""
         return None if self.running is None else self.running.cancel_reason
+
+    @property
+    def most_snoozes(self) -> int | None:
+        """How often the last job may be snoozed, if it was snoozed so often; None if it may be."""
+        running = self.running
+        if running is None or running.job.task_identifier not in self._pool.tasks:
+            return None
+        most = int(running.task.settings.get("max_snoozes", MOST_SNOOZES))
+        return most if running.left.snoozes >= most else None
 
     @property
     def is_done(self) -> bool:

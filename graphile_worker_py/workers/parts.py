@@ -11,6 +11,7 @@ from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.tasks.context import PoolContext
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.listener import Listener
@@ -32,6 +33,7 @@ class Parts:
         beating: The connection for heartbeats, if the pool may keep one for them.
         make_watchdog: Makes the watchdog of the running event loop.
         executors: How tasks are called.
+        context: What the running jobs share.
     """
 
     holdings: Holdings
@@ -51,6 +53,7 @@ class Parts:
     listener: Listener
     sweep: Sweep
     executors: Executors
+    context: PoolContext
     make_watchdog: Callable[[], Watchdog]
 
     def looking_after_others(self) -> list[tuple[RecoveryLoop | OldLocks | Leader, str]]:

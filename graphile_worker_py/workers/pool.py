@@ -27,7 +27,7 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sql.task_ids import TaskIds
-from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.context import PoolContext, RunningJob
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
 from graphile_worker_py.workers.listener import Listener
@@ -113,6 +113,11 @@ class WorkerPool:
     def running(self) -> Mapping[int, RunningJob]:
         """The jobs that run now, by their ids; each of them can be asked to end."""
         return self.parts.team.running
+
+    @property
+    def shared(self) -> PoolContext:
+        """What its running jobs share."""
+        return self.parts.context
 
     @property
     def task_ids(self) -> TaskIds:

@@ -162,6 +162,7 @@ def _connected(pool: WorkerPool) -> Parts:
         listener=_listener(pool, heartbeat),
         sweep=_sweep(pool, fetcher),
         executors=executors,
+        context=context,
         make_watchdog=lambda: _watchdog(pool, team),
     )
 

@@ -17,6 +17,7 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import (
     NOTHING_RETURNED,
     Cancelled,
+    Discard,
     Failed,
     Outcome,
     Returned,
@@ -265,7 +266,12 @@ class Worker:
         if raised is not None and self._caller.is_cancelled:
             return Cancelled(self._caller.cancel_reason)
         policy = self._caller.policy_of(job)
-        return outcome_of(job, returned=returned, raised=raised, policy=policy)
+        outcome = outcome_of(job, returned=returned, raised=raised, policy=policy)
+        most = self._caller.most_snoozes if isinstance(outcome, Snoozed) else None
+        if most is None:
+            return outcome
+        raised = Discard(f"the job was snoozed {most} times, which is all that max_snoozes allows")
+        return outcome_of(job, raised=raised, policy=policy)
 
     def _ends_worker(self, error: BaseException) -> bool:
         """Whether a forced stop or Ctrl-C ends the worker, and not its task the job."""
