@@ -55,7 +55,7 @@ class JobProgress:
     """How far a job is.
 
     Attributes:
-        state: `ready`, `scheduled`, `retrying`, `running` or `failed`.
+        state: `ready`, `scheduled` (for a retry, too), `running` or `failed`.
         progress: What its task has reported, a share of `total`, or from 0 to 1 without one.
         total: What `progress` is a part of; None if there is none.
         message: What its task has reported.

@@ -49,7 +49,7 @@ class JobHandle:
 
         Raises:
             TimeoutError: It has not ended in time.
-            GraphileWorkerError: The tables of history are missing.
+            MissingTablesError: The tables of history are missing.
             psycopg.Error: The database could not answer.
         """
         return (await self._waiter.outcomes([self.key], timeout))[self.job_id]

@@ -59,7 +59,7 @@ class Steering:
 
         Raises:
             TimeoutError: One has not ended in time.
-            GraphileWorkerError: The tables of history are missing.
+            MissingTablesError: The tables of history are missing.
             psycopg.Error: The database could not answer.
         """
         wanted = list(handles)

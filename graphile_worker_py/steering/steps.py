@@ -1,6 +1,6 @@
 """The steps of steering jobs, for programs with and without an event loop."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from psycopg import errors
@@ -17,7 +17,9 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import cancel_jobs as cancelling
 from graphile_worker_py.sql import retry_jobs as retrying
+from graphile_worker_py.sql.awaited import await_jobs
 from graphile_worker_py.sql.cancel_jobs import Cancellation
+from graphile_worker_py.sql.side_tables import reading
 
 CHUNK: Final = 500
 """Jobs that one statement cancels: a notification of at most 8,000 bytes has their ids."""
@@ -49,6 +51,16 @@ def cancel(
         except MISSING:
             done += yield cancelling.cancel_jobs_here(some)
     return done
+
+
+def begin_to_wait(worker_schema: str, job_ids: Sequence[int]) -> Steps[None]:
+    """Have a record kept of the end of jobs.
+
+    Raises:
+        MissingTablesError: The tables of history are missing.
+    """
+    yield from reading("awaited", right="insert")
+    yield await_jobs(worker_schema, job_ids)
 
 
 def retry(

@@ -5,9 +5,7 @@ from datetime import datetime
 from time import monotonic, sleep
 from typing import Any
 
-from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.postgres.blocking import SyncDatabase
-from graphile_worker_py.sql.awaited import await_jobs
 from graphile_worker_py.sql.job_ends import (
     EndStatus,
     JobOutcome,
@@ -16,8 +14,8 @@ from graphile_worker_py.sql.job_ends import (
     read_progress,
 )
 from graphile_worker_py.steering.handles import result_of
-from graphile_worker_py.steering.steps import MISSING
-from graphile_worker_py.steering.waiter import GONE_AFTER, LOOKS, WHAT_IS_MISSING, Key
+from graphile_worker_py.steering.steps import begin_to_wait
+from graphile_worker_py.steering.waiter import GONE_AFTER, LOOKS, Key
 
 
 class SyncJobHandle:
@@ -61,14 +59,11 @@ def wait_for(
 
     Raises:
         TimeoutError: One has not ended in time.
-        GraphileWorkerError: The tables of history are missing.
+        MissingTablesError: The tables of history are missing.
         psycopg.Error: The database could not answer.
     """
     schema = database.statements.schema
-    try:
-        database.run(await_jobs(schema, [key[0] for key in keys]))
-    except MISSING as error:
-        raise GraphileWorkerError(f"{WHAT_IS_MISSING} ({one_line(error)})") from error
+    database.drive(begin_to_wait(schema, [key[0] for key in keys]))
     deadline = None if timeout is None else monotonic() + timeout
     left = dict(keys)
     missing_since: dict[int, float] = {}

@@ -14,13 +14,12 @@ from typing import Final, TypeAlias
 import psycopg
 
 from graphile_worker_py import aio
-from graphile_worker_py.errors import GraphileWorkerError, one_line
+from graphile_worker_py.errors import one_line
 from graphile_worker_py.postgres.connecting import connect_like
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import notifications
-from graphile_worker_py.sql.awaited import await_jobs
 from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, read_ends
-from graphile_worker_py.steering.steps import MISSING
+from graphile_worker_py.steering.steps import begin_to_wait
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +29,6 @@ LOOKS: Final = (0.1, 0.5, 2.0, 5.0)
 """Seconds until the next look at a job, after its first ones."""
 GONE_AFTER: Final = 1.0
 """Seconds between two looks that find neither a job nor a record of its end."""
-WHAT_IS_MISSING: Final = (
-    "waiting for jobs needs the tables of history in the schema graphile_worker_py: run "
-    "`graphile-worker-py migrate --side-schema`, or a worker whose role may create them"
-)
 
 
 class _Awaited:
@@ -71,14 +66,11 @@ class Waiter:
 
         Raises:
             TimeoutError: One has not ended in time.
-            GraphileWorkerError: The tables of history are missing.
+            MissingTablesError: The tables of history are missing.
             psycopg.Error: The database could not answer.
         """
         ids = [job_id for job_id, _ in keys]
-        try:
-            await self._database.run(await_jobs(self._database.schema, ids))
-        except MISSING as error:
-            raise GraphileWorkerError(f"{WHAT_IS_MISSING} ({one_line(error)})") from error
+        await self._database.drive(begin_to_wait(self._database.schema, ids))
         waiting = [self._join(key) for key in keys]
         self._begin()
         try:
