@@ -112,7 +112,7 @@ async def demonstrate_pages(
     crew = aio.Crew()
     async with (
         WorkerUtils(dsn) as utils,
-        Runner(dsn, tasks=TASKS, crontab=CRONTAB, concurrent_jobs=8),
+        Runner(dsn, tasks=TASKS, crontab=CRONTAB, concurrent_jobs=8, history="all"),
     ):
         crew.start(load.run(utils), name="add jobs")
         try:

@@ -16,7 +16,7 @@ from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.postgres.connecting import AsyncPool
 from graphile_worker_py.web.access import LOOPBACK, Authorize, Door, HostDoor, Sessions, TokenDoor
 from graphile_worker_py.web.adding import Gate
-from graphile_worker_py.web.api import actions, bulk, facts, jobs, models, probes
+from graphile_worker_py.web.api import actions, bulk, facts, history, jobs, models, probes
 from graphile_worker_py.web.context import Web
 from graphile_worker_py.web.live import Streams
 from graphile_worker_py.web.problems import CONTENT_TYPE, Fault, ProblemError, problem_of
@@ -219,7 +219,7 @@ def _root(request: Request) -> str:
 
 def _api() -> APIRouter:
     api = APIRouter(prefix="/api/v1")
-    for part in (bulk.router, actions.router, jobs.router, facts.router):
+    for part in (bulk.router, actions.router, jobs.router, history.router, facts.router):
         api.include_router(part)
     return api
 

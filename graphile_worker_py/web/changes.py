@@ -9,8 +9,10 @@ from typing import Any, Final, assert_never
 
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import Job
+from graphile_worker_py.sql.cancel_jobs import CancelState
+from graphile_worker_py.sql.web_tables import read_audit
 from graphile_worker_py.sql.windows import Filter, match_window
-from graphile_worker_py.web import audit, filters
+from graphile_worker_py.web import audit, filters, history
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.problems import ProblemError
 from graphile_worker_py.web.site import Site
@@ -28,7 +30,7 @@ class Action(StrEnum):
     RETRY = "retry"
     """All attempts again, due now."""
     CANCEL = "cancel"
-    """Delete jobs that do not run."""
+    """Delete jobs that wait, and end those that run in Python."""
     RESCHEDULE = "reschedule"
     """Change when they run, or their priority."""
     FAIL = "fail"
@@ -59,8 +61,16 @@ class Change:
         return {name: value for name, value in given.items() if value is not None} or None
 
 
-async def apply(utils: WorkerUtils, change: Change, ids: Sequence[int]) -> list[Job]:
-    """Change those of some jobs that do not run."""
+async def apply(utils: WorkerUtils, change: Change, ids: Sequence[int]) -> list[int]:
+    """Change those of some jobs that do not run; a cancel also ends running ones."""
+    if change.action is Action.CANCEL:
+        found = await utils.cancel_jobs(ids, reason=change.reason)
+        ended = {CancelState.CANCELLED, CancelState.REQUESTED}
+        return [each.job_id for each in found if each.state in ended]
+    return [job.id for job in await _apply(utils, change, ids)]
+
+
+async def _apply(utils: WorkerUtils, change: Change, ids: Sequence[int]) -> list[Job]:
     match change.action:
         case Action.RETRY:
             return await utils.reschedule_jobs(ids, run_at=utc_now(), attempts=0)
@@ -68,13 +78,13 @@ async def apply(utils: WorkerUtils, change: Change, ids: Sequence[int]) -> list[
             return await utils.reschedule_jobs(ids, run_at=change.run_at, priority=change.priority)
         case Action.FAIL:
             return await utils.permanently_fail_jobs(ids, change.reason)
-        case Action.CANCEL | Action.DELETE:
+        case Action.DELETE | Action.CANCEL:
             return await utils.complete_jobs(ids)
         case _:
             assert_never(change.action)
 
 
-async def change_one(site: Site, access: Access, change: Change, job_id: int) -> Job:
+async def change_one(site: Site, access: Access, change: Change, job_id: int) -> None:
     """Change one job.
 
     Raises:
@@ -85,20 +95,39 @@ async def change_one(site: Site, access: Access, change: Change, job_id: int) ->
     if not changed:
         job = await utils.get_job(job_id)
         if job is None:
-            raise gone(job_id)
+            raise await gone(site, job_id)
+        fact = f"job {job_id} is locked by pool {job.locked_by}"
+        is_cancel = change.action is Action.CANCEL
         raise ProblemError(
             HTTPStatus.CONFLICT,
-            f"job {job_id} is locked by pool {job.locked_by}, so it can't be changed now",
+            f"{fact}, which can't end it; it is not tried again"
+            if is_cancel
+            else f"{fact}, so it can't be changed now",
             more={"locked_by": job.locked_by},
         )
     details = change.details()
     await audit.record(site, access, change.action, count=1, job_id=job_id, details=details)
     await site.changed()
-    return changed[0]
 
 
-def gone(job_id: int) -> ProblemError:
-    """There is no such job."""
+async def gone(site: Site, job_id: int) -> ProblemError:
+    """There is no such job: a run or the audit log may say that there was one."""
+    runs = await history.job_runs(site, job_id)
+    if runs:
+        return ProblemError(
+            HTTPStatus.GONE,
+            f"job {job_id} is gone: its last attempt, {runs[-1].attempt}, ended as "
+            f"{runs[-1].outcome}",
+            more={"outcome": str(runs[-1].outcome)},
+        )
+    if site.has_tables:
+        changed = read_audit(site.schema, job_id=job_id, before=None, limit=1)
+        rows = await site.read(changed)
+        if rows:
+            return ProblemError(
+                HTTPStatus.GONE,
+                f"job {job_id} is gone; the last change through these pages was {rows[0].action!r}",
+            )
     return ProblemError(
         HTTPStatus.NOT_FOUND,
         f"there is no job {job_id}: completed jobs are deleted, and job keys use up ids that no "

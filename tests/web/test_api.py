@@ -123,8 +123,10 @@ async def test_jobs_are_rescheduled_given_up_cancelled_and_deleted(
     assert (await client.post(f"{path}/{two}/cancel")).status_code == 200
     assert (await client.delete(f"{path}/{three}")).status_code == 204
     assert stored.ids() == [one]
-    gone = problem(await client.get(f"{path}/{three}"), 404)
-    assert "completed jobs are deleted" in gone["detail"]
+    gone = problem(await client.get(f"{path}/{three}"), 410)
+    assert "the last change through these pages was 'delete'" in gone["detail"]
+    unknown = problem(await client.get(f"{path}/12345"), 404)
+    assert "completed jobs are deleted" in unknown["detail"]
 
 
 async def test_a_bulk_action_counts_first_and_skips_running_jobs(

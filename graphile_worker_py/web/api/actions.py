@@ -74,7 +74,7 @@ async def change_jobs(request: Request, web: WebDep, access: Operator, bulk: Bul
 @router.post(
     "/jobs/{job_id}/retry",
     response_model=Added,
-    responses=problems(404, 409),
+    responses=problems(404, 409, 410),
     summary="Retry a job",
 )
 async def retry_job(web: WebDep, access: Operator, job_id: JobId) -> Response:
@@ -86,11 +86,11 @@ async def retry_job(web: WebDep, access: Operator, job_id: JobId) -> Response:
 @router.post(
     "/jobs/{job_id}/cancel",
     response_model=Added,
-    responses=problems(404, 409),
+    responses=problems(404, 409, 410),
     summary="Cancel a job",
 )
 async def cancel_job(web: WebDep, access: Operator, job_id: JobId) -> Response:
-    """Delete a job that does not run yet."""
+    """Delete a job that waits; end one that runs in a Python worker."""
     await changes.change_one(web.site, access, Change(action=Action.CANCEL), job_id)
     return answer({"id": job_id})
 
@@ -98,7 +98,7 @@ async def cancel_job(web: WebDep, access: Operator, job_id: JobId) -> Response:
 @router.post(
     "/jobs/{job_id}/reschedule",
     response_model=Added,
-    responses=problems(400, 404, 409, 413),
+    responses=problems(400, 404, 409, 410, 413),
     summary="Reschedule a job",
 )
 async def reschedule_job(
@@ -113,7 +113,7 @@ async def reschedule_job(
 @router.post(
     "/jobs/{job_id}/fail",
     response_model=Added,
-    responses=problems(400, 404, 409, 413),
+    responses=problems(400, 404, 409, 410, 413),
     summary="Give a job up",
 )
 async def fail_job(
@@ -126,7 +126,7 @@ async def fail_job(
 
 
 @router.delete(
-    "/jobs/{job_id}", status_code=204, responses=problems(404, 409), summary="Delete a job"
+    "/jobs/{job_id}", status_code=204, responses=problems(404, 409, 410), summary="Delete a job"
 )
 async def delete_job(web: WebDep, access: Admin, job_id: JobId) -> Response:
     """Delete a job that does not run."""

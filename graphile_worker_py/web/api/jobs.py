@@ -154,7 +154,7 @@ def _joined(wanted: Filter, given: Filter) -> Filter:
 async def _job(web: Web, job_id: int) -> ListedJob:
     found = await web.site.read(get_job(job_id))
     if found is None:
-        raise gone(job_id)
+        raise await gone(web.site, job_id)
     return found
 
 
@@ -169,7 +169,7 @@ async def read_job(web: WebDep, access: Viewer, job_id: JobId) -> Response:
 @router.get(
     "/jobs/{job_id}/payload",
     response_class=Response,
-    responses={200: {"content": {"application/json": {}}}, **problems(404)},
+    responses={200: {"content": {"application/json": {}}}, **problems(404, 410)},
     summary="Download a payload",
 )
 async def download_payload(web: WebDep, access: Viewer, job_id: JobId) -> Response:
@@ -187,12 +187,12 @@ async def download_payload(web: WebDep, access: Viewer, job_id: JobId) -> Respon
 @router.get(
     "/jobs/{job_id}/explain",
     response_model=ExplanationOut,
-    responses=problems(404),
+    responses=problems(404, 410),
     summary="Why is a job not running?",
 )
 async def explain_job(web: WebDep, access: Viewer, job_id: JobId) -> Response:
     """Ordered reasons, each with the fact and the remedy."""
     found = await web.site.drive(explaining.explain(job_id, web.site.schema))
     if found.state is None:
-        raise gone(job_id)
+        raise await gone(web.site, job_id)
     return answer(shown.explanation_json(found, access, web.site.redaction))

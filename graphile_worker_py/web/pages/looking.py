@@ -6,18 +6,20 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from graphile_worker_py import explaining
+from graphile_worker_py import explaining, json_codec
 from graphile_worker_py.explaining import PAUSE_PREFIX
+from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.inspect import JobState, get_job
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
 from graphile_worker_py.sql.windows import Filter
-from graphile_worker_py.web import errors, facts, filters, listing, shown
+from graphile_worker_py.web import errors, facts, filters, history, listing, shown
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.changes import gone
 from graphile_worker_py.web.context import Viewer, web_of
 from graphile_worker_py.web.copying import copies
+from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.rendering import count_note, render, root
 
 router = APIRouter()
@@ -70,7 +72,7 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     site = web_of(request).site
     found = await site.read(get_job(job_id))
     if found is None:
-        raise gone(job_id)
+        raise await gone(site, job_id)
     explanation = await site.drive(explaining.explain(job_id, site.schema))
     payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
     changes = (
@@ -94,6 +96,9 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
         error=shown.error_of(found, access, site.redaction),
         flags=shown.flags_of(found),
         changes=changes,
+        runs=await history.job_runs(site, job_id),
+        hide=lambda text: site.redaction.text(masked_text(text)),
+        hide_json=lambda value: site.redaction.payload(json_codec.dumps(value)).decode(),
         holder=holder,
         copies=copies(
             found,
@@ -137,6 +142,7 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
     site = web_of(request).site
     standing = await facts.standing(site)
     workers = await facts.workers(site)
+    wanted = trends.chosen(request)
     page = await listing.list_page(site, Filter(task=name), limit=20)
     groups = [group for group in await errors.groups(site) if group.task == name]
     return render(
@@ -152,6 +158,10 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
         listed=page,
         groups=groups if access.payloads else [],
         query=filters.written(Filter(task=name)),
+        throughput=await trends.throughput(site, wanted, task=name),
+        times=await trends.times(site, wanted, task=name),
+        ranges=list(history.RANGES),
+        wanted=wanted.name,
         failed_query=filters.written(Filter(task=name, state=JobState.FAILED)),
     )
 
@@ -226,6 +236,8 @@ async def errors_page(request: Request, access: Viewer) -> Response:
         title="Errors",
         access=access,
         groups=found,
+        recorded=await history.groups(site) if access.payloads else [],
+        hide=lambda text: site.redaction.text(masked_text(text)),
         grouped=sum(len(group.jobs) for group in found),
         failed=None if standing.counts is None else standing.counts.of_state(JobState.FAILED),
         note=count_note(standing),

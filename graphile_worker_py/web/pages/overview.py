@@ -7,6 +7,8 @@ from graphile_worker_py.web import charts, facts
 from graphile_worker_py.web.census import Standing
 from graphile_worker_py.web.charts import Series
 from graphile_worker_py.web.context import viewer, web_of
+from graphile_worker_py.web.history import RANGES
+from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.entering import entered_by_link
 from graphile_worker_py.web.pages.rendering import count_note, render
 
@@ -24,6 +26,7 @@ async def overview(request: Request) -> Response:
     site = web_of(request).site
     standing = await facts.standing(site)
     counts = standing.counts
+    wanted = trends.chosen(request)
     workers = await facts.workers(site)
     slots = sum(each.pool.concurrency or 0 for each in workers if each.pool and not each.is_dead)
     busy = sum(len(each.jobs) for each in workers if each.pool and not each.is_dead)
@@ -44,7 +47,10 @@ async def overview(request: Request) -> Response:
         busy=busy,
         backlog=_backlog(standing),
         by_task=_by_task(standing),
-        has_history=False,
+        throughput=await trends.throughput(site, wanted),
+        trends=await trends.by_task(site, wanted),
+        ranges=list(RANGES),
+        wanted=wanted.name,
     )
 
 

@@ -59,13 +59,19 @@ def _environment() -> Environment:
             "short": short,
             "duration": duration,
             "size": size,
+            "seconds": seconds,
             "thousands": "{:,}".format,
             "clip": clip,
             "moment": lambda seconds: datetime.fromtimestamp(seconds, UTC),
         }
     )
     made.globals.update(
-        {"meter": meter, "state_mark": STATE_MARKS.get, "no_error": lambda _job: None}
+        {
+            "meter": meter,
+            "outcome_mark": OUTCOME_MARKS.get,
+            "state_mark": STATE_MARKS.get,
+            "no_error": lambda _job: None,
+        }
     )
     return made
 
@@ -83,9 +89,28 @@ STATE_MARKS: Final = {
 """A shape for each state, because colour alone says nothing to some people."""
 
 
+OUTCOME_MARKS: Final = {
+    "completed": "✓",
+    "retried": "↻",
+    "failed": "✕",
+    "discarded": "✕",
+    "snoozed": "◷",
+    "cancelled": "◼",
+    "killed": "!",
+}
+"""A shape for each outcome of an attempt."""
+
+
 def clip(text: str, longest: int = 80) -> str:
     """The beginning of a long text."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def seconds(value: float) -> str:
+    """A short length of time for people: `12 ms`, `1.4 s`, `3 min`."""
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.1f} s" if value < 10 else duration(value)
 
 
 def size(count: float) -> str:
