@@ -173,6 +173,7 @@ class Runner(JobAdder, Steering):
             lambda: None if (pool := self._stopping.pool) is None else pool.pool.health(),
             host=host,
             port=port,
+            pages=self._setup.hooks.pages(),
         )
         self._health_url = await self._stack.enter_async_context(server)
         self._setup.logger.info("Answering probes on %s", self._health_url)

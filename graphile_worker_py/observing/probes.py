@@ -1,16 +1,18 @@
-"""Answer probes over HTTP: three pages, with the little of HTTP that they need."""
+"""Answer probes over HTTP, and the pages of plugins, with the little of HTTP that they need."""
 
 import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Final
 
 from graphile_worker_py import aio, json_codec
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.plugins import Page
 from graphile_worker_py.workers.health import Health
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,11 @@ _Answer = tuple[HTTPStatus, str, bytes]
 
 @asynccontextmanager
 async def health_server(
-    health: Callable[[], Health | None], *, host: str, port: int
+    health: Callable[[], Health | None],
+    *,
+    host: str,
+    port: int,
+    pages: Mapping[str, Page] = MappingProxyType({}),
 ) -> AsyncIterator[str]:
     """Answer probes within the block, which gets the URL.
 
@@ -39,12 +45,13 @@ async def health_server(
         health: Returns the health of the worker; None while it starts.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
+        pages: Further pages, by path.
 
     Raises:
         OSError: The port is in use, or this machine does not have the address.
         ConfigurationError: The host has no address.
     """
-    clients = _Clients(health)
+    clients = _Clients(health, pages)
     server = await _listening(clients.accept, host, port)
     try:
         name = f"[{host}]" if ":" in host else host
@@ -57,8 +64,9 @@ async def health_server(
 class _Clients:
     """The connections of clients, oldest first."""
 
-    def __init__(self, health: Callable[[], Health | None]) -> None:
+    def __init__(self, health: Callable[[], Health | None], pages: Mapping[str, Page]) -> None:
         self._health = health
+        self._pages = {path.encode(): page for path, page in pages.items()}
         self._connected: dict[asyncio.StreamWriter, None] = {}
         self._crew = aio.Crew()
 
@@ -76,7 +84,7 @@ class _Clients:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                writer.write(await _response(reader, self._health))
+                writer.write(await _response(reader, self._health, self._pages))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -102,7 +110,11 @@ async def _listening(
         raise named from error
 
 
-async def _response(reader: asyncio.StreamReader, health: Callable[[], Health | None]) -> bytes:
+async def _response(
+    reader: asyncio.StreamReader,
+    health: Callable[[], Health | None],
+    pages: Mapping[bytes, Page],
+) -> bytes:
     head_only = False
     try:
         request = await reader.readuntil(b"\r\n\r\n")
@@ -112,7 +124,7 @@ async def _response(reader: asyncio.StreamReader, health: Callable[[], Health | 
         method, _, rest = request.partition(b" ")
         head_only = method == b"HEAD"
         if head_only or method == b"GET":
-            answer = _page(rest.partition(b" ")[0].partition(b"?")[0], health())
+            answer = _page(rest.partition(b" ")[0].partition(b"?")[0], health(), pages)
         else:
             answer = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
     status, kind, body = answer
@@ -124,7 +136,7 @@ async def _response(reader: asyncio.StreamReader, health: Callable[[], Health | 
     return head.encode() + (b"" if head_only else body)
 
 
-def _page(path: bytes, health: Health | None) -> _Answer:
+def _page(path: bytes, health: Health | None, pages: Mapping[bytes, Page]) -> _Answer:
     ready = health is not None and health.ready
     match path:
         case b"/livez":
@@ -135,7 +147,15 @@ def _page(path: bytes, health: Health | None) -> _Answer:
             status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
             told = {"state": "starting"} if health is None else health.as_json()
             return status, "application/json", json_codec.dumps(told) + b"\n"
-    return _plain(HTTPStatus.NOT_FOUND)
+    return _plain(HTTPStatus.NOT_FOUND) if path not in pages else _page_of(pages[path])
+
+
+def _page_of(page: Page) -> _Answer:
+    try:
+        return HTTPStatus.OK, *page()
+    except Exception:
+        logger.exception("A page of a plugin failed")
+        return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _verdict(good: bool, health: Health | None) -> _Answer:  # noqa: FBT001

@@ -4,7 +4,7 @@ Events observe, plugins take part. Each step is wrapped by all plugins that over
 the first plugin is the outermost. A step that no plugin wraps costs nothing.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -127,6 +127,10 @@ class Beating:
     name: str
     leaf: str | None
     beat: Callable[[AsyncConnection[Any]], Awaitable[None]]
+
+
+Page: TypeAlias = Callable[[], tuple[str, bytes]]
+"""Returns the content type and the body of a page on the health port."""
 
 
 class Plugin:
@@ -255,6 +259,14 @@ class Plugin:
         Args:
             pool: As for `parts`.
         """
+
+    def pages(self) -> Mapping[str, Page]:
+        """Pages on the health port, by path; called once when a runner with `health_port` starts.
+
+        A page is made on the event loop, so it must be quick. An error answers with status 500.
+        The paths of the probes stay theirs.
+        """
+        return {}
 
     async def recovered(self, conn: AsyncConnection[Any], pools: Sequence[DeadPool]) -> None:
         """Release what dead pools held, in the transaction that frees their jobs.

@@ -21,6 +21,7 @@ from graphile_worker_py.plugins import (
     Beating,
     Chore,
     FetchRequest,
+    Page,
     Part,
     Plugin,
     Plugins,
@@ -134,6 +135,14 @@ class Hooks:
             for plugin in self._overriding("chores")
             for chore in plugin.chores(pool)
         ]
+
+    def pages(self) -> dict[str, Page]:
+        """The pages of plugins, by path; of two with one path, the first."""
+        found: dict[str, Page] = {}
+        for plugin in self._overriding("pages"):
+            for path, page in plugin.pages().items():
+                found.setdefault(path, page)
+        return found
 
     def settled(self, pool: Any) -> list[Callable[[Sequence[Settled]], None]]:
         """What plugins do with outcomes that were recorded."""
