@@ -1,0 +1,1 @@
+"""Plugins that report to Prometheus, OpenTelemetry and Sentry; each imports its library itself."""

@@ -1,0 +1,163 @@
+"""OpenTelemetry: a span for adding jobs, and one for each attempt. Needs the extra `otel`.
+
+The names are those of the semantic conventions for messaging, which are still in development.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, Final
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
+from graphile_worker_py.plugins import Plugin
+from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.telemetry.trace_flags import traceparent_of, with_traceparent
+
+NAME: Final = "graphile_worker_py"
+SYSTEM: Final = "graphile_worker"
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_HEADER: Final = "traceparent"
+
+
+class OpenTelemetry(Plugin):
+    """Traces jobs: `send {task}` where they are added, `process {task}` where they run.
+
+    The first attempt of a job belongs to the trace in which it was added. Later attempts begin
+    traces, with a link to that one.
+
+    Args:
+        tracer_provider: Where spans go; None means the global provider.
+        meter_provider: Where the duration of attempts goes; None means the global provider.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        self._tracer = trace.get_tracer(NAME, tracer_provider=tracer_provider)
+        self._duration = metrics.get_meter(NAME, meter_provider=meter_provider).create_histogram(
+            "messaging.process.duration", unit="s", description="Duration of attempts of jobs."
+        )
+
+    async def add_jobs(
+        self,
+        specs: Sequence[JobSpec],
+        proceed: Callable[[Sequence[JobSpec]], Awaitable[Sequence[Job]]],
+    ) -> Sequence[Job]:
+        """Add jobs within spans, one for each task, and let the jobs carry them."""
+        counts: dict[str, int] = {}
+        for spec in specs:
+            counts[spec.identifier] = counts.get(spec.identifier, 0) + 1
+        spans = {task: self._sending(task, count) for task, count in counts.items()}
+        parents = {task: _traceparent(span) for task, span in spans.items()}
+        try:
+            jobs = await proceed([_carrying(spec, parents[spec.identifier]) for spec in specs])
+        except Exception as error:
+            for span in spans.values():
+                _fail(span, error)
+            raise
+        else:
+            if len(jobs) == 1:
+                for span in spans.values():
+                    span.set_attribute("messaging.message.id", str(jobs[0].id))
+            return jobs
+        finally:
+            for span in spans.values():
+                span.end()
+
+    async def run_job(
+        self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+    ) -> Any:
+        """Call a task within a span."""
+        began = perf_counter()
+        attributes = {
+            "messaging.system": SYSTEM,
+            "messaging.operation.name": "process",
+            "messaging.destination.name": ctx.job.task_identifier,
+        }
+        try:
+            with self._processing(ctx.job, attributes):
+                return await proceed(ctx)
+        except Exception as error:
+            attributes["error.type"] = type(error).__qualname__
+            raise
+        finally:
+            self._duration.record(perf_counter() - began, attributes)
+
+    def _sending(self, task: str, count: int) -> Span:
+        attributes: dict[str, str | int] = {
+            "messaging.system": SYSTEM,
+            "messaging.operation.type": "send",
+            "messaging.operation.name": "send",
+            "messaging.destination.name": task,
+        }
+        if count > 1:
+            attributes["messaging.batch.message_count"] = count
+        return self._tracer.start_span(
+            f"send {task}", kind=SpanKind.PRODUCER, attributes=attributes
+        )
+
+    @contextmanager
+    def _processing(self, job: Job, about: dict[str, str]) -> Iterator[None]:
+        sender = _sender_of(job)
+        # An empty context makes a root span, whatever is current where the worker was started.
+        context, links = Context(), []
+        if sender is not None and job.attempts == 1:
+            context = trace.set_span_in_context(sender, context)
+        elif sender is not None:
+            links = [Link(sender.get_span_context())]
+        span = self._tracer.start_span(
+            f"process {job.task_identifier}",
+            context=context,
+            kind=SpanKind.CONSUMER,
+            links=links,
+            attributes={
+                **about,
+                "messaging.operation.type": "process",
+                "messaging.message.id": str(job.id),
+                "graphile_worker.job.attempt": job.attempts,
+                "graphile_worker.job.max_attempts": job.max_attempts,
+            },
+        )
+        with trace.use_span(
+            span, end_on_exit=True, record_exception=False, set_status_on_exception=False
+        ):
+            try:
+                yield
+            except (Snooze, Discard, RetryIn):
+                raise  # a decision of the task
+            except Exception as error:
+                _fail(span, error)
+                raise
+
+
+def _traceparent(span: Span) -> str | None:
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
+    return carrier.get(_HEADER)  # without an SDK there is no trace
+
+
+def _carrying(spec: JobSpec, traceparent: str | None) -> JobSpec:
+    return spec if traceparent is None else with_traceparent(spec, traceparent)
+
+
+def _sender_of(job: Job) -> Span | None:
+    traceparent = traceparent_of(job)
+    if traceparent is None:
+        return None
+    span = trace.get_current_span(_PROPAGATOR.extract({_HEADER: traceparent}, Context()))
+    return span if span.get_span_context().is_valid else None
+
+
+def _fail(span: Span, error: Exception) -> None:
+    span.record_exception(error)
+    span.set_attribute("error.type", type(error).__qualname__)
+    span.set_status(Status(StatusCode.ERROR, str(error)))
