@@ -11,6 +11,8 @@ from typing import Final
 from markupsafe import Markup, escape
 
 WIDTH: Final = 520
+WIDE: Final = 1040
+"""Width of a chart that takes half of the page, and of one that takes all of it."""
 HEIGHT: Final = 180
 _LEFT: Final = 52
 _BOTTOM: Final = 22
@@ -69,8 +71,8 @@ def bars(title: str, labels: Sequence[str], series: Sequence[Series], *, unit: s
     """A chart of stacked bars over time, with its legend and its table."""
     totals = [sum(each.values[at] or 0 for each in series) for at in range(len(labels))]
     top = _nice(max(totals, default=0))
-    step = (WIDTH - _LEFT - 8) / max(len(labels), 1)
-    parts = [_frame(title, top, unit, labels)]
+    step = (WIDE - _LEFT - 8) / max(len(labels), 1)
+    parts = [_frame(title, top, unit, labels, width=WIDE)]
     for at in range(len(labels)):
         below = 0.0
         for each in series:
@@ -84,7 +86,7 @@ def bars(title: str, labels: Sequence[str], series: Sequence[Series], *, unit: s
                     f"{shown(value)}{escape(unit)}</title></rect>"
                 )
             below += height
-    body = _svg(title, "".join(parts))
+    body = _svg(title, "".join(parts), width=WIDE)
     return Markup('<figure class="chart">{}{}{}</figure>').format(
         body, _legend(series), _table(title, labels, series, unit)
     )
@@ -100,25 +102,25 @@ def meter(share: float, style: str = "running") -> Markup:
     ).format(style, f"{width:.1f}")
 
 
-def _svg(title: str, body: str) -> Markup:
+def _svg(title: str, body: str, *, width: int = WIDTH) -> Markup:
     # The parts are made above, of numbers and of escaped texts.
     return Markup(  # noqa: S704
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+        f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
     )
 
 
-def _frame(title: str, top: float, unit: str, labels: Sequence[str]) -> str:
+def _frame(title: str, top: float, unit: str, labels: Sequence[str], *, width: int = WIDTH) -> str:
     parts = [f"<title>{escape(title)}</title>"]
     for share in (0, 0.5, 1):
         height = _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - share)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - 8}" '
+            f'<line class="grid" x1="{_LEFT}" x2="{width - 8}" '
             f'y1="{height:.1f}" y2="{height:.1f}"/>'
             f'<text class="axis" x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">'
             f"{shown(top * share)}{escape(unit)}</text>"
         )
     if labels:
-        ends = ((_LEFT, "start", labels[0]), (WIDTH - 8, "end", labels[-1]))
+        ends = ((_LEFT, "start", labels[0]), (width - 8, "end", labels[-1]))
         for at, anchor, label in ends[: len(labels)]:
             parts.append(
                 f'<text class="axis" x="{at}" y="{HEIGHT - 5}" text-anchor="{anchor}">'

@@ -26,14 +26,14 @@ class ErrorGroup:
         kind: The first line of the error, with `…` for numbers and quoted texts.
         find: A part of the error that all of them have, for a filter.
         jobs: The jobs, the newest first.
-        last_at: When one of them was last to run.
+        newest: When the newest of them was added.
     """
 
     task: str
     kind: str
     find: str
     jobs: list[ListedJob]
-    last_at: datetime
+    newest: datetime
 
 
 def kind_of(error: str) -> str:
@@ -59,7 +59,7 @@ async def groups(site: Site) -> list[ErrorGroup]:
                 kind=kind,
                 find=max(kind.split("…"), key=len).strip(),
                 jobs=members,
-                last_at=max(job.run_at for job in members),
+                newest=max(job.created_at for job in members),
             )
             for (task, kind), members in found.items()
         ]

@@ -1,0 +1,137 @@
+"""Measure the web application on a large table: `python -m benchmarks.ui` prints a table.
+
+It fills a temporary server with jobs, and asks for each page many times: how long the server takes,
+how many statements it sends, and how much of a core the sweep takes that counts the jobs.
+"""
+
+import asyncio
+import gzip
+import statistics
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import psycopg
+
+from graphile_worker_py import run_migrations
+from graphile_worker_py.dev.postgres import EmbeddedPostgres
+from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.web import Access, create_app
+
+JOBS = 5_000_000
+ROUNDS = 30
+TASKS = 20
+FILL = """
+insert into graphile_worker._private_jobs
+  (task_id, job_queue_id, payload, run_at, attempts, last_error)
+select
+  (array(select id from graphile_worker._private_tasks order by id))[1 + n %% %(tasks)s],
+  case when n %% 10 = 0 then 1 end,
+  json_build_object('customer', n),
+  now() + (n %% 7 - 5) * interval '1 hour',
+  case when n %% 200 = 0 then 25 else 0 end,
+  case when n %% 200 = 0 then 'TimeoutError: no answer for customer ' || n end
+from generate_series(1, %(jobs)s) as n
+"""
+SCANS = """
+select seq_scan from pg_stat_user_tables
+where schemaname = 'graphile_worker' and relname = '_private_jobs'
+"""
+PAGES = (
+    "/",
+    "/jobs",
+    "/jobs?q=state:failed",
+    "/jobs?q=task:task_3",
+    "/jobs?q=no+answer",
+    "/jobs/90000",
+    "/tasks",
+    "/tasks/task_3",
+    "/queues",
+    "/workers",
+    "/errors",
+    "/maintenance",
+)
+
+
+def fill(dsn: str, jobs: int) -> None:
+    """Fill the table, and let the server know what is in it."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        for number in range(TASKS):
+            conn.execute(
+                "select graphile_worker.add_job(%s, queue_name := 'q')", (f"task_{number}",)
+            )
+        conn.execute("truncate graphile_worker._private_jobs restart identity")
+        conn.execute(FILL, {"tasks": TASKS, "jobs": jobs})
+        conn.execute("vacuum analyze graphile_worker._private_jobs")
+
+
+async def measure(dsn: str, jobs: int) -> None:
+    """Ask for each page, and print what it took."""
+    app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
+    site = app.state.web.site
+    sent = _count_statements()
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        await client.get("/", headers={"accept": "text/html"})
+        began = time.perf_counter()
+        while (await client.get("/api/v1/stats")).json()["kind"] == "counting":  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        print(f"first sweep of {jobs:,} jobs: {time.perf_counter() - began:.0f} s\n")
+        before = _scans(dsn)
+        print(
+            "| page | median | 95 % within | statements | gzip |\n| --- | --- | --- | --- | --- |"
+        )
+        for path in PAGES:
+            times, statements = [], 0
+            for _ in range(ROUNDS):
+                site.cache.clear()
+                sent.clear()
+                began = time.perf_counter()
+                page = await client.get(path, headers={"accept": "text/html"})
+                times.append((time.perf_counter() - began) * 1000)
+                assert page.status_code == 200, page.text
+                statements = max(statements, sum(sent.values()))
+            late = statistics.quantiles(times, n=20)[18]
+            size = len(gzip.compress(page.content)) / 1000
+            print(
+                f"| `{path}` | {statistics.median(times):.0f} ms | {late:.0f} ms "
+                f"| {statements} | {size:.1f} kB |"
+            )
+        print(f"\nsequential scans of the jobs table: {_scans(dsn) - before}")
+    await site.close()
+
+
+def _count_statements() -> Counter[str]:
+    """Count the statements of requests; those of the sweep are left out."""
+    sent: Counter[str] = Counter()
+    run = Database.run
+
+    async def counted(database: Database, query: Query[Any], **options: Any) -> Any:
+        if "as materialized (\n  select job.id, job.task_id" not in query.text:
+            sent[query.text] += 1
+        return await run(database, query, **options)
+
+    Database.run = counted  # type: ignore[method-assign,assignment]
+    return sent
+
+
+def _scans(dsn: str) -> int:
+    with psycopg.connect(dsn) as conn:
+        row = conn.execute(SCANS).fetchone()
+        return 0 if row is None else int(row[0])
+
+
+def main() -> None:
+    """Measure with as many jobs as the argument says; without one, with five million."""
+    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else JOBS
+    with EmbeddedPostgres() as server:
+        asyncio.run(run_migrations(server.dsn, side_schema=True))
+        fill(server.dsn, jobs)
+        asyncio.run(measure(server.dsn, jobs))
+
+
+if __name__ == "__main__":
+    main()
