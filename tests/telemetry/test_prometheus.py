@@ -1,5 +1,6 @@
 """The plugin `metrics` measures jobs, and shows them on the health port."""
 
+import time
 import urllib.error
 import urllib.request
 from asyncio import to_thread as in_thread
@@ -11,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from graphile_worker_py import Discard, Plugin, Runner, Snooze, WorkerUtils, run_once, task
 from graphile_worker_py.plugins import Page
-from graphile_worker_py.telemetry.prometheus import MOST_TASKS, OTHER, Metrics
+from graphile_worker_py.telemetry.job_numbers import MOST_TASKS, OTHER
+from graphile_worker_py.telemetry.prometheus import Metrics
 from tests.support.eventually import eventually
 
 
@@ -123,6 +125,8 @@ async def test_the_leader_counts_the_jobs_in_the_table(dsn: str) -> None:
             return (
                 seen.get("graphile_worker_jobs scheduled succeed") == 1
                 and seen.get("graphile_worker_jobs ready other") == 1
+                and 0 < seen["graphile_worker_oldest_ready_age_seconds other"] < 15
+                and "graphile_worker_oldest_ready_age_seconds succeed" not in seen
             )
 
         await eventually(counted)
@@ -139,11 +143,24 @@ async def test_ten_thousand_names_of_tasks_stay_bounded(dsn: str) -> None:
             )
         await run_once(dsn, tasks=tasks, hooks=[metrics])
     for number in range(10_000):
-        assert metrics._label(f"more {number}") == OTHER
+        assert metrics.jobs.of(f"more {number}") is metrics.jobs.of(OTHER)
     name = "graphile_worker_jobs_total "
     counted = {key: value for key, value in values(metrics.text().decode()).items() if name in key}
     assert len(counted) == MOST_TASKS + 1
     assert counted[f"{name}completed {OTHER}"] == 20
+
+
+async def test_an_event_loop_that_is_blocked_shows_its_lag(dsn: str) -> None:
+    metrics = Metrics(count_interval=None)
+    async with Runner(dsn, tasks=[succeed], hooks=[metrics]) as runner:
+        await runner.add_job(succeed, {})
+        await eventually(lambda: b"jobs_total{" in metrics.text())  # all of the pool runs
+
+        def lags() -> bool:
+            time.sleep(1.2)  # longer than an interval, so that the measurement is late
+            return values(metrics.text().decode())["graphile_worker_loop_lag_seconds"] > 0.1
+
+        await eventually(lags)
 
 
 async def test_two_runners_in_one_process_have_metrics_each(dsn: str) -> None:
