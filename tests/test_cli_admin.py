@@ -246,8 +246,8 @@ def test_a_job_that_is_not_there_is_told(call: Call) -> None:
         ("migrat", "'migrate'"),
         ("reshedule", "'reschedule'"),
         ("jobss", "'jobs' or 'job'"),
-        ("retry", "'reschedule ID --attempts 0 --run-at now'"),
-        ("cancel", "'remove KEY', 'complete ID' or 'fail ID'"),
+        ("cancle", "'cancel'"),
+        ("delete", "'remove KEY' or 'complete ID'"),
         ("version", "'--version'"),
     ],
 )

@@ -32,8 +32,8 @@ ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Change:
-    """How to make a change: the values of the options that all commands here have."""
+class Change:
+    """How to make a change: the values of the options that all such commands have."""
 
     connection: str | None
     schema: str | None
@@ -69,7 +69,9 @@ class _Change:
         return f"Would have {verb} {what}." if self.dry_run else f"{verb.capitalize()} {what}."
 
 
-def _changing(command: Callable[..., None]) -> Callable[..., None]:
+def changing(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a change."""
+
     @wraps(command)
     def call(
         connection: str | None,
@@ -79,7 +81,7 @@ def _changing(command: Callable[..., None]) -> Callable[..., None]:
         as_json: bool,
         **own: Any,
     ) -> None:
-        change = _Change(
+        change = Change(
             connection=connection, schema=schema, yes=yes, dry_run=dry_run, as_json=as_json
         )
         with told_clearly():
@@ -90,22 +92,22 @@ def _changing(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @ids_argument
-@_changing
-def complete(change: _Change, ids: tuple[str, ...]) -> None:
+@changing
+def complete(change: Change, ids: tuple[str, ...]) -> None:
     """Delete jobs as if they had succeeded. Running jobs are left alone."""
     _, left = _change_jobs(change, "completed", ids, SyncWorkerUtils.complete_jobs)
-    _end(left)
+    end(left)
 
 
 @click.command()
 @ids_argument
 @click.option("--reason", metavar="TEXT", help="Text to record as last error.")
-@_changing
-def fail(change: _Change, ids: tuple[str, ...], reason: str | None) -> None:
+@changing
+def fail(change: Change, ids: tuple[str, ...], reason: str | None) -> None:
     """Fail jobs permanently: they stay, without a retry. Running jobs are left alone."""
     call = SyncWorkerUtils.permanently_fail_jobs
     _, left = _change_jobs(change, "failed", ids, call, reason=reason)
-    _end(left)
+    end(left)
 
 
 @click.command()
@@ -116,8 +118,8 @@ def fail(change: _Change, ids: tuple[str, ...], reason: str | None) -> None:
 @click.option("--priority", type=int, metavar="N", help="Lower values run first.")
 @click.option("--attempts", type=int, metavar="N", help="Number of attempts used; 0 starts again.")
 @click.option("--max-attempts", type=int, metavar="N", help="Number of attempts allowed.")
-@_changing
-def reschedule(change: _Change, ids: tuple[str, ...], **values: Any) -> None:
+@changing
+def reschedule(change: Change, ids: tuple[str, ...], **values: Any) -> None:
     """Change when and how often jobs run. Running jobs are left alone."""
     if all(value is None for value in values.values()):
         raise click.UsageError(
@@ -127,14 +129,14 @@ def reschedule(change: _Change, ids: tuple[str, ...], **values: Any) -> None:
     stuck = [job.id for job in jobs if job.attempts >= job.max_attempts]
     if stuck:
         left.append(
-            f"no attempts left, so these jobs will not run: {_listed(stuck)}; give --attempts 0 to "
+            f"no attempts left, so these jobs will not run: {listed(stuck)}; give --attempts 0 to "
             f"start again, or a higher --max-attempts"
         )
-    _end(left)
+    end(left)
 
 
 def _change_jobs(
-    change: _Change, verb: str, ids: tuple[str, ...], call: Callable[..., list[Job]], **values: Any
+    change: Change, verb: str, ids: tuple[str, ...], call: Callable[..., list[Job]], **values: Any
 ) -> tuple[list[Job], list[str]]:
     """Change jobs and print them; returns them, and a message if some were left alone."""
     wanted = set(check_job_ids("ids", ids))
@@ -158,20 +160,21 @@ def _change_jobs(
         print_json([job_as_json(shown.get(job.id, job)) for job in jobs])
     else:
         print_table(job_rows(jobs), if_none="No jobs.", whole=JOB_KEYS)
-        click.echo(change.done(verb, f"{len(jobs)} of {_plural(len(wanted), 'job')}"))
+        click.echo(change.done(verb, f"{len(jobs)} of {plural(len(wanted), 'job')}"))
     left = sorted(wanted.difference(job.id for job in jobs))
-    return jobs, [f"running, or not there: {_listed(left)}; left alone"] if left else []
+    return jobs, [f"running, or not there: {listed(left)}; left alone"] if left else []
 
 
-def _end(problems: list[str]) -> None:
+def end(problems: list[str]) -> None:
+    """End the command; with an error if there were problems."""
     if problems:
         exit_with("; ".join(problems), EXIT_FAILURE)
 
 
 @click.command()
 @click.argument("key")
-@_changing
-def remove(change: _Change, key: str) -> None:
+@changing
+def remove(change: Change, key: str) -> None:
     """Delete the job with a job key. A running job only loses its key and its retries."""
     with change.opened() as (utils, conn):
         job = utils.remove_job(key, conn=conn)
@@ -189,15 +192,15 @@ def remove(change: _Change, key: str) -> None:
 @click.command()
 @click.argument("pool_ids", metavar="POOL...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Even if a pool is alive. Its jobs run twice.")
-@_changing
-def unlock(change: _Change, pool_ids: tuple[str, ...], force: bool) -> None:
+@changing
+def unlock(change: Change, pool_ids: tuple[str, ...], force: bool) -> None:
     """Release the jobs and queues of dead worker pools; `workers` lists the pools.
 
     The pools must have ended: otherwise their jobs run twice. A pool whose heartbeat shows that it
     is alive is refused. Pools of Node have no heartbeat and are never refused.
     """
     change.confirm(
-        f"The locks of {_plural(len(set(pool_ids)), 'worker pool')} will be released. Go on?"
+        f"The locks of {plural(len(set(pool_ids)), 'worker pool')} will be released. Go on?"
     )
     with change.opened() as (utils, conn):
         known = {each.pool_id for each in utils.workers(conn=conn)}
@@ -209,7 +212,7 @@ def unlock(change: _Change, pool_ids: tuple[str, ...], force: bool) -> None:
     if change.as_json:
         print_json(asdict(unlocked))
     else:
-        freed = f"{_plural(unlocked.jobs, 'job')} and {_plural(unlocked.queues, 'queue')}"
+        freed = f"{plural(unlocked.jobs, 'job')} and {plural(unlocked.queues, 'queue')}"
         click.echo(change.done("unlocked", freed))
     unknown = [pool_id for pool_id in dict.fromkeys(pool_ids) if pool_id not in known]
     if unknown:
@@ -231,9 +234,9 @@ def unlock(change: _Change, pool_ids: tuple[str, ...], force: bool) -> None:
     help="Keep the identifiers of a module's tasks. Can be repeated.",
 )
 @click.option("--task-directory", metavar="DIR", help="Keep the identifiers of a folder's tasks.")
-@_changing
+@changing
 def cleanup(
-    change: _Change,
+    change: Change,
     tasks: tuple[str, ...],
     keep: tuple[str, ...],
     modules: tuple[str, ...],
@@ -271,19 +274,21 @@ def cleanup(
         print_json(deleted)
         return
     for task, count in deleted.items():
-        click.echo(f"{task}: {change.done('deleted', _plural(count, 'row')).lower()}")
+        click.echo(f"{task}: {change.done('deleted', plural(count, 'row')).lower()}")
 
 
 def _described(preview: CleanupPreview) -> str:
-    rows = _plural(preview.rows, "row")
+    rows = plural(preview.rows, "row")
     if preview.oldest is None:
         return rows
     return f"{rows}, the oldest failed {from_now(-preview.oldest)}"
 
 
-def _listed(ids: Iterable[int]) -> str:
+def listed(ids: Iterable[int]) -> str:
+    """Ids for a message."""
     return ", ".join(map(str, ids))
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """A number with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -27,6 +27,8 @@ _MODULES: Final = {
     "fail": "admin",
     "reschedule": "admin",
     "remove": "admin",
+    "cancel": "steer",
+    "retry": "steer",
     "unlock": "admin",
     "cleanup": "admin",
     "health": "health",
@@ -41,8 +43,6 @@ _MODULES: Final = {
 
 # What other job queues call it.
 _INSTEAD: Final = {
-    "retry": "'reschedule ID --attempts 0 --run-at now'",
-    "cancel": "'remove KEY', 'complete ID' or 'fail ID'",
     "delete": "'remove KEY' or 'complete ID'",
     "version": "'--version'",
     "help": "'--help'",

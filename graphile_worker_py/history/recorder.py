@@ -74,7 +74,7 @@ class Recorder:
             kept.successes and not kept.results and kept.log_level is None
             for kept in self._kept.values()
         )
-        self._awaited = False
+        self._awaited = self._heard = False
         self._counts = pool.options.history != HistoryLevel.NONE
         self._counters = Counters(pool.server_time, run_outcome)
         self._beats = 0
@@ -234,13 +234,16 @@ class Recorder:
     def hear_awaited(self, said: Mapping[str, Any] | None) -> None:
         """Somebody waits for jobs now; heartbeats tell when nobody does any more."""
         if said is not None:
-            self._awaited = True
+            self._awaited = self._heard = True
 
     async def beat(self, conn: AsyncConnection[Any]) -> None:
         """Look whether jobs are awaited, and write what was counted from time to time."""
         self.ready = True
         run = self._pool.database.run
-        self._awaited = await run(awaited.are_awaited(self._schema), conn=conn)
+        self._heard = False
+        are_awaited = await run(awaited.are_awaited(self._schema), conn=conn)
+        # A notification meanwhile is newer than the answer.
+        self._awaited = are_awaited or self._heard
         self._beats += 1
         if self._beats % FLUSH_EVERY == 0:
             await self.flush(conn)

@@ -1,6 +1,9 @@
 """What programs with an event loop do with jobs that were added: cancel them, try them again."""
 
 from collections.abc import Iterable
+from typing import Any
+
+from psycopg import AsyncConnection
 
 from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import Job
@@ -67,7 +70,12 @@ class Steering:
         return [outcomes[handle.job_id] for handle in wanted]
 
     async def cancel_jobs(
-        self, job_ids: Iterable[int | str], *, reason: str | None = None, grace: float = GRACE
+        self,
+        job_ids: Iterable[int | str],
+        *,
+        reason: str | None = None,
+        grace: float = GRACE,
+        conn: AsyncConnection[Any] | None = None,
     ) -> list[Cancellation]:
         """Cancel jobs, wherever they are.
 
@@ -80,6 +88,7 @@ class Steering:
             reason: Why; kept with the run of the job.
             grace: Seconds that a running job gets to end after it was asked to. Then it is cut off,
                 and its outcome no longer counts.
+            conn: As for `complete_jobs`.
 
         Returns:
             What has become of each job, in the order of the ids. `requested` means that it runs,
@@ -92,7 +101,7 @@ class Steering:
                 cancelled.
         """
         cancel = steps.cancel(self._database.schema, job_ids, reason=reason, grace=grace)
-        return await self._database.drive(cancel)
+        return await self._database.drive(cancel, conn=conn)
 
     async def retry_jobs(
         self,
@@ -102,6 +111,7 @@ class Steering:
         task: str | None = None,
         error: str | None = None,
         limit: int = 1000,
+        conn: AsyncConnection[Any] | None = None,
     ) -> list[Job]:
         """Give failed jobs all their attempts again, due now.
 
@@ -111,6 +121,7 @@ class Steering:
             task: Identifier of their task; None means any.
             error: Pattern for their last error, as of SQL's `like` (`timeout%`); None means any.
             limit: How many jobs that the filter finds are tried again at the most.
+            conn: As for `complete_jobs`.
 
         Returns:
             The jobs that are tried again.
@@ -120,4 +131,4 @@ class Steering:
             psycopg.Error: The database could not do it.
         """
         retry = steps.retry(job_ids, state=state, task=task, error=error, limit=limit)
-        return await self._database.drive(retry)
+        return await self._database.drive(retry, conn=conn)

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from psycopg import errors
-
 from graphile_worker_py.checks import (
     check_job_ids,
     check_one_of,
@@ -12,7 +10,7 @@ from graphile_worker_py.checks import (
     check_text,
     check_whole,
 )
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, MissingTablesError
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import cancel_jobs as cancelling
@@ -23,13 +21,6 @@ from graphile_worker_py.sql.side_tables import reading
 
 CHUNK: Final = 500
 """Jobs that one statement cancels: a notification of at most 8,000 bytes has their ids."""
-MISSING: Final = (
-    errors.UndefinedTable,
-    errors.InvalidSchemaName,
-    errors.InsufficientPrivilege,
-    errors.CheckViolation,  # there is no partition for today
-)
-"""Raised where the tables of history can't be used."""
 RETRIED_STATES: Final = ("failed", "retrying")
 
 
@@ -41,14 +32,20 @@ def cancel(
     if reason is not None:
         check_text("reason", reason)
     check_seconds("grace", grace)
+    try:
+        yield from reading("job_state", "runs_failed", right="insert")
+    except MissingTablesError:
+        has_tables = False
+    else:
+        has_tables = True
     done: list[Cancellation] = []
     for start in range(0, len(ids), CHUNK):
         some = ids[start : start + CHUNK]
-        try:
+        if has_tables:
             done += yield cancelling.cancel_jobs(
                 some, worker_schema=worker_schema, reason=reason, grace=grace
             )
-        except MISSING:
+        else:
             done += yield cancelling.cancel_jobs_here(some)
     return done
 

@@ -1,6 +1,9 @@
 """`Steering` for programs without an event loop."""
 
 from collections.abc import Iterable
+from typing import Any
+
+from psycopg import Connection
 
 from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import Job
@@ -36,11 +39,18 @@ class SyncSteering:
         return [outcomes[handle.job_id] for handle in wanted]
 
     def cancel_jobs(
-        self, job_ids: Iterable[int | str], *, reason: str | None = None, grace: float = GRACE
+        self,
+        job_ids: Iterable[int | str],
+        *,
+        reason: str | None = None,
+        grace: float = GRACE,
+        conn: Connection[Any] | None = None,
     ) -> list[Cancellation]:
         """Cancel jobs, wherever they are. See `WorkerUtils.cancel_jobs`."""
         schema = self._database.statements.schema
-        return self._database.drive(steps.cancel(schema, job_ids, reason=reason, grace=grace))
+        return self._database.drive(
+            steps.cancel(schema, job_ids, reason=reason, grace=grace), conn=conn
+        )
 
     def retry_jobs(
         self,
@@ -50,7 +60,8 @@ class SyncSteering:
         task: str | None = None,
         error: str | None = None,
         limit: int = 1000,
+        conn: Connection[Any] | None = None,
     ) -> list[Job]:
         """Give failed jobs all their attempts again. See `WorkerUtils.retry_jobs`."""
         retry = steps.retry(job_ids, state=state, task=task, error=error, limit=limit)
-        return self._database.drive(retry)
+        return self._database.drive(retry, conn=conn)
