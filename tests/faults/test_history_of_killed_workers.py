@@ -120,9 +120,11 @@ async def test_tables_are_added_under_running_workers_of_an_older_release(
             await eventually(lambda: ledger.ids() == [], timeout=20)
             assert older.health().rider_failures == newer.health().rider_failures == 0
             assert {older.pool_id, newer.pool_id} == set(ledger.pools())
-    kept = {row["pool_id"] for row in ledger.query(RUNS)}
-    assert kept <= {older.pool_id, newer.pool_id}
-    assert newer.pool_id in kept
+            await older.stop()
+            ids = ledger.add_many(5, "work")
+            await eventually(lambda: ledger.ids() == [])
+    kept = {row["job_id"]: row["pool_id"] for row in ledger.query(RUNS)}
+    assert {kept[job_id] for job_id in ids} == {newer.pool_id}
     applied = "select id from graphile_worker_py.leaf_migrations where leaf = 'history'"
     assert len(ledger.query(applied)) == len(history_tables.MIGRATIONS)
 
