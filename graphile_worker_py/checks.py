@@ -13,6 +13,7 @@ from graphile_worker_py.errors import ConfigurationError
 SMALLINT_MIN: Final = -32768
 SMALLINT_MAX: Final = 32767
 MAX_SCHEMA_BYTES: Final = 63
+MAX_IDENTIFIER_LENGTH: Final = 128
 BIGINT_MAX: Final = 2**63 - 1
 LARGEST_WHOLE: Final = 2**31 - 1
 LONGEST: Final = 1e9
@@ -40,6 +41,14 @@ def check_text(name: str, value: object, *, shortest: int = 0, longest: int | No
             f"{name} {value!r} contains a lone surrogate, which can't be stored"
         ) from error
     return value
+
+
+def check_identifier(name: str, value: object) -> str:
+    """Check the identifier of a task; one that looks the same as another one is a mistake."""
+    identifier = check_text(name, value, shortest=1, longest=MAX_IDENTIFIER_LENGTH)
+    if identifier != identifier.strip():
+        raise ConfigurationError(f"{name} {identifier!r} must not begin or end with spaces")
+    return identifier
 
 
 def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) -> int:

@@ -10,6 +10,7 @@ from graphile_worker_py import clock, json_codec
 from graphile_worker_py.checks import (
     check_aware,
     check_flag,
+    check_identifier,
     check_one_of,
     check_seconds,
     check_smallint,
@@ -18,7 +19,6 @@ from graphile_worker_py.checks import (
 )
 from graphile_worker_py.errors import ConfigurationError
 
-MAX_IDENTIFIER_LENGTH: Final = 128
 MAX_QUEUE_NAME_LENGTH: Final = 128
 MAX_JOB_KEY_LENGTH: Final = 512
 DEFAULT_PRIORITY: Final = 0
@@ -272,7 +272,7 @@ class TaskName(Generic[PayloadT_contra]):
     """
 
     def __init__(self, identifier: str) -> None:
-        self.identifier = check_text("task identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
+        self.identifier = check_identifier("task identifier", identifier)
 
     def adding_defaults(self, payload: Any) -> Mapping[str, Any]:  # noqa: ARG002  # for tasks
         """The options that a job with this payload has by default; only a `Task` has some."""
@@ -371,7 +371,7 @@ class JobSpec:
             identifier = getattr(identifier, "identifier", identifier)
         if run_in is not None:
             run_at = _from_now(run_in, run_at)
-        check_text("identifier", identifier, longest=MAX_IDENTIFIER_LENGTH)
+        check_identifier("identifier", identifier)
         if queue_name is not None:
             check_text("queue_name", queue_name, longest=MAX_QUEUE_NAME_LENGTH)
         if run_at is not None:

@@ -91,7 +91,6 @@ def test_times_after_pythons_last_become_its_last(value: int) -> None:
 
 AWARE = datetime(2020, 1, 1, tzinfo=timezone(timedelta(hours=5)))
 GOOD: list[dict[str, Any]] = [
-    {"identifier": ""},
     {"identifier": "x" * 128},
     {"queue_name": ""},
     {"queue_name": "\N{SNOWMAN}" * 128},
@@ -108,6 +107,9 @@ BAD: list[tuple[str, Any]] = [
     ("identifier", "x" * 129),
     ("identifier", "a\0b"),
     ("identifier", None),
+    ("identifier", ""),
+    ("identifier", " a"),
+    ("identifier", "a\n"),
     ("queue_name", "x" * 129),
     ("queue_name", 7),
     ("job_key", ""),

@@ -2,14 +2,27 @@
 
 import asyncio
 import functools
+import runpy
+import sys
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 
-from graphile_worker_py import ConfigurationError, Task, run_once, task
-from graphile_worker_py.tasks.task import task_list
+from graphile_worker_py import (
+    ConfigurationError,
+    JobContext,
+    ProcessJobContext,
+    SyncJobContext,
+    Task,
+    run_once,
+    task,
+)
+from graphile_worker_py.tasks.task import check_tasks, task_list
 from tests.support.running import Jobs
+
+Context: TypeAlias = JobContext
 
 
 @task
@@ -57,15 +70,14 @@ def test_a_task_can_still_be_called_and_looks_like_its_function() -> None:
         (lambda: None, 0, False),
         (lambda payload: None, 1, False),
         (lambda payload, ctx: None, 2, False),
-        (lambda *args: None, 2, False),
         (lambda payload, ctx=None, more=1: None, 2, False),
         (lambda payload, *, option=1: None, 1, False),
         (functools.partial(named.function, ctx=1), 1, False),
         (functools.partial(bare.function), 1, True),
         (Callable(), 1, True),
         (Callable().method, 2, True),
-        (print, 2, False),
-        (dict.fromkeys, 2, False),
+        (print, 1, False),
+        (dict.fromkeys, 1, False),
     ],
 )
 def test_a_task_is_given_what_it_asks_for(function: Any, arguments: int, is_async: bool) -> None:
@@ -99,7 +111,127 @@ def test_what_cannot_be_called_with_payload_and_context_is_refused(
     assert "'mine'" in str(refused.value)
 
 
-@pytest.mark.parametrize("identifier", ["x" * 129, "a\0b", "\ud800", 7])
+class Records:
+    """A class, which is no task."""
+
+    def __init__(self, payload: Any) -> None: ...
+
+
+def decorated(function: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+async def of_fields(to: str, subject: str) -> None: ...
+async def with_helpers(payload: Any, helpers: Any = None) -> None: ...
+async def context_first(ctx: JobContext, payload: Any) -> None: ...
+async def context_only(ctx) -> None: ...  # type: ignore[no-untyped-def]
+async def quoted_first(job: "JobContext | None", payload: Any) -> None: ...
+async def unknown_first(job: "contexts.JobContext", payload: Any) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+async def of_thread(payload: Any, ctx: SyncJobContext) -> None: ...
+async def of_process(payload: Any, ctx: "ProcessJobContext | None" = None) -> None: ...
+async def by_keyword(payload: Any, *, ctx: JobContext | None = None) -> None: ...
+def plain_of_loop(payload: Any, ctx: JobContext) -> None: ...
+def plain(payload: Any, ctx: SyncJobContext) -> None: ...
+
+
+LOOP_FORM = r"async def (\w+)\(payload, ctx: JobContext\)$"
+THREAD_FORM = r": def (\w+)\(payload, ctx: SyncJobContext\)$"
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (of_fields, {}, f"'subject' after its payload.*{LOOP_FORM}"),
+        (with_helpers, {}, f"'helpers' after its payload.*{LOOP_FORM}"),
+        (lambda to, subject="x": None, {}, f"'subject' after its payload.*{THREAD_FORM}"),
+        (context_first, {}, f"context first, as 'ctx'.*{LOOP_FORM}"),
+        (context_only, {}, f"context first, as 'ctx'.*{LOOP_FORM}"),
+        (quoted_first, {}, f"context first, as 'job'.*{LOOP_FORM}"),
+        (unknown_first, {}, f"context first, as 'job'.*{LOOP_FORM}"),
+        (lambda context, payload: None, {}, f"context first, as 'context'.*{THREAD_FORM}"),
+        (of_thread, {}, f"asks for a SyncJobContext, but gets a JobContext.*{LOOP_FORM}"),
+        (of_process, {}, f"asks for a ProcessJobContext, but gets a JobContext.*{LOOP_FORM}"),
+        (by_keyword, {}, f"'ctx' by keyword.*{LOOP_FORM}"),
+        (plain_of_loop, {}, f"asks for a JobContext, but gets a SyncJobContext.*{THREAD_FORM}"),
+        (plain, {"executor": "inline"}, r"gets a JobContext.*: def plain\(payload, ctx: JobC"),
+        (plain, {"executor": "process"}, r"def plain\(payload, ctx: ProcessJobContext\)$"),
+        (lambda *args: None, {}, rf"\*args \(.*functools.wraps.*{THREAD_FORM}"),
+        (lambda payload, **options: None, {}, rf"\*\*options, but .*{THREAD_FORM}"),
+        (decorated(plain), {}, rf"\*args \(.*functools.wraps.*{THREAD_FORM}"),
+        (Records, {}, f"is a class.*{THREAD_FORM}"),
+        (functools.partial(Records), {}, f"is a class.*{THREAD_FORM}"),
+    ],
+)
+def test_a_signature_of_another_kind_is_refused_with_the_right_form(
+    function: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        task("mine", **options)(function)
+    assert str(refused.value).startswith("task 'mine' ")
+
+
+class MyContext(JobContext):
+    """A class of the user's."""
+
+
+async def annotated(payload: Any, job: JobContext) -> None: ...
+async def quoted(payload: Any, job: "JobContext | None") -> None: ...
+async def aliased(payload: Any, job: "Context") -> None: ...
+async def unknown(payload: Any, job: "contexts.JobContext") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+async def either(payload: Any, job: JobContext | SyncJobContext) -> None: ...
+async def derived(payload: Any, job: MyContext) -> None: ...
+async def named_so(payload: Any, _context: "Unknown") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+async def payload_named_so(context: dict[str, Any], ctx: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [annotated, quoted, aliased, unknown, either, derived, named_so, payload_named_so],
+)
+def test_a_context_is_known_by_its_name_or_its_annotation(function: Any) -> None:
+    assert Task(function, "mine").arguments == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_annotations_that_only_type_checkers_import_are_not_evaluated(tmp_path: Path) -> None:
+    made = runpy.run_path(str(write_module(tmp_path)))
+    assert made["work"].arguments == 2
+    with pytest.raises(ConfigurationError, match=r"Order.* can't be resolved"):
+        check_tasks([made["work"]])
+
+
+def write_module(folder: Path) -> Path:
+    """A module whose annotations refer to what only type checkers import."""
+    module = folder / "module.py"
+    module.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "from graphile_worker_py import task\n"
+        "if TYPE_CHECKING:\n"
+        "    from graphile_worker_py import JobContext\n"
+        "    from orders import Order\n"
+        "@task\n"
+        "async def work(payload: Order, ctx: JobContext) -> None: ...\n"
+    )
+    return module
+
+
+def test_quoted_annotations_that_only_type_checkers_import_are_refused_by_a_worker(
+    tmp_path: Path,
+) -> None:
+    module = write_module(tmp_path)
+    module.write_text(f"from __future__ import annotations\n{module.read_text()}")
+    made = runpy.run_path(str(module))
+    assert made["work"].arguments == 2
+    with pytest.raises(ConfigurationError, match="'Order' of the payload of task 'work' can't be"):
+        check_tasks([made["work"]])
+
+
+@pytest.mark.parametrize(
+    "identifier", ["", " ", " a", "a\n", "\u00a0a", "x" * 129, "a\0b", "\ud800", 7]
+)
 def test_an_identifier_that_cannot_be_stored_is_refused(identifier: Any) -> None:
     with pytest.raises(ConfigurationError, match="task identifier"):
         Task(print, identifier)
@@ -119,7 +251,7 @@ def test_a_function_without_a_name_needs_an_identifier() -> None:
     assert task("given")(lambda payload: None).identifier == "given"
 
 
-@pytest.mark.parametrize("identifier", ["", "x" * 128, "with spaces", "\N{SNOWMAN}", "a/b:c"])
+@pytest.mark.parametrize("identifier", ["x" * 128, "with spaces", "\N{SNOWMAN}", "a/b:c"])
 def test_any_identifier_that_can_be_stored_will_do(identifier: str) -> None:
     assert Task(print, identifier).identifier == identifier
 

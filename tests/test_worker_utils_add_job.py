@@ -52,9 +52,9 @@ async def test_what_is_not_given_has_upstreams_defaults(utils: WorkerUtils) -> N
 
 
 async def test_zero_and_empty_values_are_values(utils: WorkerUtils, stored: Jobs) -> None:
-    job = await utils.add_job("", 0, queue_name="", priority=0, flags=[])
+    job = await utils.add_job("work", 0, queue_name="", priority=0, flags=[])
     (row,) = stored.all()
-    assert (row["task_identifier"], row["queue_name"]) == ("", "")
+    assert (row["task_identifier"], row["queue_name"]) == ("work", "")
     assert (row["payload"], job.payload, row["flags"]) == (0, 0, None)
 
 

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+import pytest
 
-from graphile_worker_py import JobSpec, WorkerUtils
+from graphile_worker_py import ConfigurationError, JobSpec, WorkerUtils
 from graphile_worker_py.postgres.query import Statements
 from graphile_worker_py.sql import inspect
 from tests.support.jobs import Jobs
@@ -109,6 +110,17 @@ async def test_jobs_whose_payload_python_can_not_decode_are_listed(
     stored.query("select graphile_worker.add_job('a', %s::json)", deep)
     (job,) = await utils.list_jobs()
     assert job.payload_json == deep.encode()
+
+
+@pytest.mark.parametrize("identifier", ["", " a", "a\n"])
+async def test_jobs_with_any_identifier_are_listed(
+    utils: WorkerUtils, stored: Jobs, identifier: str
+) -> None:
+    stored.add(identifier)
+    (job,) = await utils.list_jobs()
+    assert job.task_identifier == identifier
+    with pytest.raises(ConfigurationError, match="identifier"):
+        await utils.add_job(identifier)
 
 
 async def test_jobs_whose_task_or_queue_is_gone_are_listed(

@@ -10,11 +10,16 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.checks import check_one_of, check_seconds, check_smallint, check_text
+from graphile_worker_py.checks import (
+    check_identifier,
+    check_one_of,
+    check_seconds,
+    check_smallint,
+    check_text,
+)
 from graphile_worker_py.cron.pattern import Pattern, parse_pattern
 from graphile_worker_py.errors import ConfigurationError, CrontabError
 from graphile_worker_py.job import (
-    MAX_IDENTIFIER_LENGTH,
     MAX_JOB_KEY_LENGTH,
     MAX_QUEUE_NAME_LENGTH,
     JobKeyMode,
@@ -232,7 +237,7 @@ def check_item(item: ParsedCronItem) -> None:
         )
     options = item.options
     try:
-        check_text("task", item.task, longest=MAX_IDENTIFIER_LENGTH)
+        check_identifier("task", item.task)
         check_text("identifier", item.identifier)
         # Of any length: the scheduler limits it.
         check_seconds("backfill_period", options.backfill_period, longest=sys.float_info.max)

@@ -24,6 +24,7 @@ from graphile_worker_py.job import JobSpec, PayloadT, PayloadT_contra, SpecOptio
 from graphile_worker_py.outcomes import RetryPolicy
 from graphile_worker_py.tasks.locating import TaskPlace, check_has_place, place_of
 from graphile_worker_py.tasks.settings import ADDING, TaskSettings, checked_settings
+from graphile_worker_py.tasks.signature import arguments_of, unwrapped
 from graphile_worker_py.tasks.typed_payloads import Decode, payload_decoder
 
 if TYPE_CHECKING:  # A module of tasks needs no driver, which takes half of its time to import.
@@ -48,6 +49,12 @@ class ExecutorKind(StrEnum):
     crashes."""
 
 
+_CONTEXTS: Final = {
+    None: "JobContext",
+    ExecutorKind.INLINE: "JobContext",
+    ExecutorKind.THREAD: "SyncJobContext",
+    ExecutorKind.PROCESS: "ProcessJobContext",
+}
 ExecutorName: TypeAlias = Literal["thread", "inline", "process"]
 
 
@@ -98,7 +105,7 @@ class Task(TaskName[PayloadT_contra]):
         super().__init__(identifier)
         if timeout is not None:
             check_seconds(f"timeout of task {identifier!r}", timeout, above_zero=True)
-        target = _unwrapped(function)
+        target = unwrapped(function)
         if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
             raise ConfigurationError(
                 f"task {identifier!r} is a generator; a task is a function or an async function"
@@ -110,7 +117,7 @@ class Task(TaskName[PayloadT_contra]):
         self.executor = _executor(identifier, executor, is_async=self.is_async)
         self.is_inline = self.executor is ExecutorKind.INLINE
         self.is_process = self.executor is ExecutorKind.PROCESS
-        self.arguments = _argument_count(function, identifier)
+        self.arguments = arguments_of(function, identifier, context=_CONTEXTS[self.executor])
         self.settings = checked_settings(identifier, settings)
         self.retry: RetryPolicy | None = self.settings.get("retry")
         self._check_limits()
@@ -357,43 +364,8 @@ def _executor(identifier: str, given: object, *, is_async: bool) -> ExecutorKind
     return chosen
 
 
-def _unwrapped(function: TaskFunction) -> Any:
-    """What decides how a callable runs: the inner function of a partial, an object's __call__."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    if inspect.isroutine(function) or inspect.isclass(function):
-        return function
-    return type(function).__call__
-
-
 def _name_of(function: TaskFunction) -> str:
     name = getattr(function, "__name__", None)
     if not isinstance(name, str) or name == "<lambda>":
         raise ConfigurationError(f"{function!r} has no name; give one: task('name')(…)")
     return name
-
-
-def _argument_count(function: TaskFunction, identifier: str) -> int:
-    """How many of payload and context a function takes."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        # Some built-ins do not tell; the payload alone is the safest guess.
-        return 1
-    positional = 0
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            return 2
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            positional += 1
-            if positional > 2 and parameter.default is parameter.empty:
-                raise ConfigurationError(
-                    f"task {identifier!r} takes more than payload and context: it also asks for "
-                    f"{parameter.name!r}"
-                )
-        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
-            raise ConfigurationError(
-                f"task {identifier!r} asks for the keyword argument {parameter.name!r}, "
-                f"which nobody passes"
-            )
-    return min(positional, 2)

@@ -1,18 +1,17 @@
 """Typed payloads: what a task's annotation asks for, and how it is built from the stored JSON."""
 
-import collections.abc
-import functools
 import importlib
 import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.errors import ConfigurationError, PayloadError
+from graphile_worker_py.tasks.signature import parameters_of, resolved
 
 Decode: TypeAlias = Callable[[bytes], Any]
 """Builds a payload from JSON text; raises PayloadError if it does not fit."""
@@ -43,36 +42,20 @@ def payload_decoder(function: Callable[..., Any], identifier: str) -> Decode | N
 
 
 def _payload_annotation(function: Callable[..., Any]) -> Any:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some built-ins do not tell
-        return inspect.Parameter.empty
-    for parameter in parameters:
+    for parameter in parameters_of(function) or ():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             return parameter.annotation
     return inspect.Parameter.empty
 
 
 def _resolved(annotation: Any, function: Callable[..., Any], identifier: str) -> Any:
-    # Names of the standard library may be imported for type checkers only: they are known anyway.
-    names = {**vars(typing), **vars(collections.abc), **_globals(function)}
-    holder = SimpleNamespace(__annotations__={"payload": annotation})
     try:
-        return typing.get_type_hints(holder, globalns=names, include_extras=True)["payload"]
+        return resolved(annotation, function)
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise ConfigurationError(
             f"the annotation {annotation!r} of the payload of task {identifier!r} can't be "
             f"resolved: {error}; its names must be there at run time, in the module of the task"
         ) from error
-
-
-def _globals(function: Any) -> dict[str, Any]:
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    if not hasattr(function, "__globals__"):
-        function = inspect.unwrap(type(function).__call__)
-    return getattr(function, "__globals__", {})
 
 
 def _models(annotation: Any) -> Iterator[type]:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
+from graphile_worker_py.checks import MAX_IDENTIFIER_LENGTH
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import (
-    MAX_IDENTIFIER_LENGTH,
     MAX_JOB_KEY_LENGTH,
     MAX_QUEUE_NAME_LENGTH,
     JobKeyMode,
@@ -17,6 +17,7 @@ from graphile_worker_py.sql.inspect import JobState
 from graphile_worker_py.web.changes import Action, Change
 
 TEXT: Final = r"^[^\x00]*$"
+_IDENTIFIER: Final = r"^[^\x00\s]([^\x00]*[^\x00\s])?$"
 JobId = Annotated[int, Field(ge=0, le=2**63 - 1, description="Id of the job.")]
 _FAR: Final = 100 * 365 * 86_400
 
@@ -28,7 +29,7 @@ class _Strict(BaseModel):
 class NewJob(_Strict):
     """A job to add."""
 
-    task: Annotated[str, Field(min_length=1, max_length=MAX_IDENTIFIER_LENGTH, pattern=TEXT)]
+    task: Annotated[str, Field(min_length=1, max_length=MAX_IDENTIFIER_LENGTH, pattern=_IDENTIFIER)]
     payload: Any = Field(None, description="Any JSON value; an empty object if it is missing.")
     queue_name: Annotated[str, Field(max_length=MAX_QUEUE_NAME_LENGTH, pattern=TEXT)] | None = None
     run_at: AwareDatetime | None = Field(None, description="Not before this time.")
