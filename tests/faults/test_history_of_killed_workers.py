@@ -9,6 +9,7 @@ import pytest
 
 from graphile_worker_py import Runner, RunOutcome, SyncWorkerUtils, run_migrations
 from graphile_worker_py.events import JobSuccess, PoolListenSuccess, PoolRecovered
+from graphile_worker_py.history.plugin import History
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import history_tables
 from tests.faults.conftest import StartWorker
@@ -101,6 +102,7 @@ async def test_tables_are_added_under_running_workers_of_an_older_release(
 ) -> None:
     """An older release knows the core's tables only."""
     told = Told()
+    assert History.leaf in own.REGISTERED
     monkeypatch.setattr(own, "REGISTERED", {})
 
     async def work(payload: Any) -> None:
