@@ -381,3 +381,22 @@ def fail_all_but_first(payload: list[Any]) -> list[Any]:
         raise ValueError
 
     return [None, *(fail() for _ in payload[1:])]
+
+
+@task(executor="process")
+def steps(payload: str, ctx: ProcessJobContext) -> None:
+    """Leave a checkpoint and fail, and return it the next time, once a file is there."""
+    if ctx.cursor is None:
+        ctx.checkpoint({"at": 1})
+        raise RuntimeError("go on from there")
+    ctx.progress(3, total=4, message="nearly")
+    ctx.set_result(ctx.cursor)
+    while not Path(payload).exists():
+        time.sleep(0.02)
+
+
+@task(executor="process")
+def until_cancelled(_payload: object, ctx: ProcessJobContext) -> None:
+    """End when asked to."""
+    ctx.abort_event.wait(30)
+    ctx.raise_if_cancelled()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from graphile_worker_py import (
     task,
 )
 from graphile_worker_py.events import JobStart, PoolListenSuccess
+from tests import process_tasks
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
@@ -248,3 +250,31 @@ async def test_a_job_that_snoozes_too_often_is_discarded(place: Place) -> None:
             await place.utils.handle(job).result(15)
     runs = place.jobs.query("select outcome from graphile_worker_py.runs order by finished_at")
     assert [run["outcome"] for run in runs] == ["snoozed", "snoozed", "discarded"]
+
+
+async def test_a_task_in_a_process_reports_and_leaves_the_same(
+    place: Place, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go-on"
+    job = await place.utils.add_job("steps", str(go_on), awaited=True)
+    handle = place.utils.handle(job)
+    async with place.runner([process_tasks.steps]):
+        await eventually(lambda: place.jobs.query(FAILED_ONCE), timeout=15)
+        await place.utils.reschedule_jobs([job.id], run_at=job.created_at)
+
+        async def reported() -> bool:
+            state = await handle.state()
+            return state is not None and state.message == "nearly"
+
+        await eventually(reported)
+        go_on.touch()
+        assert await handle.result(10) == {"at": 1}
+
+
+async def test_a_task_in_a_process_is_cancelled(place: Place) -> None:
+    job = await place.utils.add_job("until_cancelled", awaited=True)
+    async with place.runner([process_tasks.until_cancelled]):
+        await place.told.seen(JobStart)
+        await place.utils.cancel_jobs([job.id])
+        with pytest.raises(JobCancelledError):
+            await place.utils.handle(job).result(10)

@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Unpack
 
 from graphile_worker_py import aio
-from graphile_worker_py.errors import GraphileWorkerError, presentable, traceback_of
+from graphile_worker_py.errors import (
+    GraphileWorkerError,
+    JobCancelledError,
+    presentable,
+    traceback_of,
+)
 from graphile_worker_py.executors import wire
 from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
@@ -60,11 +65,44 @@ class ProcessJobContext:
         )
         self._number = order.number
         self._link = link
+        self._cursor = order.cursor
 
     @property
     def abort_reason(self) -> AbortReason | None:
         """Why `abort_event` is set. See `JobContext.abort_reason`."""
         return self._link.abort_reason
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, and should end. See `JobContext.cancelled`."""
+        return self.abort_reason == "cancelled"
+
+    def raise_if_cancelled(self) -> None:
+        """End the task here if the job was cancelled. See `JobContext.raise_if_cancelled`.
+
+        Raises:
+            JobCancelledError: It was.
+        """
+        if self.cancelled:
+            raise JobCancelledError("the job was cancelled")
+
+    def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
+        """Report how far the job is. See `JobContext.progress`."""
+        self._call("progress", done=done, total=total, message=message)
+
+    @property
+    def cursor(self) -> Any:
+        """What `checkpoint` has left. See `JobContext.cursor`."""
+        return self._cursor
+
+    def checkpoint(self, cursor: Any) -> None:
+        """Keep a value from which the next attempt can go on. See `JobContext.checkpoint`."""
+        self._call("checkpoint", cursor=cursor)
+        self._cursor = cursor
+
+    def set_result(self, result: Any) -> None:
+        """Set the result that is kept. See `JobContext.set_result`."""
+        self._call("set_result", result=result)
 
     def transaction(self) -> NoReturn:
         """Not available: a process has no connection of the worker.

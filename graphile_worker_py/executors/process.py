@@ -15,6 +15,7 @@ libraries reserve gigabytes of addresses that they never touch.
 """
 
 import asyncio
+import inspect
 import itertools
 import logging
 import signal
@@ -112,6 +113,7 @@ class ProcessExecutor:
             number=next(self._numbers),
             place=task.place,
             job=running.job,
+            cursor=context.cursor,
             worker_id=context.worker_id,
             pool_id=context.pool_id,
             logger=self._logger.name,
@@ -282,7 +284,8 @@ class _Talk:
             arguments = dict(call.arguments)
             if "specs" in arguments:
                 arguments["specs"] = [_spec(fields) for fields in arguments["specs"]]
-            return await getattr(self._context, call.method)(**arguments)
+            answer = getattr(self._context, call.method)(**arguments)
+            return await answer if inspect.isawaitable(answer) else answer
         except Exception as error:  # it is for the task to handle
             return wire.failure(error)
 

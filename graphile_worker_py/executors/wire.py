@@ -23,7 +23,7 @@ from graphile_worker_py.tasks.locating import TaskPlace
 HEADER: Final = struct.Struct(">Q")
 LONGEST: Final = 2**30
 """Bytes; a message can't be longer, because PostgreSQL could not store the payload."""
-CALLABLE: Final = frozenset({"add_jobs", "get_queue_name"})
+CALLABLE: Final = frozenset({"add_jobs", "checkpoint", "get_queue_name", "progress", "set_result"})
 """The methods of a `JobContext` that a process may call."""
 _LARGEST_STATE: Final = 2**20
 
@@ -57,6 +57,7 @@ class Run:
     number: int
     place: TaskPlace
     job: Job
+    cursor: Any
     worker_id: str
     pool_id: str
     logger: str

@@ -350,7 +350,7 @@ class JobContext(JobAdder):
         self._running.left = replace(self._running.left, cursor=cursor)
 
     def set_result(self, result: Any) -> None:
-        """Set what is kept as the job's result, if results of its task are kept."""
+        """Set the job's result, which is kept if results of its task are; return nothing then."""
         self._running.result = result
 
     async def _add(

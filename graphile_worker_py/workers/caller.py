@@ -56,8 +56,9 @@ class Caller:
             if self._pool.find_left is not None and not job.is_first_run:
                 running.left = await self._pool.find_left(job)
             result = await self._call(job)
-            if result is not None:
-                await self._settle(running, result)
+            if result is None:
+                return running.result
+            await self._settle(running, result)
             return result
         finally:
             running.end()
