@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import json
 import logging
 import threading
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from graphile_worker_py import (
     run_once,
     task,
 )
+from graphile_worker_py.cli.logs import JsonFormatter
 from graphile_worker_py.events import JobEvent, JobStart, JobSuccess, WorkerEvent
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -412,3 +414,24 @@ async def test_a_job_learns_that_other_pools_have_freed_it(dsn: str) -> None:
     async with Runner(dsn, tasks={"work": work}, hooks=[plugin]):
         await eventually(lambda: reasons)
     assert reasons == ["lost"]
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_its_logger_keeps_the_fields_that_a_task_gives(
+    dsn: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = Jobs(dsn).add("work")
+    fields = {"order": 7, "level": "mine", "job_id": "mine", "name": "mine", "message": "mine"}
+
+    def speak(payload: Any, ctx: Any) -> None:
+        ctx.logger.info("spoke", extra=fields)
+        ctx.logger.info("spoke again")
+
+    with caplog.at_level(logging.INFO):
+        await run_in(kind, dsn, speak, logger=logging.getLogger("given"))
+    first, second = [each for each in caplog.records if each.getMessage().startswith("spoke")]
+    assert (first.__dict__["order"], first.__dict__["level"]) == (7, "mine")
+    assert (first.__dict__["job_id"], first.name, first.getMessage()) == (job_id, "given", "spoke")
+    assert (second.__dict__["job_id"], "order" in vars(second)) == (job_id, False)
+    line = json.loads(JsonFormatter().format(first))
+    assert (line["order"], line["level"], line["job_id"]) == (7, "info", job_id)

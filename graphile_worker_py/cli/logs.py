@@ -36,9 +36,8 @@ class PlainFormatter(logging.Formatter):
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
         process = f"[{number}] " if (number := getattr(record, PROCESS, None)) else ""
         text = f"{time} {level} {process}{harmless(_message(record))}"
-        if record.exc_info and record.exc_info[1] is not None:
-            lines = _traceback_of(record).split("\n")
-            text += "".join(f"\n  {harmless(line)}" for line in lines)
+        if traceback := _traceback_of(record):
+            text += "".join(f"\n  {harmless(line)}" for line in traceback.split("\n"))
         return text
 
 
@@ -68,9 +67,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        if record.exc_info and record.exc_info[1] is not None:
-            line["traceback"] = _traceback_of(record)
+        own = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        line = {**own, **line}
+        if traceback := _traceback_of(record):
+            line["traceback"] = traceback
         try:
             return json_codec.dumps(line).decode()
         except ValueError:

@@ -31,8 +31,8 @@ from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.batches import batch_of
-from graphile_worker_py.tasks.context import job_logger
 from graphile_worker_py.tasks.importing import import_file, open_package
+from graphile_worker_py.tasks.job_log import job_logger
 from graphile_worker_py.tasks.locating import TaskPlace
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.tasks.variables import JobVariables

@@ -19,7 +19,6 @@ from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.job import Job, JobSpec
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.outages import delay_after
 from graphile_worker_py.sql.job_state import NOTHING_LEFT, Left, Progress
 from graphile_worker_py.tasks.abort import Abort, AbortReason
 from graphile_worker_py.tasks.completing import (
@@ -30,6 +29,7 @@ from graphile_worker_py.tasks.completing import (
     complete,
     completing,
 )
+from graphile_worker_py.tasks.job_log import delay_to_log, job_logger
 from graphile_worker_py.tasks.progress import (
     MISSING,
     NO_CHECKPOINTS,
@@ -404,27 +404,3 @@ class JobContext(JobAdder):
         """
         queue_id = self.job.job_queue_id if queue_id is None else queue_id
         return None if queue_id is None else await self._running.pool.queue_names.get(queue_id)
-
-
-def job_logger(
-    logger: logging.Logger, job: Job, worker_id: str, pool_id: str
-) -> logging.LoggerAdapter[logging.Logger]:
-    """A logger whose records say which job they are about."""
-    about = {
-        "job_id": job.id,
-        "task_identifier": job.task_identifier,
-        "attempt": job.attempts,
-        "worker_id": worker_id,
-        "pool_id": pool_id,
-    }
-    return logging.LoggerAdapter(logger, about)
-
-
-def delay_to_log(
-    error: psycopg.Error, *, failures: int, log: logging.LoggerAdapter[logging.Logger]
-) -> float | None:
-    """Seconds until `with_retries` tries again, which are logged; None if it should not."""
-    delay = delay_after(error, failures=failures)
-    if delay is not None:
-        log.warning("Database failed (%s); retrying in %.1f s", one_line(error), delay)
-    return delay

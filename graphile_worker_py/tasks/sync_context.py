@@ -29,7 +29,8 @@ from graphile_worker_py.tasks.completing import (
     completing_in_thread,
     still_held,
 )
-from graphile_worker_py.tasks.context import RunningJob, delay_to_log
+from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.job_log import delay_to_log
 
 T = TypeVar("T")
 
