@@ -97,6 +97,7 @@ async def test_an_executable_is_told_the_same_by_both_workers(
             await run_once(dsn, task_directory=tasks, no_handle_signals=True)
         told[worker] = json.loads(told_to.read_text())
         assert told[worker].pop("GRAPHILE_WORKER_JOB_ID") == str(job_id)
+    assert int(told["python"].pop("GRAPHILE_WORKER_PROGRESS_FD")) > 2
     assert told["python"] == told["node"]
     assert await rows(dsn) == []
 

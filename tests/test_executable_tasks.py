@@ -127,6 +127,7 @@ async def test_it_is_told_about_the_job_by_its_environment_and_its_input(
         line.split("=", 1) for line in (tmp_path / f"env.{job.id}").read_text().splitlines()
     )
     told = {name: value for name, value in environment.items() if name.startswith("GRAPHILE_")}
+    assert int(told.pop("GRAPHILE_WORKER_PROGRESS_FD")) > 2
     assert told == {
         "GRAPHILE_WORKER_PAYLOAD_FORMAT": "json",
         "GRAPHILE_WORKER_TASK_IDENTIFIER": "sub/job",

@@ -15,6 +15,7 @@ from graphile_worker_py import aio
 from graphile_worker_py.errors import CutOffError, GraphileWorkerError
 from graphile_worker_py.executors.groups import signal_group
 from graphile_worker_py.executors.guarding import Guard
+from graphile_worker_py.executors.reports import Reports
 from graphile_worker_py.job import LOCK_LIFETIME, Job
 from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
@@ -53,7 +54,8 @@ def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIM
 
     The file is run without arguments, in the worker's working directory, in a session of its own.
     It reads `{"payload": …}` from its standard input; `GRAPHILE_WORKER_*` variables tell about the
-    job. Lines of its standard output are logged at info, those of its standard error at error. The
+    job. It can write `Reports` to the descriptor `GRAPHILE_WORKER_PROGRESS_FD`. Lines of its
+    standard output are logged at info, those of its standard error at error. The
     job is done when it has exited with code 0, and nobody holds its output open any more.
 
     When the worker pool's abort event is set, its process group gets SIGTERM. If that ends it, the
@@ -99,7 +101,14 @@ class Executable:
         await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
 
     async def _run(self, child: "_Child", ctx: JobContext) -> None:
-        await self._start(child, _environment(ctx.job))
+        reports = Reports(ctx)
+        environment = _environment(ctx.job)
+        environment["GRAPHILE_WORKER_PROGRESS_FD"] = str(reports.writer)
+        try:
+            await self._start(child, environment, reports)
+        except BaseException:
+            reports.close()
+            raise
         try:
             async with asyncio.TaskGroup() as group:
                 abort = group.create_task(child.end_on(ctx.abort_event), name="executable abort")
@@ -107,6 +116,7 @@ class Executable:
                 abort.cancel()
         finally:
             child.drop()
+            reports.close()
         returncode = child.returncode
         if returncode == 0 or child.is_stopped:
             return  # if it was stopped, the cancellation that did it is raised instead
@@ -117,7 +127,7 @@ class Executable:
                 raise CutOffError(message)
         raise ExecutableTaskError(message, returncode=returncode, stderr=child.stderr)
 
-    async def _start(self, child: "_Child", environment: dict[str, str]) -> None:
+    async def _start(self, child: "_Child", environment: dict[str, str], reports: Reports) -> None:
         path = str(self._path)
         try:
             await child.guard.stand_by()
@@ -126,12 +136,12 @@ class Executable:
             raise ExecutableTaskError(message) from error
         try:
             try:
-                await _spawn(child, [path], environment)
+                await _spawn(child, [path], environment, reports)
             except OSError as error:
                 # A script without `#!` line: it is for the shell, as everywhere else on Unix.
                 if error.errno != errno.ENOEXEC:
                     raise
-                await _spawn(child, ["/bin/sh", path], environment)
+                await _spawn(child, ["/bin/sh", path], environment, reports)
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno == errno.ENOENT and self._path.exists():
@@ -289,11 +299,20 @@ class _Lines:
             self._log("%s", line[at : at + LINE_LIMIT])
 
 
-async def _spawn(child: _Child, command: list[str], environment: dict[str, str]) -> None:
+async def _spawn(
+    child: _Child, command: list[str], environment: dict[str, str], reports: Reports
+) -> None:
     loop = asyncio.get_running_loop()
     # A session of its own, so that Ctrl-C in our terminal reaches us alone, and a signal to its
     # group reaches all that it starts.
-    await loop.subprocess_exec(lambda: child, *command, env=environment, start_new_session=True)
+    await loop.subprocess_exec(
+        lambda: child,
+        *command,
+        env=environment,
+        start_new_session=True,
+        pass_fds=(reports.writer,),
+    )
+    reports.has_started()
 
 
 def _environment(job: Job) -> dict[str, str]:
