@@ -30,6 +30,7 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights
+from graphile_worker_py.tasks.job_log import keeping_fields
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.succession import Succession
@@ -225,7 +226,8 @@ class Setup:
         for name, check in _CHECKS.items():
             if name in given:
                 check(name, given[name])
-        self.logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
+        logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
+        self.logger = keeping_fields(logger)
         self.events: Events = given.get("events", Events())
         self.handles_signals = not given.get("no_handle_signals", False)
         self._waits = waits

@@ -400,3 +400,9 @@ def until_cancelled(_payload: object, ctx: ProcessJobContext) -> None:
     """End when asked to."""
     ctx.abort_event.wait(30)
     ctx.raise_if_cancelled()
+
+
+@task(executor="process")
+def log_fields(payload: dict[str, Any], ctx: ProcessJobContext) -> None:
+    """Log with the fields of the payload."""
+    ctx.logger.info("logged", extra=payload)

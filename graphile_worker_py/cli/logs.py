@@ -9,10 +9,10 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.cli.log_handler import PatientHandler
 from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.errors import traceback_of
+from graphile_worker_py.tasks.job_log import STANDARD
 
 PROCESS: Final = "process_number"
 """Field of a record with the number of the supervised process that logs it."""
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS: Final = {"ERROR": "31", "CRITICAL": "31", "WARNING": "33", "DEBUG": "2"}
 
 
@@ -67,14 +67,22 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        own = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        own = {name: value for name, value in vars(record).items() if name not in STANDARD}
         line = {**own, **line}
         if traceback := _traceback_of(record):
             line["traceback"] = traceback
         try:
             return json_codec.dumps(line).decode()
         except ValueError:
-            return json_codec.dumps({name: str(value) for name, value in line.items()}).decode()
+            return json_codec.dumps({name: _as_json(line[name]) for name in line}).decode()
+
+
+def _as_json(value: object) -> object:
+    try:
+        json_codec.dumps(value)
+    except ValueError:
+        return str(value)
+    return value
 
 
 def configure_logging(*, json: bool, level: str, process: int | None = None) -> None:

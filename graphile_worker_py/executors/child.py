@@ -37,7 +37,6 @@ from graphile_worker_py.tasks.locating import TaskPlace
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.tasks.variables import JobVariables
 
-_PLAIN: Final = (str, int, float, bool, type(None))
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -262,7 +261,7 @@ class _Forward(logging.Handler):
 def _plain(record: logging.LogRecord) -> dict[str, Any]:
     """What is in a record, as far as it can travel."""
     values = {
-        name: value if type(value) in _PLAIN else str(value)
+        name: value if wire.is_plain(value) else str(value)
         for name, value in vars(record).items()
         if name not in {"msg", "args", "exc_info", "message"}
     }

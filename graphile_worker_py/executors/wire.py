@@ -276,12 +276,12 @@ _READERS: Final[Mapping[str, Any]] = {
 }
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Whether a value is the same after its way through JSON."""
     if isinstance(value, list):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(type(key) is str and _is_plain(each) for key, each in value.items())
+        return all(type(key) is str and is_plain(each) for key, each in value.items())
     return value is None or type(value) in (str, int, float, bool)
 
 
@@ -291,7 +291,7 @@ def _tagged(value: Any) -> list[Any]:
         return ["time", value.isoformat()]
     if type(value) is tuple:
         return ["tuple", [_tagged(each) for each in value]]
-    if not _is_plain(value):
+    if not is_plain(value):
         raise TypeError
     return ["plain", value]
 

@@ -115,13 +115,20 @@ class _EventLog:
         extra: dict[str, object],
     ) -> None:
         """Log an error of a task, whose traceback the formatter of a handler may fail to make."""
+        logger: Any = self._logger
+        if not logger.isEnabledFor(level):
+            return
+        while isinstance(logger, logging.LoggerAdapter):
+            message, given = logger.process(message, {"extra": extra})
+            extra = {**extra, **(given.get("extra") or {})}
+            logger = logger.logger
         exc_info = (type(error), error, users_frames(error))
-        file, line, function, _ = self._logger.findCaller()
-        record = self._logger.makeRecord(
-            self._logger.name, level, file, line, message, values, exc_info, function, extra
+        file, line, function, _ = logger.findCaller()
+        record = logger.makeRecord(
+            logger.name, level, file, line, message, values, exc_info, function, extra
         )
         record.exc_text = traceback_of(error)
-        self._logger.handle(record)
+        logger.handle(record)
 
     def job_snoozed(self, event: events.JobSnoozed) -> None:
         self._logger.info(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 
@@ -10,27 +10,29 @@ from graphile_worker_py.errors import one_line
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.outages import delay_after
 
-_OF_RECORDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""Attributes that each record has; `logging` raises an error for fields with these names."""
 
 
-class _JobLogger(logging.LoggerAdapter[logging.Logger]):
-    """Adds the fields of a job to those that a task gives its records.
+class FieldsLogger(logging.LoggerAdapter[logging.Logger]):
+    """Adds fields to the records of a logger.
 
-    The fields of the job win, and so do those that every record has.
+    The `LoggerAdapter` of Python drops the fields of a call before version 3.13, and does so
+    by default since. Here both are kept. Of two fields with one name the adapter's wins, and of
+    standard attributes with the name of a field, the attribute.
     """
 
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
-        given = kwargs.get("extra") or {}
-        own = {name: value for name, value in given.items() if name not in _OF_RECORDS}
-        kwargs["extra"] = {**own, **(self.extra or {})}
+        """Add the fields to those of a call."""
+        given = dict(kwargs.get("extra") or {})
+        fields = {name: value for name, value in given.items() if name not in STANDARD}
+        kwargs["extra"] = {**fields, **(self.extra or {})}
         return msg, kwargs
 
 
-def job_logger(
-    logger: logging.Logger, job: Job, worker_id: str, pool_id: str
-) -> logging.LoggerAdapter[logging.Logger]:
+def job_logger(logger: logging.Logger, job: Job, worker_id: str, pool_id: str) -> FieldsLogger:
     """A logger whose records say which job they are about."""
     about = {
         "job_id": job.id,
@@ -39,7 +41,18 @@ def job_logger(
         "worker_id": worker_id,
         "pool_id": pool_id,
     }
-    return _JobLogger(logger, about)
+    return FieldsLogger(logger, about)
+
+
+def keeping_fields(logger: logging.Logger) -> logging.Logger:
+    """The logger that a user gives; a `LoggerAdapter` of Python, which drops fields, is replaced.
+
+    An adapter has the methods of a logger that are needed.
+    """
+    given: Any = logger
+    if type(given) is logging.LoggerAdapter:
+        given = FieldsLogger(given.logger, given.extra)
+    return cast(logging.Logger, given)
 
 
 def delay_to_log(
