@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
@@ -298,10 +298,11 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         tasks: Iterable[CleanupTask | str] | None = None,
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
+        older_than: timedelta | str | None = None,
         conn: Connection[Any] | None = None,
     ) -> dict[CleanupTask, int]:
         """Delete what nobody needs any more. See `WorkerUtils.cleanup`."""
-        queries = cleaning.cleanup(tasks, task_identifiers_to_keep)
+        queries = cleaning.cleanup(tasks, task_identifiers_to_keep, older_than)
         return {task: self._run(query, conn) for task, query in queries.items()}
 
     def preview_cleanup(
@@ -309,10 +310,11 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         tasks: Iterable[CleanupTask | str] | None = None,
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
+        older_than: timedelta | str | None = None,
         conn: Connection[Any] | None = None,
     ) -> dict[CleanupTask, CleanupPreview]:
         """Count the rows that `cleanup` would delete. See `WorkerUtils.preview_cleanup`."""
-        queries = cleaning.preview(tasks, task_identifiers_to_keep)
+        queries = cleaning.preview(tasks, task_identifiers_to_keep, older_than)
         return {task: self._run(query, conn) for task, query in queries.items()}
 
     def get_job(

@@ -5,7 +5,7 @@ It is long because each method explains what it does, and hardly does more than 
 
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -256,6 +256,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         tasks: Iterable[CleanupTask | str] | None = None,
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
+        older_than: timedelta | str | None = None,
         conn: AsyncConnection[Any] | None = None,
     ) -> dict[CleanupTask, int]:
         """Delete jobs that were given up, and task identifiers and queues without jobs.
@@ -267,12 +268,14 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
             tasks: What to do (`CleanupTask`); always done in the order of that enum. None means
                 `GC_JOB_QUEUES`, and `GC_TASK_IDENTIFIERS` too if it is said what to keep.
             task_identifiers_to_keep: Not deleted by `GC_TASK_IDENTIFIERS`.
+            older_than: Jobs that failed for the last time within this time are kept: a `timedelta`,
+                or a text such as `30d`. A job may count as up to six hours younger than it is.
             conn: As for `complete_jobs`. Without it each of the tasks is committed by itself.
 
         Returns:
             How many rows each of the tasks deleted.
         """
-        queries = cleaning.cleanup(tasks, task_identifiers_to_keep)
+        queries = cleaning.cleanup(tasks, task_identifiers_to_keep, older_than)
         return {task: await self._run(query, conn) for task, query in queries.items()}
 
     async def preview_cleanup(
@@ -280,6 +283,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         tasks: Iterable[CleanupTask | str] | None = None,
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
+        older_than: timedelta | str | None = None,
         conn: AsyncConnection[Any] | None = None,
     ) -> dict[CleanupTask, CleanupPreview]:
         """Count the rows that `cleanup` with the same arguments would delete now.
@@ -288,7 +292,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
             The count for each of the tasks. `cleanup` may delete more task identifiers and queues:
             those whose last jobs it deletes itself.
         """
-        queries = cleaning.preview(tasks, task_identifiers_to_keep)
+        queries = cleaning.preview(tasks, task_identifiers_to_keep, older_than)
         return {task: await self._run(query, conn) for task, query in queries.items()}
 
     async def get_job(

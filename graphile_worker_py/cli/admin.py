@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 
@@ -13,7 +14,7 @@ from psycopg import Connection
 from graphile_worker_py.checks import check_job_ids, check_one_of
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
-from graphile_worker_py.cli.moments import moment_callback
+from graphile_worker_py.cli.moments import duration_callback, moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import JOB_KEYS, job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.cli.work import import_from_here, named_modules
@@ -234,6 +235,12 @@ def unlock(change: Change, pool_ids: tuple[str, ...], force: bool) -> None:
     help="Keep the identifiers of a module's tasks. Can be repeated.",
 )
 @click.option("--task-directory", metavar="DIR", help="Keep the identifiers of a folder's tasks.")
+@click.option(
+    "--older-than",
+    metavar="TIME",
+    callback=duration_callback,
+    help="Keep jobs that failed for the last time within this time, such as 30d.",
+)
 @changing
 def cleanup(
     change: Change,
@@ -241,6 +248,7 @@ def cleanup(
     keep: tuple[str, ...],
     modules: tuple[str, ...],
     task_directory: str | None,
+    older_than: timedelta | None,
 ) -> None:
     """Delete rows that are no longer needed.
 
@@ -262,14 +270,18 @@ def cleanup(
         wanted |= load_tasks(task_directory, strict=True).keys()
     for name in names:
         check_one_of("TASK", name, allowed=CleanupTask)
+    conditions: dict[str, Any] = {
+        "task_identifiers_to_keep": sorted(wanted),
+        "older_than": older_than,
+    }
     if change.asks:
         with change.opened() as (utils, conn):
-            found = utils.preview_cleanup(names, task_identifiers_to_keep=sorted(wanted), conn=conn)
+            found = utils.preview_cleanup(names, **conditions, conn=conn)
         for task, preview in found.items():
             click.echo(f"{task}: {_described(preview)}", err=True)
         change.confirm("Delete them?")
     with change.opened() as (utils, conn):
-        deleted = utils.cleanup(names, task_identifiers_to_keep=sorted(wanted), conn=conn)
+        deleted = utils.cleanup(names, **conditions, conn=conn)
     if change.as_json:
         print_json(deleted)
         return

@@ -1,6 +1,6 @@
-"""Points in time on the command line: ISO 8601, or a time from now."""
+"""Times on the command line: points in time by ISO 8601 or from now, and lengths of time."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import click
@@ -39,3 +39,27 @@ def moment_callback(
         return parse_moment(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def duration_callback(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> timedelta | None:
+    """Convert the value of a click option to a length of time."""
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"{value!r} is not a time such as 90m, 12h or 3d") from error
+
+
+def past_callback(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> datetime | timedelta | None:
+    """Convert the value of a click option to a point in time, or to how long ago it was."""
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except (ValueError, OverflowError):
+        return moment_callback(ctx, param, value)

@@ -10,6 +10,7 @@ import click
 
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
+from graphile_worker_py.cli.past import RUN_KEYS, run_as_json, run_rows
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import (
     JOB_KEYS,
@@ -88,19 +89,28 @@ def _retried(utils: SyncWorkerUtils, filters: dict[str, Any]) -> Iterator[Listed
 
 @click.command()
 @click.argument("job_id", metavar="ID")
+@click.option("--runs", "with_runs", is_flag=True, help="Also show its attempts that ended.")
 @database_options
 @json_option
 @told_clearly()
-def job(job_id: str, connection: str | None, schema: str | None, as_json: bool) -> None:
+def job(
+    job_id: str, connection: str | None, schema: str | None, as_json: bool, with_runs: bool
+) -> None:
     """Show one job with its payload and its full last error."""
     with opened_utils(connection, schema) as utils:
         found = utils.get_job(job_id)
-    if found is None:
-        exit_with(f"there is no job {job_id}; completed jobs are deleted", EXIT_FAILURE)
+        runs = utils.list_runs(job_id=job_id) if with_runs else []
+    if found is None and not runs:
+        hint = "" if with_runs else "; --runs shows attempts that were kept"
+        exit_with(f"there is no job {job_id}; completed jobs are deleted{hint}", EXIT_FAILURE)
     if as_json:
-        print_json(job_as_json(found))
-    else:
+        shown = {"id": int(job_id)} if found is None else job_as_json(found)
+        print_json({**shown, "runs": [run_as_json(run) for run in runs]} if with_runs else shown)
+        return
+    if found is not None:
         print_job(found)
+    if with_runs:
+        print_table(run_rows(runs), if_none="No attempts.", whole=RUN_KEYS)
 
 
 @click.command()

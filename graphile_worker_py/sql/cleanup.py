@@ -1,11 +1,12 @@
 """Cleanup: delete rows that are no longer needed. Only users start it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
-from graphile_worker_py.checks import check_one_of, check_texts
+from graphile_worker_py.checks import check_duration, check_one_of, check_texts
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.postgres.query import Query
 
@@ -22,10 +23,17 @@ class CleanupTask(StrEnum):
 
 
 # Rescheduling can leave a job with more attempts than it may have; it has failed like the others.
+# Nothing says when a job failed for the last time. Its `run_at` was put off by its delay then, six
+# hours at most by default, and a job that is failed by an SQL function was updated then.
 _FAILED_JOBS: Final = """
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as old
   where old.attempts >= old.max_attempts
     and old.locked_at is null
+    and (
+      $1::pg_catalog.float8 is null
+      or greatest(old.run_at, old.updated_at)
+        < pg_catalog.now() - $1::pg_catalog.float8 * interval '1 second'
+    )
 """
 
 _UNUSED_TASKS: Final = """
@@ -54,7 +62,9 @@ _COUNT: Final = "select pg_catalog.count(*), null"
 _COUNT_WITH_AGE: Final = """
 select
   pg_catalog.count(*),
-  extract(epoch from pg_catalog.now() - pg_catalog.min(old.updated_at))::pg_catalog.float8
+  greatest(0, extract(
+    epoch from pg_catalog.now() - pg_catalog.min(greatest(old.run_at, old.updated_at))
+  )::pg_catalog.float8)
 """
 
 
@@ -72,7 +82,9 @@ class CleanupPreview:
 
 
 def cleanup(
-    tasks: Iterable[str] | None, task_identifiers_to_keep: Iterable[str] | None
+    tasks: Iterable[str] | None,
+    task_identifiers_to_keep: Iterable[str] | None,
+    older_than: timedelta | str | None,
 ) -> dict[CleanupTask, Query[int]]:
     """The statements to send one after the other; each counts the rows that it deletes.
 
@@ -80,15 +92,30 @@ def cleanup(
     them to keep.
     """
     chosen, keep = _chosen(tasks, task_identifiers_to_keep)
-    return {task: _delete(task, keep) for task in chosen}
+    age = _age(older_than, chosen)
+    return {task: _delete(task, keep, age) for task in chosen}
 
 
 def preview(
-    tasks: Iterable[str] | None, task_identifiers_to_keep: Iterable[str] | None
+    tasks: Iterable[str] | None,
+    task_identifiers_to_keep: Iterable[str] | None,
+    older_than: timedelta | str | None,
 ) -> dict[CleanupTask, Query[CleanupPreview]]:
     """The statements that count what `cleanup` would delete now."""
     chosen, keep = _chosen(tasks, task_identifiers_to_keep)
-    return {task: _preview(task, keep) for task in chosen}
+    age = _age(older_than, chosen)
+    return {task: _preview(task, keep, age) for task in chosen}
+
+
+def _age(older_than: timedelta | str | None, chosen: Sequence[CleanupTask]) -> float | None:
+    """Seconds that a job must have failed before; None for no condition."""
+    if older_than is None:
+        return None
+    if CleanupTask.DELETE_PERMAFAILED_JOBS not in chosen:
+        raise ConfigurationError(
+            f"older_than is for {CleanupTask.DELETE_PERMAFAILED_JOBS}, which is not among the tasks"
+        )
+    return check_duration("older_than", older_than)
 
 
 def _chosen(
@@ -114,10 +141,10 @@ def _checked_tasks(tasks: Iterable[str]) -> set[CleanupTask]:
     return chosen
 
 
-def _delete(task: CleanupTask, keep: list[str]) -> Query[int]:
+def _delete(task: CleanupTask, keep: list[str], age: float | None) -> Query[int]:
     match task:
         case CleanupTask.DELETE_PERMAFAILED_JOBS:
-            return Query(_DELETE + _FAILED_JOBS + _COUNT_DELETED, (), _count)
+            return Query(_DELETE + _FAILED_JOBS + _COUNT_DELETED, (age,), _count)
         case CleanupTask.GC_TASK_IDENTIFIERS:
             return Query(_DELETE + _UNUSED_TASKS + _COUNT_DELETED, (keep,), _count)
         case CleanupTask.GC_JOB_QUEUES:
@@ -126,10 +153,10 @@ def _delete(task: CleanupTask, keep: list[str]) -> Query[int]:
             assert_never(task)
 
 
-def _preview(task: CleanupTask, keep: list[str]) -> Query[CleanupPreview]:
+def _preview(task: CleanupTask, keep: list[str], age: float | None) -> Query[CleanupPreview]:
     match task:
         case CleanupTask.DELETE_PERMAFAILED_JOBS:
-            return Query(_COUNT_WITH_AGE + _FAILED_JOBS, (), _previewed)
+            return Query(_COUNT_WITH_AGE + _FAILED_JOBS, (age,), _previewed)
         case CleanupTask.GC_TASK_IDENTIFIERS:
             return Query(_COUNT + _UNUSED_TASKS, (keep,), _previewed)
         case CleanupTask.GC_JOB_QUEUES:
