@@ -81,6 +81,7 @@ class RunnerOptions(TypedDict, total=False):
     listen_connection_string: str | None
     listen_echo_interval: float | None
     watchdog_timeout: float | None
+    dev: bool | None
     no_side_schema: bool | None
     history: str | None
     history_retention: HistoryRetention | Mapping[str, Any] | None

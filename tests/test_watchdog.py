@@ -186,3 +186,31 @@ async def test_the_time_for_which_a_machine_was_suspended_does_not_count(
     finally:
         watchdog.close()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("given", [["--dev"], [], "python -X dev"])
+def test_in_development_half_a_second_is_enough_for_a_warning_with_the_line(
+    dsn: str, processes: Processes, tmp_path: Path, given: Any
+) -> None:
+    (tmp_path / "hogs.py").write_text(
+        "import time\n"
+        "from graphile_worker_py import task\n"
+        "@task\n"
+        "async def hog(payload):\n"
+        "    time.sleep(1.2)\n"
+    )
+    jobs = Jobs(dsn)
+    job_id = jobs.add("hog")
+    python = [sys.executable, *(["-X", "dev"] if given == "python -X dev" else [])]
+    flags = given if isinstance(given, list) else []
+    worker = processes.start(
+        [*python, "-m", "graphile_worker_py", "-c", dsn, "--tasks", "hogs", "--once", *flags],
+        cwd=tmp_path,
+    )
+    assert worker.wait() == 0
+    said = worker.stderr + worker.stdout
+    warning = f"in job {job_id} of task 'hog':"
+    assert (warning in said) is bool(given)
+    if given:
+        assert 'hogs.py", line 5, in hog' in said
+    assert jobs.ids() == []

@@ -225,6 +225,14 @@ class WorkerOptions(HistoryOptions):
         "Time after which a blocked event loop or a stalled fetch ends the process, with exit code "
         "70; 0 never does.",
     )
+    dev: bool = option(
+        False,  # noqa: FBT003  # the default
+        Kind.YES_NO,
+        check_flag,
+        "For development: warn, with the line, when an async task blocks the event loop for half a "
+        "second. `python -X dev` does the same.",
+        flags=("--dev",),
+    )
     no_side_schema: bool = option(
         False,  # noqa: FBT003  # the default
         Kind.YES_NO,

@@ -132,7 +132,7 @@ class Watchdog:
 
     def _move_on(self) -> None:
         if self._still >= self._first_warning:
-            self._log(logging.WARNING, f"The event loop turns again, after {self._still:.0f} s")
+            self._log(logging.WARNING, f"The event loop turns again, after {_shown(self._still)}")
         self._still = 0.0
         self._warn_at = self._first_warning
         self._turned = False
@@ -170,7 +170,7 @@ class Watchdog:
         stack = "".join(traceback.format_stack(frame)) if frame else ""
         task = asyncio.current_task(self._loop)
         doing = "a callback" if task is None else self._at_work(task.get_name())
-        return f"The event loop has stood still for {self._still:.0f} s, in {doing}:\n{stack}"
+        return f"The event loop has stood still for {_shown(self._still)}, in {doing}:\n{stack}"
 
     def _give_up(self, why: str) -> None:
         if self._logged:
@@ -194,6 +194,10 @@ class Watchdog:
             with suppress(AttributeError, OSError, RuntimeError, ValueError):
                 faulthandler.dump_traceback_later(NATIVE_PATIENCE * self._limit, exit=True)
                 self._armed_at = now
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
 
 
 def _in_time(log: Callable[[], object]) -> None:

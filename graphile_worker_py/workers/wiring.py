@@ -1,6 +1,7 @@
 """Make the parts of a worker pool and connect them."""
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -246,6 +247,7 @@ def _sweep(pool: WorkerPool, fetcher: Fetcher) -> Sweep:
 
 
 def _watchdog(pool: WorkerPool, team: Team) -> Watchdog:
+    is_dev = pool.options.dev or sys.flags.dev_mode
     return Watchdog(
         limit=pool.options.watchdog_timeout,
         exits=pool.ends_process,
@@ -253,7 +255,7 @@ def _watchdog(pool: WorkerPool, team: Team) -> Watchdog:
         fetching=pool.pace,
         logger=pool.logger,
         about={"pool_id": pool.pool_id},
-        waits=pool.waits,
+        waits=replace(pool.waits, look=0.1, first_warning=0.5) if is_dev else pool.waits,
     )
 
 
