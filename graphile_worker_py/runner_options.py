@@ -90,6 +90,7 @@ class RunnerOptions(TypedDict, total=False):
     heartbeat_interval: float | None
     dead_after: float | None
     max_crashes: int | None
+    executable_exit_codes: bool | None
     use_node_time: bool | None
     worker_id: str | None
     get_queue_name_batch_delay: float | None

@@ -502,3 +502,16 @@ async def test_it_can_be_called_without_a_worker_pool(
     await run_once(dsn, tasks={"other": keep})
     await task({}, contexts[0])
     assert output(caplog) == [("INFO", '{"payload":{}}')]
+
+
+@pytest.mark.parametrize(("options", "attempts"), [({"executable_exit_codes": True}, 25), ({}, 1)])
+async def test_its_exit_code_can_discard_the_job(
+    dsn: str, utils: WorkerUtils, tmp_path: Path, options: Any, attempts: int
+) -> None:
+    script(tmp_path, "echo no such page >&2; exit 65")
+    await utils.add_job("job")
+    done = await run_once(dsn, task_directory=tmp_path, **options)
+    assert done.discarded == (1 if options else 0)
+    assert [job[0] for job in await jobs(dsn)] == [attempts]
+    (error,) = await last_errors(dsn)
+    assert error == "task 'job' exited with code 65:\nno such page"

@@ -17,6 +17,7 @@ from graphile_worker_py.executors.groups import signal_group
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.reports import Reports
 from graphile_worker_py.job import LOCK_LIFETIME, Job
+from graphile_worker_py.outcomes import Discard
 from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
@@ -89,16 +90,22 @@ class Executable:
         finally:
             await guard.close()
 
-    async def run(self, ctx: JobContext, guard: Guard) -> None:
+    async def run(self, ctx: JobContext, guard: Guard, *, exit_codes: bool = False) -> None:
         """Run it for a job.
 
         Args:
             ctx: The context of the job.
             guard: Kills it if the worker is killed.
+            exit_codes: Whether code 65 discards the job.
         """
         # The stored JSON goes to the program unchanged, so that no number loses digits on its way.
         child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx, guard)
-        await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
+        try:
+            await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
+        except ExecutableTaskError as error:
+            if exit_codes and error.returncode == os.EX_DATAERR:
+                raise Discard(str(error)) from error
+            raise
 
     async def _run(self, child: "_Child", ctx: JobContext) -> None:
         reports = Reports(ctx)
@@ -153,15 +160,16 @@ class Executable:
 class ExecutableExecutor:
     """Runs executable files."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, *, exit_codes: bool) -> None:
         self._guard = guard
+        self._exit_codes = exit_codes
 
     def call_of(self, task: Task[Any]) -> Callable[[RunningJob], Awaitable[None]]:
         """How a task is called."""
         executable: Executable = task.function  # type: ignore[assignment]
 
         def call(running: RunningJob) -> Awaitable[None]:
-            return executable.run(running.context, self._guard)
+            return executable.run(running.context, self._guard, exit_codes=self._exit_codes)
 
         return call
 

@@ -39,6 +39,7 @@ class Executors:
         most_processes: Most processes of tasks at a time.
         observed: Where to report tasks that run on after they were cut off.
         patience: Seconds that a task gets to end after it was cancelled at its time limit.
+        exit_codes: Whether executables can discard their jobs by exit codes.
 
     Attributes:
         calls: How each task is called, by its identifier.
@@ -50,7 +51,13 @@ class Executors:
     """
 
     def __init__(
-        self, pool: PoolContext, *, most_processes: int, observed: Events, patience: float
+        self,
+        pool: PoolContext,
+        *,
+        most_processes: int,
+        observed: Events,
+        patience: float,
+        exit_codes: bool = False,
     ) -> None:
         self.threads = Threads()
         self.time_limits = TimeLimits(observed, patience=patience)
@@ -60,7 +67,7 @@ class Executors:
         self._on_loop = LoopExecutor()
         self._inline = InlineExecutor()
         self._in_threads = ThreadExecutor(self.threads, observed)
-        self._executables = ExecutableExecutor(self._guard)
+        self._executables = ExecutableExecutor(self._guard, exit_codes=exit_codes)
         self.calls = {name: self._call_of(task) for name, task in pool.tasks.items()}
 
     async def settle(self, running: RunningJob, result: Any) -> None:

@@ -233,6 +233,13 @@ class WorkerOptions(HistoryOptions):
         "second. `python -X dev` does the same.",
         flags=("--dev",),
     )
+    executable_exit_codes: bool = option(
+        False,  # noqa: FBT003  # the default
+        Kind.YES_NO,
+        check_flag,
+        "Discard the job of an executable that exits with code 65 (EX_DATAERR), instead of trying "
+        "it again.",
+    )
     no_side_schema: bool = option(
         False,  # noqa: FBT003  # the default
         Kind.YES_NO,

@@ -127,6 +127,7 @@ def _connected(pool: WorkerPool) -> Parts:
         most_processes=pool.options.concurrent_jobs,
         observed=pool.events,
         patience=pool.waits.overrun,
+        exit_codes=pool.options.executable_exit_codes,
     )
 
     variables = JobVariables()
