@@ -1,5 +1,6 @@
 """What a crontab says, and what is told about one that says nothing sensible."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,14 @@ def test_example_crontab_is_valid() -> None:
 def test_crontab_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="missing' can't be read: No such file"):
         read_crontab(tmp_path / "missing")
+
+
+def test_a_large_payload_is_read_at_once_if_it_is_json_and_refused_early_otherwise() -> None:
+    items = ",".join('{"a":[1.0,"b"]}' for _ in range(13_000))
+    started = time.monotonic()
+    (item,) = parse_crontab(f'* * * * * task {{"items":[{items}]}}')
+    assert item.payload is not None
+    assert len(item.payload["items"]) == 13_000
+    with pytest.raises(CrontabError, match=r"characters that are not JSON; JSON5 may have 32768"):
+        parse_crontab(f"* * * * * task {{items:[{items}]}}")
+    assert time.monotonic() - started < 3

@@ -1,11 +1,14 @@
 """The JSON5 payload of a crontab line, with the values that JavaScript reads from it."""
 
+import json
 import math
 from decimal import Decimal
 from typing import Any, Final
 
 import json5
 
+MOST_JSON5: Final = 32_768
+"""Characters; reading so many takes a second."""
 _EXACT: Final = 2**53
 _PLAIN: Final = 1e21
 
@@ -21,12 +24,24 @@ def loads_object(text: str) -> dict[str, Any]:
         ValueError: The text is not a JSON5 object.
     """
     try:
-        value = json5.loads(text)
+        value = _loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError("not an object")  # noqa: TRY004  # callers expect one kind of error
     return {key: _as_in_javascript(each) for key, each in value.items()}
+
+
+def _loads(text: str) -> Any:
+    try:
+        # Most payloads are JSON, which is read ten thousand times as fast.
+        return json.loads(text)
+    except ValueError:
+        if len(text) > MOST_JSON5:
+            raise ValueError(
+                f"{len(text)} characters that are not JSON; JSON5 may have {MOST_JSON5}"
+            ) from None
+    return json5.loads(text)
 
 
 def _as_in_javascript(value: Any) -> Any:

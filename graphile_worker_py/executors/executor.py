@@ -1,9 +1,10 @@
 """How the tasks of a pool are called: chosen once for each task, when the pool starts."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from graphile_worker_py import aio, events
 from graphile_worker_py.errors import TaskTimeoutError
@@ -19,6 +20,9 @@ from graphile_worker_py.tasks.task import ExecutorKind, Task
 
 if TYPE_CHECKING:
     from graphile_worker_py.executors.process import ProcessExecutor
+
+LARGE: Final = 2**18
+"""Bytes of a payload that may take a millisecond and more to decode."""
 
 Call: TypeAlias = Callable[[RunningJob], Awaitable[Any]]
 """Calls a task for a job. Awaited, it returns what the task returned."""
@@ -64,9 +68,10 @@ class Executors:
         self._pool = pool
         self._guard = Guard()
         self._processes = self._process_executor(most_processes)
-        self._on_loop = LoopExecutor()
-        self._inline = InlineExecutor()
-        self._in_threads = ThreadExecutor(self.threads, observed)
+        large = LargePayloads()
+        self._on_loop = LoopExecutor(large)
+        self._inline = InlineExecutor(large)
+        self._in_threads = ThreadExecutor(self.threads, observed, large)
         self._executables = ExecutableExecutor(self._guard, exit_codes=exit_codes)
         self.calls = {name: self._call_of(task) for name, task in pool.tasks.items()}
 
@@ -131,8 +136,23 @@ class Executors:
         )
 
 
+class LargePayloads:
+    """Lets the event loop have a turn between two large payloads, which take long to decode."""
+
+    def __init__(self) -> None:
+        self._one_at_a_time = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Wait until a large payload may be decoded."""
+        async with self._one_at_a_time:
+            await asyncio.sleep(0)
+
+
 class LoopExecutor:
     """Calls async functions on the event loop."""
+
+    def __init__(self, large: LargePayloads) -> None:
+        self._large = large
 
     def call_of(self, task: Task[Any]) -> Call:
         """How a task is called."""
@@ -142,6 +162,8 @@ class LoopExecutor:
         # Each job of such a task goes this way, so it is written without helpers.
         async def call(running: RunningJob) -> Any:
             job = running.job
+            if len(job.payload_json) > LARGE:
+                await self._large.turn()
             payload = job.payload if decode is None else decode(job.payload_json)
             if takes_context:
                 result = await function(payload, running.context)
@@ -158,11 +180,16 @@ class LoopExecutor:
 class InlineExecutor:
     """Calls plain functions on the event loop."""
 
+    def __init__(self, large: LargePayloads) -> None:
+        self._large = large
+
     def call_of(self, task: Task[Any]) -> Call:
         """How a task is called."""
         arguments = _arguments_of(task, lambda running: running.context)
 
         async def call(running: RunningJob) -> Any:
+            if len(running.job.payload_json) > LARGE:
+                await self._large.turn()
             result = task.function(*arguments(running))
             return result if result is None else await aio.awaited(result)
 
@@ -172,8 +199,9 @@ class InlineExecutor:
 class ThreadExecutor:
     """Calls plain functions in threads, each with a copy of the context."""
 
-    def __init__(self, threads: Threads, observed: Events) -> None:
+    def __init__(self, threads: Threads, observed: Events, large: LargePayloads) -> None:
         self._threads = threads
+        self._large = large
         self._events = observed
 
     def call_of(self, task: Task[Any]) -> Call:
@@ -182,6 +210,8 @@ class ThreadExecutor:
         arguments = _arguments_of(task, SyncJobContext)
 
         async def call(running: RunningJob) -> Any:
+            if len(running.job.payload_json) > LARGE:
+                await self._large.turn()
             function = partial(copy_context().run, task.function, *arguments(running))
             result = await self._threads.run(
                 function, on_stuck=partial(self._report_stuck, running)

@@ -1,11 +1,12 @@
 """Payloads of ten megabytes, and deeply nested ones: they run or fail, and hold up nobody."""
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
-from graphile_worker_py import JobContext, Runner, WorkerUtils, run_once, task
+from graphile_worker_py import JobContext, Runner, WorkerUtils, json_codec, run_once, task
 from graphile_worker_py.events import JobError, JobSuccess
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -135,3 +136,42 @@ async def test_payloads_that_nobody_can_write_are_refused_before_they_are_sent(d
             await utils.add_job("work", value)
         # The connection is as good as before.
         assert (await utils.add_job("work", {})).id > 0
+
+
+@pytest.mark.parametrize("kind", ["async", "inline"])
+async def test_the_event_loop_has_a_turn_between_two_large_payloads(dsn: str, kind: str) -> None:
+    jobs, turns = Jobs(dsn), 0
+    for _ in range(6):
+        jobs.add("work", "x" * 300_000)
+    decoded_at: list[int] = []
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    def note(payload: Any) -> None:
+        decoded_at.append(turns)
+
+    async def modern(payload: Any) -> None:
+        note(payload)
+
+    made = task("work")(modern) if kind == "async" else task("work", executor=kind)(note)  # type: ignore[call-overload]
+    counting = asyncio.create_task(count())
+    try:
+        await run_once(dsn, tasks=[made], concurrent_jobs=6)
+    finally:
+        counting.cancel()
+    assert len(set(decoded_at)) == 6
+
+
+def test_no_garbage_is_collected_while_a_large_payload_is_decoded() -> None:
+    collected: list[str] = []
+    gc.callbacks.append(lambda phase, _info: collected.append(phase))
+    try:
+        assert len(json_codec.loads(b"[" + b"[]," * 400_000 + b"[]]")) == 400_001
+        assert collected == []
+    finally:
+        gc.callbacks.pop()
+    assert gc.isenabled()
