@@ -55,6 +55,34 @@ def test_a_batch_job_tries_only_failed_items_again(empty_dsn: str, processes: Pr
     ]
 
 
+def test_the_webhook_is_retried_or_given_up_by_the_answer(
+    empty_dsn: str, processes: Processes
+) -> None:
+    assert run_example(processes, "webhook.py", empty_dsn) == [
+        "delivered to /ok",
+        "1 delivered, 1 given up",
+        "/busy scheduled 1/25",
+        "/gone failed 25/25",
+        "/broken scheduled 1/25",
+    ]
+
+
+def test_a_transfer_happens_once_or_not_at_all(empty_dsn: str, processes: Processes) -> None:
+    assert run_example(processes, "exactly_once.py", empty_dsn) == [
+        "1 transferred, 1 failed",
+        "ada: 70, grace: 30",
+    ]
+
+
+def test_the_report_shows_its_progress_and_returns_a_result(
+    empty_dsn: str, processes: Processes
+) -> None:
+    *shown, last = run_example(processes, "report_with_progress.py", empty_dsn)
+    assert last == "completed {'pages': 40}"
+    assert shown
+    assert shown == sorted(shown, key=lambda share: int(share.rstrip("%")))
+
+
 def test_typed_payloads_are_built_or_refused(empty_dsn: str, processes: Processes) -> None:
     assert run_example(processes, "typed_payloads.py", empty_dsn) == [
         "invoice 7: 40.60 until 24.12.2026",
