@@ -54,9 +54,7 @@ async def main() -> None:
         done = await run_once(tasks=[deliver])
         print(f"{done.completed} delivered, {done.discarded} given up")
         for job in reversed(await utils.list_jobs()):
-            print(
-                f"{job.payload['url']}: {job.state}, attempt {job.attempts} of {job.max_attempts}"
-            )
+            print(job.payload["url"], job.state, f"{job.attempts}/{job.max_attempts}")
 
 
 asyncio.run(main())
