@@ -1,1 +1,1 @@
-"""How a task is called: on the event loop, or in a thread."""
+"""How tasks are called: on the event loop, in threads, in processes, as executable files."""

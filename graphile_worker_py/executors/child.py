@@ -1,4 +1,4 @@
-"""The process of a task, seen from inside: it runs one job after the other, as it is told."""
+"""The process of a task, from the inside: it runs one job after another."""
 
 import asyncio
 import dataclasses
@@ -141,11 +141,11 @@ class ProcessJobContext:
 
 
 def main(descriptor: int) -> None:
-    """Run jobs until told to end."""
+    """Run jobs until the worker ends the process."""
     faulthandler.enable()
     for number in _ENDING:
-        # The worker decides when to end. A supervisor that signals all processes of a service
-        # would else cut jobs off which a graceful stop lets finish.
+        # The worker decides when to end. Otherwise a supervisor that signals all processes of a
+        # service would cut off jobs that a graceful stop lets finish.
         signal.signal(number, _ignore)
     link = _Link(socket.socket(fileno=descriptor))
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=link.forget)
@@ -217,7 +217,7 @@ class _Link:
                     self.orders.put(None)
                     return
                 case None:
-                    # The worker is gone, without having ended us: nobody wants the outcome.
+                    # The worker has ended without ending this process: the outcome has no reader.
                     with suppress(ProcessLookupError):
                         os.killpg(os.getpid(), signal.SIGKILL)
                     os._exit(1)
@@ -240,7 +240,7 @@ class _Link:
 
 
 class _Forward(logging.Handler):
-    """Hands log records to the worker, whose handlers write them."""
+    """Sends log records to the worker, whose handlers write them."""
 
     def __init__(self, link: _Link) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class _Forward(logging.Handler):
 
 
 def _plain(record: logging.LogRecord) -> dict[str, Any]:
-    """What is in a record, as far as it can travel."""
+    """The fields of a record, as values that can be sent."""
     values = {
         name: value if wire.is_plain(value) else str(value)
         for name, value in vars(record).items()
@@ -346,7 +346,7 @@ def _ignore(_number: int, _frame: object) -> None:
 
 
 def _block() -> None:
-    # So that none gets lost between the fork and the end of `_heed_signals`.
+    # So that no signal is lost between the fork and the end of `_heed_signals`.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
@@ -355,7 +355,7 @@ def _unblock() -> None:
 
 
 def _heed_signals() -> None:
-    """In a process that the task forks, for `Process.terminate` and the like to work."""
+    """Let signals end a process that the task forks, as `Process.terminate` does."""
     for number in _ENDING:
         if signal.getsignal(number) is _ignore:
             signal.signal(number, signal.SIG_DFL)

@@ -29,9 +29,9 @@ TERMINATION_GRACE: Final = 2.0
 LINE_LIMIT: Final = 16_384
 STDERR_TAIL: Final = 2048
 _ENDED_BY_SIGTERM: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
-"""The second is how Java and shells say it of themselves."""
+"""The second is the exit code of shells and Java."""
 
-# What outlives a SIGKILL has left our process group, and we read its output no longer than this.
+# A process that outlives the SIGKILL has left the group. Its output is read for this long.
 _STRAY_OUTPUT_TIME: Final = 1.0
 
 
@@ -53,11 +53,11 @@ class ExecutableTaskError(GraphileWorkerError):
 def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIMEOUT) -> Task[Any]:
     """Make an executable file a task.
 
-    The file is run without arguments, in the worker's working directory, in a session of its own.
-    It reads `{"payload": …}` from its standard input; `GRAPHILE_WORKER_*` variables tell about the
+    The file is run without arguments, in the worker's working directory and in a new session. It
+    reads `{"payload": …}` from its standard input; `GRAPHILE_WORKER_*` variables describe the
     job. It can write `Reports` to the descriptor `GRAPHILE_WORKER_PROGRESS_FD`. Lines of its
     standard output are logged at info, those of its standard error at error. The
-    job is done when it has exited with code 0, and nobody holds its output open any more.
+    job is done when it has exited with code 0 and no process holds its output open.
 
     When the worker pool's abort event is set, its process group gets SIGTERM. If that ends it, the
     job is returned with its attempt; else its exit code counts as ever. When the task is
@@ -175,7 +175,7 @@ class ExecutableExecutor:
 
 
 class _Child(asyncio.SubprocessProtocol):
-    """A running program: feeds it, logs what it says, ends it when told."""
+    """A running program: writes its input, logs its output, and ends it."""
 
     def __init__(self, stdin: bytes, ctx: JobContext, guard: Guard) -> None:
         self.closed = asyncio.Event()
@@ -196,12 +196,12 @@ class _Child(asyncio.SubprocessProtocol):
         return None if self._transport is None else self._transport.get_returncode()
 
     async def end_on(self, abort: asyncio.Event) -> None:
-        """Ask it to end when the event is set; like any task, it may take its time."""
+        """Ask it to end when the event is set. Like any task, it may take its time."""
         await abort.wait()
         self._terminate()
 
     def stop(self) -> None:
-        """End it, with all that it has started: by SIGTERM first, then by SIGKILL."""
+        """End it and all processes that it has started: by SIGTERM first, then by SIGKILL."""
         if self.is_stopped or self.closed.is_set():
             return
         self.is_stopped = True
@@ -209,7 +209,7 @@ class _Child(asyncio.SubprocessProtocol):
         if self.returncode is None:
             self._later(TERMINATION_GRACE, self._kill)
         else:
-            self._kill()  # only what it left behind is still there
+            self._kill()  # only processes that it left behind are still there
 
     def drop(self) -> None:
         """Leave nothing behind, even if the event loop ends before the program has."""
@@ -245,7 +245,7 @@ class _Child(asyncio.SubprocessProtocol):
             self._lines[fd].end()
 
     def process_exited(self) -> None:
-        # What is still to be written nobody reads, even if a child of its own holds the pipe open.
+        # The rest of the input is not read, even if a child of the program holds the pipe open.
         if self._input is not None and self._input.get_write_buffer_size() > 0:
             self._input.abort()
         if self.is_stopped:
@@ -266,7 +266,7 @@ class _Child(asyncio.SubprocessProtocol):
         self._later(_STRAY_OUTPUT_TIME, self._close)
 
     def _signal(self, number: signal.Signals) -> None:
-        """Signal the program and what it has started: its process group."""
+        """Signal the program and all processes that it has started."""
         if self._pid != 0:  # 0: not started yet
             signal_group(self._pid, number, is_reaped=self.returncode is not None)
 
@@ -311,8 +311,8 @@ async def _spawn(
     child: _Child, command: list[str], environment: dict[str, str], reports: Reports
 ) -> None:
     loop = asyncio.get_running_loop()
-    # A session of its own, so that Ctrl-C in our terminal reaches us alone, and a signal to its
-    # group reaches all that it starts.
+    # A new session, so that Ctrl-C in the terminal reaches the worker only, and a signal to the
+    # group reaches all processes that the program starts.
     await loop.subprocess_exec(
         lambda: child,
         *command,
@@ -324,7 +324,7 @@ async def _spawn(
 
 
 def _environment(job: Job) -> dict[str, str]:
-    """Our environment, and what Graphile Worker tells an executable about its job."""
+    """This process's environment, and Graphile Worker's variables about the job."""
     environment = {
         **os.environ,
         "GRAPHILE_WORKER_PAYLOAD_FORMAT": "json",

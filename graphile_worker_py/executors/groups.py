@@ -1,4 +1,4 @@
-"""Signal a process and all that it has started: its process group."""
+"""Signal a process and all processes that it has started: its process group."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ from contextlib import suppress
 
 
 def signal_group(leader: int, number: signal.Signals, *, is_reaped: bool) -> None:
-    """Signal the group of a process that we started as the leader of its own.
+    """Signal the group that a process leads; this process has started it as a group leader.
 
     Args:
         leader: Its process id, which is the id of the group.

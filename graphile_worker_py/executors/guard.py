@@ -1,8 +1,8 @@
-"""Outlive a worker that is killed, and end the processes of its tasks: run as a program.
+"""Outlive a worker that is killed, and end the processes of its tasks. Run as a program.
 
-It reads `+PID` and `-PID` lines, the leaders of process groups that have begun and ended. When
-nobody can write any more, because the worker is gone, it kills the groups that are left. A task
-that holds the interpreter for hours, in a regular expression say, could not do that itself.
+It reads lines `+PID` and `-PID`, the leaders of process groups that have begun and ended. When its
+input ends, because the worker has ended, it kills the groups that are left. The process of a task
+could not do that itself while it holds the interpreter, for example in a regular expression.
 
 It imports nothing of the package, so that it is small and starts at once.
 """

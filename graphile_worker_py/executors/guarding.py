@@ -1,4 +1,4 @@
-"""Let what tasks have started end with the worker, be it by SIGKILL."""
+"""End the processes that tasks have started when the worker ends, even by SIGKILL."""
 
 import asyncio
 import os
@@ -15,10 +15,10 @@ END_TIME: Final = 2.0
 
 
 class Guard:
-    """Knows the process groups that tasks have started, and has them killed if the worker is.
+    """Has the process groups that tasks have started killed if the worker is killed.
 
-    That is done by a process of its own, see the module `guard`. It is started when there is
-    something to guard, and again if it has ended.
+    A separate process does that; see the module `guard`. It is started when the first group is
+    about to start, and again if it has ended.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Guard:
         self._starting = asyncio.Lock()
 
     async def stand_by(self) -> None:
-        """Be ready for groups. Without a program of its own Python can't start the process.
+        """Be ready for a group. Does nothing if Python does not know its own program.
 
         Raises:
             OSError: The process could not be started.
@@ -38,27 +38,27 @@ class Guard:
             if self._process is None or self._process.ended.is_set():
                 process = _Process()
                 await process.start()
-                # Only now, for more may have been started meanwhile.
+                # Only now: another process may have been started meanwhile.
                 if self._process is not None:
                     await self._process.close()
                 self._process = process
                 for group in self._groups:
-                    process.tell(f"+{group}\n")
+                    process.send(f"+{group}\n")
 
     def note(self, group: int) -> None:
         """Guard a process group, given by its leader, from this moment on."""
         self._groups.add(group)
         if self._process is not None:
-            self._process.tell(f"+{group}\n")
+            self._process.send(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """Guard it no more: it has ended, or what is left of it may stay."""
+        """Stop guarding a group: it has ended, or what is left of it may stay."""
         self._groups.discard(group)
         if self._process is not None:
-            self._process.tell(f"-{group}\n")
+            self._process.send(f"-{group}\n")
 
     async def close(self) -> None:
-        """End the process; what it still knows of, it kills."""
+        """End the process, which kills the groups that are still guarded."""
         if self._process is not None:
             await self._process.close()
 
@@ -87,8 +87,8 @@ class _Process(asyncio.SubprocessProtocol):
         finally:
             os.close(read)
 
-    def tell(self, line: str) -> None:
-        # Not by a transport, which may write later: what is told is known should the worker be
+    def send(self, line: str) -> None:
+        # Not by a transport, which may write later: the line must arrive even if the worker is
         # killed the next moment.
         if self._pipe >= 0:
             with suppress(OSError):  # it has ended

@@ -1,4 +1,4 @@
-"""The interpreters in which tasks run, from the worker's side: started, spoken to, ended."""
+"""The interpreters in which tasks run, from the worker's side."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from graphile_worker_py.executors.groups import signal_group
 END_TIME: Final = 2.0
 """Seconds that a process without a job is given to end by itself."""
 STRAY_TIME: Final = 1.0
-"""Seconds that one is waited for that was killed, or whose last words may still come."""
+"""Seconds that a killed process gets to end, and that its last messages may take to arrive."""
 
 _BOOT: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
@@ -27,7 +27,7 @@ class Process(asyncio.SubprocessProtocol):
 
     Args:
         has_ended: Called with it when it has ended.
-        is_ending: Called with it when it is told to end, and can't be used any more.
+        is_ending: Called with it when it is asked to end, so that it can't be used again.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Process(asyncio.SubprocessProtocol):
         """Start it.
 
         Raises:
-            OSError: There can't be more processes.
+            OSError: The system allows no more processes.
         """
         ours, theirs = socket.socketpair()
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -83,7 +83,7 @@ class Process(asyncio.SubprocessProtocol):
                 raise
 
     def begin(self, module: str) -> None:
-        """It gets a job of a task of this module."""
+        """Note that it gets a job of a task in this module."""
         if self._timer is not None:
             self._timer.cancel()
         self.modules.add(module)
@@ -94,7 +94,7 @@ class Process(asyncio.SubprocessProtocol):
         self._writer.write(wire.encode_order(order))
 
     async def receive(self) -> tuple[int, wire.Said] | None:
-        """What it says about which run; None if it has ended or can't be understood."""
+        """Its next message, with the number of the run; None if it ended or sent nonsense."""
         assert self._reader is not None  # noqa: S101  # it was started
         try:
             (size,) = wire.HEADER.unpack(await self._reader.readexactly(wire.HEADER.size))
@@ -110,7 +110,7 @@ class Process(asyncio.SubprocessProtocol):
         self._timer = asyncio.get_running_loop().call_later(delay, self.end)
 
     def end(self) -> None:
-        """Let it end by itself, if it has no job and hurries up."""
+        """Let it end by itself if it has no job; kill it if it has one, or does not end soon."""
         self._is_ending(self)
         if self.is_ended:
             return
@@ -121,7 +121,7 @@ class Process(asyncio.SubprocessProtocol):
         self._timer = asyncio.get_running_loop().call_later(END_TIME, self.kill)
 
     def kill(self) -> None:
-        """Kill it, and what it has started."""
+        """Kill it and all processes that it has started."""
         if not self.is_ended:
             signal_group(self.pid, signal.SIGKILL, is_reaped=self.returncode is not None)
 
@@ -130,20 +130,20 @@ class Process(asyncio.SubprocessProtocol):
         self.pid = self._transport.get_pid()
 
     def process_exited(self) -> None:
-        # What it has started must not live on, and may hold its connection open.
+        # The processes that it has started must not run on, and may hold its connection open.
         signal_group(self.pid, signal.SIGKILL, is_reaped=True)
         if self._timer is not None:
             self._timer.cancel()
         self.ended.set()
         self._has_ended(self)
         if self.is_talking:
-            # Its last words are still to be read.
+            # Its last messages are still to be read.
             asyncio.get_running_loop().call_later(STRAY_TIME, self.drop)
         else:
             self.drop()
 
     def drop(self) -> None:
-        """Close what connects us, once it has ended."""
+        """Close the connection, once it has ended."""
         if self._writer is not None:
             self._writer.transport.abort()
         if self._transport is not None:

@@ -13,7 +13,7 @@ from typing import Final
 from graphile_worker_py.errors import ConfigurationError
 
 GROUP_AGE: Final = 0.9
-"""Seconds for which a look at all processes of the machine is good enough."""
+"""Seconds for which a measurement of all processes of the machine is used again."""
 
 _GROUP: Final = 2
 _PAGES: Final = 21
@@ -34,7 +34,7 @@ def check_supported() -> None:
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process holds in memory; 0 if it is gone, or can't be looked at now."""
+    """Bytes that a process holds in memory; 0 if it has ended or can't be read now."""
     if sys.platform != "linux":
         return resident_by_psutil(pid)
     try:
@@ -45,10 +45,10 @@ def resident(pid: int) -> int:
 
 
 class Groups:
-    """What process groups hold in memory.
+    """The memory of process groups.
 
-    That takes a look at each process of the machine, some milliseconds for hundreds of them. So
-    it is done in a thread, and one look is for all groups.
+    To measure it, each process of the machine is read, which takes some milliseconds for hundreds
+    of them. So that is done in a thread, and one measurement serves all groups.
     """
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ class Groups:
         self._looking = asyncio.Lock()
 
     async def resident(self, leader: int) -> int:
-        """Bytes that all processes of a group hold; what they share counts for each of them."""
+        """Bytes that all processes of a group hold; shared memory counts for each of them."""
         clock = asyncio.get_running_loop().time
         async with self._looking:
             if clock() - self._looked_at >= GROUP_AGE:
-                # Where there can be no more files or threads, what was found last has to do.
+                # If no more files or threads are allowed, the last measurement has to do.
                 with suppress(OSError, RuntimeError):
                     self._found = await asyncio.to_thread(resident_of_groups)
                 self._looked_at = clock()
@@ -104,6 +104,6 @@ def processes_by_psutil() -> Iterator[tuple[int, int]]:
     """Group and resident bytes of each process, where there is no /proc."""
     psutil = importlib.import_module("psutil")
     for process in psutil.process_iter():
-        # Those of other users may not be looked at, and are no task's.
+        # Those of other users can't be read, and belong to no task.
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
             yield os.getpgid(process.pid), int(process.memory_info().rss)

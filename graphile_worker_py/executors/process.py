@@ -1,14 +1,14 @@
 """Call plain functions in processes, which can be killed, and may crash.
 
-A process is a new interpreter that leads a process group (and session) of its own: Ctrl-C in a
-terminal does not reach it, and a signal to the group reaches all that it has started. It imports
-the module of a task by name, runs one job after the other, and is replaced after
+A process is a new interpreter that leads a new process group and session: Ctrl-C in a terminal
+does not reach it, and a signal to the group reaches all processes that it has started. It imports
+the module of a task by name and runs one job after another. It is replaced after
 `JOBS_PER_PROCESS` jobs, when it has grown, or when it was killed. It is not forked from the
 worker, whose threads and connections would not survive that.
 
-Why no library: what there is (pebble, loky, the standard library's pool) shares a pipe and a lock
-among its processes, so that one which is killed at the wrong moment can block or break the others;
-none kills what a task has started, or limits memory.
+Why no library: the processes of pebble, loky and the standard library's pool share a pipe and a
+lock, so that a process that is killed at the wrong moment can block or break the rest. None of
+them kills the processes that a task has started, or limits memory.
 
 Memory is measured, as resident set size, and not limited by the system (`RLIMIT_AS`): numerical
 libraries reserve gigabytes of addresses that they never touch.
@@ -37,7 +37,7 @@ from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.task import Task
 
 JOBS_PER_PROCESS: Final = 100
-"""So many jobs a process runs, before a new one takes its place."""
+"""Number of jobs that a process runs before a new one takes its place."""
 GROWTH: Final = 256 * 1024**2
 """Bytes that a process may grow by, after its first job, before a new one takes its place."""
 IDLE_TIME: Final = 60.0
@@ -45,13 +45,13 @@ IDLE_TIME: Final = 60.0
 START_TIME: Final = 60.0
 """Seconds that a process may take to start, and to import the module of its task."""
 MEMORY_INTERVAL: Final = 0.05
-"""Seconds between two looks at the memory of a process."""
+"""Seconds between two measurements of a process's memory."""
 LOOKS_PER_GROUP: Final = 20
-"""At one of so many looks, the processes that it has started count, too."""
+"""One of this many measurements includes the processes that it has started."""
 
 
 class TaskMemoryError(ProcessTaskError):
-    """The process of a task was killed, because it took more memory than it may."""
+    """The process of a task was killed because it exceeded its memory limit."""
 
 
 class ProcessExecutor:
@@ -124,12 +124,12 @@ class ProcessExecutor:
         try:
             outcome = await talk.hold(order)
             if outcome is None and process.jobs > 0 and not talk.is_begun:
-                # It had ended while it was idle, or choked on what others have left behind.
+                # It had ended while it was idle, or because of what an earlier job left behind.
                 process = await self._take(task, is_fresh=True)
                 talk = _Talk(process, task, context, self._logger, self._groups)
                 outcome = await talk.hold(order)
         finally:
-            # In any case, cancellation included: if it is still at it, this kills it.
+            # In any case, cancellation included. If the process still runs the job, it is killed.
             await aio.finish(self._give_back(process))
         match outcome:
             case wire.Done(results=None):
@@ -150,8 +150,8 @@ class ProcessExecutor:
             self._logger.warning("Process %d of a task does not end", process.pid)
 
     async def _take(self, task: Task[Any], *, is_fresh: bool = False) -> Process:
-        # What is started lies with the idle ones first, so that it is not lost if the job is cut
-        # off meanwhile; maybe another one takes it.
+        # A new process is put with the idle ones first, so that it is not lost if the job is cut
+        # off meanwhile.
         while True:
             fits = [
                 process
@@ -160,7 +160,7 @@ class ProcessExecutor:
                 and (task.memory is None or process.resident <= task.memory // 2)
             ]
             if fits:
-                # Best one that has imported the module; else the one that was used last.
+                # Preferably one that has imported the module; else the one that was used last.
                 knows = [process for process in fits if task.place.module in process.modules]
                 chosen = (knows or fits)[-1]
                 self._idle.remove(chosen)
@@ -208,7 +208,7 @@ class ProcessExecutor:
 
 
 class _Talk:
-    """What is said during one job."""
+    """The messages about one job."""
 
     def __init__(
         self,
@@ -227,17 +227,17 @@ class _Talk:
         self._why: Exception | None = None
 
     async def hold(self, order: wire.Run) -> wire.Done | wire.Failure | None:
-        """Have a job run; its outcome, or None if there is none: see `error`."""
+        """Have a job run. Returns its outcome, or None if there is none; see `error`."""
         outcome: wire.Done | wire.Failure | None = None
         try:
             async with asyncio.timeout(START_TIME) as limit, asyncio.TaskGroup() as group:
-                beside = [group.create_task(self._hand_on_abort(), name="abort of a process")]
+                watching = [group.create_task(self._hand_on_abort(), name="abort of a process")]
                 if self._task.memory is not None:
                     watch = self._watch_memory(self._task.memory)
-                    beside.append(group.create_task(watch, name="memory of a process"))
+                    watching.append(group.create_task(watch, name="memory of a process"))
                 self._process.send(order)
                 outcome = await self._listen(order.number, limit)
-                for each in beside:
+                for each in watching:
                     each.cancel()
         except TimeoutError:
             self._why = self._why or self._too_late()
@@ -356,7 +356,7 @@ def _spec(fields: dict[str, Any]) -> JobSpec:
 
 
 def _levels() -> dict[str, int]:
-    """The levels of all loggers that have one, so that nothing is sent that nobody wants."""
+    """The levels of all loggers that have one, so that no record is sent to be dropped."""
     levels = {"": logging.root.level}
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and logger.level != logging.NOTSET:

@@ -73,7 +73,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """There are no more jobs."""
+    """The process should end: no jobs follow."""
 
 
 @dataclass(frozen=True, slots=True)

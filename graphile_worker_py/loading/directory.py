@@ -252,12 +252,12 @@ class _Loader:
 
     @contextmanager
     def _tolerance(self, file: _TaskFile) -> Iterator[None]:
-        """Keep what is wrong in one file from the others."""
+        """Keep the fault of one file from the rest."""
         try:
             yield
         except _TwinTasksError:
             raise
-        except (Exception, SystemExit) as error:  # a module may raise whatever it likes
+        except (Exception, SystemExit) as error:  # a module may raise anything
             fault = _fault(file.path, error)
             if self._strict:
                 raise ConfigurationError(fault) from error
@@ -266,7 +266,7 @@ class _Loader:
 
 
 class _TwinTasksError(ConfigurationError):
-    """Two tasks of one identifier: nobody could tell which one runs."""
+    """Two tasks have the same identifier, so that either might run."""
 
 
 def _is_executable(mode: int) -> bool:
@@ -278,7 +278,7 @@ def _tasks_in(module: ModuleType) -> list[Task[Any]]:
 
 
 def _owners(modules: Iterable[ModuleType]) -> dict[Task[Any], ModuleType]:
-    """The module that each task is counted for, if others of them import it."""
+    """The module that each task belongs to, although other modules import it."""
     owners: dict[Task[Any], ModuleType] = {}
     for module in modules:
         for found in _tasks_in(module):

@@ -4,7 +4,7 @@ A task may do anything with its connection: set a role, a time limit or a search
 take advisory locks, change how rows are made. Nothing of it may reach the next task, and what no
 reset undoes must not reach the statements of the worker. So a session that a task had stays with
 the tasks. It still counts as one of the connections of its pool, and is given up when the worker
-itself needs one and there is none left.
+itself needs one and the pool has no other left.
 """
 
 import asyncio

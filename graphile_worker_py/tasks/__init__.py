@@ -1,1 +1,1 @@
-"""What a task is, and what it is called with."""
+"""Tasks, and what they are called with."""

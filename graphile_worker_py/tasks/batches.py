@@ -1,7 +1,7 @@
-"""What a task answers to a batch job: one result for each item of its payload.
+"""The answer of a task to a batch job: one result for each item of its payload.
 
-Promises of Graphile Worker run by themselves, coroutines of Python only where they are awaited. So
-an answer with coroutines that belong to no item is no success: what they were to do was not done.
+A promise in Node runs by itself, a coroutine in Python only if it is awaited. So an answer with
+coroutines that belong to no item is not a success: their work was not done.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.processes.interrupts import as_failure, is_ctrl_c
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple})
-"""Looked at first, as it takes a tenth of the time: a task may return a million of them."""
+"""Checked first, which takes a tenth of the time: a task may return a million of them."""
 
 
 class BatchAnswerError(GraphileWorkerError):
-    """A task returned awaitables, and nobody can tell which items of the payload they are for."""
+    """A task returned awaitables that can't be matched with the items of the payload."""
 
 
 class Batch:
@@ -50,7 +50,7 @@ class Batch:
                 self.failures[at] = result
 
     async def settle(self) -> None:
-        """Await all results that are awaitable, at the same time."""
+        """Await all awaitable results, at the same time."""
         try:
             async with asyncio.TaskGroup() as group:
                 # Of a list, for an item may end as soon as its task is made (eager tasks).
@@ -133,7 +133,7 @@ def batch_of(
         logger: Where to warn of a list of values that does not fit.
 
     Returns:
-        The batch; None if the job is none, or the answer none to a batch.
+        The batch; None if the job is not a batch job, or the answer is not one to a batch.
 
     Raises:
         BatchAnswerError: There are awaitables in the answer that fit no items.
@@ -141,13 +141,13 @@ def batch_of(
     if not isinstance(answer, list | tuple):
         if _is_unbegun(answer):
             raise BatchAnswerError(
-                f"task {identifier!r} returned a {type(answer).__name__}, and nobody runs what is "
-                f"in it: return a list"
+                f"task {identifier!r} returned a {type(answer).__name__}, which is not run: return "
+                f"a list"
             )
         if _drop(_within(answer)):
             raise BatchAnswerError(
                 f"task {identifier!r} returned awaitables in a {type(answer).__name__}, which "
-                f"nobody awaits: return a list with one result for each item of the payload"
+                f"are not awaited: return a list with one result for each item of the payload"
             )
         return None
     items = json_codec.loads(payload_json)
@@ -157,7 +157,7 @@ def batch_of(
     if _drop(answer):
         raise BatchAnswerError(
             f"task {identifier!r} returned {len(answer)} results for {what}, with awaitables among "
-            f"them, which nobody awaits: return one result for each item of a list, or await them"
+            f"them, which are not awaited: return one result for each item of a list, or await them"
         )
     if isinstance(items, list) and isinstance(answer, list):
         logger.warning(
@@ -167,7 +167,7 @@ def batch_of(
 
 
 def _is_unbegun(answer: object) -> bool:
-    """Whether it is an iterator that would do its work only when somebody asks for it."""
+    """Whether it is an iterator that would do its work only when it is iterated."""
     if isinstance(answer, GeneratorType):
         return inspect.getgeneratorstate(answer) == inspect.GEN_CREATED
     return isinstance(answer, AsyncGeneratorType | map)
@@ -180,7 +180,7 @@ def _within(answer: object) -> Iterable[Any]:
 
 
 def _drop(results: Iterable[Any]) -> bool:
-    """End what was to be awaited and is not any more; whether there is such a thing."""
+    """End awaitables that will not be awaited; returns whether there were any."""
     found = False
     for result in results:
         if type(result) not in _PLAIN and inspect.isawaitable(result):

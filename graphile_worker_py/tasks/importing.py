@@ -1,9 +1,9 @@
-"""Import the Python files of a directory, whatever it is called and wherever it lies.
+"""Import the Python files of a directory with any name, in any place.
 
 The files are the modules of one package: they import each other, and their helpers, by relative
 imports. A directory that is a package which Python finds by itself (it has an `__init__.py`) is
-imported under its own name, as everywhere else in the program. Any other becomes a private package
-whose name nobody else uses; it is read anew by each load.
+imported under its own name, as everywhere else in the program. Any other directory becomes a
+private package with a unique name, and is imported anew by each load.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _LOADING = (
     str(Path(importlib.__file__).parent),
     str(Path(__file__).parent.parent),
 )
-"""How the names of files begin that have no faults of their own, but load others."""
+"""Prefixes of files that only import other files, and so are not at fault."""
 
 
 def open_package(directory: Path) -> str:
@@ -66,12 +66,12 @@ def import_file(package: str, parts: Sequence[str], path: Path) -> ModuleType:
     for depth, parent in enumerate(parents):
         within = f"{within}.{parent}"
         directory = path.parents[len(parents) - depth - 1]
-        # The import system would rather take a file of the same name, where there is one.
+        # The import system would prefer a file of the same name.
         if within not in sys.modules and not (directory / _INIT).is_file():
             _make_package(within, directory)
     importlib.import_module(within)
     if "." in stem or path.with_suffix("").is_dir():
-        # It would take the dot for a level, and knows the directory by the name of the file.
+        # It would read the dot as a level, or find the directory of the same name.
         return _execute(f"{within}.{stem.replace('.', '_')}_py", path, search_locations=None)
     return importlib.import_module(f"{within}.{stem}")
 
@@ -79,7 +79,7 @@ def import_file(package: str, parts: Sequence[str], path: Path) -> ModuleType:
 def forget(path: str | Path) -> None:
     """Have the modules of a directory, or a file, imported anew the next time.
 
-    Those of a private package are, anyway.
+    Those of a private package are always imported anew.
     """
     where = Path(path).absolute()
     directory = where if where.is_dir() else where.parent
@@ -103,7 +103,7 @@ def private_directory(module: str) -> str | None:
 
 
 def line_of(path: Path, error: BaseException) -> int | None:
-    """Line of a file at which an error came up; None if it has nothing to do with the file."""
+    """Line of a file at which an error was raised; None if it was raised elsewhere."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno
     lines = [
@@ -180,8 +180,8 @@ def _modules_of(package: str) -> list[str]:
 def _forget(names: Sequence[str]) -> None:
     for name in names:
         spec = getattr(sys.modules.pop(name, None), "__spec__", None)
-        # A compiled file counts as fresh if the source has the same size and was changed within
-        # the same second. That is too rough right after a change.
+        # A compiled file counts as current if the source has the same size and was changed in the
+        # same second, which is too coarse right after a change.
         if spec is not None and spec.cached is not None:
             with suppress(OSError):
                 Path(spec.cached).unlink(missing_ok=True)

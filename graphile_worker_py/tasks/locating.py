@@ -18,7 +18,7 @@ class TaskPlace:
         module: Name of its module.
         name: Its name in there, with dots for what is in a class.
         identifier: The identifier of the task.
-        directory: For modules of a task directory that is no package of Python's: the directory.
+        directory: The task directory, for a module of one that is not a package of Python.
         file: The file of such a module.
     """
 
@@ -30,10 +30,10 @@ class TaskPlace:
 
 
 def check_has_place(function: Any, identifier: str) -> None:
-    """Refuse what no other process could ever find: closures, lambdas, objects.
+    """Refuse what another process could not find: closures, lambdas, objects.
 
     Raises:
-        ConfigurationError: It is such a one.
+        ConfigurationError: The function is one of these.
     """
     name = getattr(function, "__qualname__", None)
     if not inspect.isroutine(function) or not isinstance(name, str) or "<" in name:
@@ -53,7 +53,7 @@ def place_of(function: Any, identifier: str) -> TaskPlace:
     why = f"task {identifier!r} can't run in a process, which imports {module}.{name}"
     if module == "__main__":
         raise ConfigurationError(
-            f"{why}: the program that runs can't be imported; put the task into a module of its own"
+            f"{why}: the program that runs can't be imported; put the task into another module"
         )
     try:
         found = operator.attrgetter(name)(sys.modules[module])

@@ -1,4 +1,4 @@
-"""Names of serial queues, as running tasks ask for them."""
+"""Names of serial queues, for running tasks."""
 
 import asyncio
 
@@ -9,14 +9,14 @@ from graphile_worker_py.sql.queue_ids import read_queue_names
 
 
 class QueueNames:
-    """Looks up names together, and keeps them: the name of an id never changes.
+    """Reads names together, and keeps them: the name of an id never changes.
 
-    Whoever asks first waits for others to join, and then looks for all of them; should it fail or
-    be cancelled, the others look again.
+    The first caller waits for more callers to join, and then reads the names for all of them. If
+    it fails or is cancelled, the rest read again.
 
     Args:
         database: Where the queues are.
-        delay: Seconds to wait for others.
+        delay: Seconds that the first caller waits.
     """
 
     def __init__(self, database: Database, *, delay: float) -> None:
@@ -29,9 +29,9 @@ class QueueNames:
         """The name of a queue.
 
         Raises:
-            ConfigurationError: It is no id; nobody else's question must suffer for it.
-            GraphileWorkerError: There is no queue with this id, or no more.
-            psycopg.Error: The database could not tell.
+            ConfigurationError: It is not an id.
+            GraphileWorkerError: There is no queue with this id.
+            psycopg.Error: The database could not be read.
         """
         check_whole("queue_id", queue_id, smallest=0)
         while queue_id not in self._names:
@@ -62,7 +62,7 @@ class QueueNames:
 
 
 class _Look:
-    """One look for several names."""
+    """One statement that reads several names."""
 
     def __init__(self) -> None:
         self.ids: set[int] = set()

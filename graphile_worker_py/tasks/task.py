@@ -45,8 +45,8 @@ class ExecutorKind(StrEnum):
     INLINE = "inline"
     """On the event loop itself: for what ends within a millisecond and never waits."""
     PROCESS = "process"
-    """In a process of its own, which can be killed: for what keeps the processor busy, leaks or
-    crashes."""
+    """In a separate process, which can be killed: for functions that keep the processor busy,
+    leak or crash."""
 
 
 _CONTEXTS: Final = {
@@ -59,7 +59,7 @@ ExecutorName: TypeAlias = Literal["thread", "inline", "process"]
 
 
 class AddJobOptions(SpecOptions, total=False):
-    """What `add_job` takes beside task and payload."""
+    """What `add_job` takes in addition to task and payload."""
 
     conn: "AsyncConnection[Any] | Connection[Any] | None"
     """Connection to use, as for `WorkerUtils.add_job`; contexts of tasks in threads take none."""
@@ -176,8 +176,8 @@ class Task(TaskName[PayloadT_contra]):
     def decode(self) -> Decode | None:
         """How the payload is built from stored JSON; None if it is passed on as decoded.
 
-        A worker looks at it when it starts, and not the program that adds jobs: only the former
-        needs the libraries that build payloads.
+        A worker reads this when it starts. A program that only adds jobs does not need the
+        libraries that build payloads.
 
         Raises:
             ConfigurationError: Payloads can't be built as they are annotated.
@@ -194,7 +194,7 @@ class Task(TaskName[PayloadT_contra]):
         return place_of(self.function, self.identifier)
 
     def spec(self, payload: PayloadT_contra, **options: Unpack[SpecOptions]) -> JobSpec:
-        """A job of this task, to be added with others by `add_jobs`."""
+        """A job of this task, for `add_jobs`."""
         return JobSpec(self, payload, **options)
 
     def add_job(
@@ -275,7 +275,7 @@ def task(
             plain function in a thread can't be cancelled: the thread runs on, its result is
             ignored. A process is killed.
         executor: For plain functions: `"thread"`, the default; `"inline"`, on the event loop,
-            for what never waits; `"process"`, in a process of its own. See `ExecutorKind`.
+            for what never waits; `"process"`, in a separate process. See `ExecutorKind`.
         memory: Bytes that the process, and what it has started, may take before it is killed and
             the job fails; at least 64 MiB. None means no limit.
         settings: How its jobs are added, retried and remembered: see `TaskSettings`.
@@ -299,7 +299,7 @@ def task_list(tasks: Tasks) -> dict[str, Task[Any]]:
     """Tasks by their identifiers.
 
     Raises:
-        ConfigurationError: There is none, two share a name, or one is not a task.
+        ConfigurationError: The list is empty, two tasks share a name, or one is not a task.
     """
     given: object = tasks
     if isinstance(given, Mapping):
