@@ -9,9 +9,10 @@ from typing import Any, Final, Generic, LiteralString, TypeAlias, TypeVar
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor, BaseConnection, RawCursor, errors, sql
 from psycopg.abc import Buffer
-from psycopg.adapt import Loader
+from psycopg.adapt import Loader, PyFormat
 from psycopg.pq import Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.types.array import BaseListDumper, ListBinaryDumper, ListDumper
 from psycopg.types.string import ByteaBinaryLoader
 
 from graphile_worker_py.errors import one_line
@@ -43,7 +44,7 @@ class Query(Generic[T]):
 
     Args:
         text: SQL with `$1` placeholders; `:GRAPHILE_WORKER_SCHEMA` stands for the schema.
-        values: One for each placeholder.
+        values: One for each placeholder. A list of nulls only is sent as an empty one.
         read: Makes the result from all rows.
         prepare: False for a statement that is sent too rarely to be worth preparing.
     """
@@ -52,6 +53,35 @@ class Query(Generic[T]):
     values: Sequence[Any]
     read: Callable[[list[tuple[Any, ...]]], T]
     prepare: bool = True
+
+    def __post_init__(self) -> None:
+        if any(type(value) is list and None in value for value in self.values):
+            values = tuple(
+                _ListWithNulls(value) if type(value) is list and None in value else value
+                for value in self.values
+            )
+            object.__setattr__(self, "values", values)
+
+
+class _ListWithNulls(list[Any]):
+    """A list that is sent in binary: with `array_nulls` off, the text `NULL` is no null."""
+
+
+class _NullsDumper(ListBinaryDumper):
+    def upgrade(self, obj: list[Any], format: PyFormat) -> BaseListDumper:  # noqa: A002  # psycopg's
+        if all(value is None for value in obj):
+            return _OnlyNullsDumper(self.cls, self._tx)
+        return super().upgrade(obj, format)
+
+
+class _OnlyNullsDumper(ListDumper):
+    """The type of the elements is unknown; `unnest` next to others fills an empty list with nulls."""
+
+    def dump(self, _obj: list[Any]) -> Buffer:
+        return b"{}"
+
+
+psycopg.adapters.register_dumper(_ListWithNulls, _NullsDumper)
 
 
 @dataclass(frozen=True, slots=True)
