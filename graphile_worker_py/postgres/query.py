@@ -75,7 +75,7 @@ class _NullsDumper(ListBinaryDumper):
 
 
 class _OnlyNullsDumper(ListDumper):
-    """The type of the elements is unknown; `unnest` next to others fills an empty list with nulls."""
+    """Of unknown type; `unnest` next to others fills an empty list with nulls."""
 
     def dump(self, _obj: list[Any]) -> Buffer:
         return b"{}"
