@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from graphile_worker_py.cron import ParsedCronItem
 
 HISTORY: Final = "graphile_worker_py.history.plugin:History"
+CAPTURING_HISTORY: Final = "graphile_worker_py.history.plugin:CapturingHistory"
 """The plugin that keeps history. It is named here only, because the core imports no leaf."""
 MOST_NAMES: Final = 20
 """Maximum number of task names in a log line."""
@@ -239,13 +240,19 @@ class Setup:
         self._options: WorkerOptions = config.worker_options(
             {name: value for name, value in given.items() if name in WORKER_OPTION_NAMES}
         )
-        leaves = () if self._options.no_side_schema else (HISTORY,)
-        self.hooks = Hooks(given.get("hooks", ()), leaves=leaves)
-        self.hooks.setup(self.events)
         if self._options.listen_connection_string is not None:
             checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
         self._tasks = _tasks(given, self.logger)
+        self.hooks = Hooks(given.get("hooks", ()), leaves=self._leaves())
+        self.hooks.setup(self.events)
         self.cron_items = _cron_items(given)
+
+    def _leaves(self) -> tuple[str, ...]:
+        """The optional parts of the package that take part."""
+        if self._options.no_side_schema:
+            return ()
+        captures = any("capture_logs" in task.settings for task in self._tasks.values())
+        return (CAPTURING_HISTORY if captures else HISTORY,)
 
     @property
     def about(self) -> str:

@@ -406,3 +406,12 @@ def until_cancelled(_payload: object, ctx: ProcessJobContext) -> None:
 def log_fields(payload: dict[str, Any], ctx: ProcessJobContext) -> None:
     """Log with the fields of the payload."""
     ctx.logger.info("logged", extra=payload)
+
+
+@task("log_in_process", executor="process", capture_logs="INFO")
+def log_in_process(payload: Any, ctx: ProcessJobContext) -> None:
+    """Log with both loggers, then fail."""
+    ctx.logger.debug("left out")
+    ctx.logger.info("by the context")
+    logging.getLogger("app").warning("by a logger")
+    raise ValueError("after that")

@@ -56,8 +56,9 @@ def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIM
     The file is run without arguments, in the worker's working directory and in a new session. It
     reads `{"payload": …}` from its standard input; `GRAPHILE_WORKER_*` variables describe the
     job. It can write `Reports` to the descriptor `GRAPHILE_WORKER_PROGRESS_FD`. Lines of its
-    standard output are logged at info, those of its standard error at error. The
-    job is done when it has exited with code 0 and no process holds its output open.
+    standard output are logged at info, those of its standard error at error; the latter are kept
+    with the runs of the history. The job is done when it has exited with code 0 and no process
+    holds its output open.
 
     When the worker pool's abort event is set, its process group gets SIGTERM. If that ends it, the
     job is returned with its attempt; else its exit code counts as ever. When the task is
@@ -69,7 +70,8 @@ def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIM
         identifier: The name that its jobs carry.
         timeout: Seconds after which it is cut off and the job fails.
     """
-    return Task(Executable(path.absolute(), identifier), identifier, timeout=timeout)
+    executable = Executable(path.absolute(), identifier)
+    return Task(executable, identifier, timeout=timeout, capture_logs="ERROR")
 
 
 class Executable:

@@ -34,6 +34,7 @@ from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.job import JobSpec
 from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
+from graphile_worker_py.tasks.job_log import Capture
 from graphile_worker_py.tasks.task import Task
 
 JOBS_PER_PROCESS: Final = 100
@@ -117,7 +118,7 @@ class ProcessExecutor:
             worker_id=context.worker_id,
             pool_id=context.pool_id,
             logger=self._logger.name,
-            levels=_levels(),
+            levels=_levels(self._logger, context.log_capture),
         )
         process = await self._take(task)
         talk = _Talk(process, task, context, self._logger, self._groups)
@@ -291,6 +292,8 @@ class _Talk:
 
     def _log(self, values: Mapping[str, Any]) -> None:
         record = logging.makeLogRecord(dict(values))
+        if self._context.log_capture is not None:
+            self._context.log_capture.add(record)
         given = self._logger
         logger = given if record.name == given.name else logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
@@ -355,10 +358,13 @@ def _spec(fields: dict[str, Any]) -> JobSpec:
     return JobSpec(**given)
 
 
-def _levels() -> dict[str, int]:
+def _levels(own: logging.Logger, capture: Capture | None) -> dict[str, int]:
     """The levels of all loggers that have one, so that no record is sent to be dropped."""
     levels = {"": logging.root.level}
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and logger.level != logging.NOTSET:
             levels[name] = logger.level
+    if capture is not None:
+        # What the logger of jobs leaves out is kept all the same.
+        levels[own.name] = min(own.getEffectiveLevel(), capture.level)
     return levels

@@ -1,15 +1,17 @@
 """The plugin that keeps history: what a runner adds to its worker pools."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import psycopg
 from psycopg import AsyncConnection
 
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.history import upkeep
+from graphile_worker_py.history.logs import CaptureHandler, LogCapture, captured
 from graphile_worker_py.history.recorder import AWAIT, Recorder
 from graphile_worker_py.history.running import CANCEL, Running
 from graphile_worker_py.outcomes import Settled
@@ -17,6 +19,7 @@ from graphile_worker_py.plugins import Chore, Part, Plugin, Rider
 from graphile_worker_py.schema.own import register_migrations
 from graphile_worker_py.sql import history_tables
 from graphile_worker_py.sql.pools import DeadPool
+from graphile_worker_py.tasks.context import JobContext
 
 KILLED: str = (
     "The worker process died while this job was running: pool {pool.pool_id} (process {pool.pid} "
@@ -34,12 +37,14 @@ class History(Plugin):
     def __init__(self) -> None:
         self._recorders: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
         self._running: WeakKeyDictionary[Any, Running] = WeakKeyDictionary()
+        self._by_id: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
         self._latest: Recorder | None = None
 
     def _recorder(self, pool: Any) -> Recorder:
         recorder = self._recorders.get(pool)
         if recorder is None:
             recorder = self._recorders[pool] = self._latest = Recorder(pool)
+            self._by_id[pool.pool_id] = recorder
         return recorder
 
     def _running_of(self, pool: Any) -> Running:
@@ -103,3 +108,35 @@ class History(Plugin):
                 if job.has_begun
             ]
             await self._latest.write_killed(conn, killed)
+
+
+class CapturingHistory(History):
+    """History of a runner with tasks whose logs are captured."""
+
+    async def run_job(
+        self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
+    ) -> Any:
+        """Keep what the attempt logs until its outcome is recorded."""
+        recorder = self._by_id.get(ctx.pool_id)
+        level = None if recorder is None else recorder.log_level(ctx.job.task_identifier)
+        if recorder is None or level is None:
+            return await proceed(ctx)
+        ctx.log_capture = capture = LogCapture(level)
+        try:
+            with captured(capture):
+                return await proceed(ctx)
+        finally:
+            recorder.keep_logs(ctx.job.id, capture.text())
+
+    def parts(self, pool: Any) -> Iterable[Part]:
+        """Records of all loggers are captured while the pool runs."""
+
+        async def capture() -> None:
+            handler = CaptureHandler()
+            logging.root.addHandler(handler)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                logging.root.removeHandler(handler)
+
+        return [*super().parts(pool), Part(name="capture logs", run=capture)]

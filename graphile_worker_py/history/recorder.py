@@ -1,5 +1,6 @@
 """What one pool writes of the jobs that it has run: runs, with their outcomes, and counters."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, Final, assert_never
@@ -26,6 +27,8 @@ AWAIT: Final = "await"
 """Topic of notifications that jobs are awaited."""
 FLUSH_EVERY: Final = 5
 """Heartbeats after which what was counted is written."""
+MOST_LOGS: Final = 10_000
+"""Attempts of which logs wait for their outcome to be recorded."""
 FLUSH_PATIENCE: Final = 2.0
 """Seconds that the last write may take."""
 
@@ -218,6 +221,20 @@ class Recorder:
             payloads=self._options.history_payloads,
         )
         await self._pool.database.run(query, conn=conn)
+
+    # Logs.
+
+    def log_level(self, task: str) -> int | None:
+        """The lowest level of the logs that are kept of a task's jobs; None keeps none."""
+        level = self._kept_of(task).log_level
+        return None if level is None else logging.getLevelNamesMapping()[level]
+
+    def keep_logs(self, job_id: int, text: str | None) -> None:
+        """Keep what an attempt has logged until its outcome is recorded."""
+        if text is not None:
+            self.logs[job_id] = storable(text)
+        while len(self.logs) > MOST_LOGS:  # of jobs that were taken from the pool
+            del self.logs[next(iter(self.logs))]
 
     # Counters, and what follows each heartbeat.
 

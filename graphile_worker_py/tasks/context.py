@@ -29,7 +29,7 @@ from graphile_worker_py.tasks.completing import (
     complete,
     completing,
 )
-from graphile_worker_py.tasks.job_log import delay_to_log, job_logger
+from graphile_worker_py.tasks.job_log import Capture, delay_to_log, job_logger
 from graphile_worker_py.tasks.progress import (
     MISSING,
     NO_CHECKPOINTS,
@@ -122,12 +122,14 @@ class RunningJob:
         left: What earlier attempts have left: a cursor, snoozes.
         progress: What the task has reported last; None if it has reported nothing.
         reported: Whether that is written.
+        capture: Keeps what the task logs; None keeps nothing.
     """
 
     __slots__ = (
         "_abort",
         "_context",
         "cancel_reason",
+        "capture",
         "completion",
         "deadline",
         "job",
@@ -160,6 +162,7 @@ class RunningJob:
         self.left = NOTHING_LEFT
         self.progress: Progress | None = None
         self.reported = True
+        self.capture: Capture | None = None
         self._abort: Abort | None = None
         self._context: JobContext | None = None
 
@@ -254,7 +257,18 @@ class JobContext(JobAdder):
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry the job's id, task, attempt, worker and pool."""
-        return job_logger(self._running.pool.logger, self.job, self.worker_id, self.pool_id)
+        running = self._running
+        about = (running.pool.logger, self.job, self.worker_id, self.pool_id)
+        return job_logger(*about, running.capture)
+
+    @property
+    def log_capture(self) -> Capture | None:
+        """What keeps the logs of this attempt, for its run in the history; None keeps none."""
+        return self._running.capture
+
+    @log_capture.setter
+    def log_capture(self, capture: Capture | None) -> None:
+        self._running.capture = capture
 
     def connection(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
         """Borrow a connection of the pool: `async with ctx.connection() as conn`.

@@ -1,8 +1,9 @@
 """What a job logs."""
 
 import logging
+import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import psycopg
 
@@ -14,13 +15,38 @@ STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asct
 """Attributes that each record has; `logging` raises an error for fields with these names."""
 
 
+class Capture(Protocol):
+    """Keeps what an attempt logs."""
+
+    level: int
+    """The lowest level that is kept."""
+
+    def add(self, record: logging.LogRecord) -> None:
+        """Keep a record; may be called from any thread, and may not raise."""
+
+
 class FieldsLogger(logging.LoggerAdapter[logging.Logger]):
     """Adds fields to the records of a logger.
 
     The `LoggerAdapter` of Python drops the fields of a call before version 3.13, and does so
     by default since. Here both are kept. Of two fields with one name the adapter's wins, and of
     standard attributes with the name of a field, the attribute.
+
+    Attributes:
+        capture: Keeps the records, also those of levels that are not logged; None keeps none.
     """
+
+    capture: Capture | None = None
+
+    def log(self, level: int, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """Log, and keep the record if the logs of the job are captured."""
+        if self.capture is not None and level >= self.capture.level:
+            error = _exc_info(kwargs.get("exc_info"))
+            name = self.logger.name
+            self.capture.add(logging.LogRecord(name, level, "", 0, msg, args, error))
+        # The record is to name the place that called this.
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        super().log(level, msg, *args, **kwargs)
 
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
@@ -32,7 +58,20 @@ class FieldsLogger(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
-def job_logger(logger: logging.Logger, job: Job, worker_id: str, pool_id: str) -> FieldsLogger:
+def _exc_info(given: Any) -> Any:
+    """What a record needs of an error, from what a call of a logger was given."""
+    if isinstance(given, BaseException):
+        return type(given), given, given.__traceback__
+    return given if isinstance(given, tuple) else (sys.exc_info() if given else None)
+
+
+def job_logger(
+    logger: logging.Logger,
+    job: Job,
+    worker_id: str,
+    pool_id: str,
+    capture: Capture | None = None,
+) -> FieldsLogger:
     """A logger whose records say which job they are about."""
     about = {
         "job_id": job.id,
@@ -41,7 +80,9 @@ def job_logger(logger: logging.Logger, job: Job, worker_id: str, pool_id: str) -
         "worker_id": worker_id,
         "pool_id": pool_id,
     }
-    return FieldsLogger(logger, about)
+    made = FieldsLogger(logger, about)
+    made.capture = capture
+    return made
 
 
 def keeping_fields(logger: logging.Logger) -> logging.Logger:
