@@ -259,9 +259,7 @@ async def test_four_schedulers_add_each_run_once(dsn: str) -> None:
     assert [late for task, ts, late in found if task == "c"] == [True] * 20 + [False] * 6
 
 
-async def test_connection_that_breaks_at_the_tick_costs_no_run(
-    dsn: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_connection_that_breaks_at_the_tick_costs_no_run(dsn: str) -> None:
     items = parse_crontab("* * * * * task")
 
     def break_connections() -> None:
@@ -278,9 +276,8 @@ async def test_connection_that_breaks_at_the_tick_costs_no_run(
         steps=[(at("10:03:00"), break_connections)],
     )
 
-    # The item has no fill: only a tick that is tried again adds the run.
+    # The item has no fill: nothing else adds the run later.
     assert added(dsn) == [("task", ts, False) for ts in every(1, "10:01", "10:05")]
-    assert "could not add cron jobs of 2026-01-05T10:03:00+00:00" in caplog.text
 
 
 async def test_runs_missed_in_an_outage_are_backfilled_when_it_ends(

@@ -264,7 +264,9 @@ class FaultyEvents(Events):
         super().emit(event)
 
 
-async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_returned(dsn: str) -> None:
+async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_tried_again(
+    dsn: str,
+) -> None:
     jobs, work, faulty = Jobs(dsn), Work(), FaultyEvents()
     told: list[Event] = []
     faulty.subscribe(Event, told.append)
@@ -282,7 +284,9 @@ async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_returned(
     assert error.job is not None
     assert error.job.id == job_id
     assert jobs.locked() == []
-    assert jobs.one(job_id)["attempts"] == 0
+    job = jobs.one(job_id)
+    assert (job["attempts"], job["is_available"]) == (1, True)
+    assert "at fault" in job["last_error"]
     names = [event.name for event in told]
     assert names.index("pool:gracefulShutdown") < names.index(error.name)
     assert names.index(error.name) < names.index("pool:gracefulShutdown:error")

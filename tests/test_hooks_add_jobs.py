@@ -188,8 +188,8 @@ async def test_plugins_of_utils_take_part_in_installing(api: Api, empty_dsn: str
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"hooks": "otel"}, "hooks must be a list of plugins, not 'otel'"),
-        ({"hooks": ["otel"]}, "no installed package offers a plugin 'otel'"),
+        ({"hooks": "statsd"}, "hooks must be a list of plugins, not 'statsd'"),
+        ({"hooks": ["statsd"]}, "no installed package offers a plugin 'statsd'"),
         ({"events": []}, r"events must be an object made by Events\(\), not \[\]"),
     ],
 )

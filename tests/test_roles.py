@@ -310,7 +310,12 @@ async def test_a_worker_role_without_rights_for_history_works_without_and_says_s
         await told.seen(JobSuccess, count=2)
         await eventually(lambda: jobs.ids() == [])
         assert "permission denied for table runs_completed" in str(runner.health().rider_error)
-    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [
+        record.message
+        for record in caplog.records
+        # Another test may have imported the leaf of the pages.
+        if record.levelname == "WARNING" and "'web'" not in record.message
+    ]
     assert [text.partition(" (")[0] for text in warnings] == [
         "Could not create the tables of 'leaders' in the schema graphile_worker_py",
         "Could not create the tables of 'history' in the schema graphile_worker_py",

@@ -30,8 +30,9 @@ NOT_FOR_A_WORKER = [
     *("msgspec", "pydantic"),
 ]
 NOT_FOR_TASKS = [
-    *(f"{PACKAGE}.{name}" for name in ("cli", "runner", "workers", "fleet", "processes", "cron")),
+    *(f"{PACKAGE}.{name}" for name in ("cli", "runner", "workers", "fleet", "cron")),
     *(f"{PACKAGE}.{name}" for name in ("worker_utils", "schema", "config", "events")),
+    *(f"{PACKAGE}.processes.{name}" for name in ("signals", "supervisor", "early")),
     *(f"{PACKAGE}.{name}" for name in ("postgres", "sql", "adding", "tasks.context")),
     *("psycopg", "psycopg_pool", "click", "json5", "tomllib", "msgspec", "pydantic"),
 ]

@@ -16,13 +16,16 @@ from graphile_worker_py.errors import one_line
 from graphile_worker_py.plugins import Chore
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
+from graphile_worker_py.postgres.outages import is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import leaders
 
 LEASE: Final = 3
 """How many heartbeats a lease lasts."""
 CHORE_PATIENCE: Final = 60.0
-"""Seconds that a chore may take, and that it waits for a connection of the pool."""
+"""Seconds that a chore may take."""
+STEP_DOWN_PATIENCE: Final = 1.0
+"""Seconds in which a leader that stops gives the lease back; without that, it ends later."""
 ABSTAIN_FOR: Final = 60.0
 """Seconds for which a pool that lacks the rights for a chore leaves the lease to other pools."""
 
@@ -117,8 +120,10 @@ class Leader:
 
     async def _do(self, chore: Chore) -> None:
         try:
+            # One of the pool's connections would be lost to it if a chore is cut off.
             async with (
-                self._database.connection(CHORE_PATIENCE) as conn,
+                asyncio.timeout(2 * CHORE_PATIENCE),
+                self._database.new_connection() as conn,
                 ended_after(CHORE_PATIENCE, conn),
             ):
                 await chore.run(conn)
@@ -133,7 +138,7 @@ class Leader:
     def _failed(self, chore: Chore, error: Exception) -> None:
         self.failures += 1
         self.last_error = said = f"{chore.name}: {one_line(error)}"
-        known = self._failing.get(chore.name) == said
+        known = is_outage(error) or self._failing.get(chore.name) == said
         self._failing[chore.name] = said
         self._logger.log(
             logging.DEBUG if known else logging.WARNING,
@@ -148,7 +153,7 @@ class Leader:
         self._until = 0.0
         query = leaders.step_down(self._pool_id, worker_schema=self._database.schema)
         try:
-            async with self._turn:  # not while the lease is being renewed
-                await self._database.run(query, within=self._lease)
+            async with asyncio.timeout(STEP_DOWN_PATIENCE), self._turn:  # not during a renewal
+                await self._database.run(query)
         except Exception as error:  # the lease ends without it
             self._logger.debug("Could not give the lease back (%s)", one_line(error))

@@ -248,10 +248,9 @@ class Recorder:
             for settled in batch:
                 self.logs.pop(settled[0].id, None)
 
-    def hear_awaited(self, said: Mapping[str, Any] | None) -> None:
-        """Somebody waits for jobs now; heartbeats tell when nobody does any more."""
-        if said is not None:
-            self._awaited = self._heard = True
+    def hear_awaited(self, _said: Mapping[str, Any] | None) -> None:
+        """Somebody may wait for jobs now; heartbeats tell when nobody does any more."""
+        self._awaited = self._heard = True
 
     async def beat(self, conn: AsyncConnection[Any]) -> None:
         """Look whether jobs are awaited, and write what was counted from time to time."""
@@ -259,8 +258,9 @@ class Recorder:
         run = self._pool.database.run
         self._heard = False
         are_awaited = await run(awaited.are_awaited(self._schema), conn=conn)
-        # A notification meanwhile is newer than the answer.
-        self._awaited = are_awaited or self._heard
+        # A notification meanwhile is newer than the answer, or could not be heard.
+        is_deaf = not self._pool.once and not self._pool.listener.listening
+        self._awaited = are_awaited or self._heard or is_deaf
         self._beats += 1
         if self._beats % FLUSH_EVERY == 0:
             await self.flush(conn)

@@ -198,8 +198,12 @@ class TaskSessions:
             self._idle.append(session)
 
     async def _give_up(self, session: _Session) -> None:
-        await session.conn.close()
-        await self._pool.putconn(session.conn)  # which makes a new one, if one is wanted
+        conn = session.conn
+        if conn.closed or conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            await conn.close()
+        # The pool closes what is too old without a warning, and makes a new one if it wants one.
+        conn._expire_at = 0.0
+        await self._pool.putconn(conn)
 
     async def _is_reset(self, session: _Session) -> bool:
         conn = session.conn

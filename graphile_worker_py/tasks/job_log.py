@@ -3,13 +3,14 @@
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final, Protocol, cast
-
-import psycopg
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from graphile_worker_py.errors import one_line
-from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.outages import delay_after
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from graphile_worker_py.job import Job
 
 STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes that each record has; `logging` raises an error for fields with these names."""
@@ -67,7 +68,7 @@ def _exc_info(given: Any) -> Any:
 
 def job_logger(
     logger: logging.Logger,
-    job: Job,
+    job: "Job",
     worker_id: str,
     pool_id: str,
     capture: Capture | None = None,
@@ -97,9 +98,12 @@ def keeping_fields(logger: logging.Logger) -> logging.Logger:
 
 
 def delay_to_log(
-    error: psycopg.Error, *, failures: int, log: logging.LoggerAdapter[logging.Logger]
+    error: "psycopg.Error", *, failures: int, log: logging.LoggerAdapter[logging.Logger]
 ) -> float | None:
     """Seconds until `with_retries` tries again, which are logged; None if it should not."""
+    # Here, because the command line reads this module, and needs no database driver to start.
+    from graphile_worker_py.postgres.outages import delay_after  # noqa: PLC0415
+
     delay = delay_after(error, failures=failures)
     if delay is not None:
         log.warning("Database failed (%s); retrying in %.1f s", one_line(error), delay)

@@ -264,7 +264,7 @@ def _leader(pool: WorkerPool) -> Leader:
     return Leader(
         pool_id=pool.pool_id,
         database=pool.database,
-        chores=pool.hooks.chores(pool),
+        chores=[] if pool.once else pool.hooks.chores(pool),
         heartbeat_interval=pool.options.heartbeat_interval,
         logger=pool.logger,
     )

@@ -12,7 +12,8 @@ import psycopg
 import graphile_worker_py
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import SCHEMA_PLACEHOLDER
-from graphile_worker_py.sql import own_schema
+from graphile_worker_py.sql import cleanup, own_schema
+from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
 from graphile_worker_py.sql.outcomes import BoundRider
@@ -75,6 +76,10 @@ where refobjid in (select oid from planted)
 """What depends on planted objects and is not planted itself."""
 
 
+PARTS = {"sql.cancel_jobs._CHANGE", "sql.cleanup._COUNT_WITH_AGE", "sql.cleanup._DELETE"}
+"""Constants that are only a part of a statement."""
+
+
 def modules() -> Iterator[ModuleType]:
     """All modules of the package that are not programs."""
     for found in pkgutil.walk_packages(graphile_worker_py.__path__, "graphile_worker_py."):
@@ -98,8 +103,14 @@ def all_statements() -> Iterator[tuple[str, str]]:
     """Each statement that is a constant of a module, with a name for it."""
     for module in modules():
         for name, value in vars(module).items():
-            if isinstance(value, str) and PLANNED.match(value) and "from changed" not in value:
-                yield f"{module.__name__.removeprefix('graphile_worker_py.')}.{name}", value
+            place = f"{module.__name__.removeprefix('graphile_worker_py.')}.{name}"
+            if not isinstance(value, str) or not PLANNED.match(value) or place in PARTS:
+                continue
+            if "from changed" not in value:
+                yield place, value.replace("%s", "$1")
+    for task in CleanupTask:
+        for query in (cleanup._delete, cleanup._preview):  # the whole statements
+            yield f"{query.__name__} {task}", query(task, [], None).text
     job = Job((1, 1, 1, b"{}", *[None] * 13), "a")
     rider = BoundRider(
         "select changed.id from changed where changed.id = $r1::pg_catalog.int8", [1]
