@@ -264,7 +264,7 @@ class FaultyEvents(Events):
         super().emit(event)
 
 
-async def test_a_worker_that_breaks_down_meanwhile_is_told_and_its_job_tried_again(
+async def test_a_worker_that_breaks_down_is_told_and_its_job_tried_again(
     dsn: str,
 ) -> None:
     jobs, work, faulty = Jobs(dsn), Work(), FaultyEvents()
