@@ -391,11 +391,14 @@ async def test_an_add_only_role_adds_by_the_function_and_in_no_other_way(
         text = "select jobs_api.add_job(%s, %s::json, job_key => 'welcome', queue_name => 'mail')"
         (row,) = conn.execute(text, ("send_email", json.dumps(payload))).fetchall()
     (job,) = Jobs(roles.dsn).all()
-    assert (job["id"], job["payload"], job["key"]) == (row[0], payload, "welcome")
+    key = "web:send_email:welcome"
+    assert (job["id"], job["payload"], job["key"]) == (row[0], payload, key)
+    assert job["queue_name"] == "web:mail"
     outcomes = roles.refused(
         "jobs_web",
         [
             "select jobs_api.add_job('drop_database')",
+            "select jobs_api.add_job(null)",
             "select graphile_worker.add_job('send_email')",
             "select graphile_worker.remove_job('welcome')",
             "select graphile_worker.complete_jobs(array[1])",
