@@ -80,22 +80,23 @@ async def test_failed_items_keep_their_own_json_text(dsn: str, executor: str | N
     assert jobs.one(job_id)["json"] == f"[{','.join(items[1:])}]"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks")
-async def test_items_that_end_as_soon_as_they_begin_work_with_eager_tasks(dsn: str) -> None:
-    jobs = Jobs(dsn)
-    job_id = jobs.add("batch", [1, 2, 3])
+if sys.version_info >= (3, 12):  # there are eager tasks
 
-    async def batch(payload: list[int]) -> list[Any]:
-        return [succeed(), fail("no"), succeed()]
+    async def test_items_that_end_as_soon_as_they_begin_work_with_eager_tasks(dsn: str) -> None:
+        jobs = Jobs(dsn)
+        job_id = jobs.add("batch", [1, 2, 3])
 
-    loop = asyncio.get_running_loop()
-    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
-    try:
-        async with asyncio.timeout(15):
-            await run_once(dsn, tasks={"batch": batch})
-    finally:
-        loop.set_task_factory(None)
-    assert jobs.one(job_id)["json"] == "[2]"
+        async def batch(payload: list[int]) -> list[Any]:
+            return [succeed(), fail("no"), succeed()]
+
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009
+        try:
+            async with asyncio.timeout(15):
+                await run_once(dsn, tasks={"batch": batch})
+        finally:
+            loop.set_task_factory(None)
+        assert jobs.one(job_id)["json"] == "[2]"
 
 
 async def test_a_batch_of_which_nothing_fails_is_done(dsn: str) -> None:
