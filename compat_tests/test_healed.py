@@ -234,8 +234,14 @@ async def test_what_is_no_number_is_stored_as_null_by_both(
     if side == "node":
         node.run(LATEST, ADD_NO_NUMBER, fleet.dsn)
     else:
-        with SyncWorkerUtils(fleet.dsn) as utils:
-            utils.add_job("step", {"n": [float("nan"), -float("inf")]})
+        payload = {"n": [float("nan"), -float("inf")]}
+        with SyncWorkerUtils(fleet.dsn, nan_as_null=True) as utils:
+            utils.add_job("step", payload)
+        with (
+            SyncWorkerUtils(fleet.dsn) as utils,
+            pytest.raises(ConfigurationError, match=r"\$\.n\[0\] is nan, not a finite number"),
+        ):
+            utils.add_job("step", payload)
     text = "select payload::text from graphile_worker._private_jobs"
     assert fleet.query(text) == ['{"n":[null,null]}']
 

@@ -10,16 +10,36 @@ from typing import Final
 from graphile_worker_py.clock import parse_duration
 from graphile_worker_py.errors import ConfigurationError
 
+MAX_IDENTIFIER_LENGTH: Final = 128
 SMALLINT_MIN: Final = -32768
 SMALLINT_MAX: Final = 32767
 MAX_SCHEMA_BYTES: Final = 63
-MAX_IDENTIFIER_LENGTH: Final = 128
 BIGINT_MAX: Final = 2**63 - 1
 LARGEST_WHOLE: Final = 2**31 - 1
 LONGEST: Final = 1e9
 """Seconds, about thirty years: within the range of clocks and of PostgreSQL's intervals."""
 HIGHEST_PORT: Final = 65535
 AUTO: Final = "auto"
+
+
+OTHER_WORDS: Final = {
+    "queue": "queue_name",
+    "key": "job_key",
+    "key_mode": "job_key_mode",
+    "eta": "run_at",
+    "delay": "run_in",
+    "countdown": "run_in",
+    "schedule_in": "run_in",
+    "retries": "max_attempts",
+    "max_retries": "max_attempts",
+    "attempts": "max_attempts",
+    "tags": "flags",
+    "args": "payload",
+    "kwargs": "payload",
+    "connection": "conn",
+    "transaction": "conn",
+}
+"""What other libraries call the options of a job."""
 
 
 def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:
@@ -49,6 +69,22 @@ def check_identifier(name: str, value: object) -> str:
     if identifier != identifier.strip():
         raise ConfigurationError(f"{name} {identifier!r} must not begin or end with spaces")
     return identifier
+
+
+def unknown_word(word: str, *, known: Sequence[str]) -> TypeError:
+    """The error about a keyword argument that does not exist, with the one that was meant.
+
+    Args:
+        word: The argument.
+        known: The arguments that exist.
+    """
+    import difflib  # noqa: PLC0415  # read only for a message
+
+    snake = "".join(f"_{each.lower()}" if each.isupper() else each for each in word)
+    close = difflib.get_close_matches(snake, known, n=1, cutoff=0.7)
+    meant = OTHER_WORDS.get(word) or (close[0] if close else None)
+    hint = f"did you mean {meant!r}?" if meant else f"allowed are {', '.join(known)}"
+    return TypeError(f"unknown argument {word!r}; {hint}")
 
 
 def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) -> int:

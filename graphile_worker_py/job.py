@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Generic, TypedDict, TypeVar
+from typing import Any, Final, Generic, Never, TypedDict, TypeVar
 
 from graphile_worker_py import clock, json_codec
 from graphile_worker_py.checks import (
@@ -16,6 +16,7 @@ from graphile_worker_py.checks import (
     check_smallint,
     check_text,
     check_texts,
+    unknown_word,
 )
 from graphile_worker_py.errors import ConfigurationError
 
@@ -35,44 +36,16 @@ _MINUS_INFINITY: Final = -(2**63)
 
 
 JOB_COLUMNS: Final = (
-    "id",
-    "job_queue_id",
-    "task_id",
-    "payload",
-    "priority",
-    "run_at",
-    "attempts",
-    "max_attempts",
-    "last_error",
-    "created_at",
-    "updated_at",
-    "key",
-    "locked_at",
-    "locked_by",
-    "revision",
-    "flags",
+    "id", "job_queue_id", "task_id", "payload", "priority", "run_at", "attempts", "max_attempts",
+    "last_error", "created_at", "updated_at", "key", "locked_at", "locked_by", "revision", "flags",
     "is_available",
-)
+)  # fmt: skip
 """Columns of the jobs table, in the order of a `Job`'s row."""
 (
-    ID,
-    JOB_QUEUE_ID,
-    TASK_ID,
-    PAYLOAD,
-    PRIORITY,
-    RUN_AT,
-    ATTEMPTS,
-    MAX_ATTEMPTS,
-    LAST_ERROR,
-    CREATED_AT,
-    UPDATED_AT,
-    KEY,
-    LOCKED_AT,
-    LOCKED_BY,
-    REVISION,
-    FLAGS,
+    ID, JOB_QUEUE_ID, TASK_ID, PAYLOAD, PRIORITY, RUN_AT, ATTEMPTS, MAX_ATTEMPTS,
+    LAST_ERROR, CREATED_AT, UPDATED_AT, KEY, LOCKED_AT, LOCKED_BY, REVISION, FLAGS,
     IS_AVAILABLE,
-) = range(len(JOB_COLUMNS))
+) = range(len(JOB_COLUMNS))  # fmt: skip
 """Where each column stands in a `Job`'s row: plain numbers, which are the fastest to index with."""
 
 
@@ -289,6 +262,16 @@ def _from_now(run_in: float | timedelta, run_at: datetime | None) -> datetime:
     return clock.utc_now() + timedelta(seconds=check_seconds("run_in", seconds))
 
 
+def _identifier_of(given: Any) -> Any:
+    """The identifier of a task, or what was given in place of one."""
+    if callable(given) and not hasattr(given, "identifier"):
+        raise ConfigurationError(
+            f"{getattr(given, '__name__', given)!r} is a function and no task: decorate it with "
+            f"@task, or give the identifier of a task"
+        )
+    return getattr(given, "identifier", given)
+
+
 class SpecOptions(TypedDict, total=False):
     """What a job may have in addition to task and payload; explained at `JobSpec`."""
 
@@ -358,7 +341,10 @@ class JobSpec:
         *,
         run_in: float | timedelta | None = None,
         awaited: bool = False,
+        **unknown: Never,
     ) -> None:
+        for word in unknown:
+            raise unknown_word(word, known=[*SpecOptions.__annotations__, "conn"])
         if isinstance(identifier, TaskName):
             default = identifier.adding_defaults(payload)
             if default:
@@ -368,7 +354,7 @@ class JobSpec:
                 job_key = default.get("job_key") if job_key is None else job_key
                 flags = default.get("flags") if flags is None else flags
         if not isinstance(identifier, str):
-            identifier = getattr(identifier, "identifier", identifier)
+            identifier = _identifier_of(identifier)
         if run_in is not None:
             run_at = _from_now(run_in, run_at)
         check_identifier("identifier", identifier)
@@ -401,15 +387,19 @@ class JobSpec:
         put(self, "flags", flags)
         put(self, "awaited", awaited)
 
-    def payload_json(self) -> str:
+    def payload_json(self, *, nan_as_null: bool = False) -> str:
         """The payload as JSON text.
+
+        Args:
+            nan_as_null: Whether NaN and infinities become null, instead of being refused.
 
         Raises:
             ConfigurationError: The payload can't be written as JSON.
         """
         if self.payload is None:
             return "{}"
+        dumps = json_codec.dumps if nan_as_null else json_codec.dumps_finite
         try:
-            return json_codec.dumps(self.payload).decode()
+            return dumps(self.payload).decode()
         except ValueError as error:
             raise ConfigurationError(f"payload of task {self.identifier!r} is {error}") from error

@@ -153,7 +153,7 @@ class Runner(JobAdder, Steering):
                 await self._answer_probes(setup.health_host, setup.health_port)
             pool = await self._stack.enter_async_context(setup.opened_pool())
             database = setup.database(pool)
-            super().__init__(database, setup.hooks.around_adding(setup.events))
+            super().__init__(database, setup.around_adding)
             await migrate.migrate(database, setup.hooks)
             await migrate.check_role(database, setup.needs)
         self._stack.callback(log_events(setup.events, setup.logger))

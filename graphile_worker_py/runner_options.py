@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import config
+from graphile_worker_py.adding.adder import Around
 from graphile_worker_py.checks import check_flag, check_is
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
@@ -93,6 +94,7 @@ class RunnerOptions(TypedDict, total=False):
     max_crashes: int | None
     executable_exit_codes: bool | None
     use_node_time: bool | None
+    nan_as_null: bool | None
     worker_id: str | None
     get_queue_name_batch_delay: float | None
 
@@ -290,6 +292,12 @@ class Setup:
                 "worker must run them: %s",
                 ", ".join(named),
             )
+
+    @property
+    def around_adding(self) -> Around:
+        """What happens around adding jobs."""
+        nan_as_null = self._options.nan_as_null
+        return self.hooks.around_adding(self.events, nan_as_null=nan_as_null)
 
     @property
     def uses_own_clock(self) -> bool:

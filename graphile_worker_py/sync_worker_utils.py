@@ -78,6 +78,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         prepared_statements: Whether statements are prepared on the server. None: unless there is
             a pooler before it.
         use_node_time: As for `WorkerUtils`.
+        nan_as_null: As for `WorkerUtils`.
         migrate: As for `WorkerUtils`.
         hooks: As for `WorkerUtils`; their `add_jobs` can await nothing but `proceed`.
         events: As for `WorkerUtils`.
@@ -94,6 +95,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         max_pool_size: int = 10,
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
+        nan_as_null: bool = False,
         migrate: bool = True,
         hooks: Plugins = (),
         events: Events | None = None,
@@ -103,6 +105,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         if prepared_statements is not None:
             check_flag("prepared_statements", prepared_statements)
         check_flag("use_node_time", use_node_time)
+        check_flag("nan_as_null", nan_as_null)
         check_flag("migrate", migrate)
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
@@ -115,7 +118,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         self.events = Events() if events is None else events
         """Where to subscribe to what happens."""
         self._hooks.setup(self.events)
-        self._around = self._hooks.around_adding(self.events)
+        self._around = self._hooks.around_adding(self.events, nan_as_null=nan_as_null)
         # By process, because a forked process has this object, too.
         self._openings: dict[int, _Opening] = {}
         self._locks: dict[int, Lock] = {}
@@ -426,7 +429,12 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         self, specs: Sequence[JobSpec], conn: Connection[Any] | None, first: int | None
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
-        addition = Addition(wanted, schema=self._database.statements.schema, first=first)
+        addition = Addition(
+            wanted,
+            schema=self._database.statements.schema,
+            first=first,
+            nan_as_null=self._around.nan_as_null,
+        )
         if not addition.needs_transaction:
             return self._database.drive(addition.steps(), conn=conn)
 

@@ -55,6 +55,8 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
             a pooler before it.
         use_node_time: Whether jobs that are added without a time are to run now by the clock of
             this process, instead of the database's.
+        nan_as_null: Whether NaN and infinities in payloads are stored as null, as Graphile Worker
+            does, instead of being refused.
         migrate: Whether entering installs or upgrades the schema. False only checks it: a schema
             that is missing raises `MigrationError`, and nothing in the database changes.
         hooks: Plugins that wrap adding jobs and migrations; see `Plugin`.
@@ -72,6 +74,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         max_pool_size: int = 10,
         prepared_statements: bool | None = None,
         use_node_time: bool = False,
+        nan_as_null: bool = False,
         migrate: bool = True,
         hooks: Plugins = (),
         events: Events | None = None,
@@ -81,11 +84,13 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         if prepared_statements is not None:
             check_flag("prepared_statements", prepared_statements)
         check_flag("use_node_time", use_node_time)
+        check_flag("nan_as_null", nan_as_null)
         check_flag("migrate", migrate)
         self._schema = config.schema_name(schema)
         self._max_pool_size = max_pool_size
         self._prepared_statements = prepared_statements
         self._use_node_time = use_node_time
+        self._nan_as_null = nan_as_null
         self._migrates = migrate
         self._hooks = Hooks(hooks)
         if events is not None:
@@ -109,7 +114,8 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
             prepared_statements=self._prepared_statements is not False,
             use_node_time=self._use_node_time,
         )
-        super().__init__(database, self._hooks.around_adding(self.events))
+        around = self._hooks.around_adding(self.events, nan_as_null=self._nan_as_null)
+        super().__init__(database, around)
         try:
             with aio.keeping_cancellation():
                 if self._migrates:

@@ -126,7 +126,7 @@ def nested(depth: int) -> Any:
     "value", [object(), {1, 2}, b"bytes", {"a": print}, 1j], ids=lambda value: type(value).__name__
 )
 def test_what_is_no_json_is_refused_with_its_kind(value: Any) -> None:
-    with pytest.raises(ValueError, match="not JSON-serialisable: Type is not JSON serializable"):
+    with pytest.raises(ValueError, match=r"not JSON-serialisable: \$\S* is an? \w+"):
         json_codec.dumps(value)
 
 

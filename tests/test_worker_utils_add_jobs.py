@@ -23,7 +23,7 @@ def specs_of_all_kinds(count: int) -> list[JobSpec]:
     choose = random.Random(20).choice
     return [
         JobSpec(
-            choose(["a", "b", "nested/c", ""]),
+            choose(["a", "b", "nested/c", "e"]),
             choose([None, {"n": number % 7}, [number % 3], "text \0 ü 😀", 2**70]),
             queue_name=choose([None, None, "q1", "q2", ""]),
             run_at=choose([None, LATER, LATER + timedelta(microseconds=number % 2)]),

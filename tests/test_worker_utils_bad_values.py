@@ -1,7 +1,9 @@
 """A value that is not allowed is refused before anything is sent, by an error that names it."""
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -9,12 +11,15 @@ import pytest
 from graphile_worker_py import (
     ConfigurationError,
     GraphileWorkerError,
+    JobContext,
     JobSpec,
     Runner,
     SyncWorkerUtils,
     WorkerUtils,
+    run_once,
 )
 from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
 
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001  # that is what is wrong with it
 BEYOND = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
@@ -27,6 +32,9 @@ SPECS: list[tuple[str, dict[str, Any]]] = [
     ("identifier", {"identifier": 5}),
     ("identifier", {"identifier": "a\0"}),
     ("identifier", {"identifier": "\udc80"}),
+    ("identifier", {"identifier": ""}),
+    ("identifier", {"identifier": " a"}),
+    ("identifier", {"identifier": "a\n"}),
     ("payload", {"payload": object()}),
     ("payload", {"payload": {1, 2}}),
     ("payload", {"payload": CYCLE}),
@@ -149,7 +157,7 @@ def test_a_spec_names_the_value_when_it_is_made(name: str, given: dict[str, Any]
 
 
 def test_what_the_schema_can_hold_is_allowed() -> None:
-    JobSpec("", queue_name="", run_at=datetime.min.replace(tzinfo=UTC), priority=-32768)
+    JobSpec("i", queue_name="", run_at=datetime.min.replace(tzinfo=UTC), priority=-32768)
     JobSpec("i" * 128, queue_name="q" * 128, job_key="k" * 512, max_attempts=32767, flags=[])
     JobSpec("😀" * 128, queue_name="😀" * 128, job_key="😀" * 512)
 
@@ -170,3 +178,84 @@ async def test_use_before_entering_is_told() -> None:
     runner = Runner("postgresql://", tasks={"work": print})
     with pytest.raises(GraphileWorkerError, match="this Runner was not entered: use `async with`"):
         await runner.add_job("a")
+
+
+NAN = float("nan")
+
+
+@dataclass
+class Item:
+    """A part of a payload."""
+
+    price: Any
+
+
+@pytest.mark.parametrize(
+    ("payload", "place"),
+    [
+        ({"a": {"b": {1, 2}}}, r"\$\.a\.b is a set; write list\(\.\.\.\)"),
+        ({"a": [1, {"price": Decimal("1.5")}]}, r"\$\.a\[1\]\.price is a Decimal; write str"),
+        ({"items": [Item(1), Item(object())]}, r"\$\.items\[1\]\.price is an object"),
+        ({"a b": {"c": print}}, r"\$\['a b'\]\.c is a builtin_function_or_method"),
+        ({"a": [1.5, {"x": NAN}]}, r"\$\.a\[1\]\.x is nan, not a finite number"),
+        ([Item(-float("inf")), None], r"\$\[0\]\.price is -inf, not a finite number"),
+        (NAN, r"\$ is nan"),
+    ],
+)
+async def test_what_can_not_be_written_is_named_with_its_place(
+    utils: WorkerUtils, payload: Any, place: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"payload of task 'a' is .*: {place}"):
+        await utils.add_job("a", payload)
+    with pytest.raises(ConfigurationError, match=rf"jobs\[1\]: payload of task 'a' is .*: {place}"):
+        await utils.add_jobs([JobSpec("a", 1), JobSpec("a", payload)])
+
+
+async def test_numbers_that_are_not_finite_are_null_if_so_wished(api: Api, dsn: str) -> None:
+    jobs = Jobs(dsn)
+    async with api.opened(dsn, nan_as_null=True) as utils:
+        await utils.add_job("a", {"n": [NAN, Item(NAN), 1.5, None]})
+        await utils.add_jobs([JobSpec("a", NAN)])
+    assert [job["payload"] for job in jobs.all()] == [
+        {"n": [None, {"price": None}, 1.5, None]},
+        None,
+    ]
+
+
+async def test_tasks_add_numbers_that_are_not_finite_as_the_option_says(dsn: str) -> None:
+    async def work(payload: Any, ctx: JobContext) -> None:
+        await ctx.add_job("next", NAN, run_at=datetime(2100, 1, 1, tzinfo=UTC))
+
+    jobs = Jobs(dsn)
+    for as_null in (False, True):
+        jobs.add("work")
+        await run_once(dsn, tasks={"work": work}, nan_as_null=as_null)
+    left = [(job["task_identifier"], job["attempts"]) for job in jobs.all()]
+    assert left == [("work", 1), ("next", 0)]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("queue", "did you mean 'queue_name'"),
+        ("delay", "did you mean 'run_in'"),
+        ("retries", "did you mean 'max_attempts'"),
+        ("jobKey", "did you mean 'job_key'"),
+        ("priorty", "did you mean 'priority'"),
+        ("xyz", "allowed are queue_name, "),
+    ],
+)
+async def test_an_unknown_argument_gets_a_suggestion(
+    utils: WorkerUtils, word: str, hint: str
+) -> None:
+    with pytest.raises(TypeError, match=f"unknown argument '{word}'; {hint}"):
+        await utils.add_job("a", **{word: 1})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"unknown argument '{word}'; {hint}"):
+        JobSpec("a", **{word: 1})  # type: ignore[arg-type]
+
+
+async def test_a_function_that_is_no_task_is_refused(utils: WorkerUtils) -> None:
+    def send_email(payload: Any) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="'send_email' is a function and no task: decora"):
+        await utils.add_job(send_email)  # type: ignore[arg-type]

@@ -27,10 +27,12 @@ class Around:
     Args:
         wrap: Puts plugins around it; None means that there are none.
         events: Where to emit events; None means that nothing subscribes.
+        nan_as_null: Whether NaN and infinities in payloads become null, instead of being refused.
     """
 
     wrap: Callable[[AddJobs], AddJobs] | None = None
     events: Events | None = None
+    nan_as_null: bool = False
 
     def added(self, specs: Sequence[JobSpec], jobs: Sequence[Job]) -> list[Job]:
         """Check what plugins return for the specs, and emit the event."""
@@ -184,7 +186,12 @@ class JobAdder:
         first: int | None,
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
-        addition = Addition(wanted, schema=self._database.schema, first=first)
+        addition = Addition(
+            wanted,
+            schema=self._database.schema,
+            first=first,
+            nan_as_null=self._around.nan_as_null,
+        )
         if not addition.needs_transaction:
             return await self._database.drive(addition.steps(), conn=conn)
 

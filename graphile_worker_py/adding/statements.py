@@ -41,12 +41,21 @@ class Addition:
         specs: The jobs.
         schema: Schema of the job tables.
         first: Number of the first one in messages; None for a single job, which has no number.
+        nan_as_null: Whether NaN and infinities become null, instead of being refused.
     """
 
-    def __init__(self, specs: Sequence[JobSpec], *, schema: str, first: int | None = 0) -> None:
+    def __init__(
+        self,
+        specs: Sequence[JobSpec],
+        *,
+        schema: str,
+        first: int | None = 0,
+        nan_as_null: bool = False,
+    ) -> None:
         self._schema = schema
         self._specs = specs
         self._first = first
+        self._nan_as_null = nan_as_null
         self._is_awaited = any(spec.awaited for spec in specs)
         self._has_keys = any(spec.job_key is not None for spec in specs)
 
@@ -140,7 +149,7 @@ class Addition:
 
     def _payload(self, at: int) -> str:
         try:
-            return self._specs[at].payload_json()
+            return self._specs[at].payload_json(nan_as_null=self._nan_as_null)
         except ConfigurationError as error:
             if self._first is None:
                 raise

@@ -272,6 +272,14 @@ class WorkerOptions(HistoryOptions):
         "Use this process's clock instead of the database's to decide which jobs are due.",
         flags=("--use-node-time/--no-use-node-time",),
     )
+    nan_as_null: bool = option(
+        False,  # noqa: FBT003  # the default
+        Kind.YES_NO,
+        check_flag,
+        "Store NaN and infinities in payloads that tasks add as `null`, as Graphile Worker does, "
+        "instead of refusing them.",
+        flags=("--nan-as-null/--no-nan-as-null",),
+    )
     worker_id: str | None = option(
         None,
         Kind.TEXT,

@@ -104,10 +104,10 @@ class Hooks:
         wrapped = self._wrapped("run_job", lambda ctx: inner(ctx.job))
         return lambda job: wrapped(context_of(job))
 
-    def around_adding(self, events: Events | None) -> Around:
+    def around_adding(self, events: Events | None, *, nan_as_null: bool = False) -> Around:
         """What happens around adding jobs: plugins that wrap it, and subscribers of events."""
         wrap = partial(self._wrapped, "add_jobs") if self._overriding("add_jobs") else None
-        return Around(wrap=wrap, events=events)
+        return Around(wrap=wrap, events=events, nan_as_null=nan_as_null)
 
     def parts(self, pool: Any) -> list[Part]:
         """The coroutines that plugins want to run as long as a worker pool does."""

@@ -239,7 +239,7 @@ def add(minute: datetime, jobs: Sequence[CronJob]) -> Query[list[AddedRun]]:
         minute,
         [job.cron_identifier for job in jobs],
         [job.spec.identifier for job in jobs],
-        [job.spec.payload_json() for job in jobs],
+        [job.spec.payload_json(nan_as_null=True) for job in jobs],
         [job.spec.queue_name for job in jobs],
         [job.spec.run_at for job in jobs],
         [job.spec.max_attempts for job in jobs],

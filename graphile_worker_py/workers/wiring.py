@@ -368,7 +368,7 @@ def _context(pool: WorkerPool) -> PoolContext:
         database=pool.database,
         logger=pool.logger,
         queue_names=QueueNames(pool.database, delay=pool.options.get_queue_name_batch_delay),
-        adding=pool.hooks.around_adding(pool.events),
+        adding=pool.hooks.around_adding(pool.events, nan_as_null=pool.options.nan_as_null),
         # One connection stays free, for what these tasks and others do besides.
         most_completing=max(1, pool.options.max_pool_size - own_connections(pool.options) - 1),
     )
