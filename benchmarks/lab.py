@@ -20,6 +20,7 @@ from psycopg import sql
 
 from benchmarks.sides import (
     Floor,
+    Keeping,
     NodeWorker,
     ObanSide,
     Ours,
@@ -162,6 +163,7 @@ class Lab:
         self.node = NodeWorker(node)
         sides: list[Side] = [self.ours, self.node]
         sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide(), Floor(node)]
+        sides += [Keeping(node, "none"), Keeping(node, "all")]
         self.sides = {side.name: side for side in sides}
         self._made = 0
         self._templates: dict[str, str] = {}

@@ -17,6 +17,8 @@ from benchmarks.sides import BATCHED, DEFAULT, WORKERS, Graphile, Side, add_back
 from tests.support.node import LATEST
 
 GRAPHILE: Final = ("ours", "node")
+HISTORY: Final = ("history none", "ours", "history all")
+"""The sides that differ in what history they keep; the first one keeps none."""
 ALL: Final = (*GRAPHILE, "pgqueuer", "procrastinate", "oban")
 Outcome = dict[str, Any]
 
@@ -234,6 +236,17 @@ def _idle_memory(lab: Lab, name: str) -> Outcome:
         return {"memory": worker.memory() / 2**20}
 
 
+def _history(lab: Lab, name: str) -> Outcome:
+    """What history costs at small and at large batches."""
+    side = lab.sides[name]
+    outcome: Outcome = {}
+    for settings, jobs, batch in ((DEFAULT, 30_000, "24"), (BATCHED, 150_000, "500")):
+        with lab.database(side) as dsn:
+            drained = drain(lab, side, dsn, lab.jobs(jobs), settings)
+            outcome |= {f"rate {batch}": drained.rate, f"wal {batch}": _costs(drained)["wal"]}
+    return outcome
+
+
 def _rate(title: str) -> dict[str, Figure]:
     return {"rate": Figure(title, "jobs/s", more_is_better=True)}
 
@@ -299,4 +312,5 @@ MEASURES: Final = (
         _idle_memory,
         {"memory": Figure("memory, idle", "MiB", more_is_better=False)},
     ),
+    Measure("history", HISTORY, _history, {}),
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measures import GRAPHILE, MEASURES, Figure
+from benchmarks.measures import GRAPHILE, HISTORY, MEASURES, Figure
 
 BEGIN = "<!-- results: written by `python -m benchmarks --render FILE` -->"
 END = "<!-- end of results -->"
@@ -65,12 +65,15 @@ def page(run: Run, plots: Sequence[tuple[str, str]]) -> str:
         "### Compared with the server's limit",
         against_pgbench(run),
     ]
+    if history := against_no_history(run):
+        parts += ["### What history costs", history]
     return "\n\n".join(part for part in parts if part)
 
 
 def text(run: Run) -> str:
     """All tables, for the terminal."""
     parts = [about(run), against_node(run), against_peers(run), against_pgbench(run)]
+    parts.append(against_no_history(run))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -177,6 +180,25 @@ def against_pgbench(run: Run) -> str:
                 f"| {number(statistics.median(limit))} | {_ratios(ours, limit)} |"
             )
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def against_no_history(run: Run) -> str:
+    """Rates and write-ahead log with each kind of history, and the rates as shares of none."""
+    kinds = dict(zip(HISTORY, ("none", "failed (default)", "all"), strict=True))
+    lines = [
+        "| `history` | by 24 (jobs/s) | ÷ none | range | by 500 (jobs/s) | ÷ none | range | WAL |",
+        "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: |",
+    ]
+    for side, kind in kinds.items():
+        cells = [kind]
+        for figure in ("rate 24", "rate 500"):
+            rates, none = (run.values("history", name, figure) for name in (side, HISTORY[0]))
+            if not rates or not none:
+                return ""
+            cells += [number(statistics.median(rates)), _ratios(rates, none)]
+        cells.append(number(statistics.median(run.values("history", side, "wal 500"))))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def inserted(text: str, results: str) -> str:

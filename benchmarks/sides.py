@@ -119,6 +119,19 @@ class Ours(Graphile):
         return [sys.executable, str(WORKERS / f"{name}_ours.py"), *arguments], None
 
 
+class Keeping(Ours):
+    """This package with another option `history` than the default."""
+
+    def __init__(self, node: Node, history: str) -> None:
+        super().__init__(node)
+        self.history = history
+        self.name = f"history {history}"
+        self.title = f"graphile_worker_py, history={history}"
+
+    def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
+        return super().command(dsn, {**settings, "history": self.history})
+
+
 class Floor(Graphile):
     """Not a worker: a loop that locks a job as soon as it is notified, with psycopg."""
 

@@ -74,6 +74,18 @@ def run_of(**changes: Any) -> Run:
     return Run({**stored, **changes})
 
 
+def test_kinds_of_history_are_measured_on_the_same_backlog(lab: Lab) -> None:
+    measures = [measure for measure in MEASURES if measure.name == "history"]
+    run = measured(lab, measures, 1, ("ours", "history none", "history all"))
+    table = text(run)
+    assert "| none |" in table
+    assert "| failed (default) |" in table
+    assert "| all |" in table
+    assert min(run.values("history", "history all", "wal 500")) > min(
+        run.values("history", "history none", "wal 500")
+    )
+
+
 def test_workers_and_pgbench_are_measured_on_the_same_backlog(lab: Lab) -> None:
     measures = [measure for measure in MEASURES if measure.name in ("batched", "default")]
     run = measured(lab, measures, 1, ("ours", "pgbench"))

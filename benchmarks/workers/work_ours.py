@@ -30,6 +30,7 @@ async def main(dsn: str, settings: dict[str, Any]) -> None:
             tasks=[noop, timed],
             concurrent_jobs=settings["concurrent_jobs"],
             local_queue=LocalQueueOptions(size=size),
+            history=settings.get("history"),
         ) as runner,
     ):
         print("ready", flush=True)
