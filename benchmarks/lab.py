@@ -242,12 +242,11 @@ class Lab:
 @contextmanager
 def opened_lab(*, scale: float = 1.0, held: float = 10.0) -> Iterator[Lab]:
     """Yield a lab on a server that is started for it."""
-    npm = shutil.which("npm")
-    if npm is None:
+    if shutil.which("npm") is None:
         raise SystemExit("npm is needed, to install graphile-worker")
     with (
         EmbeddedPostgres(settings={"max_connections": "100"}) as server,
-        closing(Lab(server.dsn, Node(npm, Processes()), scale=scale, held=held)) as lab,
+        closing(Lab(server.dsn, Node(Processes()), scale=scale, held=held)) as lab,
     ):
         yield lab
 
