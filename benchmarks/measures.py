@@ -236,14 +236,15 @@ def _idle_memory(lab: Lab, name: str) -> Outcome:
         return {"memory": worker.memory() / 2**20}
 
 
-def _history(lab: Lab, name: str) -> Outcome:
+def _history(lab: Lab, side_name: str) -> Outcome:
     """What history costs at small and at large batches."""
-    side = lab.sides[name]
+    side = lab.sides[side_name]
     outcome: Outcome = {}
     for settings, jobs, batch in ((DEFAULT, 30_000, "24"), (BATCHED, 150_000, "500")):
         with lab.database(side) as dsn:
             drained = drain(lab, side, dsn, lab.jobs(jobs), settings)
-            outcome |= {f"rate {batch}": drained.rate, f"wal {batch}": _costs(drained)["wal"]}
+            costs = _costs(drained)
+            outcome |= {f"{name} {batch}": costs[name] for name in ("rate", "cpu", "wal")}
     return outcome
 
 

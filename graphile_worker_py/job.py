@@ -28,6 +28,7 @@ LOCK_LIFETIME: Final = 4 * 3600.0
 """Seconds after which a lock counts as abandoned: any worker, Node's too, then frees the job."""
 
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_POSTGRES_EPOCH_SECONDS: Final = _POSTGRES_EPOCH.timestamp()
 LATEST: Final = datetime.max.replace(tzinfo=UTC)
 EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 _UNREAD: Final = object()
@@ -127,6 +128,12 @@ class Job:
     def is_first_run(self) -> bool:
         """Whether it was due when it was added, and was never tried: it was not snoozed, either."""
         return self._row[ATTEMPTS] <= 1 and self._row[RUN_AT] == self._row[CREATED_AT]  # type: ignore[no-any-return]
+
+    @property
+    def run_at_seconds(self) -> float:
+        """`run_at` in seconds since 1970, which is read faster than the `datetime`."""
+        microseconds = int.from_bytes(self._row[RUN_AT], "big", signed=True)
+        return _POSTGRES_EPOCH_SECONDS + microseconds / 1_000_000
 
     @property
     def attempts(self) -> int:

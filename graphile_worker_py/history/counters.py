@@ -15,7 +15,7 @@ from graphile_worker_py.outcomes import Completed, Settled
 from graphile_worker_py.sql.runs import RunOutcome
 from graphile_worker_py.sql.task_minutes import TaskMinute, bucket_of
 
-SAMPLE: Final = 16
+SAMPLE: Final = 8
 """Most runs of a task in a batch of which the times are measured."""
 MOST_ENTRIES: Final = 10_000
 """Tasks and minutes that are kept in memory while the database can't be reached."""
@@ -54,7 +54,7 @@ class Counters:
                 entry.outcomes[RunOutcome.COMPLETED] += len(runs)
             else:
                 entry.outcomes.update(filter(None, map(self._outcome_of, runs)))
-            self._measure(entry, runs)
+            self._measure(entry, runs, now - batch[-1][2])
 
     def _entry(self, task: str, minute: int) -> TaskMinute:
         entry = self._entries.get((task, minute))
@@ -64,15 +64,14 @@ class Counters:
                 self._entries[task, minute] = entry
         return entry
 
-    def _measure(self, entry: TaskMinute, runs: Sequence[Settled]) -> None:
+    def _measure(self, entry: TaskMinute, runs: Sequence[Settled], clocks_apart: float) -> None:
         step = -(-len(runs) // SAMPLE)
         for at in range(0, len(runs), step):
-            runs_meant = min(step, len(runs) - at)
+            weight = min(step, len(runs) - at)
             job, _, ended, duration = runs[at]
-            entry.run[bucket_of(duration)] += runs_meant
-            began = self._server_time(ended - duration)
-            if began is not None:
-                entry.wait[bucket_of(began - job.run_at.timestamp())] += runs_meant
+            began = ended - duration + clocks_apart
+            entry.run[bucket_of(duration)] += weight
+            entry.wait[bucket_of(began - job.run_at_seconds)] += weight
 
     def take(self) -> list[TaskMinute]:
         """What was counted since the last call, in order; it is forgotten here."""

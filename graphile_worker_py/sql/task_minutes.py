@@ -4,7 +4,7 @@ Times are counted in histograms with exponential buckets: each is a quarter wide
 before it, so a percentile is off by an eighth at most.
 """
 
-import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from graphile_worker_py.checks import LONGEST, check_seconds, check_text
+from graphile_worker_py.checks import check_seconds, check_text
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
 from graphile_worker_py.sql.side_tables import Moment, as_moment, reading
@@ -23,16 +23,14 @@ SMALLEST_BUCKET: Final = 1e-4
 FACTOR: Final = 1.25
 LAST_BUCKET: Final = 120
 """Of times beyond a year."""
-_PER_BUCKET: Final = 1 / math.log(FACTOR)
+_BOUNDS: Final = [SMALLEST_BUCKET * FACTOR**bucket for bucket in range(LAST_BUCKET)]
+"""The longest time of each bucket but the last one, which has no bound."""
 MINUTE: Final = 60.0
 
 
 def bucket_of(seconds: float) -> int:
     """The number of the bucket for a length of time."""
-    if seconds <= SMALLEST_BUCKET:
-        return 0
-    seconds = min(seconds, LONGEST)
-    return min(math.ceil(math.log(seconds / SMALLEST_BUCKET) * _PER_BUCKET), LAST_BUCKET)
+    return bisect_left(_BOUNDS, seconds)
 
 
 @dataclass(frozen=True, slots=True)
