@@ -121,7 +121,7 @@ async def test_the_echo_is_heard_by_nobody_else_and_not_told(dsn: str) -> None:
 async def test_a_connection_that_is_heard_of_is_not_tested(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
     async with Runner(
-        dsn, tasks={"work": int}, listen_echo_interval=0.5, events=told.events
+        dsn, tasks={"work": print}, listen_echo_interval=0.5, events=told.events
     ) as runner:
         await eventually(lambda: runner.health().listening)
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:

@@ -115,7 +115,8 @@ async def test_without_its_table_outcomes_are_recorded_and_the_rider_is_left_out
     plugin, told = Noting(), Told()
     ridden.execute("alter table ridden rename to away")
     jobs = Jobs(dsn)
-    async with Runner(dsn, tasks=TASKS, hooks=[plugin], events=told.events) as runner:
+    options: Any = {"hooks": [plugin], "events": told.events, "no_side_schema": True}
+    async with Runner(dsn, tasks=TASKS, **options) as runner:
         jobs.add("work", {})
         await told.seen(JobComplete)
         await eventually(lambda: jobs.ids() == [])

@@ -313,8 +313,8 @@ async def test_a_worker_role_without_rights_for_history_works_without_and_says_s
     warnings = [
         record.message
         for record in caplog.records
-        # Another test may have imported the leaf of the pages.
-        if record.levelname == "WARNING" and "'web'" not in record.message
+        # Another test may have registered tables of further leaves.
+        if record.levelname == "WARNING" and not re.search(r"'(web|leases)'", record.message)
     ]
     assert [text.partition(" (")[0] for text in warnings] == [
         "Could not create the tables of 'leaders' in the schema graphile_worker_py",

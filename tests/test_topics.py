@@ -68,6 +68,13 @@ async def test_a_handler_that_raises_is_logged_and_the_next_notification_is_hear
     assert "Could not handle the notification" in caplog.text
 
 
+END_LISTENING = """
+select pg_terminate_backend(pid)
+from pg_stat_activity
+where datname = current_database() and query like 'listen %'
+"""
+
+
 async def test_after_a_lost_connection_a_handler_learns_that_it_may_have_missed_some(
     dsn: str,
 ) -> None:
@@ -75,10 +82,8 @@ async def test_after_a_lost_connection_a_handler_learns_that_it_may_have_missed_
     async with Runner(dsn, tasks={"work": print}, hooks=[plugin], events=told.events):
         await told.seen(PoolListenSuccess)
         with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                "where datname = current_database() and query like 'listen %'"
-            )
+            # Right after it began to listen it sends other statements.
+            await eventually(lambda: conn.execute(END_LISTENING).fetchall())
         await told.seen(PoolListenSuccess, count=2)
         await eventually(lambda: plugin.heard == [None, None])
 

@@ -15,6 +15,7 @@ from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.plugins import Beating
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
+from graphile_worker_py.postgres.outages import is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import leaders
 
@@ -99,7 +100,7 @@ class Followers:
         self.failures += 1
         self.last_error = f"{name}: {one_line(error)}"
         self._logger.log(
-            logging.DEBUG if name in self._failing else logging.WARNING,
+            logging.DEBUG if name in self._failing or is_outage(error) else logging.WARNING,
             "Could not %s (%s); retrying with the next heartbeats",
             name,
             one_line(error),
