@@ -187,7 +187,7 @@ def collected_tasks(given: object) -> dict[str, Task[Any]]:
         given = [given]
     if isinstance(given, list | tuple) and any(isinstance(x, str | ModuleType) for x in given):
         return collect_tasks(given)
-    return task_list(given)  # type: ignore[arg-type]  # it checks
+    return task_list(given)  # type: ignore[arg-type]  # it checks  # pyright: ignore[reportArgumentType]
 
 
 def _cron_items(given: dict[str, Any]) -> "Sequence[ParsedCronItem]":

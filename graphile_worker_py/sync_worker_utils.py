@@ -220,7 +220,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job. See `WorkerUtils.add_job`."""
-        return self._add([JobSpec(identifier, payload, **options)], conn)[0]
+        return self._add([JobSpec(identifier, payload, **options)], conn)[0]  # pyright: ignore[reportArgumentType]
 
     def add_jobs(
         self, specs: Iterable[JobSpec], *, conn: Connection[Any] | None = None

@@ -147,8 +147,13 @@ async def test_no_outcome_waits_while_a_reader_keeps_an_old_partition_from_being
                 await asyncio.sleep(0.02)
             assert old in tables(jobs)
             # Its detachment was begun, and cut off each time.
-            pending = "select count(*) as parts from pg_inherits where inhdetachpending"
-            assert jobs.query(pending) == [{"parts": 1}]
+            pending = (
+                "select count(*) as parts from pg_inherits"
+                " where to_jsonb(pg_inherits) ->> 'inhdetachpending' = 'true'"
+            )
+            # Older servers can't detach without keeping others waiting.
+            version = jobs.query("select current_setting('server_version_num')::int as n")[0]["n"]
+            assert jobs.query(pending) == [{"parts": 1 if version >= 140000 else 0}]
             reader.rollback()
             await eventually(lambda: old not in tables(jobs))
             assert runner.health().rider_failures == 0

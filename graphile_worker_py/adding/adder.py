@@ -103,7 +103,7 @@ class JobAdder:
                 connection of yours has no such limit.
             psycopg.Error: The database could not add it.
         """
-        return (await self._add([JobSpec(identifier, payload, **options)], conn))[0]
+        return (await self._add([JobSpec(identifier, payload, **options)], conn))[0]  # pyright: ignore[reportArgumentType]
 
     async def add_jobs(
         self, specs: Iterable[JobSpec], *, conn: AsyncConnection[Any] | None = None

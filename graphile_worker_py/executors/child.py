@@ -123,7 +123,7 @@ class ProcessJobContext:
         **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job, through the worker. See `WorkerUtils.add_job`."""
-        return self.add_jobs([JobSpec(identifier, payload, **options)])[0]
+        return self.add_jobs([JobSpec(identifier, payload, **options)])[0]  # pyright: ignore[reportArgumentType]
 
     def add_jobs(self, specs: Iterable[JobSpec]) -> list[Job]:
         """Add many jobs, all or none, through the worker. See `WorkerUtils.add_jobs`."""

@@ -146,7 +146,7 @@ def contexts_in(annotation: Any, function: Callable[..., Any]) -> set[str]:
         try:
             annotation = resolved(annotation, function)
         except Exception:  # imported for type checkers only: its text has to do
-            text = getattr(annotation, "__forward_arg__", annotation)
+            text = str(getattr(annotation, "__forward_arg__", annotation))
             return set(re.findall(r"\w+", text)) & set(CONTEXTS)
     if isinstance(annotation, type):
         return {

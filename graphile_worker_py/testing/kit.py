@@ -186,7 +186,7 @@ class Kit:
         Raises:
             BaseException: What the task raised.
         """
-        spec: JobSpec = JobSpec(task, payload, **options)
+        spec: JobSpec = JobSpec(task, payload, **options)  # pyright: ignore[reportArgumentType]
         return await self.call(task, spec, attempt=attempt)
 
     @contextmanager
