@@ -18,7 +18,6 @@ from graphile_worker_py.loading.directory import load_tasks
 from graphile_worker_py.loading.modules import collect_tasks
 from graphile_worker_py.options import (
     OPTIONS,
-    PROCESS_OPTIONS,
     WORKER_OPTION_NAMES,
     ForbiddenFlags,
     LocalQueueOptions,
@@ -26,6 +25,7 @@ from graphile_worker_py.options import (
 )
 from graphile_worker_py.options.declaring import Kind, Option
 from graphile_worker_py.options.history import HistoryRetention
+from graphile_worker_py.options.process import PROCESS_OPTIONS
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool

@@ -8,24 +8,17 @@ from typing import Final
 from graphile_worker_py.checks import (
     check_delay,
     check_filled,
-    check_filled_or_list,
     check_flag,
     check_forbidden_flags,
     check_max_crashes,
-    check_one_of,
-    check_path,
-    check_port,
-    check_processes,
     check_queue_size,
     check_schema,
     check_seconds,
-    check_texts,
     check_whole,
 )
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options.declaring import (
     Kind,
-    Option,
     about,
     check_fields,
     group,
@@ -35,6 +28,7 @@ from graphile_worker_py.options.declaring import (
     or_none,
 )
 from graphile_worker_py.options.history import HistoryOptions
+from graphile_worker_py.options.process import PROCESS_OPTIONS
 
 ForbiddenFlags = (
     Sequence[str]
@@ -44,8 +38,6 @@ ForbiddenFlags = (
 """Flags whose jobs are left to other workers: a list, or a function called before each fetch."""
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
-_LOG_FORMATS: Final = ("text", "json")
-_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 _at_least_0: Final = partial(check_whole, smallest=0)
@@ -320,105 +312,6 @@ class WorkerOptions(HistoryOptions):
 
 WORKER_OPTION_NAMES: Final = frozenset(f.name for f in fields(WorkerOptions))
 """Names of the options of a worker pool."""
-
-PROCESS_OPTIONS: Final = (
-    Option(
-        name="connection",
-        kind=Kind.TEXT,
-        check=check_filled,
-        doc="Connection string of the database. libpq's `PG*` variables supply what it leaves out.",
-        flags=("-c", "--connection"),
-        metavar="DSN",
-        env="DATABASE_URL",
-    ),
-    Option(
-        name="tasks",
-        kind=Kind.TEXT,
-        check=check_filled_or_list,
-        doc="Python module that contains the tasks, as `MODULE` or `MODULE:ATTRIBUTE`. Several are "
-        "given as a list, or with commas between them.",
-        flags=("--tasks",),
-        is_repeatable=True,
-        metavar="MODULE[:ATTR]",
-        in_code=True,
-    ),
-    Option(
-        name="task_directory",
-        kind=Kind.PATH,
-        check=check_path,
-        doc="Folder or Python file that contains the tasks, used instead of `tasks`. Default: "
-        "`./tasks`, if it exists.",
-        flags=("--task-directory",),
-        metavar="DIR",
-        in_code=True,
-    ),
-    Option(
-        name="crontab_file",
-        kind=Kind.PATH,
-        check=check_path,
-        doc="File with recurring jobs. Default: `./crontab`, if it exists.",
-        flags=("--crontab",),
-        metavar="FILE",
-        in_code=True,
-    ),
-    Option(
-        name="hooks",
-        kind=Kind.TEXTS,
-        check=check_texts,
-        doc="Plugins, the outermost first: each the name of an installed entry point, or "
-        "`MODULE:ATTRIBUTE`.",
-        flags=("--hook",),
-        metavar="PLUGIN",
-        in_code=True,
-    ),
-    Option(
-        name="processes",
-        kind=Kind.WHOLE,
-        default=1,
-        check=check_processes,
-        doc="Number of worker processes, each with all of these options. More than one process is "
-        "supervised; `auto` starts one for each processor core.",
-        flags=("-P", "--processes"),
-    ),
-    Option(
-        name="health_port",
-        kind=Kind.WHOLE,
-        check=check_port,
-        doc="Port that answers health probes over HTTP. With several processes, each uses the next "
-        "port. Default: no probes.",
-        flags=("--health-port",),
-        in_code=True,
-    ),
-    Option(
-        name="health_host",
-        kind=Kind.TEXT,
-        default="127.0.0.1",
-        check=check_filled,
-        doc="Address that answers health probes; `0.0.0.0` accepts them from other machines.",
-        flags=("--health-host",),
-        metavar="ADDRESS",
-        in_code=True,
-    ),
-    Option(
-        name="log_format",
-        kind=Kind.TEXT,
-        default=_LOG_FORMATS[0],
-        check=partial(check_one_of, allowed=_LOG_FORMATS),
-        doc="`text` logs lines for people, `json` logs objects for programs.",
-        flags=("--log-format",),
-        choices=_LOG_FORMATS,
-    ),
-    Option(
-        name="log_level",
-        kind=Kind.TEXT,
-        default="info",
-        check=partial(check_one_of, allowed=_LOG_LEVELS),
-        doc="Lowest level that is logged: `debug`, `info`, `warning` or `error`.",
-        flags=("--log-level",),
-        choices=_LOG_LEVELS,
-    ),
-)
-"""Options of a worker process that are not options of its pool."""
 
 OPTIONS: Final = {each.name: each for each in (*PROCESS_OPTIONS, *options_of(WorkerOptions))}
 """Every option that a file, a variable or a flag can set, by its name."""
