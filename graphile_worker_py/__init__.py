@@ -60,9 +60,9 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.explaining import Explanation as Explanation
     from graphile_worker_py.explaining import Reason as Reason
     from graphile_worker_py.job import Job as Job
-    from graphile_worker_py.job import JobKeyMode as JobKeyMode
-    from graphile_worker_py.job import JobSpec as JobSpec
-    from graphile_worker_py.job import TaskName as TaskName
+    from graphile_worker_py.job.spec import JobKeyMode as JobKeyMode
+    from graphile_worker_py.job.spec import JobSpec as JobSpec
+    from graphile_worker_py.job.spec import TaskName as TaskName
     from graphile_worker_py.loading.directory import load_tasks as load_tasks
     from graphile_worker_py.once import RunOnceResult as RunOnceResult
     from graphile_worker_py.once import run_once as run_once

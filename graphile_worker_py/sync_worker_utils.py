@@ -22,7 +22,8 @@ from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
-from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.looking_back import SyncLooksBack
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks

@@ -17,7 +17,8 @@ from graphile_worker_py.adding.adder import JobAdder, check_async
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
-from graphile_worker_py.job import Job, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import PayloadT, SpecOptions, TaskName
 from graphile_worker_py.looking_back import LooksBack
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks

@@ -20,7 +20,7 @@ from graphile_worker_py.events import (
     CronStarting,
     Events,
 )
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.database import Database
 from tests.cron_support import (
     SCHEMA,

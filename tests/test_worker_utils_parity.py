@@ -24,7 +24,7 @@ def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
 
 def types(function: Callable[..., Any]) -> dict[str, str]:
     """Types of the parameters and of the result, as far as both forms can have the same."""
-    async_stream = " | collections.abc.AsyncIterable[graphile_worker_py.job.JobSpec]"
+    async_stream = " | collections.abc.AsyncIterable[graphile_worker_py.job.spec.JobSpec]"
     return {
         name: str(kind).removesuffix(async_stream).replace("sync_handles.Sync", "handles.")
         for name, kind in inspect.get_annotations(function).items()

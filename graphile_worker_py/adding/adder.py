@@ -13,7 +13,8 @@ from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events, JobsAdded
-from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import can_copy
 

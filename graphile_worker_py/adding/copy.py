@@ -9,8 +9,6 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.job import (
     ATTEMPTS,
     CREATED_AT,
-    DEFAULT_MAX_ATTEMPTS,
-    DEFAULT_PRIORITY,
     FLAGS,
     ID,
     IS_AVAILABLE,
@@ -24,10 +22,10 @@ from graphile_worker_py.job import (
     TASK_ID,
     UPDATED_AT,
     Job,
-    JobSpec,
     as_timestamp,
     from_timestamp,
 )
+from graphile_worker_py.job.spec import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, JobSpec
 from graphile_worker_py.postgres.query import CopyIn, Steps
 from graphile_worker_py.sql.add_jobs import Names, read_names
 from graphile_worker_py.sql.copy_jobs import (

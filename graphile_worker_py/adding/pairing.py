@@ -18,8 +18,6 @@ from typing import Any, TypeAlias
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import (
     CREATED_AT,
-    DEFAULT_MAX_ATTEMPTS,
-    DEFAULT_PRIORITY,
     FLAGS,
     ID,
     JOB_QUEUE_ID,
@@ -30,9 +28,9 @@ from graphile_worker_py.job import (
     RUN_AT,
     TASK_ID,
     Job,
-    JobSpec,
     as_timestamp,
 )
+from graphile_worker_py.job.spec import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, JobSpec
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql.add_jobs import Names, read_names
 

@@ -11,7 +11,8 @@ from graphile_worker_py.adding.copy import copied
 from graphile_worker_py.adding.pairing import needed_names, paired
 from graphile_worker_py.checks import check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.job import Job, JobKeyMode, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobKeyMode, JobSpec
 from graphile_worker_py.postgres.query import Pipelined, Query, Steps
 from graphile_worker_py.sql import add_jobs as sql
 from graphile_worker_py.sql import awaited

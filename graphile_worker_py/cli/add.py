@@ -13,7 +13,7 @@ from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import adding_options, database_options, json_option
 from graphile_worker_py.cli.tables import job_as_json, print_json
 from graphile_worker_py.cli.work import run_in_loop
-from graphile_worker_py.job import JobKeyMode
+from graphile_worker_py.job.spec import JobKeyMode
 from graphile_worker_py.runner import run_migrations
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 

@@ -19,11 +19,7 @@ from graphile_worker_py.checks import (
 )
 from graphile_worker_py.cron.pattern import Pattern, parse_pattern
 from graphile_worker_py.errors import ConfigurationError, CrontabError
-from graphile_worker_py.job import (
-    MAX_JOB_KEY_LENGTH,
-    MAX_QUEUE_NAME_LENGTH,
-    JobKeyMode,
-)
+from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH, JobKeyMode
 
 
 class Overlap(StrEnum):

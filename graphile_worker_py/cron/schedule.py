@@ -25,7 +25,7 @@ from graphile_worker_py.events import (
     CronStarting,
     Events,
 )
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.availability import retrying
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import backoff_for

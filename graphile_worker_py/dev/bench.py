@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.options import LocalQueueOptions
 from graphile_worker_py.postgres.connecting import opened_pool
 from graphile_worker_py.postgres.database import Database

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from graphile_worker_py import aio
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events, JobError, JobStart, JobSuccess
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.runner import Runner
 from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.tasks.sync_context import SyncJobContext

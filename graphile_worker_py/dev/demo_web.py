@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 
 from graphile_worker_py import aio
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.runner import Runner
 from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.tasks.sync_context import SyncJobContext

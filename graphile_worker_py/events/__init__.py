@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from graphile_worker_py.events.event import Event as Event
 from graphile_worker_py.events.subscribing import Events as Events
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 
 
 class PoolEvent(Event):

@@ -27,7 +27,8 @@ from graphile_worker_py.errors import (
     traceback_of,
 )
 from graphile_worker_py.executors import wire
-from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.batches import batch_of

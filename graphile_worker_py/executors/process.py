@@ -31,7 +31,7 @@ from graphile_worker_py.executors import memory, wire
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
 from graphile_worker_py.executors.wire import ProcessTaskError
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.job_log import Capture

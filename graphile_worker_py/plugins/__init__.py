@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from psycopg import AsyncConnection
 
 from graphile_worker_py.events import Events
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sql.outcomes import BoundRider

@@ -6,7 +6,8 @@ from datetime import UTC
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.sql import fragments
 

@@ -17,7 +17,8 @@ from graphile_worker_py.checks import (
     check_texts,
 )
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.job import JOB_COLUMNS, MAX_JOB_KEY_LENGTH, Job
+from graphile_worker_py.job import JOB_COLUMNS, Job
+from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.backlog import registered_pools

@@ -4,7 +4,7 @@ from typing import Final
 
 from graphile_worker_py.checks import check_job_id, check_text
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import MAX_JOB_KEY_LENGTH
+from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql.side_tables import reading
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from psycopg.errors import DivisionByZero
 
-from graphile_worker_py.job import EARLIEST, LATEST, JobSpec
+from graphile_worker_py.job import EARLIEST, LATEST
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.query import Query
 
 

@@ -13,7 +13,7 @@ from graphile_worker_py.checks import (
     check_whole,
 )
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH
+from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH
 from graphile_worker_py.options.history import HistoryLevel
 from graphile_worker_py.outcomes import RetryPolicy
 

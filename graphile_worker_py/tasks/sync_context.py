@@ -19,7 +19,8 @@ from psycopg import (
 )
 
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.job import Job, JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.connecting import connection_target
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import (

@@ -20,7 +20,7 @@ from typing import (
 
 from graphile_worker_py.checks import check_one_of, check_seconds
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import JobSpec, PayloadT, PayloadT_contra, SpecOptions, TaskName
+from graphile_worker_py.job.spec import JobSpec, PayloadT, PayloadT_contra, SpecOptions, TaskName
 from graphile_worker_py.outcomes import RetryPolicy
 from graphile_worker_py.tasks.locating import TaskPlace, check_has_place, place_of
 from graphile_worker_py.tasks.settings import ADDING, TaskSettings, checked_settings

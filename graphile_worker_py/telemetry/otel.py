@@ -13,7 +13,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.plugins import Plugin
 from graphile_worker_py.tasks.context import JobContext

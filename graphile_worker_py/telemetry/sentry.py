@@ -10,7 +10,8 @@ from sentry_sdk.tracing import Span
 from graphile_worker_py import events
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.events import Events
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.plugins import Plugin
 from graphile_worker_py.tasks.context import JobContext

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 
 PREFIX: Final = "traceparent:"
 _TRACEPARENT: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

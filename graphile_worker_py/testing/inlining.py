@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from graphile_worker_py.errors import UnknownTaskError
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.plugins import Plugin
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.testing.performing import unsaved_job

@@ -5,7 +5,7 @@ from typing import Any, Final, TypedDict, Unpack
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import TaskName
+from graphile_worker_py.job.spec import TaskName
 from graphile_worker_py.sql.inspect import ListedJob
 
 NOT_GIVEN: Final[Any] = object()

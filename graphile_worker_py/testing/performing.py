@@ -9,21 +9,15 @@ from graphile_worker_py.checks import check_whole
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.executor import Executors
-from graphile_worker_py.job import (
-    DEFAULT_MAX_ATTEMPTS,
-    DEFAULT_PRIORITY,
-    JOB_COLUMNS,
-    Job,
-    JobSpec,
-    as_timestamp,
-)
+from graphile_worker_py.job import JOB_COLUMNS, Job, as_timestamp
+from graphile_worker_py.job.spec import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, JobSpec
 from graphile_worker_py.json_codec import dumps
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.tasks.completing import CompletingStatement
-from graphile_worker_py.tasks.context import PoolContext
+from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task, check_tasks
 from graphile_worker_py.workers.caller import Caller

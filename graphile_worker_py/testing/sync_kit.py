@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from graphile_worker_py.job import JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils

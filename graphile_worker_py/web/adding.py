@@ -12,7 +12,8 @@ from typing import Any, Final
 from psycopg import AsyncConnection, errors
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.job import Job, JobSpec
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.sql.census import count_ready
 from graphile_worker_py.sql.web_tables import claim_answer, read_answer, store_answer
 from graphile_worker_py.web import audit

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from graphile_worker_py.job import DEFAULT_MAX_ATTEMPTS
+from graphile_worker_py.job.spec import DEFAULT_MAX_ATTEMPTS
 from graphile_worker_py.postgres.query import quoted
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.web import shown

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.errors import ConfigurationError
-from graphile_worker_py.job import JobSpec
+from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.web import audit
 from graphile_worker_py.web.api.answers import answer, problems
 from graphile_worker_py.web.api.models import BulkAdded, NewJob

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 from graphile_worker_py.checks import MAX_IDENTIFIER_LENGTH
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.job import (
+from graphile_worker_py.job.spec import (
     MAX_JOB_KEY_LENGTH,
     MAX_QUEUE_NAME_LENGTH,
     JobKeyMode,
