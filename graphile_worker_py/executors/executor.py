@@ -14,7 +14,8 @@ from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.thread import Threads
 from graphile_worker_py.executors.time_limit import TimeLimits
 from graphile_worker_py.tasks.batches import batch_of
-from graphile_worker_py.tasks.context import PoolContext, RunningJob
+from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.sync_context import SyncJobContext
 from graphile_worker_py.tasks.task import ExecutorKind, Task
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,17 +12,15 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import AsyncConnection
 
-from graphile_worker_py.adding.adder import NOTHING_AROUND, Around, JobAdder
+from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import GraphileWorkerError, one_line
-from graphile_worker_py.job import Job, JobSpec
-from graphile_worker_py.outcomes import Settled
-from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.sql.job_state import NOTHING_LEFT, Left, Progress
+from graphile_worker_py.job import Job
+from graphile_worker_py.job.spec import JobSpec
+from graphile_worker_py.sql.job_state import NOTHING_LEFT, Progress
 from graphile_worker_py.tasks.abort import Abort, AbortReason
 from graphile_worker_py.tasks.completing import (
-    CompletingStatement,
     Completion,
     check_held,
     check_open,
@@ -30,71 +28,16 @@ from graphile_worker_py.tasks.completing import (
     completing,
 )
 from graphile_worker_py.tasks.job_log import Capture, delay_to_log, job_logger
+from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.progress import (
     MISSING,
     NO_CHECKPOINTS,
     checked_progress,
     checkpoint_of,
 )
-from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
 
 T = TypeVar("T")
-
-
-class PoolContext:
-    """What the jobs of a worker pool share.
-
-    Args:
-        pool_id: Id of the pool.
-        tasks: Its tasks, by identifier.
-        database: Where the jobs are.
-        logger: Where tasks log to.
-        queue_names: Looks up names of serial queues.
-        adding: What plugins do around adding jobs.
-        most_completing: How many tasks may complete their jobs in transactions at once; others
-            wait for their turn. Each of them keeps a connection of the pool.
-
-    Attributes:
-        complete: Makes the statement that records a batch of completed jobs; None without a worker.
-        find_left: Finds what earlier attempts of a job have left; None without the tables for it.
-        abort_reason: Why jobs that begin now should end at once; None while they may run.
-    """
-
-    __slots__ = (
-        "abort_reason",
-        "adding",
-        "complete",
-        "completing",
-        "database",
-        "find_left",
-        "logger",
-        "pool_id",
-        "queue_names",
-        "tasks",
-    )
-
-    def __init__(
-        self,
-        *,
-        pool_id: str,
-        tasks: Mapping[str, Task[Any]],
-        database: Database,
-        logger: logging.Logger,
-        queue_names: QueueNames,
-        adding: Around = NOTHING_AROUND,
-        most_completing: int = 1,
-    ) -> None:
-        self.complete: Callable[[Sequence[Settled]], CompletingStatement] | None = None
-        self.find_left: Callable[[Job], Awaitable[Left]] | None = None
-        self.completing = asyncio.Semaphore(most_completing)
-        self.pool_id = pool_id
-        self.tasks = tasks
-        self.database = database
-        self.logger = logger
-        self.queue_names = queue_names
-        self.adding = adding
-        self.abort_reason: AbortReason | None = None
 
 
 def cannot_leave(error: BaseException) -> None:

@@ -9,7 +9,8 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import DEFAULT_POLICY, RetryPolicy
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.tasks.completing import Completion, still_held
-from graphile_worker_py.tasks.context import JobContext, PoolContext, RunningJob, cannot_leave
+from graphile_worker_py.tasks.context import JobContext, RunningJob, cannot_leave
+from graphile_worker_py.tasks.pool_context import PoolContext
 
 MOST_SNOOZES: Final = 1000
 """How often a job may be snoozed, unless its task says otherwise."""

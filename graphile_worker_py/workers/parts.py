@@ -11,7 +11,7 @@ from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
-from graphile_worker_py.tasks.context import PoolContext
+from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.listener import Listener

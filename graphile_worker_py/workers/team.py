@@ -12,7 +12,8 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.processes.interrupts import is_ctrl_c
 from graphile_worker_py.tasks.abort import AbortReason
-from graphile_worker_py.tasks.context import PoolContext, RunningJob
+from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.worker import End, Worker
 
