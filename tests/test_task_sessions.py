@@ -307,17 +307,22 @@ async def test_more_tasks_than_connections_wait_for_each_other(dsn: str) -> None
     jobs, told = Jobs(dsn), Told()
     jobs.add_many(40, "work")
     sessions: set[int] = set()
+    lent: list[int] = [0]
 
     async def work(payload: Any, ctx: JobContext) -> None:
         async with ctx.connection() as conn:
             sessions.add(conn.info.backend_pid)
+            lent.append(lent[-1] + 1)
             await conn.execute("select pg_sleep(0.005)")
+            lent.append(lent[-1] - 1)
 
     await run_once(
         dsn, tasks={"work": work}, events=told.events, max_pool_size=5, concurrent_jobs=20
     )
     assert not told.of(JobError)
-    assert len(sessions) <= 2
+    assert max(lent) <= 2
+    # The worker itself takes one away now and then; apart from that they are used again.
+    assert len(sessions) < 10
 
 
 async def test_no_connection_is_left_open_at_the_end(

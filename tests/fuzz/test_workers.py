@@ -48,7 +48,7 @@ class Bench:
             self.dsn, tasks=[note], concurrent_jobs=4, poll_interval=60, events=self.told.events
         )
         await self._stack.enter_async_context(runner)
-        self.utils = await self._stack.enter_async_context(WorkerUtils(self.dsn))
+        self.utils = await self._stack.enter_async_context(WorkerUtils(self.dsn, nan_as_null=True))
         await self.told.seen(PoolListenSuccess)
 
     def run(self, work: Any) -> Any:
