@@ -12,8 +12,9 @@ from graphile_worker_py.steering.waiter import Waiter
 WATCH_INTERVAL: Final = 0.5
 """Seconds between two looks of `JobHandle.watch`; pools report progress every two seconds."""
 GONE: Final = (
-    "job {job_id} has ended, and no record of how was kept: add it with awaited=True, give its "
-    'task keep_result=True, or run workers with history="all"'
+    "job {job_id} has ended, and no record says how: a Node worker ran it, it was deleted, or no "
+    "record was asked for; add it with awaited=True, give its task keep_result=True, or run "
+    'workers with history="all"'
 )
 
 
