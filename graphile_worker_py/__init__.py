@@ -55,7 +55,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.errors import UnsupportedPostgresError as UnsupportedPostgresError
     from graphile_worker_py.errors import WorkerPoolError as WorkerPoolError
     from graphile_worker_py.events import Events as Events
-    from graphile_worker_py.executors.child import ProcessJobContext as ProcessJobContext
+    from graphile_worker_py.executors.process_context import ProcessJobContext as ProcessJobContext
     from graphile_worker_py.explaining import Cause as Cause
     from graphile_worker_py.explaining import Explanation as Explanation
     from graphile_worker_py.explaining import Reason as Reason

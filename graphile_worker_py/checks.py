@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ SMALLINT_MAX: Final = 32767
 MAX_SCHEMA_BYTES: Final = 63
 BIGINT_MAX: Final = 2**63 - 1
 LARGEST_WHOLE: Final = 2**31 - 1
+LARGEST_AMOUNT: Final = sys.float_info.max
 LONGEST: Final = 1e9
 """Seconds, about thirty years: within the range of clocks and of PostgreSQL's intervals."""
 HIGHEST_PORT: Final = 65535
@@ -287,3 +289,29 @@ def check_job_id(name: str, value: object) -> int:
             f"{name}: job id {value!r} is out of range, allowed are 0 to {BIGINT_MAX}"
         )
     return number
+
+
+def check_progress(
+    done: object, total: object, message: object
+) -> tuple[float, float | None, str | None]:
+    """Check how far a task says it is: a share, or an amount with its total."""
+    text = None if message is None else check_text("message", message)
+    if total is None:
+        if not isinstance(done, float) or not 0 <= done <= 1:
+            raise ConfigurationError(
+                f"progress must be a share, a float from 0 to 1, or be given with its total: "
+                f"progress(40, total=100), not {done!r}"
+            )
+        return done, None, text
+    amounts = []
+    for name, value in (("progress", done), ("total", total)):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value <= LARGEST_AMOUNT
+        ):
+            raise ConfigurationError(f"{name} must be a number of at least 0, not {value!r}")
+        amounts.append(value)
+    if amounts[0] > amounts[1]:
+        raise ConfigurationError(f"progress {done} is above its total {total}")
+    return amounts[0], float(amounts[1]), text

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
+from graphile_worker_py import json_codec
 from graphile_worker_py.checks import LONGEST, check_aware, check_seconds, check_text, check_whole
 from graphile_worker_py.errors import (
     BatchJobError,
     ConfigurationError,
     CutOffError,
     GraphileWorkerError,
+    kind_of,
     message_of,
     one_line,
     traceback_of,
@@ -209,6 +211,32 @@ class RetryPolicy:
 
 DEFAULT_POLICY: Final = RetryPolicy()
 """Graphile Worker's: every error is tried again, with growing delays, until attempts run out."""
+
+
+@dataclass(frozen=True, slots=True)
+class OmittedResult:
+    """Stands for a result that a process could not send.
+
+    Args:
+        why: The reason.
+    """
+
+    why: str
+
+
+def written_result(result: Any, *, limit: int) -> tuple[str | None, str | None]:
+    """A result as JSON, and why it is missing: one of both is None."""
+    if isinstance(result, OmittedResult):
+        return None, result.why
+    try:
+        text = json_codec.dumps(result)
+    except ValueError as error:
+        return None, str(error)
+    except BaseException as error:  # of a user's type that is being written
+        return None, f"not JSON-serialisable: {kind_of(error)}"
+    if len(text) > limit:
+        return None, f"{len(text)} bytes, more than the result_limit of {limit}"
+    return text.decode(), None
 
 
 @dataclass(frozen=True, slots=True)

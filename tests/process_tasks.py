@@ -396,6 +396,29 @@ def steps(payload: str, ctx: ProcessJobContext) -> None:
 
 
 @task(executor="process")
+def answer(payload: dict[str, Any], ctx: ProcessJobContext) -> Any:
+    """Return or set a result that is asked for, after much progress."""
+    for done in range(payload.get("reports", 0)):
+        ctx.progress(done + 1, total=payload["reports"])
+    match payload["kind"]:
+        case "returned":
+            return {"order": Order("a", 2), "number": 12345678901234567890123}
+        case "set":
+            ctx.set_result([1, "two"])
+        case "unwritable":
+            return {"a": {1}}
+        case "large":
+            return "x" * 2 * MEGABYTE
+    return None
+
+
+@task(executor="process")
+def answers(payload: list[str]) -> list[Any]:
+    """Return one result for each item; one that is a text is its outcome."""
+    return [Discard("no such item") if item == "discard" else item for item in payload]
+
+
+@task(executor="process")
 def until_cancelled(_payload: object, ctx: ProcessJobContext) -> None:
     """End when asked to."""
     ctx.abort_event.wait(30)

@@ -271,6 +271,39 @@ async def test_a_task_in_a_process_reports_and_leaves_the_same(
         assert await handle.result(10) == {"at": 1}
 
 
+async def test_what_a_task_in_a_process_returns_or_sets_is_its_result(place: Place) -> None:
+    kinds = ("returned", "set", "unwritable", "large", "nothing")
+    jobs = await place.utils.add_jobs(
+        [JobSpec("answer", {"kind": kind, "reports": 1}, awaited=True) for kind in kinds]
+    )
+    batch = await place.utils.add_job("answers", ["a", "b"], awaited=True)
+    discarding = await place.utils.add_job("answers", ["a", "discard"], awaited=True)
+    async with place.runner([process_tasks.answer, process_tasks.answers]):
+        handles = [place.utils.handle(job) for job in (*jobs, batch, discarding)]
+        outcomes = await place.utils.wait_all(handles, timeout=15)
+    assert {outcome.status for outcome in outcomes} == {EndStatus.COMPLETED}
+    returned = {"order": {"path": "a", "count": 2}, "number": 12345678901234567890123}
+    results = [outcome.result for outcome in outcomes]
+    assert results == [returned, [1, "two"], None, None, None, ["a", "b"], None]
+    omitted = [
+        run.result_omitted
+        for job in jobs
+        for run in await place.utils.list_runs(job_id=job.id, outcome="completed")
+    ]
+    assert omitted[2] == "not JSON-serialisable: $.a is a set; write list(...)"
+    assert str(omitted[3]).startswith("2097154 bytes, more than the result_limit")
+    assert omitted[:2] + omitted[4:] == [None] * 3
+
+
+async def test_a_task_in_a_process_may_report_its_progress_as_often_as_it_likes(
+    place: Place,
+) -> None:
+    job = await place.utils.add_job("answer", {"kind": "set", "reports": 300_000}, awaited=True)
+    async with place.runner([process_tasks.answer]):
+        # If each report had an answer, or were sent at all, this would take half a minute.
+        assert await place.utils.handle(job).result(15) == [1, "two"]
+
+
 async def test_a_task_in_a_process_is_cancelled(place: Place) -> None:
     job = await place.utils.add_job("until_cancelled", awaited=True)
     async with place.runner([process_tasks.until_cancelled]):

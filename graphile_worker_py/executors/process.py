@@ -88,11 +88,11 @@ class ProcessExecutor:
         self._none_left = asyncio.Event()
         self._numbers = itertools.count(1)
 
-    def call_of(self, task: Task[Any]) -> Callable[[RunningJob], Awaitable[list[Any] | None]]:
+    def call_of(self, task: Task[Any]) -> Callable[[RunningJob], Awaitable[Any]]:
         """How a task is called."""
         return partial(self.run, task)
 
-    async def run(self, task: Task[Any], running: RunningJob) -> list[Any] | None:
+    async def run(self, task: Task[Any], running: RunningJob) -> Any:
         """Run a job of a task in a process. If the caller is cancelled, the process is killed.
 
         Args:
@@ -100,8 +100,8 @@ class ProcessExecutor:
             running: The job.
 
         Returns:
-            A list as long as that of the task, if it returned one, for batch jobs: its items
-            are None, or raise when awaited.
+            What the task returned, as JSON can tell. If items of a batch job have failed, a list
+            with one for each: None, or what raises the error when awaited.
 
         Raises:
             TaskTimeoutError: It ran longer than it may, and was killed.
@@ -133,10 +133,13 @@ class ProcessExecutor:
             # In any case, cancellation included. If the process still runs the job, it is killed.
             await aio.finish(self._give_back(process))
         match outcome:
-            case wire.Done(results=None):
+            case wire.Done(is_set=True):
+                context.set_result(outcome.value)
                 return None
-            case wire.Done(results=int(results), failed=failed):
-                return [_Failed(failed[at]) if at in failed else None for at in range(results)]
+            case wire.Done(items=int(items), failed=failed) if failed:
+                return [_Failed(failed[at]) if at in failed else None for at in range(items)]
+            case wire.Done():
+                return outcome.value
             case wire.Failure():
                 raise outcome.error()
         raise talk.error()
@@ -271,6 +274,8 @@ class _Talk:
                 continue  # something that an earlier job has left behind
             elif isinstance(said, wire.Done | wire.Failure):
                 return said
+            elif isinstance(said, wire.Reported):
+                self._context.progress(said.done, said.total, said.message)
             elif isinstance(said, wire.Begun):
                 self.is_begun = True
                 timeout = self._task.timeout

@@ -10,20 +10,22 @@ import pickle
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py import json_codec
+from graphile_worker_py.checks import check_progress
 from graphile_worker_py.errors import GraphileWorkerError, message_of
 from graphile_worker_py.job import Job
+from graphile_worker_py.outcomes import OmittedResult
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.locating import TaskPlace
 
 HEADER: Final = struct.Struct(">Q")
 LONGEST: Final = 2**30
 """Bytes; a message can't be longer, because PostgreSQL could not store the payload."""
-CALLABLE: Final = frozenset({"add_jobs", "checkpoint", "get_queue_name", "progress", "set_result"})
+CALLABLE: Final = frozenset({"add_jobs", "checkpoint", "get_queue_name"})
 """The methods of a `JobContext` that a process may call."""
 _LARGEST_STATE: Final = 2**20
 
@@ -109,6 +111,15 @@ class Call:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """How far the task is; it needs no answer."""
+
+    done: float
+    total: float | None
+    message: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """An error as data.
@@ -166,15 +177,29 @@ class Done:
     """The task has returned.
 
     Attributes:
-        results: How many results, if it returned a list; None for anything else.
-        failed: Of the items of a batch job, those that failed.
+        result: What it returned or set, as JSON; None if nothing.
+        omitted: Why a result is missing.
+        is_set: Whether it returned nothing, and the result is what it set.
+        items: How many items a batch job has, if they had to be awaited or decided for themselves;
+            None for other jobs.
+        failed: Of these items, those that failed.
     """
 
-    results: int | None
-    failed: Mapping[int, Failure]
+    result: str | None = None
+    omitted: str | None = None
+    is_set: bool = False
+    items: int | None = None
+    failed: Mapping[int, Failure] = field(default_factory=dict)
+
+    @property
+    def value(self) -> Any:
+        """The result, decoded."""
+        if self.omitted is not None:
+            return OmittedResult(self.omitted)
+        return None if self.result is None else json_codec.loads(self.result)
 
 
-Said: TypeAlias = Begun | Logged | Call | Done | Failure
+Said: TypeAlias = Begun | Logged | Reported | Call | Done | Failure
 
 
 def failure(error: BaseException, traceback: str = "") -> Failure:
@@ -237,8 +262,11 @@ def _fields(said: Said) -> Any:
             return [method, dict(arguments)]
         case Failure():
             return [said.kind, said.args, said.state, said.message, said.traceback]
+        case Reported(done, total, message):
+            return [done, total, message]
         case Done():
-            return [said.results, [[at, _fields(each)] for at, each in said.failed.items()]]
+            failed = [[at, _fields(each)] for at, each in said.failed.items()]
+            return [said.result, said.omitted, said.is_set, said.items, failed]
 
 
 def _read_call(fields: Any) -> Call:
@@ -260,9 +288,12 @@ def _read_failure(fields: Any) -> Failure:
 
 
 def _read_done(fields: Any) -> Done:
-    results, failed = fields
+    result, omitted, is_set, items, failed = fields
     return Done(
-        results=None if results is None else int(results),
+        result=None if result is None else str(result),
+        omitted=None if omitted is None else str(omitted),
+        is_set=bool(is_set),
+        items=None if items is None else int(items),
         failed={int(at): _read_failure(each) for at, each in failed},
     )
 
@@ -270,6 +301,7 @@ def _read_done(fields: Any) -> Done:
 _READERS: Final[Mapping[str, Any]] = {
     "Begun": lambda _fields: Begun(),
     "Logged": lambda record: Logged(dict(record)),
+    "Reported": lambda fields: Reported(*check_progress(*fields)),
     "Call": _read_call,
     "Failure": _read_failure,
     "Done": _read_done,

@@ -12,9 +12,17 @@ from graphile_worker_py.errors import shortened
 from graphile_worker_py.history.counters import Counters
 from graphile_worker_py.history.error_groups import error_group
 from graphile_worker_py.history.settings import Kept, kept_of
-from graphile_worker_py.history.texts import LARGEST_STATEMENT, LONGEST_TEXT, encoded
+from graphile_worker_py.history.texts import LARGEST_STATEMENT, LONGEST_TEXT
 from graphile_worker_py.options.history import HistoryLevel
-from graphile_worker_py.outcomes import Cancelled, Completed, Failed, Returned, Settled, Snoozed
+from graphile_worker_py.outcomes import (
+    Cancelled,
+    Completed,
+    Failed,
+    Returned,
+    Settled,
+    Snoozed,
+    written_result,
+)
 from graphile_worker_py.sql import awaited
 from graphile_worker_py.sql.fail_jobs import storable
 from graphile_worker_py.sql.outcomes import BoundRider
@@ -146,7 +154,7 @@ class Recorder:
             return None, None
         if not kept.results and not self._awaited:
             return None, None
-        result, omitted = encoded(outcome.result, limit=self._options.result_limit)
+        result, omitted = written_result(outcome.result, limit=self._options.result_limit)
         if omitted is not None and kept.results:
             self._pool.logger.warning(
                 "The result of job %d (%s) is not kept: %s",
