@@ -60,7 +60,11 @@ end $$;
 create trigger hold after delete on graphile_worker._private_jobs
 for each statement execute function graphile_worker.hold();
 """
-HELD_DELETES = "select pid from pg_locks where locktype = 'advisory' and not granted"
+HELD_DELETES = """
+select pid from pg_locks
+where locktype = 'advisory' and objid = 77 and not granted
+  and database = (select oid from pg_database where datname = current_database())
+"""
 
 
 async def test_when_all_connections_are_terminated_outcomes_are_recorded_once_back(

@@ -24,6 +24,7 @@ for each row execute function wait();
 """
 IN_COMMIT = (
     "select pid from pg_stat_activity where query ilike 'commit%%' and wait_event = 'advisory'"
+    " and datname = current_database()"
 )
 END_COMMIT = IN_COMMIT.replace("select pid", "select pg_terminate_backend(pid) as ended")
 LOCKED_JOB = """
