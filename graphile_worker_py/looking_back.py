@@ -2,10 +2,9 @@
 
 from abc import ABC, abstractmethod
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-from psycopg import AsyncConnection, Connection
-
+from graphile_worker_py.postgres.given import AsyncGiven, SyncGiven
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import error_groups, forgetting, runs, task_minutes
 from graphile_worker_py.sql.error_groups import ErrorGroup
@@ -24,7 +23,7 @@ class LooksBack(ABC):
     _schema: str
 
     @abstractmethod
-    async def _run_steps(self, steps: Steps[T], conn: AsyncConnection[Any] | None) -> T: ...
+    async def _run_steps(self, steps: Steps[T], conn: AsyncGiven | None) -> T: ...
 
     async def list_runs(
         self,
@@ -36,7 +35,7 @@ class LooksBack(ABC):
         until: Moment | None = None,
         limit: int | None = runs.DEFAULT_LIMIT,
         after: str | JobRun | None = None,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[JobRun]:
         """Read attempts of jobs that ended, the newest first. Conditions must all hold.
 
@@ -76,7 +75,7 @@ class LooksBack(ABC):
         *,
         since: Moment = A_DAY,
         step: float | None = task_minutes.MINUTE,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[TaskStats]:
         """Read how many jobs of each task ended in which way, how long they waited and ran.
 
@@ -103,7 +102,7 @@ class LooksBack(ABC):
         *,
         since: Moment = A_DAY,
         limit: int = error_groups.DEFAULT_LIMIT,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[ErrorGroup]:
         """Read which errors attempts ended with, the most frequent first.
 
@@ -127,7 +126,7 @@ class LooksBack(ABC):
         job_id: int | str | None = None,
         *,
         key: str | None = None,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> int:
         """Delete all that is kept of a job that ended, or of the jobs with a key.
 
@@ -153,7 +152,7 @@ class SyncLooksBack(ABC):
     _schema: str
 
     @abstractmethod
-    def _run_steps(self, steps: Steps[T], conn: Connection[Any] | None) -> T: ...
+    def _run_steps(self, steps: Steps[T], conn: SyncGiven | None) -> T: ...
 
     def list_runs(
         self,
@@ -165,7 +164,7 @@ class SyncLooksBack(ABC):
         until: Moment | None = None,
         limit: int | None = runs.DEFAULT_LIMIT,
         after: str | JobRun | None = None,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[JobRun]:
         """Read attempts of jobs that ended. See `WorkerUtils.list_runs`."""
         steps = runs.list_runs(
@@ -186,7 +185,7 @@ class SyncLooksBack(ABC):
         *,
         since: Moment = A_DAY,
         step: float | None = task_minutes.MINUTE,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[TaskStats]:
         """Read how many jobs ended, and how long they took. See `WorkerUtils.task_stats`."""
         steps = task_minutes.task_stats(self._schema, task=task, since=since, step=step)
@@ -198,7 +197,7 @@ class SyncLooksBack(ABC):
         *,
         since: Moment = A_DAY,
         limit: int = error_groups.DEFAULT_LIMIT,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[ErrorGroup]:
         """Read which errors attempts ended with. See `WorkerUtils.error_groups`."""
         steps = error_groups.error_groups(self._schema, task=task, since=since, limit=limit)
@@ -209,7 +208,7 @@ class SyncLooksBack(ABC):
         job_id: int | str | None = None,
         *,
         key: str | None = None,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> int:
         """Delete all that is kept of a job. See `WorkerUtils.forget`."""
         return self._run_steps(forgetting.forget(self._schema, job_id=job_id, key=key), conn)

@@ -19,7 +19,7 @@ from graphile_worker_py import config, explaining
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.checks import check_flag, check_is, check_whole
-from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job
@@ -30,6 +30,7 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.postgres.query import Query, Steps, can_copy
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
@@ -217,15 +218,13 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         identifier: str | TaskName[PayloadT],
         payload: PayloadT | None = None,
         *,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
         **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job. See `WorkerUtils.add_job`."""
         return self._add([JobSpec(identifier, payload, **options)], conn)[0]  # pyright: ignore[reportArgumentType]
 
-    def add_jobs(
-        self, specs: Iterable[JobSpec], *, conn: Connection[Any] | None = None
-    ) -> list[Job]:
+    def add_jobs(self, specs: Iterable[JobSpec], *, conn: SyncGiven | None = None) -> list[Job]:
         """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
         statements.check_iterable(specs)
         return self._add(list(specs), conn, first=0)
@@ -235,7 +234,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         specs: Iterable[JobSpec],
         *,
         chunk_size: int = statements.STREAM_CHUNK,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> int:
         """Add any number of jobs in bounded memory. See `WorkerUtils.add_jobs_from`."""
         statements.check_chunk_size(chunk_size)
@@ -250,7 +249,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         return added
 
     def complete_jobs(
-        self, ids: Iterable[int | str], *, conn: Connection[Any] | None = None
+        self, ids: Iterable[int | str], *, conn: SyncGiven | None = None
     ) -> list[Job]:
         """Delete jobs as if they had succeeded. See `WorkerUtils.complete_jobs`."""
         return self._run(admin.complete_jobs(ids), conn)
@@ -260,7 +259,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         ids: Iterable[int | str],
         reason: str | None = None,
         *,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[Job]:
         """Give jobs up. See `WorkerUtils.permanently_fail_jobs`."""
         return self._run(admin.permanently_fail_jobs(ids, reason), conn)
@@ -273,7 +272,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         priority: int | None = None,
         attempts: int | None = None,
         max_attempts: int | None = None,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[Job]:
         """Change when and how often jobs run. See `WorkerUtils.reschedule_jobs`."""
         query = admin.reschedule_jobs(
@@ -281,7 +280,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         )
         return self._run(query, conn)
 
-    def remove_job(self, job_key: str, *, conn: Connection[Any] | None = None) -> Job | None:
+    def remove_job(self, job_key: str, *, conn: SyncGiven | None = None) -> Job | None:
         """Delete the job with a key. See `WorkerUtils.remove_job`."""
         return self._run(admin.remove_job(job_key), conn)
 
@@ -290,7 +289,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         pool_ids: Iterable[str],
         *,
         force: bool = False,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> Unlocked:
         """Release the locks of dead worker pools. See `WorkerUtils.force_unlock_workers`."""
         if force:
@@ -303,7 +302,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
         older_than: timedelta | str | None = None,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> dict[CleanupTask, int]:
         """Delete what nobody needs any more. See `WorkerUtils.cleanup`."""
         queries = cleaning.cleanup(tasks, task_identifiers_to_keep, older_than)
@@ -315,15 +314,13 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
         older_than: timedelta | str | None = None,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> dict[CleanupTask, CleanupPreview]:
         """Count the rows that `cleanup` would delete. See `WorkerUtils.preview_cleanup`."""
         queries = cleaning.preview(tasks, task_identifiers_to_keep, older_than)
         return {task: self._run(query, conn) for task, query in queries.items()}
 
-    def get_job(
-        self, job_id: int | str, *, conn: Connection[Any] | None = None
-    ) -> ListedJob | None:
+    def get_job(self, job_id: int | str, *, conn: SyncGiven | None = None) -> ListedJob | None:
         """Read one job. See `WorkerUtils.get_job`."""
         return self._run(inspect.get_job(job_id), conn)
 
@@ -338,7 +335,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         locked_by: str | None = None,
         limit: int | None = inspect.DEFAULT_LIMIT,
         after: int | str | None = None,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[ListedJob]:
         """Read jobs, the newest first. See `WorkerUtils.list_jobs`."""
         query = inspect.list_jobs(
@@ -353,27 +350,27 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         )
         return self._run(query, conn)
 
-    def counts(self, *, conn: Connection[Any] | None = None) -> JobCounts:
+    def counts(self, *, conn: SyncGiven | None = None) -> JobCounts:
         """Count the jobs. See `WorkerUtils.counts`."""
         return self._run(inspect.count_jobs(), conn)
 
-    def queues(self, *, conn: Connection[Any] | None = None) -> list[JobQueue]:
+    def queues(self, *, conn: SyncGiven | None = None) -> list[JobQueue]:
         """Read all queues. See `WorkerUtils.queues`."""
         return self._run(inspect.list_queues(), conn)
 
-    def workers(self, *, conn: Connection[Any] | None = None) -> list[LockHolder]:
+    def workers(self, *, conn: SyncGiven | None = None) -> list[LockHolder]:
         """Read which worker pools have something locked. See `WorkerUtils.workers`."""
         return self._run(inspect.list_lock_holders(), conn)
 
-    def pools(self, *, conn: Connection[Any] | None = None) -> list[RegisteredPool] | None:
+    def pools(self, *, conn: SyncGiven | None = None) -> list[RegisteredPool] | None:
         """Read which Python worker pools run. See `WorkerUtils.pools`."""
         return self._run_steps(backlog.registered_pools(self._schema), conn)
 
-    def backlog(self, *, conn: Connection[Any] | None = None) -> Backlog:
+    def backlog(self, *, conn: SyncGiven | None = None) -> Backlog:
         """Count the jobs that are due, and old locks. See `WorkerUtils.backlog`."""
         return self._run(backlog.read_backlog(), conn)
 
-    def explain(self, job_id: int | str, *, conn: Connection[Any] | None = None) -> Explanation:
+    def explain(self, job_id: int | str, *, conn: SyncGiven | None = None) -> Explanation:
         """Say why a job is not running: reasons in order, with what to do about each.
 
         Pools of Node do not report which tasks they have. What pools of Python report is in the
@@ -381,7 +378,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         """
         return self._run_steps(explaining.explain(job_id, self._schema), conn)
 
-    def unserved_tasks(self, *, conn: Connection[Any] | None = None) -> dict[str, str | None]:
+    def unserved_tasks(self, *, conn: SyncGiven | None = None) -> dict[str, str | None]:
         """Read the tasks of due jobs that no live Python pool has.
 
         Pools of Node may have them. Looks at the first 20,000 jobs that are due.
@@ -392,36 +389,33 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         """
         return self._run_steps(explaining.unserved_tasks(self._schema), conn)
 
-    def known_crontabs(self, *, conn: Connection[Any] | None = None) -> list[KnownCrontab]:
+    def known_crontabs(self, *, conn: SyncGiven | None = None) -> list[KnownCrontab]:
         """Read all crontab items ever registered. See `WorkerUtils.known_crontabs`."""
         return self._run(known_crontabs.list_known(), conn)
 
-    def revision(self, *, conn: Connection[Any] | None = None) -> int:
+    def revision(self, *, conn: SyncGiven | None = None) -> int:
         """Read the number of the latest migration. See `WorkerUtils.revision`."""
         return self._run(read_revisions(), conn).latest or 0
 
-    def _run(self, query: Query[T], conn: Connection[Any] | None) -> T:
-        if conn is not None:
-            _check_sync(conn)
-        return self._database.run(query, conn=conn)
+    def _run(self, query: Query[T], conn: SyncGiven | None) -> T:
+        own = None if conn is None else taken_blocking(conn)
+        return self._database.run(query, conn=own)
 
-    def _run_steps(self, steps: Steps[T], conn: Connection[Any] | None) -> T:
-        if conn is not None:
-            _check_sync(conn)
-        return self._database.drive(steps, conn=conn)
+    def _run_steps(self, steps: Steps[T], conn: SyncGiven | None) -> T:
+        own = None if conn is None else taken_blocking(conn)
+        return self._database.drive(steps, conn=own)
 
     def _add(
-        self, specs: Sequence[JobSpec], conn: Connection[Any] | None, *, first: int | None = None
+        self, specs: Sequence[JobSpec], conn: SyncGiven | None, *, first: int | None = None
     ) -> list[Job]:
-        if conn is not None:
-            _check_sync(conn)
+        own = None if conn is None else taken_blocking(conn)
         if self._around.wrap is None:
-            jobs = self._add_to_database(specs, conn, first)
+            jobs = self._add_to_database(specs, own, first)
             self._around.emit(jobs)
             return jobs
 
         async def add(specs: Sequence[JobSpec]) -> list[Job]:
-            return self._add_to_database(specs, conn, first)
+            return self._add_to_database(specs, own, first)
 
         statements.check_specs(specs, first=first)
         return self._around.added(specs, _finished(self._around.wrap(add)(specs)))
@@ -461,14 +455,6 @@ def _finished(work: Awaitable[T]) -> T:
         "add_jobs of a plugin awaited something other than `proceed`: SyncWorkerUtils has no "
         "event loop"
     )
-
-
-def _check_sync(conn: object) -> None:
-    if not isinstance(conn, Connection):
-        raise ConfigurationError(
-            f"conn must be a psycopg.Connection here, not {conn!r}; "
-            f"WorkerUtils takes a psycopg.AsyncConnection"
-        )
 
 
 def _target(pool: psycopg_pool.ConnectionPool[Any]) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
-from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import aio, config, explaining
-from graphile_worker_py.adding.adder import JobAdder, check_async
+from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
 from graphile_worker_py.explaining import Explanation
@@ -24,6 +23,7 @@ from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.given import AsyncGiven, taken
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
@@ -152,7 +152,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         await migrate.migrate(self._database, self._hooks)
 
     async def complete_jobs(
-        self, ids: Iterable[int | str], *, conn: AsyncConnection[Any] | None = None
+        self, ids: Iterable[int | str], *, conn: AsyncGiven | None = None
     ) -> list[Job]:
         """Delete jobs as if they had succeeded.
 
@@ -161,8 +161,9 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
 
         Args:
             ids: Ids of the jobs.
-            conn: Connection to use, within its transaction; None means one from the pool. All
-                methods take it alike.
+            conn: Connection to use, within its transaction; None means one from the pool. It is
+                one of psycopg, or an `AsyncSession` or `AsyncConnection` of SQLAlchemy over it.
+                All methods take it alike.
 
         Returns:
             The jobs that were deleted, by id.
@@ -178,7 +179,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         ids: Iterable[int | str],
         reason: str | None = None,
         *,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[Job]:
         """Give jobs up: they keep their rows, and are not tried again.
 
@@ -200,7 +201,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         priority: int | None = None,
         attempts: int | None = None,
         max_attempts: int | None = None,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[Job]:
         """Change when and how often jobs run. None leaves a value as it is; 0 is a value.
 
@@ -222,9 +223,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         )
         return await self._run(query, conn)
 
-    async def remove_job(
-        self, job_key: str, *, conn: AsyncConnection[Any] | None = None
-    ) -> Job | None:
+    async def remove_job(self, job_key: str, *, conn: AsyncGiven | None = None) -> Job | None:
         """Delete the job with a key. One that is running loses its key, and is not tried again.
 
         Returns:
@@ -238,7 +237,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         pool_ids: Iterable[str],
         *,
         force: bool = False,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> Unlocked:
         """Release the jobs and queues of dead worker pools. Jobs of a living pool would run twice.
 
@@ -264,7 +263,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
         older_than: timedelta | str | None = None,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> dict[CleanupTask, int]:
         """Delete jobs that were given up, and task identifiers and queues without jobs.
 
@@ -291,7 +290,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         *,
         task_identifiers_to_keep: Iterable[str] | None = None,
         older_than: timedelta | str | None = None,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> dict[CleanupTask, CleanupPreview]:
         """Count the rows that `cleanup` with the same arguments would delete now.
 
@@ -303,7 +302,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         return {task: await self._run(query, conn) for task, query in queries.items()}
 
     async def get_job(
-        self, job_id: int | str, *, conn: AsyncConnection[Any] | None = None
+        self, job_id: int | str, *, conn: AsyncGiven | None = None
     ) -> ListedJob | None:
         """Read one job; None if there is none with that id."""
         return await self._run(inspect.get_job(job_id), conn)
@@ -319,7 +318,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         locked_by: str | None = None,
         limit: int | None = inspect.DEFAULT_LIMIT,
         after: int | str | None = None,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[ListedJob]:
         """Read jobs, the newest first. Conditions that are given must all hold.
 
@@ -346,15 +345,15 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         )
         return await self._run(query, conn)
 
-    async def counts(self, *, conn: AsyncConnection[Any] | None = None) -> JobCounts:
+    async def counts(self, *, conn: AsyncGiven | None = None) -> JobCounts:
         """Count the jobs by state, in all and for each task."""
         return await self._run(inspect.count_jobs(), conn)
 
-    async def queues(self, *, conn: AsyncConnection[Any] | None = None) -> list[JobQueue]:
+    async def queues(self, *, conn: AsyncGiven | None = None) -> list[JobQueue]:
         """Read all queues by name, with how many jobs they have and who has them locked."""
         return await self._run(inspect.list_queues(), conn)
 
-    async def workers(self, *, conn: AsyncConnection[Any] | None = None) -> list[LockHolder]:
+    async def workers(self, *, conn: AsyncGiven | None = None) -> list[LockHolder]:
         """Read which worker pools have jobs or queues locked, the oldest lock first.
 
         A pool that has nothing locked can't be seen, and one that died is seen until its locks
@@ -362,9 +361,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         """
         return await self._run(inspect.list_lock_holders(), conn)
 
-    async def pools(
-        self, *, conn: AsyncConnection[Any] | None = None
-    ) -> list[RegisteredPool] | None:
+    async def pools(self, *, conn: AsyncGiven | None = None) -> list[RegisteredPool] | None:
         """Read which Python worker pools run on this schema, and when they last proved alive.
 
         Returns:
@@ -373,16 +370,14 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         """
         return await self._run_steps(backlog.registered_pools(self._schema), conn)
 
-    async def backlog(self, *, conn: AsyncConnection[Any] | None = None) -> Backlog:
+    async def backlog(self, *, conn: AsyncGiven | None = None) -> Backlog:
         """Count the jobs that are due and the locks that are older than four hours.
 
         Reads all jobs that are due.
         """
         return await self._run(backlog.read_backlog(), conn)
 
-    async def explain(
-        self, job_id: int | str, *, conn: AsyncConnection[Any] | None = None
-    ) -> Explanation:
+    async def explain(self, job_id: int | str, *, conn: AsyncGiven | None = None) -> Explanation:
         """Say why a job is not running: reasons in order, with what to do about each.
 
         Pools of Node do not report which tasks they have. What pools of Python report is in the
@@ -390,9 +385,7 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         """
         return await self._run_steps(explaining.explain(job_id, self._schema), conn)
 
-    async def unserved_tasks(
-        self, *, conn: AsyncConnection[Any] | None = None
-    ) -> dict[str, str | None]:
+    async def unserved_tasks(self, *, conn: AsyncGiven | None = None) -> dict[str, str | None]:
         """Read the tasks of due jobs that no live Python pool has.
 
         Pools of Node may have them. Looks at the first 20,000 jobs that are due.
@@ -403,25 +396,21 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         """
         return await self._run_steps(explaining.unserved_tasks(self._schema), conn)
 
-    async def known_crontabs(
-        self, *, conn: AsyncConnection[Any] | None = None
-    ) -> list[KnownCrontab]:
+    async def known_crontabs(self, *, conn: AsyncGiven | None = None) -> list[KnownCrontab]:
         """Read all crontab items that a worker ever registered, by identifier."""
         return await self._run(known_crontabs.list_known(), conn)
 
-    async def revision(self, *, conn: AsyncConnection[Any] | None = None) -> int:
+    async def revision(self, *, conn: AsyncGiven | None = None) -> int:
         """Read the number of the latest migration that was applied to the schema."""
         return (await self._run(read_revisions(), conn)).latest or 0
 
-    async def _run_steps(self, steps: Steps[T], conn: AsyncConnection[Any] | None) -> T:
-        if conn is not None:
-            check_async(conn)
-        return await self._database.drive(steps, conn=conn)
+    async def _run_steps(self, steps: Steps[T], conn: AsyncGiven | None) -> T:
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(steps, conn=own)
 
-    async def _run(self, query: Query[T], conn: AsyncConnection[Any] | None) -> T:
-        if conn is not None:
-            check_async(conn)
-        return await self._database.run_patiently(query, conn=conn)
+    async def _run(self, query: Query[T], conn: AsyncGiven | None) -> T:
+        own = None if conn is None else await taken(conn)
+        return await self._database.run_patiently(query, conn=own)
 
 
 async def add_job_adhoc(

@@ -83,6 +83,13 @@ def test_the_report_shows_its_progress_and_returns_a_result(
     assert shown == sorted(shown, key=lambda share: int(share.rstrip("%")))
 
 
+def test_a_job_commits_with_the_session_of_sqlalchemy(empty_dsn: str, processes: Processes) -> None:
+    assert run_example(processes, "sqlalchemy_session.py", empty_dsn) == [
+        "waiting jobs: 1",
+        "Welcome ada@example.com",
+    ]
+
+
 def test_typed_payloads_are_built_or_refused(empty_dsn: str, processes: Processes) -> None:
     assert run_example(processes, "typed_payloads.py", empty_dsn) == [
         "invoice 7: 40.60 until 24.12.2026",

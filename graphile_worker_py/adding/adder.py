@@ -11,11 +11,12 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
-from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
+from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events, JobsAdded
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.given import AsyncGiven, OtherConnection, taken_to_add
 from graphile_worker_py.postgres.query import can_copy
 
 AddJobs: TypeAlias = Callable[[Sequence[JobSpec]], Awaitable[Sequence[Job]]]
@@ -83,7 +84,7 @@ class JobAdder:
         identifier: str | TaskName[PayloadT],
         payload: PayloadT | None = None,
         *,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
         **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job, or replace the waiting job with the same `job_key`.
@@ -92,8 +93,9 @@ class JobAdder:
             identifier: The task that runs it, or its name.
             payload: Any JSON value, or what the task is annotated with (a dataclass, `TypedDict`,
                 msgspec `Struct`, pydantic model); None means an empty object.
-            conn: Connection to use; the job is then part of its transaction. None means one from
-                the pool, and the job is committed on return.
+            conn: Connection to use; the job is then part of its transaction. It is one of psycopg
+                or asyncpg, or an `AsyncSession` or `AsyncConnection` of SQLAlchemy over either.
+                None means one from the pool, and the job is committed on return.
             options: `queue_name`, `run_at`, `run_in`, `priority`, `max_attempts`, `job_key`,
                 `job_key_mode`, `flags` and `awaited`, explained at `JobSpec`.
 
@@ -107,7 +109,7 @@ class JobAdder:
         return (await self._add([JobSpec(identifier, payload, **options)], conn))[0]  # pyright: ignore[reportArgumentType]
 
     async def add_jobs(
-        self, specs: Iterable[JobSpec], *, conn: AsyncConnection[Any] | None = None
+        self, specs: Iterable[JobSpec], *, conn: AsyncGiven | None = None
     ) -> list[Job]:
         """Add many jobs, all or none; the result is in the order of the specs.
 
@@ -129,7 +131,7 @@ class JobAdder:
         specs: Iterable[JobSpec] | AsyncIterable[JobSpec],
         *,
         chunk_size: int = statements.STREAM_CHUNK,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> int:
         """Add any number of jobs from a file, a query or a generator, in bounded memory.
 
@@ -165,13 +167,12 @@ class JobAdder:
     async def _add(
         self,
         specs: Sequence[JobSpec],
-        conn: AsyncConnection[Any] | None,
+        conn: AsyncGiven | None,
         *,
         first: int | None = None,
     ) -> list[Job]:
-        if conn is not None:
-            check_async(conn)
-        add = partial(self._add_to_database, conn=conn, first=first)
+        taken = None if conn is None else await taken_to_add(conn)
+        add = partial(self._add_to_database, conn=taken, first=first)
         if self._around.wrap is None:
             jobs = await add(specs)
             self._around.emit(jobs)
@@ -183,7 +184,7 @@ class JobAdder:
         self,
         specs: Sequence[JobSpec],
         *,
-        conn: AsyncConnection[Any] | None,
+        conn: AsyncConnection[Any] | OtherConnection | None,
         first: int | None,
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
@@ -193,6 +194,12 @@ class JobAdder:
             first=first,
             nan_as_null=self._around.nan_as_null,
         )
+        if isinstance(conn, OtherConnection):
+            return await conn.drive(
+                addition.steps(),
+                self._database.statements,
+                in_transaction=addition.needs_transaction,
+            )
         if not addition.needs_transaction:
             return await self._database.drive(addition.steps(), conn=conn)
 
@@ -222,12 +229,3 @@ async def _chunks(
             gathered = []
     if gathered:
         yield gathered
-
-
-def check_async(conn: object) -> None:
-    """Check that a caller's connection is one for programs with an event loop."""
-    if not isinstance(conn, AsyncConnection):
-        raise ConfigurationError(
-            f"conn must be a psycopg.AsyncConnection here, not {conn!r}; "
-            f"SyncWorkerUtils takes a psycopg.Connection"
-        )

@@ -1,13 +1,11 @@
 """What programs with an event loop do with jobs that were added: cancel them, try them again."""
 
 from collections.abc import Iterable
-from typing import Any
-
-from psycopg import AsyncConnection
 
 from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.given import AsyncGiven, taken
 from graphile_worker_py.sql.cancel_jobs import Cancellation
 from graphile_worker_py.sql.job_ends import JobOutcome
 from graphile_worker_py.steering import steps
@@ -75,7 +73,7 @@ class Steering:
         *,
         reason: str | None = None,
         grace: float = GRACE,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[Cancellation]:
         """Cancel jobs, wherever they are.
 
@@ -101,7 +99,8 @@ class Steering:
                 cancelled.
         """
         cancel = steps.cancel(self._database.schema, job_ids, reason=reason, grace=grace)
-        return await self._database.drive(cancel, conn=conn)
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(cancel, conn=own)
 
     async def retry_jobs(
         self,
@@ -111,7 +110,7 @@ class Steering:
         task: str | None = None,
         error: str | None = None,
         limit: int = 1000,
-        conn: AsyncConnection[Any] | None = None,
+        conn: AsyncGiven | None = None,
     ) -> list[Job]:
         """Give failed jobs all their attempts again, due now.
 
@@ -131,4 +130,5 @@ class Steering:
             psycopg.Error: The database could not do it.
         """
         retry = steps.retry(job_ids, state=state, task=task, error=error, limit=limit)
-        return await self._database.drive(retry, conn=conn)
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(retry, conn=own)

@@ -1,13 +1,11 @@
 """`Steering` for programs without an event loop."""
 
 from collections.abc import Iterable
-from typing import Any
-
-from psycopg import Connection
 
 from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.blocking import SyncDatabase
+from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.sql.cancel_jobs import Cancellation
 from graphile_worker_py.sql.job_ends import JobOutcome
 from graphile_worker_py.steering import steps
@@ -44,13 +42,13 @@ class SyncSteering:
         *,
         reason: str | None = None,
         grace: float = GRACE,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[Cancellation]:
         """Cancel jobs, wherever they are. See `WorkerUtils.cancel_jobs`."""
         schema = self._database.statements.schema
-        return self._database.drive(
-            steps.cancel(schema, job_ids, reason=reason, grace=grace), conn=conn
-        )
+        cancel = steps.cancel(schema, job_ids, reason=reason, grace=grace)
+        own = None if conn is None else taken_blocking(conn)
+        return self._database.drive(cancel, conn=own)
 
     def retry_jobs(
         self,
@@ -60,8 +58,9 @@ class SyncSteering:
         task: str | None = None,
         error: str | None = None,
         limit: int = 1000,
-        conn: Connection[Any] | None = None,
+        conn: SyncGiven | None = None,
     ) -> list[Job]:
         """Give failed jobs all their attempts again. See `WorkerUtils.retry_jobs`."""
         retry = steps.retry(job_ids, state=state, task=task, error=error, limit=limit)
-        return self._database.drive(retry, conn=conn)
+        own = None if conn is None else taken_blocking(conn)
+        return self._database.drive(retry, conn=own)

@@ -18,6 +18,7 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import GraphileWorkerError, one_line
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec
+from graphile_worker_py.postgres.given import AsyncGiven, taken
 from graphile_worker_py.sql.job_state import NOTHING_LEFT, Progress
 from graphile_worker_py.tasks.abort import Abort, AbortReason
 from graphile_worker_py.tasks.completing import (
@@ -250,7 +251,7 @@ class JobContext(JobAdder):
             finally:
                 self._in_transaction = None
 
-    async def complete_with(self, conn: AsyncConnection[Any]) -> None:
+    async def complete_with(self, conn: AsyncGiven) -> None:
         """Complete the job on the task's own connection, as the last statement before its commit.
 
         Effects and completion then commit together, or not at all. If the task's transaction is
@@ -262,7 +263,7 @@ class JobContext(JobAdder):
             psycopg.Error: The statement failed.
         """
         check_open(self._running)
-        await complete(self._running, conn)
+        await complete(self._running, await taken(conn))
         self._running.completion = Completion.ASKED
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
@@ -313,7 +314,7 @@ class JobContext(JobAdder):
     async def _add(
         self,
         specs: Sequence[JobSpec],
-        conn: AsyncConnection[Any] | None,
+        conn: AsyncGiven | None,
         *,
         first: int | None = None,
     ) -> list[Job]:

@@ -22,6 +22,7 @@ from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.connecting import connection_target
+from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import (
     Completion,
@@ -126,10 +127,10 @@ class SyncJobContext:
         finally:
             self._loop.call_soon_threadsafe(completing.release)
 
-    def complete_with(self, conn: Connection[Any]) -> None:
+    def complete_with(self, conn: SyncGiven) -> None:
         """Complete the job on the task's own connection. See `JobContext.complete_with`."""
         check_open(self._running)
-        complete_in_thread(self._running, conn)
+        complete_in_thread(self._running, taken_blocking(conn))
         self._running.completion = Completion.ASKED
 
     def progress(self, done: float, total: float | None = None, message: str | None = None) -> None:
