@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import httpx
 import psycopg
 
 from tests.support.eventually import eventually
@@ -137,6 +138,29 @@ async def test_the_web_app_adds_order_and_job_together(
     with psycopg.connect(empty_dsn) as conn:
         assert conn.execute("select id from orders order by id").fetchall() == [(1,), (3,)]
         assert conn.execute("select count(*) from graphile_worker.jobs").fetchone() == (0,)
+
+
+async def test_the_fastapi_app_shows_progress_to_the_browser(
+    empty_dsn: str, processes: Processes
+) -> None:
+    port = quiet_port()
+    process = processes.start(
+        [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)],
+        env={"DATABASE_URL": empty_dsn, "PACE": "0.01"},
+        cwd=EXAMPLES / "fastapi_app",
+    )
+    await eventually(lambda: "Uvicorn running" in process.stderr, timeout=15)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
+        assert "EventSource" in (await client.get("/")).text
+        refused = await client.post("/orders", params={"item": "nothing"})  # rolled back
+        assert refused.status_code == 500
+        order = (await client.post("/orders", params={"item": "book"})).json()
+        async with client.stream("GET", order["progress"]) as answer:
+            lines = [line async for line in answer.aiter_lines() if line]
+    assert lines[-2] == "event: end"
+    assert json.loads(lines[-1].removeprefix("data: "))["result"] == "order 2 is on its way"
+    process.terminate()
+    process.wait()
 
 
 def post(port: int, body: object) -> tuple[int, str]:
