@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Final, Unpack
 
 from graphile_worker_py import aio, events
+from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag
 from graphile_worker_py.events import Event, Events
 from graphile_worker_py.observing.log import log_events
 from graphile_worker_py.postgres.connecting import AsyncPool
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.processes.signals import handle_signals
 from graphile_worker_py.runner import Runner
 from graphile_worker_py.runner_options import RunnerOptions, Setup
@@ -96,8 +98,23 @@ async def _run(setup: Setup) -> None:
                 await migrate.migrate(database, setup.hooks)
                 await migrate.check_role(database, rights.WORKING)
                 stack.callback(log_events(setup.events, setup.logger))
-                stopping.pool = setup.succession(database, once=True)
+                runner = _OneRun(setup, database)
+                stack.push_async_callback(runner._close_waiter)
+                living = setup.living(runner, stopping)
+                state = await stack.enter_async_context(living)
+                stopping.pool = setup.succession(database, state, once=True)
         await stopping.started().run()
+
+
+class _OneRun(Runner):
+    """What a `lifespan` gets from `run_once`: it has events and adds jobs, as a runner does."""
+
+    def __init__(self, setup: Setup, database: Database) -> None:
+        self._setup = setup
+        self._stopping = Stopping(setup.logger)
+        self._working = None
+        self._health_url = None
+        JobAdder.__init__(self, database, setup.around_adding)
 
 
 _COUNTED: Final = (

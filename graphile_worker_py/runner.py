@@ -156,8 +156,10 @@ class Runner(JobAdder, Steering):
             super().__init__(database, setup.around_adding)
             await migrate.migrate(database, setup.hooks)
             await migrate.check_role(database, setup.needs)
+            living = setup.living(self, self._stopping)
+            state = await self._stack.enter_async_context(living)
         self._stack.callback(log_events(setup.events, setup.logger))
-        self._stopping.pool = setup.succession(database)
+        self._stopping.pool = setup.succession(database, state)
         if setup.cron_items:
             from graphile_worker_py.cron import Cron  # noqa: PLC0415  # see above
 

@@ -1,7 +1,8 @@
 """The options of `run` and `Runner`: check them, and build what they describe."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -31,9 +32,12 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights
+from graphile_worker_py.tasks.injection import Provided, State
 from graphile_worker_py.tasks.job_log import keeping_fields
+from graphile_worker_py.tasks.program import SetUp, living, set_up
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
 from graphile_worker_py.workers.pool import WorkerPool
+from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Succession
 from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.wiring import build_pool, own_connections
@@ -61,6 +65,8 @@ class RunnerOptions(TypedDict, total=False):
     crontab: str | None
     crontab_file: str | Path | None
     parsed_cron_items: "Sequence[ParsedCronItem] | None"
+    setup: Callable[[], State | None] | SetUp | str | None
+    lifespan: Callable[[Any], Any] | str | None
     hooks: Plugins | None
     events: Events | None
     logger: logging.Logger | None
@@ -156,7 +162,7 @@ CODE_OPTIONS: Final = (
 )
 """Options that only code can set, because they are objects or concern the calling program."""
 
-_CHECKED_WHEN_BUILT: Final = ("tasks", "hooks")
+_CHECKED_WHEN_BUILT: Final = ("tasks", "hooks", "setup", "lifespan")
 _CHECKS: Final = {
     each.name: each.check
     for each in (*PROCESS_OPTIONS, *CODE_OPTIONS)
@@ -244,7 +250,10 @@ class Setup:
         )
         if self._options.listen_connection_string is not None:
             checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
+        self._set_up = set_up(given["setup"]) if "setup" in given else None
         self._tasks = _tasks(given, self.logger)
+        self._check_processes_are_set_up()
+        self._lifespan = given.get("lifespan")
         self.hooks = Hooks(given.get("hooks", ()), leaves=self._leaves())
         self.hooks.setup(self.events)
         self.cron_items = _cron_items(given)
@@ -255,6 +264,22 @@ class Setup:
             return ()
         captures = any("capture_logs" in task.settings for task in self._tasks.values())
         return (CAPTURING_HISTORY if captures else HISTORY,)
+
+    def _check_processes_are_set_up(self) -> None:
+        if self._set_up is None or self._set_up.path is not None:
+            return
+        for task in self._tasks.values():
+            if task.is_process:
+                raise ConfigurationError(
+                    f"setup must be a function of a module that can be imported, because the "
+                    f"process of task {task.identifier!r} calls it, too"
+                )
+
+    def living(self, runner: Any, stopping: Stopping) -> AbstractAsyncContextManager[State]:
+        """The program's `lifespan`, which gets the runner; for as long as jobs may run."""
+        if self._lifespan is None:
+            return nullcontext(State())
+        return living(self._lifespan, runner, stopping.forced)
 
     @property
     def about(self) -> str:
@@ -327,11 +352,22 @@ class Setup:
             owns_pool=isinstance(self._source, str),
         )
 
-    def succession(self, database: Database, *, once: bool = False) -> Succession:
-        """A worker pool that does not run yet, and its successors."""
-        return Succession(lambda: self._worker_pool(database, once=once), logger=self.logger)
+    def succession(self, database: Database, state: State, *, once: bool = False) -> Succession:
+        """A worker pool that does not run yet, and its successors; `lifespan` yielded the state.
 
-    def _worker_pool(self, database: Database, *, once: bool) -> WorkerPool:
+        Raises:
+            ConfigurationError: A task asks for something that the program does not provide.
+        """
+        provided = Provided(state=state)
+        if self._set_up is not None:
+            ours, path = self._set_up.state, self._set_up.path
+            state = ours.with_all_of(state)
+            provided = Provided(state=state, in_processes=ours, setup=path)
+        return Succession(
+            lambda: self._worker_pool(database, provided, once=once), logger=self.logger
+        )
+
+    def _worker_pool(self, database: Database, provided: Provided, *, once: bool) -> WorkerPool:
         return build_pool(
             database,
             self._tasks,
@@ -342,4 +378,5 @@ class Setup:
             once=once,
             ends_process=self._watchdog_exit,
             waits=self._waits,
+            provided=provided,
         )

@@ -22,6 +22,7 @@ from graphile_worker_py.processes.early import end_by
 from graphile_worker_py.processes.supervised import Supervised
 from graphile_worker_py.runner import Runner, run_migrations
 from graphile_worker_py.runner_options import RunnerOptions
+from graphile_worker_py.tasks.program import set_up
 from graphile_worker_py.tasks.task import Task
 
 logger = logging.getLogger("graphile_worker_py")
@@ -85,6 +86,8 @@ def _runner_options(settings: Settings, process: Supervised | None) -> RunnerOpt
     import_from_here()
     # Names and types were checked where the values were read.
     options = cast(RunnerOptions, config.runner_values(settings))
+    if "setup" in options:
+        options["setup"] = set_up(options["setup"])
     options["logger"] = logger
     options["watchdog_exit"] = True
     options["health_port"] = _own_port(settings["health_port"].value, process)

@@ -28,7 +28,9 @@ from graphile_worker_py.options.history import LARGEST_RESULT
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze, written_result
 from graphile_worker_py.tasks.batches import batch_of
 from graphile_worker_py.tasks.importing import import_file, open_package
+from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.locating import TaskPlace
+from graphile_worker_py.tasks.program import set_up
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.tasks.variables import JobVariables
 
@@ -88,7 +90,8 @@ def _run(order: wire.Run, link: Link) -> None:
     link.number = order.number
     status: object = 0
     try:
-        task = _task(order.place)
+        state = NO_STATE if order.setup is None else _state(order.setup)
+        task = _task(order.place, state)
         link.send(order.number, wire.Begun())
         variables = JobVariables()
         outcome: wire.Said = variables.new().run(_call, task, order, link, variables)
@@ -108,7 +111,13 @@ def _run(order: wire.Run, link: Link) -> None:
 
 
 @functools.cache
-def _task(place: TaskPlace) -> Task[Any]:
+def _state(setup: str) -> State:
+    """Call the program's setup, once; what it returns."""
+    return set_up(setup).state
+
+
+@functools.cache
+def _task(place: TaskPlace, state: State) -> Task[Any]:
     if place.directory is None or place.file is None:
         module = importlib.import_module(place.module)
     elif place.module in sys.modules:
@@ -119,7 +128,13 @@ def _task(place: TaskPlace) -> Task[Any]:
         parts = file.relative_to(place.directory).with_suffix("").parts
         module = import_file(package, parts, file)
     found = operator.attrgetter(place.name)(module)
-    return found if isinstance(found, Task) else Task(found, place.identifier)
+    task = found if isinstance(found, Task) else Task(found, place.identifier)
+    if not task.injected:
+        return task
+    # Other processes do not pay for the import.
+    from graphile_worker_py.executors.injecting import bound_in_process  # noqa: PLC0415
+
+    return bound_in_process(task, state)
 
 
 def _call(task: Task[Any], order: wire.Run, link: Link, variables: JobVariables) -> wire.Done:

@@ -106,11 +106,26 @@ class Executors:
         return self.threads.close()
 
     def _call_of(self, task: Task[Any]) -> Call:
+        if task.injected:
+            task = self._bound(task)
         call = self._executor_of(task).call_of(task)
         # The process of a task is killed by its executor, which lets it start first.
         if task.timeout is None or task.is_process:
             return call
         return self.time_limits.limited(call, task.timeout)
+
+    def _bound(self, task: Task[Any]) -> Task[Any]:
+        """A task as a function of payload and context, where more is injected."""
+        # A pool without such tasks does not pay for the import.
+        from graphile_worker_py.executors.injecting import bound  # noqa: PLC0415
+        from graphile_worker_py.executors.planning import Plan  # noqa: PLC0415
+
+        provided = self._pool.provided
+        if task.is_process:
+            # Its process makes its own plan; this one is made for the errors.
+            Plan(task, provided.in_processes)
+            return task
+        return bound(task, provided.state)
 
     def _executor_of(self, task: Task[Any]) -> Executor:
         if isinstance(task.function, Executable):

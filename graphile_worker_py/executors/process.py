@@ -112,6 +112,7 @@ class ProcessExecutor:
         context = running.context
         order = wire.Run(
             number=next(self._numbers),
+            setup=running.pool.provided.setup,
             place=task.place,
             job=running.job,
             cursor=context.cursor,

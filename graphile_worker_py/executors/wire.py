@@ -57,6 +57,7 @@ class Run:
     """Run a job."""
 
     number: int
+    setup: str | None
     place: TaskPlace
     job: Job
     cursor: Any

@@ -49,6 +49,25 @@ PROCESS_OPTIONS: Final = (
         in_code=True,
     ),
     Option(
+        name="setup",
+        kind=Kind.TEXT,
+        check=check_filled,
+        doc="Function that each process calls before it imports tasks, as `MODULE:FUNCTION`.",
+        flags=("--setup",),
+        metavar="MODULE:FUNCTION",
+        in_code=True,
+    ),
+    Option(
+        name="lifespan",
+        kind=Kind.TEXT,
+        check=check_filled,
+        doc="Async context manager that is entered before the first job and left after the last "
+        "one, as `MODULE:FUNCTION`. It yields the objects that tasks share.",
+        flags=("--lifespan",),
+        metavar="MODULE:FUNCTION",
+        in_code=True,
+    ),
+    Option(
         name="crontab_file",
         kind=Kind.PATH,
         check=check_path,

@@ -12,6 +12,7 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.job_state import Left
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import CompletingStatement
+from graphile_worker_py.tasks.injection import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
 
@@ -28,6 +29,7 @@ class PoolContext:
         adding: What plugins do around adding jobs.
         most_completing: How many tasks may complete their jobs in transactions at once; others
             wait for their turn. Each of them keeps a connection of the pool.
+        provided: What the program provides for tasks that ask for it.
 
     Attributes:
         complete: Makes the statement that records a batch of completed jobs; None without a worker.
@@ -44,6 +46,7 @@ class PoolContext:
         "find_left",
         "logger",
         "pool_id",
+        "provided",
         "queue_names",
         "tasks",
     )
@@ -58,6 +61,7 @@ class PoolContext:
         queue_names: QueueNames,
         adding: Around = NOTHING_AROUND,
         most_completing: int = 1,
+        provided: Provided = NOTHING_PROVIDED,
     ) -> None:
         self.complete: Callable[[Sequence[Settled]], CompletingStatement] | None = None
         self.find_left: Callable[[Job], Awaitable[Left]] | None = None
@@ -68,4 +72,5 @@ class PoolContext:
         self.logger = logger
         self.queue_names = queue_names
         self.adding = adding
+        self.provided = provided
         self.abort_reason: AbortReason | None = None

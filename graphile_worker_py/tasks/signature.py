@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.tasks.injection import marker_in
 
 CONTEXTS: Final = ("JobContext", "SyncJobContext", "ProcessJobContext")
 """Names of the classes of contexts; importing them here would import the driver."""
@@ -19,8 +20,10 @@ _NOT_GIVEN: Final = inspect.Parameter.empty
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def arguments_of(function: Callable[..., Any], identifier: str, *, context: str) -> int:
-    """How many of payload and context a task function takes.
+def arguments_of(
+    function: Callable[..., Any], identifier: str, *, context: str
+) -> tuple[int, tuple[str, ...]]:
+    """How many of payload and context a task function takes, and what else is injected, by name.
 
     Args:
         function: The function.
@@ -36,18 +39,39 @@ def arguments_of(function: Callable[..., Any], identifier: str, *, context: str)
     parameters = parameters_of(function)
     if fault is None and inspect.isbuiltin(target):
         # Such as `print`: what it does with more than a payload is unknown, if it says anything.
-        return 1 if parameters is None else min(1, len(parameters))
-    count = 1
+        return 1 if parameters is None else min(1, len(parameters)), ()
+    count, injected = 1, tuple[str, ...]()
     if fault is None and parameters is not None:
-        fault = _fault_in(parameters, function, context)
-        count = sum(parameter.kind in _POSITIONAL for parameter in parameters[:2])
+        injected = tuple(each.name for each in parameters if is_marked(each.annotation, function))
+        own = [each for each in parameters if each.name not in injected]
+        fault = _fault_in_injected(parameters, injected) or _fault_in(own, function, context)
+        count = sum(parameter.kind in _POSITIONAL for parameter in own[:2])
     if fault is not None:
         form = _form(target, identifier, context)
         raise ConfigurationError(
             f"task {identifier!r} {fault}; a task takes its payload, and then its context if it "
             f"needs it: {form}"
         )
-    return count
+    return count, injected
+
+
+def _fault_in_injected(
+    parameters: Sequence[inspect.Parameter], injected: Sequence[str]
+) -> str | None:
+    """Why parameters that are injected can't be; None if they can."""
+    if not injected:
+        return None
+    if parameters[0].name in injected:
+        return f"takes {parameters[0].name!r}, which is injected, without a payload before it"
+    after = [each for each in parameters if each.kind in _POSITIONAL]
+    while after and after[0].name not in injected:
+        del after[0]
+    for parameter in after:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            return f"takes {parameter.name!r} by position only, but it is injected by keyword"
+        if parameter.name not in injected and parameter.default is _NOT_GIVEN:
+            return f"takes {parameter.name!r} after {after[0].name!r}, which is injected"
+    return None
 
 
 def _fault_in(
@@ -72,7 +96,7 @@ def _fault_in(
                 return f"takes more than payload and context: {name!r}"
             continue
         asked_for = contexts_in(parameter.annotation, function)
-        is_context = _is_named_so(parameter) or bool(asked_for)
+        is_context = is_named_as_context(parameter) or bool(asked_for)
         if positional == 1 and (asked_for or (is_context and parameter.annotation is _NOT_GIVEN)):
             return f"takes its context first, as {name!r}"
         if positional == 2 and not is_context:
@@ -87,7 +111,8 @@ def _fault_in(
 _WRAPPER: Final = " (a wrapper around a function needs functools.wraps)"
 
 
-def _is_named_so(parameter: inspect.Parameter) -> bool:
+def is_named_as_context(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter has a name that contexts have."""
     return parameter.name.strip("_") in _CONTEXT_NAMES
 
 
@@ -136,6 +161,24 @@ def resolved(annotation: Any, function: Callable[..., Any]) -> Any:
     names = {**vars(typing), **vars(collections.abc), **_globals(function)}
     holder = SimpleNamespace(__annotations__={"payload": annotation})
     return typing.get_type_hints(holder, globalns=names, include_extras=True)["payload"]
+
+
+def is_marked(annotation: Any, function: Callable[..., Any]) -> bool:
+    """Whether an annotation marks its parameter as injected."""
+    if isinstance(annotation, str | typing.ForwardRef):
+        text = str(getattr(annotation, "__forward_arg__", annotation))
+        if _PLAIN.fullmatch(text):
+            return False
+        try:
+            annotation = resolved(annotation, function)
+        except Exception:  # the error is reported at the start of a worker
+            return _MARKS.search(text) is not None
+    return marker_in(annotation) is not None
+
+
+_PLAIN: Final = re.compile(r"(dict|list|str|int|float|bool|None|Any|object)\b.*", re.DOTALL)
+"""Annotations that need no look at what their names stand for."""
+_MARKS: Final = re.compile(r"\b(Inject|Resource|State)\b")
 
 
 def contexts_in(annotation: Any, function: Callable[..., Any]) -> set[str]:

@@ -31,7 +31,7 @@ from graphile_worker_py.tasks.completing import (
     completing_in_thread,
     still_held,
 )
-from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.job_log import delay_to_log
 
 T = TypeVar("T")
@@ -89,11 +89,11 @@ class SyncJobContext:
         **options: Unpack[SpecOptions],
     ) -> Job:
         """Add a job. See `WorkerUtils.add_job`; with a transaction, use `SyncWorkerUtils`."""
-        return self._wait(self._context.add_job(identifier, payload, **options))
+        return self.wait(self._context.add_job(identifier, payload, **options))
 
     def add_jobs(self, specs: Iterable[JobSpec]) -> list[Job]:
         """Add many jobs, all or none. See `WorkerUtils.add_jobs`."""
-        return self._wait(self._context.add_jobs(specs))
+        return self.wait(self._context.add_jobs(specs))
 
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
@@ -102,7 +102,7 @@ class SyncJobContext:
         It is in autocommit mode; open a transaction with `with conn.transaction()`.
         """
         pool = self._running.pool.database.pool
-        dsn, kwargs = self._wait(connection_target(pool))
+        dsn, kwargs = self.wait(connection_target(pool))
         if "cursor_factory" in kwargs:
             kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
         with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
@@ -115,12 +115,12 @@ class SyncJobContext:
         To add jobs in the transaction, use `SyncWorkerUtils.add_job(..., conn=conn)`.
         """
         completing = self._running.pool.completing
-        self._wait(completing.acquire())
+        self.wait(completing.acquire())
         try:
             with (
                 self.connection() as conn,
                 completing_in_thread(
-                    self._running, conn, lambda running: self._wait(still_held(running))
+                    self._running, conn, lambda running: self.wait(still_held(running))
                 ),
             ):
                 yield conn
@@ -144,7 +144,7 @@ class SyncJobContext:
 
     def checkpoint(self, cursor: Any) -> None:
         """Keep a value from which the next attempt can go on. See `JobContext.checkpoint`."""
-        self._wait(self._context.checkpoint(cursor))
+        self.wait(self._context.checkpoint(cursor))
 
     def set_result(self, result: Any) -> None:
         """Set the result that is kept. See `JobContext.set_result`."""
@@ -168,9 +168,20 @@ class SyncJobContext:
 
     def get_queue_name(self, queue_id: int | None = None) -> str | None:
         """Name of the job's serial queue, or of another one. See `JobContext.get_queue_name`."""
-        return self._wait(self._context.get_queue_name(queue_id))
+        return self.wait(self._context.get_queue_name(queue_id))
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    @property
+    def async_context(self) -> JobContext:
+        """The context for what the event loop does for this job."""
+        return self._context
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have the event loop of the worker await a coroutine, and return what it returns.
+
+        Raises:
+            GraphileWorkerError: The worker has ended.
+            Exception: What the coroutine raises.
+        """
         try:
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:  # the loop is closed

@@ -4,10 +4,12 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from enum import StrEnum
 from typing import (
     TYPE_CHECKING,
     Any,
+    Concatenate,
     Final,
     Literal,
     Protocol,
@@ -49,12 +51,13 @@ class ExecutorKind(StrEnum):
     leak or crash."""
 
 
-_CONTEXTS: Final = {
+CONTEXTS: Final = {
     None: "JobContext",
     ExecutorKind.INLINE: "JobContext",
     ExecutorKind.THREAD: "SyncJobContext",
     ExecutorKind.PROCESS: "ProcessJobContext",
 }
+"""Names of the classes of contexts, by executor; None is the event loop."""
 ExecutorName: TypeAlias = Literal["thread", "inline", "process"]
 
 
@@ -86,6 +89,8 @@ class Task(TaskName[PayloadT_contra]):
         is_async: Whether it is an async function.
         executor: Where it is called, if it is a plain one; None for an async function.
         is_inline, is_process: Whether that is inline, or in a process.
+        arguments: How many of payload and context it takes.
+        injected: Names of its other parameters, whose values the worker provides.
         settings: How its jobs are added, retried and remembered; what was not given is missing.
         retry: What a failed attempt leads to; None means Graphile Worker's retries.
     """
@@ -117,7 +122,8 @@ class Task(TaskName[PayloadT_contra]):
         self.executor = _executor(identifier, executor, is_async=self.is_async)
         self.is_inline = self.executor is ExecutorKind.INLINE
         self.is_process = self.executor is ExecutorKind.PROCESS
-        self.arguments = arguments_of(function, identifier, context=_CONTEXTS[self.executor])
+        context = CONTEXTS[self.executor]
+        self.arguments, self.injected = arguments_of(function, identifier, context=context)
         self.settings = checked_settings(identifier, settings)
         self.retry: RetryPolicy | None = self.settings.get("retry")
         self._check_limits()
@@ -158,6 +164,14 @@ class Task(TaskName[PayloadT_contra]):
             memory=self.memory,
             **cast(TaskSettings, self.settings),
         )
+
+    def calling(self, function: TaskFunction) -> "Task[PayloadT_contra]":
+        """The same task, which calls another function with payload and context."""
+        other = copy(self)
+        other.function = function
+        other.arguments, other.injected = 2, ()
+        other.__dict__["decode"] = self.decode
+        return other
 
     def adding_defaults(self, payload: Any) -> dict[str, Any]:
         """The options of a job with this payload that its task has defaults for."""
@@ -232,6 +246,10 @@ class _Decorator(Protocol):
     @overload
     def __call__(self, function: Callable[[PayloadT, Any], Any], /) -> Task[PayloadT]: ...
     @overload
+    def __call__(
+        self, function: Callable[Concatenate[PayloadT, ...], Any], /
+    ) -> Task[PayloadT]: ...
+    @overload
     def __call__(self, function: Callable[[], Any], /) -> Task[None]: ...
 
 
@@ -239,6 +257,8 @@ class _Decorator(Protocol):
 def task(function: Callable[[PayloadT], Any], /) -> Task[PayloadT]: ...
 @overload
 def task(function: Callable[[PayloadT, Any], Any], /) -> Task[PayloadT]: ...
+@overload
+def task(function: Callable[Concatenate[PayloadT, ...], Any], /) -> Task[PayloadT]: ...
 @overload
 def task(function: Callable[[], Any], /) -> Task[None]: ...
 @overload
@@ -268,6 +288,9 @@ def task(
 
     A payload that is annotated with a dataclass, `TypedDict`, msgspec `Struct` or pydantic model
     is checked and built before the call; a job whose payload does not fit fails.
+
+    Further parameters are provided by the worker if they are annotated with `Resource`, `Inject`
+    or `State`.
 
     Args:
         function: The function, or the identifier that its jobs carry (at most 128 characters).

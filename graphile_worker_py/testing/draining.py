@@ -1,6 +1,7 @@
 """Run the jobs of a test until none is due, and report what happened to them."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from graphile_worker_py.once import RunOnceResult, run_once
 from graphile_worker_py.plugins import Plugin, Plugins
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.tasks.context import JobContext
+from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.testing.clock import TestClock
 from graphile_worker_py.worker_utils import WorkerUtils
@@ -73,15 +75,22 @@ class Drain:
         utils: Reads and reschedules the jobs.
         clock: The clock of the test.
         tasks: The tasks whose jobs are run, by identifier.
+        state: What a `lifespan` would yield.
     """
 
     def __init__(
-        self, dsn: str, utils: WorkerUtils, clock: TestClock, tasks: Mapping[str, Task[Any]]
+        self,
+        dsn: str,
+        utils: WorkerUtils,
+        clock: TestClock,
+        tasks: Mapping[str, Task[Any]],
+        state: State = NO_STATE,
     ) -> None:
         self._dsn = dsn
         self._utils = utils
         self._clock = clock
         self._tasks = tasks
+        self._state = state
         self._results = _Results()
         self._completed: list[Job] = []
         self._failed: list[events.JobError] = []
@@ -111,6 +120,7 @@ class Drain:
                 self._dsn,
                 tasks=self._tasks,
                 hooks=[*hooks, self._results],
+                lifespan=self._lifespan,
                 events=self._events,
                 concurrent_jobs=1,
                 no_handle_signals=True,
@@ -121,6 +131,10 @@ class Drain:
             before |= put_off
             if not await self._waiting(None if with_scheduled else self._clock.now(), but=before):
                 return self._report()
+
+    @asynccontextmanager
+    async def _lifespan(self, _runner: Any) -> AsyncIterator[State]:
+        yield self._state
 
     async def _waiting(self, until: datetime | None, *, but: Iterable[int]) -> list[ListedJob]:
         """The scheduled jobs that are to be run, the one that is due first in front."""

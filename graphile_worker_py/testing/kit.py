@@ -1,6 +1,6 @@
 """What the fixture `gw` offers to a test with an event loop."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeAlias, Unpack
@@ -14,6 +14,7 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.runner_options import collected_tasks
 from graphile_worker_py.sql.inspect import ListedJob
+from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.task import Task, Tasks
 from graphile_worker_py.testing.clock import TestClock
 from graphile_worker_py.testing.connections import LooseConnections
@@ -60,6 +61,7 @@ class Kit:
         self.dsn = dsn
         self.clock = TestClock() if clock is None else clock
         self._tasks = tasks
+        self._state = NO_STATE
         self._inline = Inline(self.call)
         self._utils = _Utils(LooseConnections(dsn), self._inline)
         self._drained: list[Report] = []
@@ -154,7 +156,7 @@ class Kit:
             BaseException: The error of a task; a `BaseExceptionGroup` if several attempts failed.
             ConfigurationError: A value is not allowed; the message names it.
         """
-        drain = Drain(self.dsn, self._utils, self.clock, self.named_tasks(tasks))
+        drain = Drain(self.dsn, self._utils, self.clock, self.named_tasks(tasks), self._state)
         report = await drain.run(with_scheduled=with_scheduled, hooks=hooks)
         self._drained.append(report)
         if raise_errors:
@@ -202,6 +204,28 @@ class Kit:
         with self._inline.switched_on(self.named_tasks(tasks)):
             yield
 
+    @contextmanager
+    def provide(
+        self,
+        *resources: Any,
+        overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    ) -> Iterator[None]:
+        """Within the block, give tasks what they ask for, as a `lifespan` does.
+
+        `perform`, `drain` and `inline` use it.
+
+        Args:
+            resources: The objects of the `State`.
+            overrides: Factories that take the place of those that tasks inject:
+                `overrides={load_user: lambda: ada}`.
+        """
+        before = self._state
+        self._state = before.with_all_of(State(*resources, overrides=overrides))
+        try:
+            yield
+        finally:
+            self._state = before
+
     def named_tasks(self, tasks: GivenTasks | None) -> Mapping[str, Task[Any]]:
         """The given tasks by identifier, or those of the kit.
 
@@ -218,7 +242,14 @@ class Kit:
     async def call(self, task: Task[Any], spec: JobSpec, attempt: int = 1) -> Any:
         """Call a task for a job that is not in the database."""
         utils = self._utils
-        return await perform(utils.database, task, spec, attempt=attempt, adding=utils.around)
+        return await perform(
+            utils.database,
+            task,
+            spec,
+            attempt=attempt,
+            adding=utils.around,
+            state=self._state,
+        )
 
     async def _not_added(self, wanted: Wanted, jobs: list[ListedJob]) -> str:
         lines = [f"no job of {wanted} was added"]

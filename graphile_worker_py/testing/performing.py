@@ -17,6 +17,7 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.tasks.completing import CompletingStatement
+from graphile_worker_py.tasks.injection import NO_STATE, Provided, State
 from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task, check_tasks
@@ -57,6 +58,7 @@ async def perform(
     *,
     attempt: int = 1,
     adding: Around = NOTHING_AROUND,
+    state: State = NO_STATE,
 ) -> Any:
     """Call a task for a job that is not in the database.
 
@@ -69,6 +71,7 @@ async def perform(
         spec: The job.
         attempt: The number of the attempt, from 1.
         adding: What happens around jobs that the task adds.
+        state: What a `lifespan` would yield.
 
     Returns:
         What the task returned.
@@ -87,6 +90,7 @@ async def perform(
         logger=logging.getLogger("graphile_worker_py"),
         queue_names=QueueNames(database, delay=0.0),
         adding=adding,
+        provided=Provided(state=state),
     )
     context.complete = _completed
     executors = Executors(context, most_processes=1, observed=Events(), patience=1.0)

@@ -1,7 +1,7 @@
 """What the fixture `gw_sync` offers to a test without an event loop."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -112,6 +112,16 @@ class SyncKit:
             self._kit.inline(tasks),
             self._inline.switched_on(self._kit.named_tasks(tasks)),
         ):
+            yield
+
+    @contextmanager
+    def provide(
+        self,
+        *resources: Any,
+        overrides: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    ) -> Iterator[None]:
+        """Within the block, give tasks what they ask for. See `Kit.provide`."""
+        with self._kit.provide(*resources, overrides=overrides):
             yield
 
     async def _perform(self, task: Task[Any], spec: JobSpec) -> Any:

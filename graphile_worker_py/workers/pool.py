@@ -28,6 +28,7 @@ from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sql.task_ids import TaskIds
 from graphile_worker_py.tasks.context import RunningJob
+from graphile_worker_py.tasks.injection import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
@@ -54,6 +55,7 @@ class WorkerPool:
         once: Whether to end when no job is due, instead of waiting for more.
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
         waits: How long its parts wait; None means as long as `Waits` says.
+        provided: What the program provides for tasks that ask for it.
 
     Attributes:
         parts: Its parts, which `wiring.build_pool` makes and connects.
@@ -76,6 +78,7 @@ class WorkerPool:
         once: bool = False,
         ends_process: bool = False,
         waits: Waits | None = None,
+        provided: Provided = NOTHING_PROVIDED,
     ) -> None:
         self.pool_id = f"{'otpool' if once else 'pool'}-{os.urandom(9).hex()}"
         self.declared_dead = False
@@ -88,6 +91,7 @@ class WorkerPool:
         self.once = once
         self.ends_process = ends_process
         self.waits = Waits() if waits is None else waits
+        self.provided = provided
         self.stopping = asyncio.Event()
         self.killed = asyncio.Event()
         self.vitals = Vitals(self.pool_id, events)

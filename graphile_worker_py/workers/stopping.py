@@ -20,11 +20,13 @@ class Stopping:
     Attributes:
         pool: The worker pools, once the runner has started.
         early: Set when a signal arrives before that.
+        forced: Set when a signal stops by force.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         self.pool: Succession | None = None
         self.early = asyncio.Event()
+        self.forced = asyncio.Event()
         self._logger = logger
         self._signal = ""
 
@@ -38,6 +40,7 @@ class Stopping:
 
     def kill(self, name: str) -> None:
         """Stop by force because of a signal."""
+        self.forced.set()
         if self.pool is None:
             self._stop_early(name)
         else:

@@ -26,6 +26,7 @@ from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.sql.notifications import JOBS_INSERT, WORKER_MIGRATE
 from graphile_worker_py.sql.planning import keep_to_indexes
+from graphile_worker_py.tasks.injection import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
@@ -66,6 +67,7 @@ def build_pool(
     once: bool = False,
     ends_process: bool = False,
     waits: Waits | None = None,
+    provided: Provided = NOTHING_PROVIDED,
 ) -> WorkerPool:
     """Make a worker pool that is not running yet.
 
@@ -79,6 +81,7 @@ def build_pool(
         once: Whether to end when no job is due, instead of waiting for more.
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
         waits: How long its parts wait; None means as long as `Waits` says.
+        provided: What the program provides for tasks that ask for it.
     """
     if once:
         # No further outcomes would join the last ones, so they need not wait.
@@ -93,6 +96,7 @@ def build_pool(
         once=once,
         ends_process=ends_process,
         waits=waits,
+        provided=provided,
     )
     pool.parts = _connected(pool)
     return pool
@@ -371,4 +375,5 @@ def _context(pool: WorkerPool) -> PoolContext:
         adding=pool.hooks.around_adding(pool.events, nan_as_null=pool.options.nan_as_null),
         # One connection stays free, for what these tasks and others do besides.
         most_completing=max(1, pool.options.max_pool_size - own_connections(pool.options) - 1),
+        provided=pool.provided,
     )
