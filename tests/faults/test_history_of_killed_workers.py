@@ -135,7 +135,7 @@ async def test_tables_are_added_under_running_workers_of_an_older_release(
     assert len(ledger.query(applied)) == len(history_tables.MIGRATIONS)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 async def test_with_workers_that_are_killed_each_job_completes_once_and_has_its_run(
     ledger: Ledger, start_worker: StartWorker, request: pytest.FixtureRequest
 ) -> None:
