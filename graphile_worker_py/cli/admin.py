@@ -12,6 +12,7 @@ import click
 from psycopg import Connection
 
 from graphile_worker_py.checks import check_job_ids, check_one_of
+from graphile_worker_py.cli.bulk import Work, showing
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.moments import duration_callback, moment_callback
@@ -154,7 +155,11 @@ def _change_jobs(
                     shown[job_id] = job
 
         look(wanted)
-        jobs = call(utils, ids, **values, conn=conn)
+        jobs: list[Job] = []
+        work = Work("Changing jobs", len(ids))
+        with showing(work, as_json=change.as_json):
+            for some in work.chunks(ids):
+                jobs += call(utils, some, **values, conn=conn)
         # Deleted jobs are shown as they were.
         look(job.id for job in jobs)
     if change.as_json:
@@ -275,12 +280,14 @@ def cleanup(
         "older_than": older_than,
     }
     if change.asks:
-        with change.opened() as (utils, conn):
+        counting = showing(Work("Counting"), as_json=change.as_json)
+        with change.opened() as (utils, conn), counting:
             found = utils.preview_cleanup(names, **conditions, conn=conn)
         for task, preview in found.items():
             click.echo(f"{task}: {_described(preview)}", err=True)
         change.confirm("Delete them?")
-    with change.opened() as (utils, conn):
+    deleting = showing(Work("Deleting"), as_json=change.as_json)
+    with change.opened() as (utils, conn), deleting:
         deleted = utils.cleanup(names, **conditions, conn=conn)
     if change.as_json:
         print_json(deleted)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import click
 
 from graphile_worker_py.cli.admin import Change, changing, end, ids_argument, listed, plural
+from graphile_worker_py.cli.bulk import CHUNK, Work, showing
 from graphile_worker_py.cli.tables import JOB_KEYS, job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.sql.cancel_jobs import CancelState
 from graphile_worker_py.steering.steering import GRACE
@@ -35,8 +36,10 @@ def cancel(change: Change, ids: tuple[str, ...], reason: str | None, grace: floa
     """
     if len(set(ids)) > 1:
         change.confirm(f"{len(set(ids))} jobs will be cancelled. Go on?")
-    with change.opened() as (utils, conn):
-        done = utils.cancel_jobs(ids, reason=reason, grace=grace, conn=conn)
+    work, done = Work("Cancelling", len(ids)), []
+    with change.opened() as (utils, conn), showing(work, as_json=change.as_json):
+        for some in work.chunks(ids):
+            done += utils.cancel_jobs(some, reason=reason, grace=grace, conn=conn)
     if change.as_json:
         print_json([asdict(each) for each in done])
     else:
@@ -76,13 +79,19 @@ def retry(
     what = plural(len(set(ids)), "job") if ids else f"up to {limit} jobs"
     if len(set(ids)) != 1:
         change.confirm(f"{what} will be tried again. Go on?")
-    with change.opened() as (utils, conn):
-        if ids:
-            jobs = utils.retry_jobs(ids, conn=conn)
-        else:
-            jobs = utils.retry_jobs(
-                state=str(state), task=task, error=error, limit=limit, conn=conn
+    work, jobs = Work("Retrying", len(ids) or None), []
+    with change.opened() as (utils, conn), showing(work, as_json=change.as_json):
+        for some in work.chunks(ids):
+            jobs += utils.retry_jobs(some, conn=conn)
+        while not ids:
+            most = min(CHUNK, limit - work.done)
+            found = utils.retry_jobs(
+                state=str(state), task=task, error=error, limit=most, conn=conn
             )
+            jobs += found
+            work.done = len(jobs)
+            if not found or work.done >= limit:
+                break
     if change.as_json:
         print_json([job_as_json(job) for job in jobs])
     else:
