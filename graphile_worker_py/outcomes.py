@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.checks import LONGEST, check_aware, check_seconds, check_text, check_whole
+from graphile_worker_py.checks import LONGEST, check_aware, check_seconds, check_whole
 from graphile_worker_py.errors import (
     BatchJobError,
     ConfigurationError,
@@ -53,7 +53,7 @@ class RetryIn(GraphileWorkerError):  # noqa: N818  # users raise it as a decisio
 
     def __init__(self, delay: Delay, reason: str | None = None) -> None:
         self.delay = checked_delay("RetryIn", delay)
-        self.reason = reason
+        self.reason = None if reason is None else _checked_reason("RetryIn", reason)
         super().__init__(reason if reason is not None else f"retry in {delay}")
 
 
@@ -84,12 +84,20 @@ class Discard(GraphileWorkerError):  # noqa: N818  # users raise it as a decisio
     """
 
     def __init__(self, reason: str = "discarded") -> None:
-        self.reason = check_text("reason of Discard", reason)
+        self.reason = _checked_reason("Discard", reason)
         super().__init__(reason)
 
 
+def _checked_reason(name: str, reason: object) -> str:
+    # Characters that can't be stored are escaped later: a decision must not fail on what a remote
+    # service has answered.
+    if not isinstance(reason, str):
+        raise ConfigurationError(f"reason of {name} must be a string, not {reason!r}")
+    return reason
+
+
 def checked_delay(name: str, delay: object) -> float | datetime:
-    """Check a delay; a `timedelta` becomes seconds.
+    """Check a delay; a `timedelta` becomes seconds, and a time in the past none.
 
     Raises:
         ConfigurationError: It is negative, not finite, naive, or too long.
@@ -98,11 +106,12 @@ def checked_delay(name: str, delay: object) -> float | datetime:
         delay = delay.total_seconds()
     if isinstance(delay, datetime):
         check_aware(f"delay of {name}", delay)
-        if (delay - datetime.now(UTC)).total_seconds() > LONGEST:
+        ahead = (delay - datetime.now(UTC)).total_seconds()
+        if ahead > LONGEST:
             raise ConfigurationError(
                 f"delay of {name} must be at most {LONGEST:g} s from now, not {delay}"
             )
-        return delay
+        return delay if ahead > 0 else 0.0
     return check_seconds(f"delay of {name}", delay)
 
 
@@ -181,11 +190,11 @@ class RetryPolicy:
                 f"attempt and error, not {self.delay!r}"
             )
         for name in ("retry_on", "discard_on"):
-            for kind in getattr(self, name):
-                if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                    raise ConfigurationError(
-                        f"{name} of RetryPolicy must be a tuple of exception classes, not {kind!r}"
-                    )
+            kinds = getattr(self, name)
+            if not isinstance(kinds, tuple) or not all(map(_is_error_class, kinds)):
+                raise ConfigurationError(
+                    f"{name} of RetryPolicy must be a tuple of exception classes, not {kinds!r}"
+                )
 
     def retries(self, error: BaseException) -> bool:
         """Whether an error is tried again."""
@@ -207,6 +216,10 @@ class RetryPolicy:
                 traceback_of(failed),
             )
             return None
+
+
+def _is_error_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 DEFAULT_POLICY: Final = RetryPolicy()

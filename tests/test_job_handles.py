@@ -157,6 +157,19 @@ async def test_nothing_is_added_to_be_awaited_without_the_tables(dsn: str) -> No
 async def test_what_is_no_job_is_refused(place: Place) -> None:
     with pytest.raises(ConfigurationError, match="job: a job id"):
         place.utils.handle("x")
+    with pytest.raises(ConfigurationError, match=r"handles must be .* utils\.handle"):
+        await place.utils.wait_all([1])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "10"])
+async def test_a_timeout_that_makes_no_sense_is_refused(place: Place, timeout: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout must be seconds"):
+        await place.utils.handle(1).wait(timeout)
+    with (
+        SyncWorkerUtils(place.dsn) as utils,
+        pytest.raises(ConfigurationError, match="timeout must be seconds"),
+    ):
+        utils.wait_all([utils.handle(1)], timeout)
 
 
 async def test_a_thousand_jobs_are_awaited_with_few_statements(place: Place) -> None:

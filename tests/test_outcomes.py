@@ -125,6 +125,29 @@ async def test_discard_gives_up_at_once_and_is_no_error(
     assert [each for each in caplog.records if each.levelname == "ERROR"] == []
 
 
+async def test_a_reason_that_cannot_be_stored_is_escaped(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    (first, *_) = kinds_of(lambda: Discard("answer: \0"))
+    (second, *_) = kinds_of(lambda: RetryIn(3600, reason="answer: \ud800"))
+    discarded, retried = jobs.add("discard"), jobs.add("retry")
+    await run_once(dsn, tasks={"discard": first, "retry": second})
+    assert jobs.one(discarded)["last_error"] == "answer: \\u0000"
+    assert jobs.one(discarded)["attempts"] == 25
+    assert jobs.one(retried)["last_error"] == "answer: \\ud800"
+
+
+async def test_a_time_in_the_past_is_now(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    at = datetime(2020, 1, 1, tzinfo=UTC)
+    (snoozed, *_) = kinds_of(lambda: Snooze(at))
+    assert RetryIn(at).delay == 0
+    job_id = jobs.add("work")
+    await run_once(dsn, tasks={"work": snoozed}, events=told.events)
+    # It lasts a tenth of a second like each snooze, so the worker has nothing more to do.
+    assert len(told.of(JobSnoozed)) == 1
+    assert jobs.one(job_id)["attempts"] == 0
+
+
 async def test_an_absolute_time_is_kept_as_it_is(dsn: str) -> None:
     jobs = Jobs(dsn)
     at = datetime(2050, 1, 1, 12, tzinfo=UTC)
@@ -260,6 +283,10 @@ def test_delays_grow_exponentially_with_jitter_up_to_the_longest() -> None:
         lambda: RetryPolicy(max_attempts=0),
         lambda: RetryPolicy(delay=5),  # type: ignore[arg-type]
         lambda: RetryPolicy(retry_on=("OSError",)),  # type: ignore[arg-type]
+        lambda: RetryPolicy(retry_on=OSError),  # type: ignore[arg-type]
+        lambda: RetryPolicy(discard_on=[OSError]),  # type: ignore[arg-type]
+        lambda: RetryIn(1, reason=429),  # type: ignore[arg-type]
+        lambda: Discard(404),  # type: ignore[arg-type]
         lambda: task("a", retry=5),  # type: ignore[call-overload]
         lambda: task("a", queue_name=""),
         lambda: task("a", priority=1e9),  # type: ignore[call-overload]

@@ -54,7 +54,7 @@ def duration_callback(
 
 
 def past_callback(
-    ctx: click.Context, param: click.Parameter, value: str | None
+    _ctx: click.Context, _param: click.Parameter, value: str | None
 ) -> datetime | timedelta | None:
     """Convert the value of a click option to a point in time, or to how long ago it was."""
     if value is None:
@@ -62,4 +62,9 @@ def past_callback(
     try:
         return parse_duration(value)
     except (ValueError, OverflowError):
-        return moment_callback(ctx, param, value)
+        pass
+    try:
+        return parse_moment(value)
+    except ValueError as error:
+        allowed = "an ISO 8601 time as 2026-01-31T04:00:00Z, or how long ago as 90m, 12h or 3d"
+        raise click.BadParameter(f"{value!r} is not {allowed}") from error

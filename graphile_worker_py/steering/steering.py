@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from graphile_worker_py.checks import check_job_id
+from graphile_worker_py.checks import check_is, check_job_id
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import AsyncGiven, taken
@@ -64,6 +64,8 @@ class Steering:
             psycopg.Error: The database could not answer.
         """
         wanted = list(handles)
+        for handle in wanted:
+            check_is("handles", handle, JobHandle, how="what utils.handle(job) returns")
         outcomes = await self._waiter.outcomes([handle.key for handle in wanted], timeout)
         return [outcomes[handle.job_id] for handle in wanted]
 

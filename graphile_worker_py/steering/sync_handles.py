@@ -5,6 +5,7 @@ from datetime import datetime
 from time import monotonic, sleep
 from typing import Any
 
+from graphile_worker_py.checks import check_seconds
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.sql.job_ends import (
     EndStatus,
@@ -59,9 +60,12 @@ def wait_for(
 
     Raises:
         TimeoutError: One has not ended in time.
+        ConfigurationError: The timeout makes no sense.
         MissingTablesError: The tables of history are missing.
         psycopg.Error: The database could not answer.
     """
+    if timeout is not None:
+        check_seconds("timeout", timeout)
     schema = database.statements.schema
     database.drive(begin_to_wait(schema, [key[0] for key in keys]))
     deadline = None if timeout is None else monotonic() + timeout

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from graphile_worker_py.checks import check_job_id
+from graphile_worker_py.checks import check_is, check_job_id
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
@@ -33,6 +33,8 @@ class SyncSteering:
     ) -> list[JobOutcome]:
         """Wait for the end of several jobs. See `WorkerUtils.wait_all`."""
         wanted = list(handles)
+        for handle in wanted:
+            check_is("handles", handle, SyncJobHandle, how="what utils.handle(job) returns")
         outcomes = wait_for([handle.key for handle in wanted], self._database, timeout)
         return [outcomes[handle.job_id] for handle in wanted]
 

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 import psycopg
 
 from graphile_worker_py import aio
+from graphile_worker_py.checks import check_seconds
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.postgres.connecting import connect_like
 from graphile_worker_py.postgres.database import Database
@@ -66,9 +67,12 @@ class Waiter:
 
         Raises:
             TimeoutError: One has not ended in time.
+            ConfigurationError: The timeout makes no sense.
             MissingTablesError: The tables of history are missing.
             psycopg.Error: The database could not answer.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         ids = [job_id for job_id, _ in keys]
         await self._database.drive(begin_to_wait(self._database.schema, ids))
         waiting = [self._join(key) for key in keys]
