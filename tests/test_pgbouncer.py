@@ -19,6 +19,7 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
+from graphile_worker_py.history import upkeep
 from tests.support.eventually import eventually
 from tests.support.missing import missing
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer
@@ -32,6 +33,15 @@ where datname = current_database() and query = 'select pg_catalog.pg_backend_pid
 ADVISORY_LOCKS = """
 select pid from pg_locks join pg_database on pg_database.oid = pg_locks.database
 where locktype = 'advisory' and datname = current_database()
+"""
+OLD = "graphile_worker_py.runs_failed_20200101"
+OLD_PARTITION = f"""
+create table {OLD} partition of graphile_worker_py.runs_failed
+for values from ('20200101 00:00:00+00') to ('20200102 00:00:00+00')
+"""
+NEWEST_PARTITION = """
+select max(relid::regclass::text) as name
+from pg_partition_tree('graphile_worker_py.runs_failed') where isleaf
 """
 PREPARED = "select name from pg_prepared_statements"
 
@@ -238,6 +248,39 @@ async def test_a_restart_of_the_pooler_under_load_loses_nothing(
         await eventually(lambda: jobs.ids() == [], timeout=10)
     assert sorted(runs) == list(range(300))
     assert jobs.locked() == []
+
+
+async def test_history_is_kept_and_dropped_through_the_pooler(
+    dsn: str, pooled: Callable[[str], PgBouncer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "INTERVAL", 0.0)
+    await run_migrations(dsn, side_schema=True)
+    bouncer, jobs = pooled(dsn), Jobs(dsn)
+    jobs.query(OLD_PARTITION)
+    newest = jobs.query(NEWEST_PARTITION)[0]["name"]
+    jobs.query(f"drop table {newest}")
+    job_id = jobs.add("work")
+    async with Runner(
+        bouncer.dsn,
+        tasks={"work": lambda _payload: None},
+        history="all",
+        heartbeat_interval=0.1,
+        poll_interval=0.2,
+        listen_connection_string=dsn,
+    ) as runner:
+        await eventually(
+            lambda: jobs.query("select to_regclass(%s) as part", OLD)[0]["part"] is None
+        )
+        await eventually(lambda: jobs.query(NEWEST_PARTITION)[0]["name"] == newest)
+        await eventually(lambda: jobs.ids() == [])
+        assert runner.health().plugin_failures == runner.health().rider_failures == 0
+    (run,) = jobs.query("select job_id, outcome from graphile_worker_py.runs")
+    assert (run["job_id"], run["outcome"]) == (job_id, "completed")
+    # No session that the pooler gives to others has kept a limit.
+    with ExitStack() as stack:
+        for _ in range(4):
+            conn = stack.enter_context(psycopg.connect(bouncer.dsn, prepare_threshold=None))
+            assert conn.execute("show lock_timeout").fetchone() == ("0",)
 
 
 def test_a_connection_to_listen_on_that_makes_no_sense_is_refused_without_its_password() -> None:
