@@ -150,7 +150,11 @@ async def test_the_fastapi_app_shows_progress_to_the_browser(
         cwd=EXAMPLES / "fastapi_app",
     )
     await eventually(lambda: "Uvicorn running" in process.stderr, timeout=15)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{port}",
+        timeout=15,
+        headers={"Connection": "close"},  # the server closes it after an error
+    ) as client:
         assert "EventSource" in (await client.get("/")).text
         refused = await client.post("/orders", params={"item": "nothing"})  # rolled back
         assert refused.status_code == 500
