@@ -8,7 +8,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, run_migrations, run_once
+from graphile_worker_py import EndStatus, JobSpec, Runner, WorkerUtils, run_migrations, run_once
 from graphile_worker_py.events import JobComplete
 from graphile_worker_py.history import upkeep
 from tests.support.eventually import eventually
@@ -172,3 +172,20 @@ async def test_a_partition_that_was_detached_and_not_dropped_is_dropped(
     )
     async with Runner(dsn, tasks={"work": work}, **FAST):
         await eventually(lambda: old not in tables(jobs))
+
+
+async def test_a_job_stays_awaited_until_its_end_is_recorded(
+    dsn: str, jobs: Jobs, hurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "CHUNK", 2)
+    await run_migrations(dsn, side_schema=True)
+    async with WorkerUtils(dsn) as utils, Runner(dsn, tasks={"work": work}, **FAST):
+        later = await utils.add_job("work", {}, run_in=3 * 86400, awaited=True)
+        # Three days are longer than a job that has failed for good stays awaited.
+        jobs.query("update graphile_worker_py.awaited set until = now() - interval '1 s'")
+        soon = await utils.add_jobs([JobSpec("work", {}, awaited=True) for _ in range(7)])
+        await utils.wait_all([utils.handle(job) for job in soon], timeout=10)
+        awaited = "select job_id from graphile_worker_py.awaited"
+        await eventually(lambda: jobs.query(awaited) == [{"job_id": later.id}], timeout=15)
+        await utils.retry_jobs([later.id])  # which wakes the worker
+        assert (await utils.handle(later).wait(10)).status is EndStatus.COMPLETED

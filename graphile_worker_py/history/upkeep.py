@@ -21,6 +21,8 @@ INTERVAL: Final = 60.0
 """Seconds between two runs of a chore."""
 CHUNK: Final = 1000
 """Most rows that a statement deletes."""
+MOST_CHUNKS: Final = 30
+"""Most such statements of a chore, which comes again a minute later."""
 LOCK_PATIENCE: Final = 0.05
 STATEMENT_PATIENCE: Final = 30.0
 MISSING: Final = (
@@ -119,8 +121,11 @@ async def _forget_gone(database: Database, conn: AsyncConnection[Any]) -> None:
         awaited.forget_awaited(schema, limit=CHUNK),
         job_state.forget_gone(schema, limit=CHUNK),
     ):
-        async with _in_short(database, conn):
-            await database.run(query, conn=conn)
+        for _ in range(MOST_CHUNKS):
+            async with _in_short(database, conn):
+                deleted = await database.run(query, conn=conn)
+            if deleted < CHUNK:
+                break
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from typing import Final
 from graphile_worker_py.postgres.query import Query, no_result
 
 KEPT_FOR: Final = 24 * 3600.0
-"""Seconds for which the end of a job is recorded that is waited for."""
+"""Seconds for which a job that has failed for good stays awaited: it may be tried again."""
 
 _ARE_AWAITED: Final = """
 select exists (
@@ -22,7 +22,7 @@ def are_awaited(worker_schema: str) -> Query[bool]:
     return Query(_ARE_AWAITED, (worker_schema,), lambda rows: bool(rows[0][0]))
 
 
-# A job that is awaited for longer than this has another row by then.
+# The end of a job whose row is gone is recorded. A job that has failed for good may be tried again.
 _FORGET: Final = """
 delete from graphile_worker_py.awaited as awaited
 where awaited.worker_schema = $1::pg_catalog.text
@@ -30,15 +30,26 @@ where awaited.worker_schema = $1::pg_catalog.text
     select over.job_id
     from graphile_worker_py.awaited as over
     where over.worker_schema = $1::pg_catalog.text
-      and over.until < pg_catalog.now()
+      and not exists (
+        select
+        from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+        where job.id = over.job_id
+          and job.created_at = over.job_created_at
+          and (
+            over.until > pg_catalog.now()
+            or job.attempts < job.max_attempts
+            or job.locked_at is not null
+          )
+      )
     limit $2::pg_catalog.int8
   ))
+returning 1
 """
 
 
-def forget_awaited(worker_schema: str, *, limit: int) -> Query[None]:
-    """Delete rows of jobs that are no longer awaited, at most `limit`."""
-    return Query(_FORGET, (worker_schema, limit), no_result, prepare=False)
+def forget_awaited(worker_schema: str, *, limit: int) -> Query[int]:
+    """Delete rows of jobs that are no longer awaited, at most `limit`; returns how many."""
+    return Query(_FORGET, (worker_schema, limit), len, prepare=False)
 
 
 # Pools learn it at once, and keep the runs of these jobs.
@@ -71,5 +82,5 @@ having pg_catalog.count(*) > 0
 def await_jobs(
     worker_schema: str, job_ids: Sequence[int], *, seconds: float = KEPT_FOR
 ) -> Query[None]:
-    """Have a record kept of the end of these jobs, if they end within some seconds."""
+    """Have a record kept of the end of these jobs."""
     return Query(_AWAIT, (worker_schema, list(job_ids), seconds), no_result, prepare=False)

@@ -171,9 +171,10 @@ where states.worker_schema = $1::pg_catalog.text
       )
     limit $2::pg_catalog.int8
   ))
+returning 1
 """
 
 
-def forget_gone(worker_schema: str, *, limit: int) -> Query[None]:
-    """Delete rows of jobs that are gone, at most `limit`."""
-    return Query(_FORGET_GONE, (worker_schema, limit), no_result, prepare=False)
+def forget_gone(worker_schema: str, *, limit: int) -> Query[int]:
+    """Delete rows of jobs that are gone, at most `limit`; returns how many."""
+    return Query(_FORGET_GONE, (worker_schema, limit), len, prepare=False)
