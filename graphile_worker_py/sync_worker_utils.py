@@ -15,16 +15,16 @@ import psycopg_pool
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import config, explaining
+from graphile_worker_py import config
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events
-from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
-from graphile_worker_py.looking_back import SyncLooksBack
+from graphile_worker_py.looking.back import SyncLooksBack
+from graphile_worker_py.looking.now import SyncLooksNow
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.blocking import SyncDatabase
@@ -33,15 +33,11 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.postgres.query import Query, Steps, can_copy
 from graphile_worker_py.schema import migrate, rights
-from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
+from graphile_worker_py.sql import admin
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
-from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.granted import read_rights
-from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
-from graphile_worker_py.sql.known_crontabs import KnownCrontab
-from graphile_worker_py.sql.migrations import read_revisions
 from graphile_worker_py.steering.sync_steering import SyncSteering
 
 T = TypeVar("T")
@@ -69,7 +65,7 @@ class _Opening:
     stack: ExitStack
 
 
-class SyncWorkerUtils(SyncSteering, SyncLooksBack):
+class SyncWorkerUtils(SyncSteering, SyncLooksNow, SyncLooksBack):
     """`WorkerUtils` without an event loop, for Django, Flask and scripts; a context manager.
 
     Args:
@@ -319,83 +315,6 @@ class SyncWorkerUtils(SyncSteering, SyncLooksBack):
         """Count the rows that `cleanup` would delete. See `WorkerUtils.preview_cleanup`."""
         queries = cleaning.preview(tasks, task_identifiers_to_keep, older_than)
         return {task: self._run(query, conn) for task, query in queries.items()}
-
-    def get_job(self, job_id: int | str, *, conn: SyncGiven | None = None) -> ListedJob | None:
-        """Read one job. See `WorkerUtils.get_job`."""
-        return self._run(inspect.get_job(job_id), conn)
-
-    def list_jobs(
-        self,
-        *,
-        state: JobState | str | None = None,
-        task: str | None = None,
-        queue: str | None = None,
-        key: str | None = None,
-        text: str | None = None,
-        locked_by: str | None = None,
-        limit: int | None = inspect.DEFAULT_LIMIT,
-        after: int | str | None = None,
-        conn: SyncGiven | None = None,
-    ) -> list[ListedJob]:
-        """Read jobs, the newest first. See `WorkerUtils.list_jobs`."""
-        query = inspect.list_jobs(
-            state=state,
-            task=task,
-            queue=queue,
-            key=key,
-            text=text,
-            locked_by=locked_by,
-            limit=limit,
-            after=after,
-        )
-        return self._run(query, conn)
-
-    def counts(self, *, conn: SyncGiven | None = None) -> JobCounts:
-        """Count the jobs. See `WorkerUtils.counts`."""
-        return self._run(inspect.count_jobs(), conn)
-
-    def queues(self, *, conn: SyncGiven | None = None) -> list[JobQueue]:
-        """Read all queues. See `WorkerUtils.queues`."""
-        return self._run(inspect.list_queues(), conn)
-
-    def workers(self, *, conn: SyncGiven | None = None) -> list[LockHolder]:
-        """Read which worker pools have something locked. See `WorkerUtils.workers`."""
-        return self._run(inspect.list_lock_holders(), conn)
-
-    def pools(self, *, conn: SyncGiven | None = None) -> list[RegisteredPool] | None:
-        """Read which Python worker pools run. See `WorkerUtils.pools`."""
-        return self._run_steps(backlog.registered_pools(self._schema), conn)
-
-    def backlog(self, *, conn: SyncGiven | None = None) -> Backlog:
-        """Count the jobs that are due, and old locks. See `WorkerUtils.backlog`."""
-        return self._run(backlog.read_backlog(), conn)
-
-    def explain(self, job_id: int | str, *, conn: SyncGiven | None = None) -> Explanation:
-        """Say why a job is not running: reasons in order, with what to do about each.
-
-        Pools of Node do not report which tasks they have. What pools of Python report is in the
-        schema `graphile_worker_py`; without it, `Explanation.missing` says so.
-        """
-        return self._run_steps(explaining.explain(job_id, self._schema), conn)
-
-    def unserved_tasks(self, *, conn: SyncGiven | None = None) -> dict[str, str | None]:
-        """Read the tasks of due jobs that no live Python pool has.
-
-        Pools of Node may have them. Looks at the first 20,000 jobs that are due.
-
-        Returns:
-            For each of these tasks the most similar name that a pool has, or None. Empty if no pool
-            is registered, or one of an older release does not report its tasks.
-        """
-        return self._run_steps(explaining.unserved_tasks(self._schema), conn)
-
-    def known_crontabs(self, *, conn: SyncGiven | None = None) -> list[KnownCrontab]:
-        """Read all crontab items ever registered. See `WorkerUtils.known_crontabs`."""
-        return self._run(known_crontabs.list_known(), conn)
-
-    def revision(self, *, conn: SyncGiven | None = None) -> int:
-        """Read the number of the latest migration. See `WorkerUtils.revision`."""
-        return self._run(read_revisions(), conn).latest or 0
 
     def _run(self, query: Query[T], conn: SyncGiven | None) -> T:
         own = None if conn is None else taken_blocking(conn)

@@ -1,7 +1,4 @@
-"""What a program may do with jobs without running them: add and administer.
-
-It is long because each method explains what it does, and hardly does more than send one statement.
-"""
+"""What a program may do with jobs without running them: add and administer."""
 
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -11,14 +8,14 @@ from typing import Self, TypeVar, Unpack
 
 from psycopg_pool import AsyncConnectionPool
 
-from graphile_worker_py import aio, config, explaining
+from graphile_worker_py import aio, config
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.events import Events
-from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import PayloadT, SpecOptions, TaskName
-from graphile_worker_py.looking_back import LooksBack
+from graphile_worker_py.looking.back import LooksBack
+from graphile_worker_py.looking.now import LooksNow
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
@@ -26,20 +23,16 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import AsyncGiven, taken
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.schema import migrate, rights
-from graphile_worker_py.sql import admin, backlog, inspect, known_crontabs
+from graphile_worker_py.sql import admin
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
-from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
-from graphile_worker_py.sql.inspect import JobCounts, JobQueue, JobState, ListedJob, LockHolder
-from graphile_worker_py.sql.known_crontabs import KnownCrontab
-from graphile_worker_py.sql.migrations import read_revisions
 from graphile_worker_py.steering.steering import Steering
 
 T = TypeVar("T")
 
 
-class WorkerUtils(JobAdder, Steering, LooksBack):
+class WorkerUtils(JobAdder, Steering, LooksNow, LooksBack):
     """Adds and administers jobs; an async context manager.
 
     Entering it installs or upgrades the schema where that is needed, as Graphile Worker does.
@@ -300,109 +293,6 @@ class WorkerUtils(JobAdder, Steering, LooksBack):
         """
         queries = cleaning.preview(tasks, task_identifiers_to_keep, older_than)
         return {task: await self._run(query, conn) for task, query in queries.items()}
-
-    async def get_job(
-        self, job_id: int | str, *, conn: AsyncGiven | None = None
-    ) -> ListedJob | None:
-        """Read one job; None if there is none with that id."""
-        return await self._run(inspect.get_job(job_id), conn)
-
-    async def list_jobs(
-        self,
-        *,
-        state: JobState | str | None = None,
-        task: str | None = None,
-        queue: str | None = None,
-        key: str | None = None,
-        text: str | None = None,
-        locked_by: str | None = None,
-        limit: int | None = inspect.DEFAULT_LIMIT,
-        after: int | str | None = None,
-        conn: AsyncGiven | None = None,
-    ) -> list[ListedJob]:
-        """Read jobs, the newest first. Conditions that are given must all hold.
-
-        Args:
-            state: Where the job stands.
-            task: Identifier of its task.
-            queue: Name of its queue.
-            key: Its job key.
-            text: Found in its payload, key or `last_error`, in upper or lower case.
-            locked_by: Id of the worker pool that runs it.
-            limit: At most so many jobs; None means all.
-            after: Go on after this job: the id of the last one of the page before.
-            conn: As for `complete_jobs`.
-        """
-        query = inspect.list_jobs(
-            state=state,
-            task=task,
-            queue=queue,
-            key=key,
-            text=text,
-            locked_by=locked_by,
-            limit=limit,
-            after=after,
-        )
-        return await self._run(query, conn)
-
-    async def counts(self, *, conn: AsyncGiven | None = None) -> JobCounts:
-        """Count the jobs by state, in all and for each task."""
-        return await self._run(inspect.count_jobs(), conn)
-
-    async def queues(self, *, conn: AsyncGiven | None = None) -> list[JobQueue]:
-        """Read all queues by name, with how many jobs they have and who has them locked."""
-        return await self._run(inspect.list_queues(), conn)
-
-    async def workers(self, *, conn: AsyncGiven | None = None) -> list[LockHolder]:
-        """Read which worker pools have jobs or queues locked, the oldest lock first.
-
-        A pool that has nothing locked can't be seen, and one that died is seen until its locks
-        are freed: by `force_unlock_workers`, or by any worker after four hours.
-        """
-        return await self._run(inspect.list_lock_holders(), conn)
-
-    async def pools(self, *, conn: AsyncGiven | None = None) -> list[RegisteredPool] | None:
-        """Read which Python worker pools run on this schema, and when they last proved alive.
-
-        Returns:
-            The pools, the oldest first; None if pools do not register in this database, or the
-            role may not read where they do. Pools of Node never register.
-        """
-        return await self._run_steps(backlog.registered_pools(self._schema), conn)
-
-    async def backlog(self, *, conn: AsyncGiven | None = None) -> Backlog:
-        """Count the jobs that are due and the locks that are older than four hours.
-
-        Reads all jobs that are due.
-        """
-        return await self._run(backlog.read_backlog(), conn)
-
-    async def explain(self, job_id: int | str, *, conn: AsyncGiven | None = None) -> Explanation:
-        """Say why a job is not running: reasons in order, with what to do about each.
-
-        Pools of Node do not report which tasks they have. What pools of Python report is in the
-        schema `graphile_worker_py`; without it, `Explanation.missing` says so.
-        """
-        return await self._run_steps(explaining.explain(job_id, self._schema), conn)
-
-    async def unserved_tasks(self, *, conn: AsyncGiven | None = None) -> dict[str, str | None]:
-        """Read the tasks of due jobs that no live Python pool has.
-
-        Pools of Node may have them. Looks at the first 20,000 jobs that are due.
-
-        Returns:
-            For each of these tasks the most similar name that a pool has, or None. Empty if no pool
-            is registered, or one of an older release does not report its tasks.
-        """
-        return await self._run_steps(explaining.unserved_tasks(self._schema), conn)
-
-    async def known_crontabs(self, *, conn: AsyncGiven | None = None) -> list[KnownCrontab]:
-        """Read all crontab items that a worker ever registered, by identifier."""
-        return await self._run(known_crontabs.list_known(), conn)
-
-    async def revision(self, *, conn: AsyncGiven | None = None) -> int:
-        """Read the number of the latest migration that was applied to the schema."""
-        return (await self._run(read_revisions(), conn)).latest or 0
 
     async def _run_steps(self, steps: Steps[T], conn: AsyncGiven | None) -> T:
         own = None if conn is None else await taken(conn)

@@ -1,0 +1,1 @@
+"""What `WorkerUtils` and `SyncWorkerUtils` read."""
