@@ -1,19 +1,12 @@
 """A worker pool: owns all parts that run jobs, starts them, stops them in order.
 
-Parts live in rings. The outermost one proves that the pool is alive; the next one records outcomes,
-so it sees every one; the next one feeds (local queue, listener, sweep for stale locks); the inner
-one works. Stopping goes from the inside out: no more jobs are handed out, running jobs finish,
-fetched jobs that were not started are returned, the last outcomes are recorded, the pool leaves.
-
-Parts are asked to stop, never cancelled; only the workers are, at a forced stop. Cancelling
-`WorkerPool.run` is a forced stop, too.
+How its parts run, and end in order, is in `rings`. Cancelling `WorkerPool.run` is a forced stop.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +14,6 @@ from graphile_worker_py import aio, events
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
 from graphile_worker_py.options import WorkerOptions
-from graphile_worker_py.plugins import Part, PartEnd
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
@@ -35,6 +27,7 @@ from graphile_worker_py.workers.health import Health, State, Vitals
 from graphile_worker_py.workers.listener import Listener
 from graphile_worker_py.workers.local_queue import PART as FETCH
 from graphile_worker_py.workers.parts import Parts
+from graphile_worker_py.workers.rings import Rings
 from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.watchdog import Pace, Watchdog
 
@@ -99,8 +92,7 @@ class WorkerPool:
         self._stop_reason: str | None = None
         self._kill_reason: str | None = None
         self._fatal: BaseException | None = None
-        self._parts: list[asyncio.Task[None]] = []
-        self._gave_up = False
+        self._rings: Rings | None = None
         self._is_stuck = False
         self._watchdog: Watchdog | None = None
 
@@ -227,7 +219,7 @@ class WorkerPool:
             if not self.stopping.is_set():
                 self._state = State.RUNNING
                 async with parts.fetching, parts.settling, parts.beating:
-                    await self._be_present_and_below()
+                    await self._run_in_rings()
         finally:
             threads_left = await parts.executors.close()
             await self.database.task_sessions.give_up_idle()
@@ -236,6 +228,19 @@ class WorkerPool:
             self._end(threads_left)
         if self._fatal is not None:
             raise self._fatal
+
+    async def _run_in_rings(self) -> None:
+        self._rings = Rings(
+            self.parts,
+            added=partial(self.hooks.parts, self),
+            once=self.once,
+            stopping=self.stopping,
+            killed=self.killed,
+            stop=self.stop,
+            broken=self.break_down,
+            waits=self.waits,
+        )
+        await self._rings.run()
 
     def _end(self, threads_left: int) -> None:
         if threads_left:
@@ -277,94 +282,6 @@ class WorkerPool:
             self.events.emit(
                 events.PoolForcefulShutdownComplete(pool_id=self.pool_id, returned=returned)
             )
-
-    # The rings, from the outside in.
-
-    async def _be_present_and_below(self) -> None:
-        parts = self.parts
-        await parts.heartbeat.begin(self.stopping)
-        async with asyncio.TaskGroup() as present:
-            self._start(present, parts.heartbeat.run(), "prove to be alive")
-            for part, action in parts.looking_after_others():
-                self._start(present, part.run(), action)
-            try:
-                if not self.stopping.is_set():
-                    async with self._plugins_parts():
-                        await self._settle_and_below()
-                    await self._leave_nothing_locked()
-            finally:
-                for part, _ in parts.looking_after_others():
-                    part.close()
-                left_locks = bool(parts.holdings.ids) or parts.holdings.in_doubt
-                parts.heartbeat.close(left_locks=left_locks)
-
-    async def _settle_and_below(self) -> None:
-        settler = self.parts.settler
-        async with asyncio.TaskGroup() as settling:
-            for part, action in settler.parts():
-                self._start(settling, part, action)
-            try:
-                await self._feed_and_below()
-            finally:
-                settler.close()
-
-    async def _leave_nothing_locked(self) -> None:
-        """Return jobs that are locked but not held, now that all outcomes are recorded."""
-        if not self._gave_up:
-            async with asyncio.TaskGroup() as last:
-                work = self.parts.fetcher.resolve_doubt_in_time()
-                self._start(last, work, "return lost jobs")
-
-    async def _feed_and_below(self) -> None:
-        parts = self.parts
-        async with asyncio.TaskGroup() as feeding:
-            self._start(feeding, self._fetch_jobs(feeding), "fetch jobs")
-            if not self.once:
-                self._start(feeding, parts.listener.run(), "listen")
-                self._start(feeding, parts.sweep.run(), "reset locks")
-            try:
-                await parts.team.work()
-            finally:
-                self.stop("No more jobs are due" if self.once else "All workers have ended")
-                parts.listener.close()
-                parts.queue.close()
-
-    @asynccontextmanager
-    async def _plugins_parts(self) -> AsyncIterator[None]:
-        """Run the parts that plugins add to the pool."""
-        crew = aio.Crew()
-        for part in self.hooks.parts(self):
-            crew.start(self._run_plugins_part(part), name=part.name)
-        try:
-            yield
-        finally:
-            await crew.cancel(patience=self.waits.plugins_parts)
-
-    async def _run_plugins_part(self, part: Part) -> None:
-        try:
-            if part.ends is PartEnd.WITH_FETCHING:
-                async with aio.until(self.stopping):
-                    await part.run()
-            else:
-                await part.run()
-        except Exception as error:  # raised again by run()
-            self.break_down(error, f"run {part.name}")
-
-    async def _fetch_jobs(self, group: asyncio.TaskGroup) -> None:
-        """Run the local queue; after a stop, do not wait long for its last fetch."""
-        cutting_off = group.create_task(self._cut_off_fetch(), name="cut off the last fetch")
-        try:
-            await self.parts.queue.run()
-        except Exception:
-            await self.parts.fetcher.resolve_doubt_in_time()
-            raise
-        finally:
-            cutting_off.cancel()
-
-    async def _cut_off_fetch(self) -> None:
-        await self.stopping.wait()
-        await asyncio.sleep(self.waits.stop)
-        await self.parts.fetcher.cut_off()
 
     # What the parts need of the pool.
 
@@ -433,23 +350,5 @@ class WorkerPool:
         return Pace(vitals.fetch_steps, 1.5 * self.options.poll_interval + LONGEST_PAUSE)
 
     def _give_up(self) -> None:
-        self._gave_up = True
-        for part in self._parts:
-            part.cancel()
-
-    def _start(self, group: asyncio.TaskGroup, part: Awaitable[None], action: str) -> None:
-        self._parts.append(group.create_task(self._guarded(part, action), name=action))
-
-    async def _guarded(self, part: Awaitable[None], action: str) -> None:
-        """Run a part; if it breaks, stop the pool in order instead of tearing it down."""
-        try:
-            await part
-        except asyncio.CancelledError:
-            if self._kill_reason is None:
-                error = WorkerPoolError(
-                    f"the task that should {action} was cancelled by other code"
-                )
-                self.break_down(error, action)
-            raise
-        except Exception as error:  # raised again by run()
-            self.break_down(error, action)
+        if self._rings is not None:
+            self._rings.give_up()

@@ -105,20 +105,8 @@ def build_pool(
 def _connected(pool: WorkerPool) -> Parts:
     holdings, context = Holdings(), _context(pool)
     riders = Riders(pool.hooks.riders(pool), pool_id=pool.pool_id, logger=pool.logger)
-    # A rider's tables may be locked; an outcome must not wait for them.
-    recording = partial(keep_to_indexes, lock_timeout="500ms" if riders else None)
-    fetching = settling = OwnConnection(pool.database, begin=recording)
-    if own_connections(pool.options) > 1:
-        fetching = OwnConnection(pool.database, begin=keep_to_indexes)
-    suspects = Suspects(
-        pool_id=pool.pool_id,
-        database=pool.database,
-        max_crashes=pool.options.max_crashes,
-        marks_last=pool.prefetches,
-        alone_for=pool.waits.suspect_alone,
-        logger=pool.logger,
-    )
-    leader = _leader(pool)
+    fetching, settling = _connections(pool, riders)
+    suspects, leader = _suspects(pool), _leader(pool)
     followers = _followers(pool, leader)
     beating = KeptConnection(pool.database)
     heartbeat = _heartbeat(pool, beating, suspects, followers)
@@ -126,29 +114,9 @@ def _connected(pool: WorkerPool) -> Parts:
     settler = _settler(pool, holdings, riders, settling)
     context.complete = settler.completion
     queue = _queue(pool, holdings, settler)
-    executors = Executors(
-        context,
-        most_processes=pool.options.concurrent_jobs,
-        observed=pool.events,
-        patience=pool.waits.overrun,
-        exit_codes=pool.options.executable_exit_codes,
-    )
-
+    executors = _executors(pool, context)
     variables = JobVariables()
-
-    def make_worker(worker_id: str) -> Worker:
-        return Worker(
-            worker_id,
-            pool_id=pool.pool_id,
-            source=queue,
-            recorder=settler,
-            guard=pool,
-            caller=Caller(worker_id, pool=context, executors=executors, hooks=pool.hooks),
-            suspects=suspects,
-            variables=variables,
-            events=pool.events,
-        )
-
+    make_worker = _worker_maker(pool, context, queue, settler, suspects, executors, variables)
     team = _team(pool, make_worker, variables, context)
     return Parts(
         holdings=holdings,
@@ -171,6 +139,62 @@ def _connected(pool: WorkerPool) -> Parts:
         context=context,
         make_watchdog=lambda: _watchdog(pool, team),
     )
+
+
+def _connections(pool: WorkerPool, riders: Riders) -> tuple[OwnConnection, OwnConnection]:
+    """The connection for fetches and that for outcomes, which may be the same."""
+    # A rider's tables may be locked; an outcome must not wait for them.
+    recording = partial(keep_to_indexes, lock_timeout="500ms" if riders else None)
+    settling = OwnConnection(pool.database, begin=recording)
+    if own_connections(pool.options) < 2:
+        return settling, settling
+    return OwnConnection(pool.database, begin=keep_to_indexes), settling
+
+
+def _suspects(pool: WorkerPool) -> Suspects:
+    return Suspects(
+        pool_id=pool.pool_id,
+        database=pool.database,
+        max_crashes=pool.options.max_crashes,
+        marks_last=pool.prefetches,
+        alone_for=pool.waits.suspect_alone,
+        logger=pool.logger,
+    )
+
+
+def _executors(pool: WorkerPool, context: PoolContext) -> Executors:
+    return Executors(
+        context,
+        most_processes=pool.options.concurrent_jobs,
+        observed=pool.events,
+        patience=pool.waits.overrun,
+        exit_codes=pool.options.executable_exit_codes,
+    )
+
+
+def _worker_maker(
+    pool: WorkerPool,
+    context: PoolContext,
+    queue: LocalQueue,
+    settler: Settler,
+    suspects: Suspects,
+    executors: Executors,
+    variables: JobVariables,
+) -> Callable[[str], Worker]:
+    def make_worker(worker_id: str) -> Worker:
+        return Worker(
+            worker_id,
+            pool_id=pool.pool_id,
+            source=queue,
+            recorder=settler,
+            guard=pool,
+            caller=Caller(worker_id, pool=context, executors=executors, hooks=pool.hooks),
+            suspects=suspects,
+            variables=variables,
+            events=pool.events,
+        )
+
+    return make_worker
 
 
 def _fetcher(pool: WorkerPool, holdings: Holdings, connection: OwnConnection) -> Fetcher:
