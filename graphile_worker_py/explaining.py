@@ -257,14 +257,7 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
     with_task = [pool for pool in living if job.task in (pool.tasks or ())]
     if not with_task:
         if job.task:
-            close = similar(job.task, {task for pool in living for task in pool.tasks or ()})
-            meant = "" if close is None else f": did you mean {close!r}?"
-            yield Reason(
-                cause=Cause.TASK_UNKNOWN,
-                fact=f"none of {len(living)} live Python pool(s) has the task {job.task!r}{meant}",
-                remedy="start a worker that has the task; a worker of Node may have it, too",
-                blocks=True,
-            )
+            yield _task_unknown(job.task, living)
         return
     allowing = [pool for pool in with_task if not set(job.flags) & set(pool.forbidden_flags or ())]
     if not allowing:
@@ -284,6 +277,17 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
             remedy="start another worker, or raise concurrent_jobs",
             blocks=False,
         )
+
+
+def _task_unknown(task: str, living: Sequence[RegisteredPool]) -> Reason:
+    close = similar(task, {name for pool in living for name in pool.tasks or ()})
+    meant = "" if close is None else f": did you mean {close!r}?"
+    return Reason(
+        cause=Cause.TASK_UNKNOWN,
+        fact=f"none of {len(living)} live Python pool(s) has the task {task!r}{meant}",
+        remedy="start a worker that has the task; a worker of Node may have it, too",
+        blocks=True,
+    )
 
 
 def _behind(job: JobFacts) -> Reason:

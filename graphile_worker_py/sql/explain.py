@@ -1,6 +1,6 @@
 """What stands between a job and its run: the facts that `explaining` makes reasons of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
 
@@ -112,46 +112,15 @@ where job.id = $1::pg_catalog.int8
 
 def read_facts(job_id: int | str) -> Query[JobFacts | None]:
     """Read what matters for when a job runs; None if there is no such job."""
+    return Query(_FACTS, (check_job_id("id", job_id), MOST_AHEAD), _read_facts, prepare=False)
 
-    def read(rows: list[tuple[Any, ...]]) -> JobFacts | None:
-        if not rows:
-            return None
-        (
-            state,
-            task,
-            flags,
-            attempts,
-            max_attempts,
-            run_at,
-            due_in,
-            last_error,
-            locked_by,
-            locked_for,
-            queue_name,
-            queue_locked_by,
-            queue_locked_for,
-            queue_runs,
-            ahead,
-        ) = rows[0]
-        return JobFacts(
-            state=state,
-            task=task,
-            flags=flags,
-            attempts=attempts,
-            max_attempts=max_attempts,
-            run_at=from_timestamp(run_at),
-            due_in=due_in,
-            last_error=last_error,
-            locked_by=locked_by,
-            locked_for=locked_for,
-            queue_name=queue_name,
-            queue_locked_by=queue_locked_by,
-            queue_locked_for=queue_locked_for,
-            queue_runs=queue_runs,
-            ahead=ahead,
-        )
 
-    return Query(_FACTS, (check_job_id("id", job_id), MOST_AHEAD), read, prepare=False)
+def _read_facts(rows: list[tuple[Any, ...]]) -> JobFacts | None:
+    if not rows:
+        return None
+    columns = (each.name for each in fields(JobFacts) if each.name != "lock_lifetime")
+    facts = dict(zip(columns, rows[0], strict=True))
+    return JobFacts(**facts | {"run_at": from_timestamp(facts["run_at"])})
 
 
 _CRASHES: Final = """
