@@ -176,18 +176,12 @@ def list_runs(
     text = _LIST_ALL
     if outcome is not None:
         text = _LIST_COMPLETED if outcome == RunOutcome.COMPLETED else _LIST_FAILED
+    ending = None if outcome is None else str(outcome)
     # The index by job is enough to find the runs of one; others are found by their time.
     windows = [(begin, end)] if job is not None else _windows(begin, end, now=now)
     found: list[JobRun] = []
     for first, before in windows:
-        values = (
-            worker_schema,
-            first,
-            before,
-            job,
-            task,
-            None if outcome is None else str(outcome),
-        )
+        values = (worker_schema, first, before, job, task, ending)
         found += yield Query(text, (*values, *place, most - len(found)), _read, prepare=False)
         if len(found) >= most:
             break
