@@ -34,6 +34,7 @@ from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from tests.support.node import Node
 from tests.support.processes import Processes
 
+END_SESSIONS = "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s"
 PATIENCE = 300.0
 WARM = 100
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -221,7 +222,10 @@ class Lab:
     def _drop_database(self, dsn: str) -> None:
         name = urlsplit(dsn).path[1:]
         with psycopg.connect(self._server, autocommit=True) as conn:
-            conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+            # Not `with (force)`, which PostgreSQL 12 does not have.
+            while conn.execute(END_SESSIONS, [name]).rowcount > 0:
+                time.sleep(0.01)
+            conn.execute(sql.SQL("drop database {}").format(sql.Identifier(name)))
 
     def machine(self) -> dict[str, Any]:
         """The machine, the server and the load."""
@@ -329,7 +333,7 @@ def _server_figures(conn: psycopg.Connection[Any]) -> tuple[int, int]:
     """
     row = conn.execute(
         "select pg_current_wal_insert_lsn() - '0/0'::pg_lsn,"
-        " pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+        " txid_snapshot_xmax(txid_current_snapshot())"
     ).fetchone()
     assert row is not None
     return int(row[0]), int(row[1])

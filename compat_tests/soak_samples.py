@@ -19,6 +19,8 @@ MAY_GROW: Final = 1.1
 """How much more memory a worker may have in the last quarter than in the first one."""
 VACUUMS: Final = 3
 """A heartbeat right after a vacuum leaves a dead row, but not after each of them."""
+STATISTICS_PATIENCE: Final = 10.0
+"""Seconds to wait for what the server tells of a vacuum."""
 LONG_ENOUGH: Final = 1200.0
 """A run must last so many seconds before its quarters tell anything about vacuums."""
 
@@ -28,6 +30,16 @@ from pg_stat_user_tables
 where schemaname = 'graphile_worker' and relname like '\\_private\\_%'
   or schemaname = 'graphile_worker_py' and relname in ('pools', 'suspects')
 order by schemaname, relname
+"""
+NOW_BEGINS = "select set_config('soak.since', clock_timestamp()::text, false)"
+NOT_YET_TOLD = """
+select relname from pg_stat_user_tables
+where (
+    schemaname = 'graphile_worker' and relname in
+      ('_private_jobs', '_private_job_queues', '_private_tasks', '_private_known_crontabs')
+    or schemaname = 'graphile_worker_py' and relname in ('pools', 'suspects')
+  )
+  and coalesce(last_vacuum < current_setting('soak.since')::timestamptz, true)
 """
 VACUUM = """
 vacuum graphile_worker._private_jobs, graphile_worker._private_job_queues,
@@ -90,7 +102,12 @@ class Samples:
         """Vacuum beside the workers, and see what dead rows stay because somebody needs them."""
         stuck: dict[str, int] | None = None
         for _ in range(VACUUMS):
+            self._query(NOW_BEGINS)
             self._query(VACUUM)
+            # Before PostgreSQL 15 its statistics come later.
+            deadline = time.monotonic() + STATISTICS_PATIENCE
+            while self._query(NOT_YET_TOLD) and time.monotonic() < deadline:
+                time.sleep(0.05)
             told = self._tables()
             names = told if stuck is None else stuck
             stuck = {name: told[name].dead for name in names if told[name].dead}

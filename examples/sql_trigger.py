@@ -32,7 +32,8 @@ begin
 end
 $$;
 
-create or replace trigger customer_added after insert on customers
+drop trigger if exists customer_added on customers;
+create trigger customer_added after insert on customers
   for each row execute function customer_added();
 """
 

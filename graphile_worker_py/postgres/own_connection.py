@@ -94,6 +94,15 @@ class OwnConnection:
             lambda: self.run(query), what=what, log=logger, availability=self.availability
         )
 
+    async def renew(self) -> None:
+        """Let the next statement have a new session.
+
+        After row-level security hid rows: a statement that was prepared meanwhile goes on hiding
+        them in PostgreSQL 12.
+        """
+        async with self._turn:
+            await self._drop()
+
     async def end_statement(self, of: asyncio.Task[Any] | None) -> None:
         """Cancel the running statement of an asyncio task; cut the connection if that fails.
 

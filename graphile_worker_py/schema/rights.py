@@ -53,18 +53,28 @@ def check_rights(rights: Rights | None, schema: str) -> None:
 
 
 async def check_visible(
-    run: Callable[[Query[Rights | None]], Awaitable[Rights | None]], schema: str
+    run: Callable[[Query[Rights | None]], Awaitable[Rights | None]],
+    schema: str,
+    *,
+    renew: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Check that no rows are hidden now, where a statement may have changed none because of that.
 
     Args:
         run: Sends the query.
         schema: Name of the schema.
+        renew: Lets the statements that follow have a new session, if rows are hidden; None means
+            that they get one anyway.
 
     Raises:
         RowsHiddenError: They are.
     """
-    check_rights(await run(read_rights(schema, {})), schema)
+    try:
+        check_rights(await run(read_rights(schema, {})), schema)
+    except RowsHiddenError:
+        if renew is not None:
+            await renew()
+        raise
 
 
 def check_grants(rights: Rights | None, schema: str) -> None:

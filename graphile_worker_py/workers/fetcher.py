@@ -150,7 +150,7 @@ class Fetcher:
     async def _resolve_doubt(self, run: Callable[[Query[Any]], Awaitable[Any]]) -> None:
         if self._holdings.in_doubt:
             known = frozenset(self._holdings.ids)
-            await check_visible(run, self._database.schema)
+            await check_visible(run, self._database.schema, renew=self._connection.renew)
             await run(return_unknown_jobs(known, pool_id=self._pool_id))
             self._holdings.resolved(known)
 

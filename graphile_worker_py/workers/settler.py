@@ -307,7 +307,8 @@ class Settler:
         """
         written = await self._connection.run(query)
         if len(written) < rows:
-            await check_visible(self._connection.run, self._schema)
+            own = self._connection
+            await check_visible(own.run, self._schema, renew=own.renew)
         return written
 
     async def _ride_singly(self, rider: Rider, batch: Sequence[Settled]) -> None:
