@@ -10,13 +10,9 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-WIDTH: Final = 520
-WIDE: Final = 1040
-"""Width of a chart that takes half of the page, and of one that takes all of it."""
-HEIGHT: Final = 180
-_LEFT: Final = 52
-_BOTTOM: Final = 22
-_TOP: Final = 10
+WIDTH: Final = 1000
+HEIGHT: Final = 150
+"""Units of the drawing, which is stretched to the room that it gets. Texts are outside of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,58 +34,53 @@ def lines(title: str, labels: Sequence[str], series: Sequence[Series], *, unit: 
     """A chart of lines over time, with its legend and its table."""
     top = _nice(max((value for each in series for value in each.values if value), default=0))
     count = max(len(labels) - 1, 1)
-
-    def x(at: int) -> float:
-        return _LEFT + (WIDTH - _LEFT - 8) * at / count
-
-    def y(value: float) -> float:
-        return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - value / top)
-
-    parts = [_frame(title, top, unit, labels)]
+    parts = []
     for each in series:
-        points = [(x(at), y(value)) for at, value in enumerate(each.values) if value is not None]
+        points = [
+            (WIDTH * at / count, HEIGHT * (1 - value / top))
+            for at, value in enumerate(each.values)
+            if value is not None
+        ]
+        if not points:
+            continue
         if len(points) == 1:
-            parts.append(
-                f'<circle class="dot {each.style}" cx="{points[0][0]:.1f}" '
-                f'cy="{points[0][1]:.1f}" r="3"/>'
-            )
-        elif points:
-            path = " L".join(f"{left:.1f},{height:.1f}" for left, height in points)
-            base = HEIGHT - _BOTTOM
-            parts.append(
-                f'<path class="area {each.style}" d="M{points[0][0]:.1f},{base} L{path} '
-                f'L{points[-1][0]:.1f},{base} Z"/>'
-                f'<path class="line {each.style}" d="M{path}"/>'
-            )
-    body = _svg(title, "".join(parts))
-    return Markup('<figure class="chart">{}{}{}</figure>').format(
-        body, _legend(series), _table(title, labels, series, unit)
-    )
+            # A line without length has a round end on each side: a dot.
+            points *= 2
+        path = " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(
+            f'<path class="area {each.style}" d="M{points[0][0]:.1f},{HEIGHT} L{path} '
+            f'L{points[-1][0]:.1f},{HEIGHT} Z"/><path class="line {each.style}" d="M{path}"/>'
+        )
+    return _figure(title, labels, series, unit=unit, top=top, drawing="".join(parts))
 
 
-def bars(title: str, labels: Sequence[str], series: Sequence[Series], *, unit: str = "") -> Markup:
-    """A chart of stacked bars over time, with its legend and its table."""
+def bars(
+    title: str,
+    labels: Sequence[str],
+    series: Sequence[Series],
+    *,
+    unit: str = "",
+    over: str = "Time",
+) -> Markup:
+    """A chart of stacked bars over time, or whatever `over` says, with its legend and its table."""
     totals = [sum(each.values[at] or 0 for each in series) for at in range(len(labels))]
     top = _nice(max(totals, default=0))
-    step = (WIDE - _LEFT - 8) / max(len(labels), 1)
-    parts = [_frame(title, top, unit, labels, width=WIDE)]
+    step = WIDTH / max(len(labels), 1)
+    parts = []
     for at in range(len(labels)):
         below = 0.0
         for each in series:
             value = each.values[at] or 0
-            height = (HEIGHT - _TOP - _BOTTOM) * value / top
+            height = HEIGHT * value / top
             if height > 0:
                 parts.append(
-                    f'<rect class="bar {each.style}" x="{_LEFT + step * at + step * 0.1:.1f}" '
-                    f'y="{HEIGHT - _BOTTOM - below - height:.1f}" width="{step * 0.8:.1f}" '
+                    f'<rect class="bar {each.style}" x="{step * at + step * 0.1:.1f}" '
+                    f'y="{HEIGHT - below - height:.1f}" width="{step * 0.8:.1f}" '
                     f'height="{height:.1f}"><title>{escape(labels[at])}: {escape(each.name)} '
                     f"{shown(value)}{escape(unit)}</title></rect>"
                 )
             below += height
-    body = _svg(title, "".join(parts), width=WIDE)
-    return Markup('<figure class="chart">{}{}{}</figure>').format(
-        body, _legend(series), _table(title, labels, series, unit)
-    )
+    return _figure(title, labels, series, unit=unit, top=top, drawing="".join(parts), over=over)
 
 
 def meter(share: float, style: str = "running") -> Markup:
@@ -102,49 +93,59 @@ def meter(share: float, style: str = "running") -> Markup:
     ).format(style, f"{width:.1f}")
 
 
-def _svg(title: str, body: str, *, width: int = WIDTH) -> Markup:
-    # The parts are made above, of numbers and of escaped texts.
-    return Markup(  # noqa: S704
-        f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg>'
+def _figure(
+    title: str,
+    labels: Sequence[str],
+    series: Sequence[Series],
+    *,
+    unit: str,
+    top: float,
+    drawing: str,
+    over: str = "Time",
+) -> Markup:
+    """The drawing with its axes, legend and table."""
+    heights = Markup("").join(
+        Markup("<span>{}{}</span>").format(shown(top * share), unit) for share in (1, 0.5, 0)
+    )
+    ends = [labels[0], labels[-1]] if len(labels) > 1 else labels
+    lines = "".join(
+        f'<path class="grid" d="M0,{HEIGHT * share:.0f} H{WIDTH}"/>' for share in (0, 0.5, 1)
+    )
+    # The parts were made above, of numbers and of escaped texts.
+    svg = Markup(  # noqa: S704
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>{lines}{drawing}</svg>'
+    )
+    return Markup(
+        '<figure class="chart"><div class="plot"><div class="heights" aria-hidden="true">{}</div>{}'
+        '<div class="ends" aria-hidden="true">{}</div></div>{}{}</figure>'
+    ).format(
+        heights,
+        svg,
+        Markup("").join(Markup("<span>{}</span>").format(each) for each in ends),
+        _legend(series, unit, is_over_time=over == "Time"),
+        _table(title, labels, series, unit, over),
     )
 
 
-def _frame(title: str, top: float, unit: str, labels: Sequence[str], *, width: int = WIDTH) -> str:
-    parts = [f"<title>{escape(title)}</title>"]
-    for share in (0, 0.5, 1):
-        height = _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - share)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{width - 8}" '
-            f'y1="{height:.1f}" y2="{height:.1f}"/>'
-            f'<text class="axis" x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">'
-            f"{shown(top * share)}{escape(unit)}</text>"
-        )
-    if labels:
-        ends = ((_LEFT, "start", labels[0]), (width - 8, "end", labels[-1]))
-        for at, anchor, label in ends[: len(labels)]:
-            parts.append(
-                f'<text class="axis" x="{at}" y="{HEIGHT - 5}" text-anchor="{anchor}">'
-                f"{escape(label)}</text>"
-            )
-    return "".join(parts)
-
-
-def _legend(series: Sequence[Series]) -> Markup:
+def _legend(series: Sequence[Series], unit: str, *, is_over_time: bool) -> Markup:
     items = Markup("").join(
         Markup('<li><span class="key {}" aria-hidden="true"></span>{}{}</li>').format(
-            each.style, each.name, _last(each)
+            each.style, each.name, _last(each, unit) if is_over_time else ""
         )
         for each in series
     )
     return Markup('<figcaption><ul class="legend">{}</ul></figcaption>').format(items)
 
 
-def _last(series: Series) -> Markup:
+def _last(series: Series, unit: str) -> Markup:
     known = [value for value in series.values if value is not None]
-    return Markup(" <b>{}</b>").format(shown(known[-1])) if known else Markup("")
+    return Markup(" <b>{}{}</b>").format(shown(known[-1]), unit) if known else Markup("")
 
 
-def _table(title: str, labels: Sequence[str], series: Sequence[Series], unit: str) -> Markup:
+def _table(
+    title: str, labels: Sequence[str], series: Sequence[Series], unit: str, over: str
+) -> Markup:
     # The newest rows, so that a page stays small.
     first = max(len(labels) - 30, 0)
     head = Markup("").join(
@@ -164,9 +165,9 @@ def _table(title: str, labels: Sequence[str], series: Sequence[Series], unit: st
     )
     return Markup(
         '<details class="twin"><summary>Numbers</summary><div class="scroll" tabindex="0" '
-        'role="region" aria-label="{}"><table><thead><tr><th scope="col">Time</th>{}</tr></thead>'
+        'role="region" aria-label="{}"><table><thead><tr><th scope="col">{}</th>{}</tr></thead>'
         "<tbody>{}</tbody></table></div></details>"
-    ).format(f"Numbers: {title}", head, rows)
+    ).format(f"Numbers: {title}", over, head, rows)
 
 
 def _nice(top: float) -> float:
