@@ -110,9 +110,17 @@ def explain(job_id: int | str, schema: str) -> Steps[Explanation]:
     if job is None:
         return Explanation(job_id=number, state=None, reasons=[_GONE], missing=None)
     pools: list[RegisteredPool] | None = yield from registered_pools(schema)
-    crashes = 0 if pools is None else (yield facts.read_crashes(schema, number))
+    return (yield from explain_facts(number, schema, job, pools))
+
+
+def explain_facts(
+    job_id: int, schema: str, job: JobFacts, pools: list[RegisteredPool] | None
+) -> Steps[Explanation]:
+    """Make reasons of what was read about a job; `pools` is None where they do not register."""
+    can_crash = pools is not None and job.locked_by is None
+    crashes = (yield facts.read_crashes(schema, job_id)) if can_crash else 0
     return Explanation(
-        job_id=number,
+        job_id=job_id,
         state=job.state,
         reasons=list(_reasons(job, pools, crashes)),
         missing=None if pools is not None else NO_SIDE_SCHEMA,
@@ -122,6 +130,11 @@ def explain(job_id: int | str, schema: str) -> Steps[Explanation]:
 def unserved_tasks(schema: str) -> Steps[dict[str, str | None]]:
     """Read the tasks of due jobs that no living pool has; see `WorkerUtils.unserved_tasks`."""
     pools: list[RegisteredPool] | None = yield from registered_pools(schema)
+    return (yield from unserved_by(pools))
+
+
+def unserved_by(pools: list[RegisteredPool] | None) -> Steps[dict[str, str | None]]:
+    """Read the tasks of due jobs that none of these pools has."""
     living = [pool for pool in pools or () if not pool.overdue]
     if not living or any(pool.tasks is None for pool in living):
         return {}
@@ -157,7 +170,7 @@ def _reasons(job: JobFacts, pools: list[RegisteredPool] | None, crashes: int) ->
     if pools is not None:
         found += _pool_reasons(job, [pool for pool in pools if not pool.overdue])
     if crashes:
-        fact = f"its worker died {crashes} time(s) while it ran, so it is run alone"
+        fact = f"its worker died {counted(crashes, 'time')} while it ran, so it is run alone"
         remedy = "read the log of the worker that died"
         found.append(Reason(cause=Cause.SUSPECT, fact=fact, remedy=remedy, blocks=False))
     if job.ahead:
@@ -182,7 +195,8 @@ def _holder(job: JobFacts, pools: list[RegisteredPool] | None) -> Reason:
             blocks=False,
         )
     if not pool.overdue:
-        fact = f"runs since {since} in pool {pool.pool_id}, process {pool.pid} on {pool.host}"
+        where = f"pool {pool.pool_id}, process {pool.pid} on {pool.host}"
+        fact = f"has been running for {since} in {where}"
         return Reason(cause=Cause.RUNNING, fact=fact, remedy=None, blocks=False)
     if pool.dead_for is not None:
         fact = f"locked by pool {pool.pool_id}, which died {duration(pool.dead_for)} ago"
@@ -205,7 +219,7 @@ def _own_reasons(job: JobFacts) -> Iterator[Reason]:
         error = "" if job.last_error is None else f"; last error: {_first_line(job.last_error)}"
         yield Reason(
             cause=Cause.ATTEMPTS_USED_UP,
-            fact=f"all of its {job.max_attempts} attempt(s) are used up{error}",
+            fact=f"{_all_attempts(job.max_attempts)} used up{error}",
             remedy="retry it, which gives it new attempts",
             blocks=True,
         )
@@ -265,7 +279,7 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
         flag = min(set(job.flags) & forbidden)
         yield Reason(
             cause=Cause.FLAG_FORBIDDEN,
-            fact=f"flag {flag!r} is forbidden in all {len(with_task)} pool(s) that have the task",
+            fact=f"flag {flag!r} is forbidden in {_all_pools(len(with_task))} the task",
             remedy="start a worker that does not forbid the flag",
             blocks=True,
         )
@@ -273,7 +287,7 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
         slots = sum(pool.concurrency or 0 for pool in allowing)
         yield Reason(
             cause=Cause.POOLS_BUSY,
-            fact=f"the {len(allowing)} pool(s) that may run it are busy with {slots} jobs",
+            fact=f"{_busy_pools(len(allowing))} busy with {counted(slots, 'job')}",
             remedy="start another worker, or raise concurrent_jobs",
             blocks=False,
         )
@@ -282,9 +296,10 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
 def _task_unknown(task: str, living: Sequence[RegisteredPool]) -> Reason:
     close = similar(task, {name for pool in living for name in pool.tasks or ()})
     meant = "" if close is None else f": did you mean {close!r}?"
+    pools = counted(len(living), "live Python pool")
     return Reason(
         cause=Cause.TASK_UNKNOWN,
-        fact=f"none of {len(living)} live Python pool(s) has the task {task!r}{meant}",
+        fact=f"none of {pools} has the task {task!r}{meant}",
         remedy="start a worker that has the task; a worker of Node may have it, too",
         blocks=True,
     )
@@ -298,6 +313,25 @@ def _behind(job: JobFacts) -> Reason:
         remedy="give it a smaller priority number, or start more workers",
         blocks=False,
     )
+
+
+def _all_attempts(number: int) -> str:
+    return "its only attempt is" if number == 1 else f"all {number} attempts are"
+
+
+def _all_pools(number: int) -> str:
+    return "the only pool that has" if number == 1 else f"all {number} pools that have"
+
+
+def _busy_pools(number: int) -> str:
+    if number == 1:
+        return "the pool that may run it is"
+    return f"the {number} pools that may run it are"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 job`, `1,204 jobs`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -39,7 +39,7 @@ def causes(found: Explanation) -> list[Cause]:
     [
         ({"run_at": "2090-01-01"}, Cause.NOT_DUE, "at 2090-01-01 00:00:00 UTC"),
         ({"identifier": "send_welcom"}, Cause.TASK_UNKNOWN, "did you mean 'send_welcome'?"),
-        ({"flags": ["gpu"]}, Cause.FLAG_FORBIDDEN, "flag 'gpu' is forbidden in all 1 pool(s)"),
+        ({"flags": ["gpu"]}, Cause.FLAG_FORBIDDEN, "flag 'gpu' is forbidden in the only pool"),
     ],
 )
 async def test_a_job_that_no_pool_may_run_now_says_why(
@@ -176,7 +176,7 @@ async def test_commands_name_a_task_that_no_pool_has(dsn: str, stored: Jobs) -> 
         healthy = await asyncio.to_thread(call, "health")
         workers = await asyncio.to_thread(call, "workers")
     assert explained.exit_code == 0
-    assert "  ! none of 1 live Python pool(s) has the task 'send_welcom'" in explained.stdout
+    assert "  ! none of 1 live Python pool has the task 'send_welcom'" in explained.stdout
     for result in (healthy, workers):
         assert (
             "'send_welcom' are due, and no live Python pool has it: did you mean 'send_welcome'?"

@@ -70,13 +70,14 @@ async def call_flaky_api(payload: dict[str, Any]) -> None:
         raise ConnectionError(f"api.example.com did not answer for {payload['customer']}")
 
 
-@task
-async def render_report(_payload: dict[str, Any], ctx: JobContext) -> None:
-    """Take long."""
-    for _ in range(40):
-        if ctx.abort_event.is_set():
-            return
+@task(keep_result=True)
+async def render_report(payload: dict[str, Any], ctx: JobContext) -> dict[str, int]:
+    """Take long, and report how far it is."""
+    pages = payload["pages"]
+    for page in range(pages):
+        ctx.progress(page, total=pages, message=f"page {page} of {pages}")
         await asyncio.sleep(0.25)
+    return {"pages": pages}
 
 
 @task

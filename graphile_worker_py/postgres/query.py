@@ -47,12 +47,14 @@ class Query(Generic[T]):
         values: One for each placeholder. A list of nulls only is sent as an empty one.
         read: Makes the result from all rows.
         prepare: False for a statement that is sent too rarely to be worth preparing.
+        lasts: Seconds for which a program that asks often may use the result again; 0 for none.
     """
 
     text: LiteralString
     values: Sequence[Any]
     read: Callable[[list[tuple[Any, ...]]], T]
     prepare: bool = True
+    lasts: float = 0.0
 
     def __post_init__(self) -> None:
         if any(type(value) is list and None in value for value in self.values):

@@ -174,7 +174,8 @@ def registered_pools(schema: str) -> Steps[list[RegisteredPool] | None]:
     """Read the pools that work on a schema; None where they do not register, or not readably."""
     if (yield read_strangers(own_schema.NAME, beside=schema)):
         return None  # reading it might run code of the role that planted it
-    if not (yield Query(_POOLS_CAN_BE_READ, (), lambda rows: rows[0][0], prepare=False)):
+    can_be_read = Query(_POOLS_CAN_BE_READ, (), lambda rows: rows[0][0], prepare=False, lasts=10.0)
+    if not (yield can_be_read):
         return None
     return (yield read_pools(schema))  # type: ignore[no-any-return]
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.job import Job
-from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.job import Job, from_timestamp
+from graphile_worker_py.postgres.query import Query, Steps, no_result
 from graphile_worker_py.sql.outcomes import BoundRider
+from graphile_worker_py.sql.side_tables import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,60 @@ def write_progress(worker_schema: str, jobs: Sequence[tuple[Job, Progress]]) -> 
         [progress.message for _, progress in jobs],
     )
     return Query(_WRITE, values, no_result)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What the table says of a running job.
+
+    Args:
+        created_at: When the job was added; ids come back if the schema is made anew.
+        progress: What its task has reported; None if nothing.
+        is_cancelled: Whether it was asked to end.
+    """
+
+    created_at: datetime
+    progress: Progress | None
+    is_cancelled: bool
+
+    @property
+    def share(self) -> float | None:
+        """How much is done, from 0 to 1; None if that is not known."""
+        if self.progress is None:
+            return None
+        total = 1.0 if self.progress.total is None else self.progress.total
+        return min(max(self.progress.done / total, 0.0), 1.0) if total > 0 else None
+
+
+_REPORTED: Final = """
+select state.job_id, state.job_created_at, state.progress, state.total, state.message,
+  state.cancel_at is not null
+from graphile_worker_py.job_state as state
+where state.worker_schema = $1::pg_catalog.text
+  and state.job_id = any($2::pg_catalog.int8[])
+"""
+
+
+def read_reported(worker_schema: str, job_ids: Sequence[int]) -> Steps[dict[int, Reported]]:
+    """What is known of some running jobs, by their ids.
+
+    Raises:
+        MissingTablesError: The table is missing, or the role may not read it.
+    """
+
+    def read(rows: list[tuple[Any, ...]]) -> dict[int, Reported]:
+        return {
+            job_id: Reported(
+                created_at=from_timestamp(created_at),
+                progress=None if done is None else Progress(done, total, message),
+                is_cancelled=is_cancelled,
+            )
+            for job_id, created_at, done, total, message, is_cancelled in rows
+        }
+
+    yield from reading("job_state")
+    query = Query(_REPORTED, (worker_schema, list(job_ids)), read, prepare=False)
+    return (yield query)  # type: ignore[no-any-return]
 
 
 _CHECKPOINT: Final = """

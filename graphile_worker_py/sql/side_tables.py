@@ -38,7 +38,8 @@ def reading(*tables: str, right: str = "select") -> Steps[datetime]:
     Raises:
         MissingTablesError: A table is missing, or the role lacks the right.
     """
-    missing, now = yield Query(_LOOK, (list(tables), right), lambda rows: rows[0], prepare=False)
+    values = (list(tables), right)
+    missing, now = yield Query(_LOOK, values, lambda rows: rows[0], prepare=False, lasts=10.0)
     if missing:
         raise MissingTablesError(_message(missing, right))
     return from_timestamp(now)

@@ -8,7 +8,7 @@ from graphile_worker_py.postgres.query import Query
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableSize:
-    """A table.
+    """A table, with all its partitions.
 
     Args:
         schema: Its schema.
@@ -17,6 +17,7 @@ class TableSize:
         rows: Rows, as the statistics estimate them; not more than 0 before the first ones.
         dead: Dead rows.
         vacuumed: Seconds since it was last vacuumed; None if never.
+        partitions: How many partitions it has; 0 for a table that has none.
     """
 
     schema: str
@@ -25,24 +26,29 @@ class TableSize:
     rows: float
     dead: int
     vacuumed: float | None
+    partitions: int
 
 
 _SIZES: Final = """
 select
   namespaces.nspname::pg_catalog.text,
-  classes.relname::pg_catalog.text,
-  pg_catalog.pg_total_relation_size(classes.oid),
-  classes.reltuples::pg_catalog.float8,
-  coalesce(pg_catalog.pg_stat_get_dead_tuples(classes.oid), 0),
-  extract(epoch from pg_catalog.clock_timestamp() - greatest(
+  coalesce(parents.relname, classes.relname)::pg_catalog.text,
+  pg_catalog.sum(pg_catalog.pg_total_relation_size(classes.oid))::pg_catalog.int8,
+  pg_catalog.sum(greatest(classes.reltuples, 0))::pg_catalog.float8,
+  coalesce(pg_catalog.sum(pg_catalog.pg_stat_get_dead_tuples(classes.oid)), 0)::pg_catalog.int8,
+  extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.max(greatest(
     pg_catalog.pg_stat_get_last_vacuum_time(classes.oid),
     pg_catalog.pg_stat_get_last_autovacuum_time(classes.oid)
-  ))::pg_catalog.float8
+  )))::pg_catalog.float8,
+  pg_catalog.count(parents.oid)
 from pg_catalog.pg_class as classes
 join pg_catalog.pg_namespace as namespaces on namespaces.oid = classes.relnamespace
+left join pg_catalog.pg_inherits as inherits on inherits.inhrelid = classes.oid
+left join pg_catalog.pg_class as parents on parents.oid = inherits.inhparent
 where namespaces.nspname in ($1::pg_catalog.text, 'graphile_worker_py')
   and classes.relkind in ('r', 'm')
-order by 3 desc
+group by 1, 2
+order by 3 desc, 2
 limit 50
 """
 

@@ -101,5 +101,9 @@ def read_strangers(schema: str, *, beside: str | None = None) -> Query[list[Stra
     or a role that ours is a member of. Triggers and rules are never trusted.
     """
     return Query(
-        _READ, (schema, beside), lambda rows: [Stranger(*row) for row in rows], prepare=False
+        _READ,
+        (schema, beside),
+        lambda rows: [Stranger(*row) for row in rows],
+        prepare=False,
+        lasts=10.0,
     )

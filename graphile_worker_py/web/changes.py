@@ -7,7 +7,6 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Final, assert_never
 
-from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import Job
 from graphile_worker_py.sql.cancel_jobs import CancelState
 from graphile_worker_py.sql.web_tables import read_audit
@@ -73,7 +72,7 @@ async def apply(utils: WorkerUtils, change: Change, ids: Sequence[int]) -> list[
 async def _apply(utils: WorkerUtils, change: Change, ids: Sequence[int]) -> list[Job]:
     match change.action:
         case Action.RETRY:
-            return await utils.reschedule_jobs(ids, run_at=utc_now(), attempts=0)
+            return await utils.retry_jobs(ids)
         case Action.RESCHEDULE:
             return await utils.reschedule_jobs(ids, run_at=change.run_at, priority=change.priority)
         case Action.FAIL:

@@ -4,7 +4,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.explaining import NO_SIDE_SCHEMA, PAUSE_PREFIX, duration, unserved_tasks
+from graphile_worker_py.explaining import (
+    NO_SIDE_SCHEMA,
+    PAUSE_PREFIX,
+    counted,
+    duration,
+    unserved_by,
+)
 from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.inspect import JobState, ListedJob
@@ -164,12 +170,11 @@ async def troubles(site: Site) -> list[Trouble]:
     ]
     stale = [job for job in await running(site) if (locked_for(job) or 0) > LOCK_LIFETIME]
     if stale:
-        fact = f"{len(stale)} job(s) have been locked for more than four hours"
+        held = "1 job has" if len(stale) == 1 else f"{len(stale)} jobs have"
+        fact = f"{held} been locked for more than four hours"
         remedy = "unlock the pools that hold them, if they are dead"
         found.append(Trouble(fact=fact, remedy=remedy, page="workers"))
-    unserved = await site.cache.get(
-        "unserved", 5.0, lambda: site.drive(unserved_tasks(site.schema))
-    )
+    unserved = await site.cache.get("unserved", 5.0, lambda: site.drive(unserved_by(registered)))
     for task, close in unserved.items():
         meant = "" if close is None else f": did you mean {close!r}?"
         shown = task if len(task) <= 60 else task[:59] + "…"
@@ -184,7 +189,7 @@ async def troubles(site: Site) -> list[Trouble]:
 def _late(pool: RegisteredPool, worker: Worker) -> Trouble:
     return Trouble(
         fact=f"pool {pool.pool_id} (process {pool.pid} on {pool.host}) was last heard of "
-        f"{duration(pool.heartbeat_age)} ago, with {len(worker.jobs)} job(s)",
+        f"{duration(pool.heartbeat_age)} ago, with {counted(len(worker.jobs), 'job')}",
         remedy="a living pool frees its jobs; without one, start a worker or unlock it",
         page="workers",
     )
@@ -197,13 +202,14 @@ async def _about_counts(site: Site, registered: list[RegisteredPool] | None) -> 
     found = []
     ready, failed = counts.of_state(JobState.READY), counts.of_state(JobState.FAILED)
     if ready and registered == [] and not counts.of_state(JobState.RUNNING):
-        fact = f"{ready:,} job(s) are ready, and no live Python pool is registered"
+        are = "1 job is" if ready == 1 else f"{ready:,} jobs are"
+        fact = f"{are} ready, and no live Python pool is registered"
         found.append(Trouble(fact=fact, remedy="start a worker", page="workers"))
     elif (counts.oldest or 0) > 300:
         fact = f"a job has been ready for {duration(counts.oldest or 0)}"
         remedy = "look at why the oldest ready job does not run"
         found.append(Trouble(fact=fact, remedy=remedy, page="jobs?q=state:ready"))
     if failed:
-        fact = f"{failed:,} job(s) were given up"
+        fact = "1 job was given up" if failed == 1 else f"{failed:,} jobs were given up"
         found.append(Trouble(fact=fact, remedy="retry or delete them", page="jobs?q=state:failed"))
     return found

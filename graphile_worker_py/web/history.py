@@ -6,18 +6,26 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
+from psycopg import errors
+
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import error_groups, runs, task_minutes
 from graphile_worker_py.sql.error_groups import ErrorGroup
+from graphile_worker_py.sql.inspect import JobState, ListedJob, get_job
+from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, Look, read_ends
+from graphile_worker_py.sql.job_state import Reported, read_reported
 from graphile_worker_py.sql.runs import JobRun
+from graphile_worker_py.sql.side_tables import reading
 from graphile_worker_py.sql.task_minutes import TaskStats
 from graphile_worker_py.web.site import Site
 
 T = TypeVar("T")
 SHARED: Final = 5.0
 MOST_RUNS: Final = 100
+GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName, errors.InsufficientPrivilege)
+"""Raised for some seconds after the tables were dropped, or a right was revoked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,21 @@ async def job_runs(site: Site, job_id: int) -> list[JobRun] | None:
     return None if found is None else found[::-1]
 
 
+async def reported(site: Site, jobs: Sequence[ListedJob]) -> dict[int, Reported]:
+    """How far the running ones of some jobs are, by their ids."""
+    running = {job.id: job.created_at for job in jobs if job.state is JobState.RUNNING}
+    if not running:
+        return {}
+
+    async def read() -> dict[int, Reported]:
+        return await _if_kept(site, read_reported(site.schema, list(running))) or {}
+
+    found = await site.cache.get(("reported", *running), 1.0, read)
+    return {
+        job_id: each for job_id, each in found.items() if each.created_at == running.get(job_id)
+    }
+
+
 async def stats(
     site: Site, wanted: Range, *, task: str | None = None, step: float | None
 ) -> list[TaskStats] | None:
@@ -96,10 +119,38 @@ async def groups(site: Site, *, task: str | None = None) -> list[ErrorGroup] | N
     return await site.cache.get(("groups", task), SHARED, read)
 
 
+async def is_kept(site: Site, table: str) -> bool:
+    """Whether a table of history is there, and the role may write to it."""
+
+    def look() -> Steps[bool]:
+        yield from reading(table, right="insert")
+        return True
+
+    return await _if_kept(site, look()) or False
+
+
+async def end(site: Site, job_id: int) -> Look:
+    """Whether a job has ended, and how as far as that is known."""
+
+    def look() -> Steps[Look]:
+        yield from reading("runs")
+        ends: dict[int, Look] = yield read_ends(site.schema, [(job_id, None)])
+        return ends[job_id]
+
+    found = await _if_kept(site, look())
+    if found is not None:
+        return found
+    job = await site.read(get_job(job_id))
+    if job is None or job.state is not JobState.FAILED:
+        return Look(job is not None, None)
+    failed = JobOutcome(status=EndStatus.FAILED, error=job.last_error, attempts=job.attempts)
+    return Look(exists=True, outcome=failed)
+
+
 async def _if_kept(site: Site, steps: Steps[T]) -> T | None:
     try:
         return await site.drive(steps)
-    except MissingTablesError:
+    except (MissingTablesError, *GONE):
         return None
 
 

@@ -5,10 +5,12 @@ from typing import Any, Final
 
 import orjson
 
+from graphile_worker_py import json_codec
 from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.inspect import ListedJob
+from graphile_worker_py.sql.job_ends import JobOutcome
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.redact import Redaction
 from graphile_worker_py.web.settings import SHOWN_PAYLOAD
@@ -64,6 +66,21 @@ def job_json(job: ListedJob, access: Access, redaction: Redaction) -> dict[str, 
         "flags": flags_of(job),
         "last_error": error_of(job, access, redaction),
         "payload": orjson.Fragment(payload_of(job, access, redaction)),
+    }
+
+
+def outcome_json(outcome: JobOutcome, access: Access, redaction: Redaction) -> dict[str, Any]:
+    """The outcome of a job for programs."""
+    error = outcome.error if access.payloads else None
+    result = outcome.result if access.payloads else None
+    return {
+        "status": str(outcome.status),
+        "result": orjson.Fragment(redaction.payload(json_codec.dumps(result))),
+        "error": None if error is None else redaction.text(masked_text(error)),
+        "attempts": outcome.attempts,
+        "started_at": moment(outcome.started_at),
+        "finished_at": moment(outcome.finished_at),
+        "duration": outcome.duration,
     }
 
 

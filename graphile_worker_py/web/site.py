@@ -59,6 +59,7 @@ class Site:
         self._census: Census | None = None
         self._refusal: tuple[float, BaseException] | None = None
         self._sizes: Sizes | None = None
+        self._lasting: dict[str, tuple[float, Any]] = {}
 
     async def open(self) -> Database:
         """The database.
@@ -166,7 +167,29 @@ class Site:
         """Send what a generator yields, each within `statement_timeout` seconds."""
         database = await self.open()
         async with asyncio.timeout(2 * self.settings.statement_timeout + CONNECT_PATIENCE):
-            return await database.drive(steps, conn=conn)
+            return await database.drive(self._remembering(steps), conn=conn)
+
+    def _remembering(self, steps: Steps[T]) -> Steps[T]:
+        """The same steps without statements whose last result is still good."""
+        now = asyncio.get_running_loop().time
+        try:
+            step = next(steps)
+            while True:
+                key = repr((step.text, step.values)) if isinstance(step, Query) else ""
+                kept = self._lasting.get(key)
+                if kept is not None and kept[0] > now():
+                    step = steps.send(kept[1])
+                    continue
+                try:
+                    result = yield step
+                except psycopg.Error as error:
+                    step = steps.throw(error)
+                    continue
+                if isinstance(step, Query) and step.lasts:
+                    self._lasting[key] = now() + step.lasts, result
+                step = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     async def changed(self) -> None:
         """Show a change at once."""

@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import httpx
+import pytest
 
-from graphile_worker_py import Runner
+from graphile_worker_py import JobContext, Runner
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.web.serving import problem
@@ -66,20 +67,66 @@ async def test_attempts_of_a_failed_and_of_a_completed_job_are_told(
         assert "hunter2" not in page.text
 
 
-async def test_a_running_job_of_python_is_asked_to_end_and_not_tried_again(
-    dsn: str, client: httpx.AsyncClient, stored: Jobs
+@pytest.mark.parametrize("way", ["api", "page"])
+async def test_a_running_job_of_python_is_cancelled(
+    dsn: str, client: httpx.AsyncClient, stored: Jobs, way: str
 ) -> None:
-    began, go_on = asyncio.Event(), asyncio.Event()
+    ended = asyncio.Event()
 
-    async def work(_payload: Any) -> None:
-        began.set()
-        await go_on.wait()
+    async def work(_payload: Any, ctx: JobContext) -> None:
+        ctx.progress(30, total=120, message="password=hunter2, page 30")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
 
     job_id = stored.add("work", job_key="k")
-    async with Runner(dsn, tasks={"work": work}, history="all"):
-        await began.wait()
-        answer = await client.post(f"{PATH}/{job_id}/cancel")
-        assert answer.status_code == 200, answer.text
-        rows = stored.query("select key, attempts = max_attempts as last from graphile_worker.jobs")
-        assert rows in ([], [{"key": None, "last": True}])
-        go_on.set()
+
+    async def shows_progress() -> bool:
+        pages = [await client.get(path, headers=HTML) for path in (f"/jobs/{job_id}", "/workers")]
+        assert all("hunter2" not in page.text for page in pages)
+        return "page 30" in pages[0].text and all("25 %" in page.text for page in pages)
+
+    async with Runner(dsn, tasks={"work": work}):
+        await eventually(shows_progress)
+        if way == "api":
+            answer = await client.post(f"{PATH}/{job_id}/cancel")
+            assert answer.status_code == 200, answer.text
+        else:
+            answer = await client.post(f"/jobs/{job_id}/action", data={"action": "cancel"})
+            assert answer.status_code == 303, answer.text
+        await asyncio.wait_for(ended.wait(), 15)
+        await eventually(lambda: stored.ids() == [])
+    gone = problem(await client.get(f"{PATH}/{job_id}"), 410)
+    assert gone["outcome"] == "cancelled"
+    (run,) = (await client.get(f"{PATH}/{job_id}/runs")).json()["items"]
+    assert (run["attempt"], run["outcome"]) == (1, "cancelled")
+
+
+async def test_a_request_that_waits_gets_the_outcome(
+    dsn: str, client: httpx.AsyncClient, stored: Jobs
+) -> None:
+    async def work(payload: dict[str, Any]) -> dict[str, Any]:
+        if payload["fails"]:
+            raise ValueError("no")
+        return {"token": "hunter2", "sum": 12345678901234567890}
+
+    async def added(task: str, payload: Any, *, wait: int = 30) -> tuple[int, Any]:
+        job = {"task": task, "payload": payload, "max_attempts": 1}
+        answer = await client.post(PATH, json=job, headers={"Prefer": f"wait={wait}"})
+        assert answer.headers["preference-applied"] == f"wait={wait}"
+        return answer.status_code, answer.json().get("outcome")
+
+    await client.get("/api/v1/stats")
+    # Each pool has heard that jobs are awaited before the one that counts is added.
+    stored.query(
+        "insert into graphile_worker_py.awaited values"
+        " ('graphile_worker', 0, now(), now() + interval '1 h')"
+    )
+    async with Runner(dsn, tasks={"work": work}):
+        status, outcome = await added("work", {"fails": False})
+        assert (status, outcome["status"], outcome["attempts"]) == (200, "completed", 1)
+        assert outcome["result"] == {"token": "[redacted]", "sum": 12345678901234567890}
+        status, outcome = await added("work", {"fails": True})
+        assert (status, outcome["status"], outcome["error"]) == (200, "failed", "no")
+        assert await added("nobody_has_it", {}, wait=0) == (202, None)

@@ -3,19 +3,20 @@
 import asyncio
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from graphile_worker_py import explaining
 from graphile_worker_py.sql.inspect import JobState, ListedJob, get_job
+from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome
 from graphile_worker_py.sql.windows import Filter
-from graphile_worker_py.web import adding, filters, listing, shown
+from graphile_worker_py.web import adding, filters, history, listing, shown
 from graphile_worker_py.web.api.answers import answer, problems
 from graphile_worker_py.web.api.models import (
     TEXT,
-    Added,
+    AddedJob,
     ExplanationOut,
     JobId,
     JobOut,
@@ -35,10 +36,10 @@ Text = Annotated[str | None, Query(max_length=1000, pattern=TEXT)]
 @router.post(
     "/jobs",
     status_code=201,
-    response_model=Added,
+    response_model=AddedJob,
     responses={
-        200: {"model": Added, "description": "Added by an earlier request with this key."},
-        202: {"model": Added, "description": "Added; its outcome did not come in time."},
+        200: {"model": AddedJob, "description": "It has ended, or an earlier request added it."},
+        202: {"model": AddedJob, "description": "Added; it has not ended in time."},
         **problems(400, 409, 413, 429),
     },
     summary="Add a job",
@@ -53,17 +54,20 @@ async def add_job(
 ) -> Response:
     """Add a job. With `Idempotency-Key`, a request that is sent again adds nothing.
 
-    `Prefer: wait=10` waits for the job to leave the table: 200 if it did, else 202.
+    `Prefer: wait=10` waits for the end of the job: 200 with its `outcome`, else 202. Where
+    workers keep history, a record of its end is kept for that.
     """
     wait = _wait(prefer)
     async with web.gate.entered(), web.gate.admitted({job.task: 1}):
+        is_awaited = wait is not None and await history.is_kept(web.site, "awaited")
+        spec = job.spec(awaited=is_awaited)
         if idempotency_key is None:
-            job_id, is_new = (await adding.add(web.site, access, job.spec())).id, True
+            job_id, is_new = (await adding.add(web.site, access, spec)).id, True
         else:
             job_id, is_new = await adding.add_once(
                 web.site,
                 access,
-                job.spec(),
+                spec,
                 key=idempotency_key,
                 print_=adding.fingerprint(job.model_dump_json().encode()),
             )
@@ -71,10 +75,14 @@ async def add_job(
     if not is_new:
         headers["Idempotency-Replayed"] = "true"
     status = HTTPStatus.CREATED if is_new else HTTPStatus.OK
+    added: dict[str, Any] = {"id": job_id}
     if wait is not None:
-        status = HTTPStatus.OK if await _has_left(web, job_id, wait) else HTTPStatus.ACCEPTED
         headers["Preference-Applied"] = f"wait={wait:g}"
-    return answer({"id": job_id}, status=status, headers=headers)
+        end = await _end(web, job_id, wait)
+        status = HTTPStatus.ACCEPTED if end is None else HTTPStatus.OK
+        if end is not None:
+            added["outcome"] = shown.outcome_json(end, access, web.site.redaction)
+    return answer(added, status=status, headers=headers)
 
 
 def _wait(prefer: str | None) -> float | None:
@@ -85,17 +93,19 @@ def _wait(prefer: str | None) -> float | None:
     return None
 
 
-async def _has_left(web: Web, job_id: int, wait: float) -> bool:
-    """Wait for a job to leave the table, or to be given up."""
+async def _end(web: Web, job_id: int, wait: float) -> JobOutcome | None:
+    """Wait for the end of a job; None if it has not ended in time."""
     try:
         async with asyncio.timeout(wait):
             while True:
-                job = await web.site.read(get_job(job_id))
-                if job is None or job.state is JobState.FAILED:
-                    return True
+                look = await history.end(web.site, job_id)
+                if look.outcome is not None:
+                    return look.outcome
+                if not look.exists:
+                    return JobOutcome(status=EndStatus.GONE)
                 await asyncio.sleep(WAIT_INTERVAL)
     except TimeoutError:
-        return False
+        return None
 
 
 @router.get("/jobs", response_model=JobsOut, responses=problems(400), summary="List jobs")

@@ -14,6 +14,7 @@ from graphile_worker_py.job.spec import (
     JobSpec,
 )
 from graphile_worker_py.sql.inspect import JobState
+from graphile_worker_py.sql.job_ends import EndStatus
 from graphile_worker_py.web.changes import Action, Change
 
 TEXT: Final = r"^[^\x00]*$"
@@ -52,8 +53,8 @@ class NewJob(_Strict):
             raise ValueError("run_at and run_in exclude each other")
         return self
 
-    def spec(self) -> JobSpec:
-        """The job as the library adds it."""
+    def spec(self, *, awaited: bool = False) -> JobSpec:
+        """The job as the library adds it; `awaited` has a record kept of its end."""
         run_at = self.run_at
         if self.run_in is not None:
             run_at = utc_now() + timedelta(seconds=self.run_in)
@@ -67,6 +68,7 @@ class NewJob(_Strict):
             job_key=self.job_key,
             job_key_mode=self.job_key_mode,
             flags=self.flags,
+            awaited=awaited,
         )
 
 
@@ -159,6 +161,24 @@ class Added(BaseModel):
     """A job that was added."""
 
     id: int
+
+
+class Outcome(BaseModel):
+    """How a job has ended."""
+
+    status: EndStatus = Field(description="`gone`: it has ended, and no record of how was kept.")
+    result: Any = Field(None, description="What the task returned.")
+    error: str | None
+    attempts: int | None
+    started_at: str | None
+    finished_at: str | None
+    duration: float | None = Field(description="Seconds that the last attempt took.")
+
+
+class AddedJob(Added):
+    """A job that was added, and how it ended if the request waited for that."""
+
+    outcome: Outcome | None = Field(None, description="Only with `Prefer: wait`.")
 
 
 class BulkError(BaseModel):

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from graphile_worker_py import explaining, json_codec
 from graphile_worker_py.explaining import PAUSE_PREFIX
-from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.explain import read_facts
 from graphile_worker_py.sql.inspect import JobState, get_job
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
@@ -58,11 +58,11 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         counts=standing.counts,
         note=count_note(standing),
         error_of=lambda job: shown.error_of(job, access, site.redaction),
+        reported={} if page is None else await history.reported(site, page.jobs),
     )
 
 
 def _narrowed(wanted: Filter, state: JobState | None) -> str:
-
     return filters.written(replace(wanted, state=state))
 
 
@@ -73,14 +73,19 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     found = await site.read(get_job(job_id))
     if found is None:
         raise await gone(site, job_id)
-    explanation = await site.drive(explaining.explain(job_id, site.schema))
+    facts_of_job = await site.read(read_facts(job_id))
+    if facts_of_job is None:
+        raise await gone(site, job_id)
+    pools = await facts.pools(site)
+    explain = explaining.explain_facts(job_id, site.schema, facts_of_job, pools)
+    explanation = await site.drive(explain)
     payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
     changes = (
         await site.read(read_audit(site.schema, job_id=job_id, before=None, limit=20))
         if site.has_tables
         else []
     )
-    holder = next((w for w in await facts.workers(site) if w.pool_id == found.locked_by), None)
+    reported = await history.reported(site, [found])
     return render(
         request,
         "job.html",
@@ -97,9 +102,9 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
         flags=shown.flags_of(found),
         changes=changes,
         runs=await history.job_runs(site, job_id),
-        hide=lambda text: site.redaction.text(masked_text(text)),
         hide_json=lambda value: site.redaction.payload(json_codec.dumps(value)).decode(),
-        holder=holder,
+        reported=reported.get(job_id),
+        locked_for=facts.locked_for(found),
         copies=copies(
             found,
             payload,
@@ -156,6 +161,7 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
         note=count_note(standing),
         workers=[each for each in workers if each.pool and name in (each.pool.tasks or ())],
         listed=page,
+        reported=await history.reported(site, page.jobs),
         groups=groups if access.payloads else [],
         query=filters.written(Filter(task=name)),
         throughput=await trends.throughput(site, wanted, task=name),
@@ -196,13 +202,15 @@ async def queues(request: Request, access: Viewer) -> Response:
 async def workers(request: Request, access: Viewer) -> Response:
     """All pools."""
     site = web_of(request).site
+    found = await facts.workers(site)
     return render(
         request,
         "workers.html",
         page="workers",
         title="Workers",
         access=access,
-        workers=await facts.workers(site),
+        workers=found,
+        reported=await history.reported(site, [job for each in found for job in each.jobs[:50]]),
         registers=await facts.pools(site) is not None,
         missing=explaining.NO_SIDE_SCHEMA,
         locked_for=facts.locked_for,
@@ -237,7 +245,6 @@ async def errors_page(request: Request, access: Viewer) -> Response:
         access=access,
         groups=found,
         recorded=await history.groups(site) if access.payloads else [],
-        hide=lambda text: site.redaction.text(masked_text(text)),
         grouped=sum(len(group.jobs) for group in found),
         failed=None if standing.counts is None else standing.counts.of_state(JobState.FAILED),
         note=count_note(standing),
@@ -277,7 +284,7 @@ def _cleanups(failed: int | None) -> list[tuple[str, str, str]]:
         (
             str(CleanupTask.DELETE_PERMAFAILED_JOBS),
             "Delete jobs that were given up",
-            f"{known} job(s) now",
+            "1 job now" if failed == 1 else f"{known} jobs now",
         ),
         (str(CleanupTask.GC_JOB_QUEUES), "Delete queues without jobs", "best while nothing runs"),
     ]

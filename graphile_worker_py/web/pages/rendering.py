@@ -12,13 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.explaining import duration
+from graphile_worker_py.explaining import counted, duration
 from graphile_worker_py.job import EARLIEST, LATEST
+from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.web.access import Access, Level
 from graphile_worker_py.web.census import Standing
 from graphile_worker_py.web.charts import meter
 from graphile_worker_py.web.charts import shown as short
-from graphile_worker_py.web.context import web_of
+from graphile_worker_py.web.context import access_or_none, web_of
 from graphile_worker_py.web.problems import ProblemError
 
 NAVIGATION: Final = (
@@ -32,15 +33,15 @@ NAVIGATION: Final = (
     ("maintenance", "maintenance", "Maintenance"),
 )
 SAYINGS: Final = {
-    "retry": "{n} job(s) will be tried again now.",
-    "cancel": "{n} job(s) cancelled.",
-    "reschedule": "{n} job(s) rescheduled.",
-    "fail": "{n} job(s) given up.",
-    "delete": "{n} job(s) deleted.",
-    "edit": "The payload was changed.",
-    "add": "{n} job(s) added.",
-    "unlock": "{n} lock(s) released.",
-    "cleanup": "{n} row(s) deleted.",
+    "retry": ("job", "will be tried again now."),
+    "cancel": ("job", "cancelled."),
+    "reschedule": ("job", "rescheduled."),
+    "fail": ("job", "given up."),
+    "delete": ("job", "deleted."),
+    "edit": (None, "The payload was changed."),
+    "add": ("job", "added."),
+    "unlock": ("lock", "released."),
+    "cleanup": ("row", "deleted."),
 }
 """What a page says after a change; the text never comes from the address."""
 
@@ -56,11 +57,14 @@ def _environment() -> Environment:
     made.filters.update(
         {
             "ago": ago,
+            "since": lambda moment: duration((utc_now() - moment).total_seconds()),
             "short": short,
             "duration": duration,
             "size": size,
             "seconds": seconds,
             "thousands": "{:,}".format,
+            "counted": counted,
+            "sentence": sentence,
             "clip": clip,
             "moment": lambda seconds: datetime.fromtimestamp(seconds, UTC),
         }
@@ -104,6 +108,15 @@ OUTCOME_MARKS: Final = {
 def clip(text: str, longest: int = 80) -> str:
     """The beginning of a long text."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def sentence(text: str) -> Markup:
+    """A message as people write it: with a capital, and commands as code."""
+    parts = (text[:1].upper() + text[1:]).split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if at % 2 and at < len(parts) - 1 else part
+        for at, part in enumerate(parts)
+    )
 
 
 def seconds(value: float) -> str:
@@ -177,6 +190,7 @@ def render(
         "others": web.others,
         "links": web.settings.links,
         "has_api": web.settings.api,
+        "hide": lambda text: web.site.redaction.text(masked_text(text)),
         "can_log_out": bool(web.door.form),
         "said": _saying(request.query_params),
         "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
@@ -187,9 +201,14 @@ def render(
 
 
 def _saying(query: Mapping[str, str]) -> str | None:
-    text = SAYINGS.get(query.get("done", ""))
+    said = SAYINGS.get(query.get("done", ""))
+    if said is None:
+        return None
+    noun, text = said
+    if noun is None:
+        return text
     number = query.get("n", "1")
-    return None if text is None else text.format(n=number if number.isdecimal() else "some")
+    return f"{counted(int(number[:18]), noun) if number.isdecimal() else f'Some {noun}s'} {text}"
 
 
 def back(request: Request, path: str, *, done: str, n: int = 1, **query: Any) -> RedirectResponse:
@@ -203,8 +222,9 @@ def count_note(standing: Standing) -> str:
     if counts is None:
         return f"counting… {standing.progress:.0%}"
     if counts.exact:
-        return "exact" if standing.age < 5 else f"exact, as of {duration(standing.age)} ago"
-    return f"counted bit by bit, as of {duration(standing.age)} ago"
+        known = "exact numbers"
+        return known if standing.age < 5 else f"{known}, as of {duration(standing.age)} ago"
+    return f"numbers counted bit by bit, as of {duration(standing.age)} ago"
 
 
 async def error_page(request: Request, problem: ProblemError) -> HTMLResponse | RedirectResponse:
@@ -218,7 +238,7 @@ async def error_page(request: Request, problem: ProblemError) -> HTMLResponse | 
         "error.html",
         page="",
         title=problem.title,
-        access=None,
+        access=await access_or_none(request),
         status=int(problem.status),
         problem=problem,
     )
