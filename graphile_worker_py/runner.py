@@ -165,7 +165,13 @@ class Runner(JobAdder, Steering):
 
             setup.warn_of_missing_tasks()
             clock = utc_now if setup.uses_own_clock else None
-            self._cron = Cron(database, setup.cron_items, events=setup.events, clock=clock)
+            self._cron = Cron(
+                database,
+                setup.cron_items,
+                events=setup.events,
+                clock=clock,
+                publishes=setup.has_side_schema,
+            )
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
 
     async def _answer_probes(self, host: str, port: int) -> None:

@@ -282,6 +282,11 @@ class Setup:
         return living(self._lifespan, runner, stopping.forced)
 
     @property
+    def has_side_schema(self) -> bool:
+        """Whether the side schema may be used."""
+        return not self._options.no_side_schema
+
+    @property
     def about(self) -> str:
         """The tasks, the schema and the number of jobs at a time, for a log line."""
         names = sorted(self._tasks)

@@ -276,6 +276,7 @@ def test_a_worker_role_has_the_rights_that_a_worker_needs_and_no_more(roles: Rol
         "migrations": ["select"],
         "pools": everything,
         "suspects": everything,
+        "crontab_items": ["select", "insert", "update"],
         "leaf_migrations": ["select"],
         "leaders": everything,
         "runs_completed": ["select", "insert"],

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import CONTENTION, Backoff
 from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
+from graphile_worker_py.cron.published import as_json
 from graphile_worker_py.cron.server_clock import ServerClock
+from graphile_worker_py.errors import MissingTablesError, one_line
 from graphile_worker_py.events import (
     CronBackfill,
     CronOverdueTimer,
@@ -29,7 +32,7 @@ from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.availability import retrying
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.outages import backoff_for
-from graphile_worker_py.sql import known_crontabs
+from graphile_worker_py.sql import crontab_items, known_crontabs
 from graphile_worker_py.sql.known_crontabs import AddedRun, CronJob, KnownCrontab
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ Wait = Callable[[asyncio.Event, float | None], Awaitable[bool]]
 PART: Final = "run cron"
 RESTART: Final = Backoff(shortest=0.2, longest=60.0)
 """Delays before the protocol starts again after an error that lasted."""
+PUBLISH_INTERVAL: Final = 600.0
+"""Seconds after which the items are written again, for programs that show them."""
 CLOSING_TIME: Final = 1.0
 """Seconds after `close` until a running statement is cancelled."""
 
@@ -76,6 +81,7 @@ class Cron:
         clock: Returns the time, aware. None means the clock of this process, corrected by the
             database's if they differ much, because all workers of a database must agree.
         wait: Waits for an event for at most this many seconds, as `aio.wait_for` does.
+        publishes: Whether the items are written into the side schema, for programs that show them.
 
     Raises:
         CrontabError: An item has a value that can't be stored, or identifiers are not unique.
@@ -89,6 +95,7 @@ class Cron:
         events: Events,
         clock: Clock | None = None,
         wait: Wait = wait_for,
+        publishes: bool = False,
     ) -> None:
         self._items = tuple(items)
         check_items(self._items)
@@ -101,6 +108,7 @@ class Cron:
         self._closed = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
         self._failures = 0
+        self._publish_at = -math.inf if publishes else math.inf
 
     def close(self) -> None:
         """Let `run` return, at once or when the running statement has ended."""
@@ -179,6 +187,7 @@ class Cron:
 
     async def _each_minute(self, expected: datetime) -> None:
         """Add the jobs that are due from the expected minute on, which only moves forward."""
+        await self._publish()
         while await self._reached(expected):
             current = floor_minute(self._clock().astimezone(UTC))
             if current > expected:
@@ -194,6 +203,21 @@ class Cron:
             if due:
                 await self._tick(current, due)
             expected = current + MINUTE
+            await self._publish()
+
+    async def _publish(self) -> None:
+        """Write the items for programs that show them; tried again a minute later if it fails."""
+        now = asyncio.get_running_loop().time()
+        if now < self._publish_at:
+            return
+        items = {item.identifier: as_json(item) for item in self._items}
+        try:
+            await self._database.drive(crontab_items.publish(self._database.schema, items))
+        except (MissingTablesError, psycopg.Error, OSError) as error:
+            # Without the side schema nobody can see them, and nothing else is missing.
+            logger.debug("Could not write the cron items (%s)", one_line(error))
+        else:
+            self._publish_at = now + PUBLISH_INTERVAL
 
     async def _reached(self, expected: datetime) -> bool:
         """Wait until the clock shows a minute; false if closed before."""

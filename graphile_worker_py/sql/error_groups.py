@@ -1,7 +1,8 @@
 """Errors that are the same: of one task and exception type, raised at one place."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import check_text, check_whole
@@ -24,6 +25,7 @@ class ErrorGroup:
         last_seen: When the last one ended.
         job_id: The job of the last one.
         error: Its message.
+        by_hour: How many there were in each hour, by its begin; hours without any are left out.
     """
 
     task: str
@@ -33,24 +35,37 @@ class ErrorGroup:
     last_seen: datetime
     job_id: int
     error: str | None
+    by_hour: Mapping[datetime, int]
 
 
 _GROUPS: Final = """
 select groups.task, groups.error_group, groups.count, groups.first_seen, groups.last_seen,
-  sample.job_id, sample.error
+  sample.job_id, sample.error, groups.hours, groups.counts
 from (
   select
-    runs.task,
-    runs.error_group,
-    pg_catalog.count(*) as count,
-    pg_catalog.min(runs.finished_at) as first_seen,
-    pg_catalog.max(runs.finished_at) as last_seen
-  from graphile_worker_py.runs_failed as runs
-  where runs.worker_schema = $1::pg_catalog.text
-    and runs.finished_at >= $2::pg_catalog.timestamptz
-    and ($3::pg_catalog.text is null or runs.task = $3::pg_catalog.text)
-    and runs.error_group is not null
-  group by runs.task, runs.error_group
+    hours.task,
+    hours.error_group,
+    pg_catalog.sum(hours.count)::pg_catalog.int8 as count,
+    pg_catalog.min(hours.first_seen) as first_seen,
+    pg_catalog.max(hours.last_seen) as last_seen,
+    pg_catalog.array_agg(hours.hour order by hours.hour) as hours,
+    pg_catalog.array_agg(hours.count order by hours.hour) as counts
+  from (
+    select
+      runs.task,
+      runs.error_group,
+      pg_catalog.floor(extract(epoch from runs.finished_at)::pg_catalog.float8 / 3600) as hour,
+      pg_catalog.count(*) as count,
+      pg_catalog.min(runs.finished_at) as first_seen,
+      pg_catalog.max(runs.finished_at) as last_seen
+    from graphile_worker_py.runs_failed as runs
+    where runs.worker_schema = $1::pg_catalog.text
+      and runs.finished_at >= $2::pg_catalog.timestamptz
+      and ($3::pg_catalog.text is null or runs.task = $3::pg_catalog.text)
+      and runs.error_group is not null
+    group by 1, 2, 3
+  ) as hours
+  group by 1, 2
   order by 3 desc, 1, 2
   limit $4::pg_catalog.int8
 ) as groups
@@ -79,6 +94,10 @@ def error_groups(
     return (yield Query(_GROUPS, values, _read, prepare=False))  # type: ignore[no-any-return]
 
 
+def _hour(number: float) -> datetime:
+    return datetime.fromtimestamp(number * 3600, UTC)
+
+
 def _read(rows: list[tuple[Any, ...]]) -> list[ErrorGroup]:
     return [
         ErrorGroup(
@@ -89,6 +108,7 @@ def _read(rows: list[tuple[Any, ...]]) -> list[ErrorGroup]:
             last_seen=from_timestamp(last_seen),
             job_id=job_id,
             error=error,
+            by_hour=dict(zip(map(_hour, hours), counts, strict=True)),
         )
-        for task, group, count, first_seen, last_seen, job_id, error in rows
+        for task, group, count, first_seen, last_seen, job_id, error, hours, counts in rows
     ]

@@ -25,6 +25,7 @@ NAME: Final = "graphile_worker_py"
 #   `prefetches` says that it may hold jobs that have not begun.
 # suspects: jobs that a dead pool had locked, and, with `crashes` 0, jobs of a prefetching pool that
 #   have begun their last attempt. `started_by` is the last pool that has begun the job.
+# crontab_items: what workers schedule, for programs that show it; see `cron.published`.
 MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (
         """
@@ -77,6 +78,17 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
         """
         alter table graphile_worker_py.pools
           add column prefetches pg_catalog.bool not null default false
+        """,
+    ),
+    (
+        """
+        create table graphile_worker_py.crontab_items (
+          worker_schema pg_catalog.text not null,
+          identifier pg_catalog.text not null,
+          about pg_catalog.json not null,
+          seen_at pg_catalog.timestamptz not null,
+          primary key (worker_schema, identifier)
+        )
         """,
     ),
 )

@@ -33,6 +33,11 @@ def bucket_of(seconds: float) -> int:
     return bisect_left(_BOUNDS, seconds)
 
 
+def longest_of(bucket: int) -> float:
+    """The longest time of a bucket, in seconds; the last bucket has longer ones, too."""
+    return _BOUNDS[min(bucket, LAST_BUCKET - 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class Percentiles:
     """Lengths of time, in seconds, that a half, 95 % and 99 % of the runs did not exceed."""

@@ -43,13 +43,15 @@ def lines(title: str, labels: Sequence[str], series: Sequence[Series], *, unit: 
         ]
         if not points:
             continue
+        style = each.style
         if len(points) == 1:
             # A line without length has a round end on each side: a dot.
             points *= 2
+            style += " dot"
         path = " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(
             f'<path class="area {each.style}" d="M{points[0][0]:.1f},{HEIGHT} L{path} '
-            f'L{points[-1][0]:.1f},{HEIGHT} Z"/><path class="line {each.style}" d="M{path}"/>'
+            f'L{points[-1][0]:.1f},{HEIGHT} Z"/><path class="line {style}" d="M{path}"/>'
         )
     return _figure(title, labels, series, unit=unit, top=top, drawing="".join(parts))
 
@@ -91,6 +93,21 @@ def meter(share: float, style: str = "running") -> Markup:
         '<rect class="track" width="100" height="6"/>'
         '<rect class="fill {}" width="{}" height="6"/></svg>'
     ).format(style, f"{width:.1f}")
+
+
+def spark(title: str, values: Sequence[int]) -> Markup:
+    """Small bars without axes, for a cell of a table."""
+    top = max(values, default=0) or 1
+    bars = Markup("").join(
+        Markup('<rect class="bar" x="{}" y="{}" width="3" height="{}"/>').format(
+            4 * at, f"{20 - 20 * value / top:.1f}", f"{20 * value / top:.1f}"
+        )
+        for at, value in enumerate(values)
+    )
+    return Markup(
+        '<svg class="spark failed" viewBox="0 0 {} 20" preserveAspectRatio="none" role="img" '
+        'aria-label="{}"><title>{}</title>{}</svg>'
+    ).format(4 * len(values), title, title, bars)
 
 
 def _figure(

@@ -14,7 +14,6 @@ from graphile_worker_py.explaining import (
 from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.inspect import JobState, ListedJob
-from graphile_worker_py.sql.known_crontabs import KnownCrontab, list_known
 from graphile_worker_py.sql.overview import LockedQueue, read_locked_queues, read_task_names
 from graphile_worker_py.sql.windows import read_by_ids
 from graphile_worker_py.web.census import Standing
@@ -153,11 +152,6 @@ async def task_names(site: Site) -> list[str]:
     names = await site.cache.get("tasks", 10.0, lambda: site.read(read_task_names(limit=2_000)))
     reported = {task for pool in await pools(site) or () for task in pool.tasks or ()}
     return sorted({*names, *reported})
-
-
-async def crontabs(site: Site) -> list[KnownCrontab]:
-    """The crontab items that a worker ever registered."""
-    return await site.cache.get("cron", SHARED, lambda: site.read(list_known()))
 
 
 async def troubles(site: Site) -> list[Trouble]:

@@ -1,6 +1,5 @@
 """What workers have recorded; None where they record nothing, or the role may not read it."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,14 +10,14 @@ from psycopg import errors
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
-from graphile_worker_py.sql import error_groups, runs, task_minutes
+from graphile_worker_py.sql import error_groups, runs
 from graphile_worker_py.sql.error_groups import ErrorGroup
 from graphile_worker_py.sql.inspect import JobState, ListedJob, get_job
 from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, Look, read_ends
 from graphile_worker_py.sql.job_state import Reported, read_reported
 from graphile_worker_py.sql.runs import JobRun
 from graphile_worker_py.sql.side_tables import reading
-from graphile_worker_py.sql.task_minutes import TaskStats
+from graphile_worker_py.sql.task_trends import Trend, read_trends
 from graphile_worker_py.web.site import Site
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ async def job_runs(site: Site, job_id: int) -> list[JobRun] | None:
         limit=MOST_RUNS,
         after=None,
     )
-    found = await _if_kept(site, steps)
+    found = await if_kept(site, steps)
     return None if found is None else found[::-1]
 
 
@@ -85,7 +84,7 @@ async def reported(site: Site, jobs: Sequence[ListedJob]) -> dict[int, Reported]
         return {}
 
     async def read() -> dict[int, Reported]:
-        return await _if_kept(site, read_reported(site.schema, list(running))) or {}
+        return await if_kept(site, read_reported(site.schema, list(running))) or {}
 
     found = await site.cache.get(("reported", *running), 1.0, read)
     return {
@@ -93,18 +92,14 @@ async def reported(site: Site, jobs: Sequence[ListedJob]) -> dict[int, Reported]
     }
 
 
-async def stats(
-    site: Site, wanted: Range, *, task: str | None = None, step: float | None
-) -> list[TaskStats] | None:
-    """The counters of one task or of all, within a range."""
+async def trends(site: Site, wanted: Range, *, task: str | None = None) -> list[Trend] | None:
+    """The counters of one task or of all, within a range: by step, and by task."""
 
-    async def read() -> list[TaskStats] | None:
-        steps = task_minutes.task_stats(
-            site.schema, task=task, since=timedelta(seconds=wanted.seconds), step=step
-        )
-        return await _if_kept(site, steps)
+    async def read() -> list[Trend] | None:
+        steps = read_trends(site.schema, task=task, seconds=wanted.seconds, step=wanted.step)
+        return await if_kept(site, steps)
 
-    return await site.cache.get(("stats", wanted.name, task, step), SHARED, read)
+    return await site.cache.get(("trends", wanted.name, task), SHARED, read)
 
 
 async def groups(site: Site, *, task: str | None = None) -> list[ErrorGroup] | None:
@@ -114,7 +109,7 @@ async def groups(site: Site, *, task: str | None = None) -> list[ErrorGroup] | N
         steps = error_groups.error_groups(
             site.schema, task=task, since=timedelta(days=1), limit=100
         )
-        return await _if_kept(site, steps)
+        return await if_kept(site, steps)
 
     return await site.cache.get(("groups", task), SHARED, read)
 
@@ -126,7 +121,7 @@ async def is_kept(site: Site, table: str) -> bool:
         yield from reading(table, right="insert")
         return True
 
-    return await _if_kept(site, look()) or False
+    return await if_kept(site, look()) or False
 
 
 async def end(site: Site, job_id: int) -> Look:
@@ -137,7 +132,7 @@ async def end(site: Site, job_id: int) -> Look:
         ends: dict[int, Look] = yield read_ends(site.schema, [(job_id, None)])
         return ends[job_id]
 
-    found = await _if_kept(site, look())
+    found = await if_kept(site, look())
     if found is not None:
         return found
     job = await site.read(get_job(job_id))
@@ -147,19 +142,9 @@ async def end(site: Site, job_id: int) -> Look:
     return Look(exists=True, outcome=failed)
 
 
-async def _if_kept(site: Site, steps: Steps[T]) -> T | None:
+async def if_kept(site: Site, steps: Steps[T]) -> T | None:
+    """What steps have read of the side schema; None where its tables are missing."""
     try:
         return await site.drive(steps)
     except (MissingTablesError, *GONE):
         return None
-
-
-def added_up(found: Sequence[TaskStats]) -> dict[datetime, dict[str, int]]:
-    """How many jobs of all tasks ended in which way, by step."""
-    totals: dict[datetime, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for each in found:
-        at = totals[each.at]
-        at["completed"] += each.completed
-        at["retried"] += each.retried
-        at["failed"] += each.failed + each.discarded
-    return totals

@@ -55,11 +55,15 @@ async def test_attempts_of_a_failed_and_of_a_completed_job_are_told(
     )
     (group,) = (await client.get("/api/v1/errors")).json()["attempts"]
     assert (group["task"], group["count"]) == ("work", 1)
+    assert list(group["by_hour"].values()) == [1]
     for path, said in (
         (f"/jobs/{fails}", "1. failed"),
         ("/errors", "Failed attempts of the last day"),
         ("/", "Completed"),
-        ("/tasks/work?range=24h", "Run time"),
+        ("/", "Waiting time"),
+        ("/errors", "1 error in the worst hour"),
+        ("/tasks/work?range=24h", "Run time of jobs"),
+        ("/tasks/work?range=7d", "Jobs that ended in each 240 min"),
     ):
         page = await client.get(path, headers=HTML)
         assert page.status_code == 200

@@ -10,12 +10,11 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.explaining import PAUSE_PREFIX
 from graphile_worker_py.sql.inspect import JobState
 from graphile_worker_py.sql.web_tables import read_audit
-from graphile_worker_py.web import facts
+from graphile_worker_py.web import facts, recurring
 from graphile_worker_py.web.api.answers import answer, problems
 from graphile_worker_py.web.api.models import TEXT
 from graphile_worker_py.web.context import Viewer, WebDep
 from graphile_worker_py.web.live import Streams
-from graphile_worker_py.web.shown import moment
 
 router = APIRouter(tags=["facts"])
 Object = dict[str, Any]
@@ -92,16 +91,9 @@ async def workers(web: WebDep, _access: Viewer) -> Response:
 
 @router.get("/cron", response_model=Object, responses=problems(), summary="List crontab items")
 async def cron(web: WebDep, _access: Viewer) -> Response:
-    """The crontab items that a worker ever registered."""
-    items = [
-        {
-            "identifier": item.identifier,
-            "known_since": moment(item.known_since),
-            "last_execution": moment(item.last_execution),
-        }
-        for item in await facts.crontabs(web.site)
-    ]
-    return answer({"items": items})
+    """The crontab items that a worker ever registered, with their next runs and missed ones."""
+    found = await recurring.items(web.site)
+    return answer({"items": [item.as_json() for item in found]})
 
 
 @router.get("/health", response_model=Object, responses=problems(), summary="List problems")

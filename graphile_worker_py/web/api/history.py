@@ -110,6 +110,7 @@ async def list_errors(web: WebDep, access: Viewer) -> Response:
     attempts = [
         {
             **asdict(group),
+            "by_hour": {moment(at): count for at, count in group.by_hour.items()},
             "first_seen": moment(group.first_seen),
             "last_seen": moment(group.last_seen),
             "error": None if group.error is None else hide(masked_text(group.error)),

@@ -12,7 +12,7 @@ from graphile_worker_py.checks import BIGINT_MAX
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.edit_job import edit_payload
-from graphile_worker_py.web import audit, changes, filters, listing
+from graphile_worker_py.web import adding, audit, changes, filters, listing, recurring
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.changes import Action, Change
@@ -193,6 +193,19 @@ async def unlock(request: Request, access: Admin) -> Response:
     await audit.record(site, access, "unlock", count=number, details=details)
     await site.changed()
     return back(request, "workers", done="unlock", n=number)
+
+
+@router.post("/recurring/run")
+async def run_now(request: Request, access: Operator) -> Response:
+    """Add a job of a crontab item now, as a worker adds it when it is due."""
+    site = web_of(request).site
+    wanted = (await _form(request)).get("item")
+    found = next((each for each in await recurring.items(site) if each.identifier == wanted), None)
+    if found is None or found.item is None:
+        raise ProblemError(HTTPStatus.NOT_FOUND, "no worker has written what this item adds")
+    job = await adding.add(site, access, recurring.run_of(found.item))
+    await site.changed()
+    return back(request, f"jobs/{job.id}", done="add")
 
 
 @router.post("/maintenance/cleanup")

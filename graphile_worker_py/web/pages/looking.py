@@ -2,19 +2,24 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request, Response
+from markupsafe import Markup
 
 from graphile_worker_py import explaining, json_codec
-from graphile_worker_py.explaining import PAUSE_PREFIX
+from graphile_worker_py.clock import utc_now
+from graphile_worker_py.explaining import PAUSE_PREFIX, counted
 from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.sql.error_groups import ErrorGroup as RecordedErrors
 from graphile_worker_py.sql.explain import read_facts
 from graphile_worker_py.sql.inspect import JobState, get_job
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
 from graphile_worker_py.sql.windows import Filter
-from graphile_worker_py.web import errors, facts, filters, history, listing, shown
+from graphile_worker_py.web import charts, errors, facts, filters, history, listing, shown
+from graphile_worker_py.web import recurring as recurring_items
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.changes import gone
 from graphile_worker_py.web.context import Viewer, web_of
@@ -164,8 +169,7 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
         reported=await history.reported(site, page.jobs),
         groups=groups if access.payloads else [],
         query=filters.written(Filter(task=name)),
-        throughput=await trends.throughput(site, wanted, task=name),
-        times=await trends.times(site, wanted, task=name),
+        charts=await trends.drawn(site, wanted, task=name),
         ranges=list(history.RANGES),
         wanted=wanted.name,
         failed_query=filters.written(Filter(task=name, state=JobState.FAILED)),
@@ -227,7 +231,7 @@ async def recurring(request: Request, access: Viewer) -> Response:
         page="recurring",
         title="Recurring",
         access=access,
-        items=await facts.crontabs(site),
+        items=await recurring_items.items(site),
     )
 
 
@@ -245,6 +249,7 @@ async def errors_page(request: Request, access: Viewer) -> Response:
         access=access,
         groups=found,
         recorded=await history.groups(site) if access.payloads else [],
+        by_hour=_by_hour,
         grouped=sum(len(group.jobs) for group in found),
         failed=None if standing.counts is None else standing.counts.of_state(JobState.FAILED),
         note=count_note(standing),
@@ -252,6 +257,13 @@ async def errors_page(request: Request, access: Viewer) -> Response:
             Filter(state=JobState.FAILED, task=group.task, error=group.find or None)
         ),
     )
+
+
+def _by_hour(group: RecordedErrors) -> Markup:
+    """The errors of a group in each hour of the last day."""
+    now = utc_now().replace(minute=0, second=0, microsecond=0)
+    counts = [group.by_hour.get(now - timedelta(hours=back), 0) for back in range(23, -1, -1)]
+    return charts.spark(f"{counted(max(counts), 'error')} in the worst hour", counts)
 
 
 @router.get("/maintenance")

@@ -47,8 +47,7 @@ async def overview(request: Request) -> Response:
         busy=busy,
         backlog=_backlog(standing),
         by_task=_by_task(standing),
-        throughput=await trends.throughput(site, wanted),
-        trends=await trends.by_task(site, wanted),
+        charts=await trends.drawn(site, wanted),
         ranges=list(RANGES),
         wanted=wanted.name,
     )
