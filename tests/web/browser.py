@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.support import npm
 from tests.support.missing import missing
@@ -22,6 +22,7 @@ FLAGS = [
     "--disable-sync",
 ]
 AXE = "axe-core@4.10.3"
+expect.set_options(timeout=30_000)
 
 
 @asynccontextmanager
