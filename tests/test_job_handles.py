@@ -151,7 +151,12 @@ async def test_nothing_is_added_to_be_awaited_without_the_tables(dsn: str) -> No
     async with WorkerUtils(dsn) as utils:
         with pytest.raises(MissingTablesError, match=r"graphile_worker_py\.awaited"):
             await utils.add_job("answer", awaited=True)
-    assert Jobs(dsn).ids() == []
+        assert Jobs(dsn).ids() == []
+        for ask in (utils.handle(1).state, utils.handle(1).wait, utils.handle(1).result):
+            with pytest.raises(MissingTablesError, match="migrate --side-schema"):
+                await ask()
+    with SyncWorkerUtils(dsn) as sync, pytest.raises(MissingTablesError):
+        sync.handle(1).state()
 
 
 async def test_what_is_no_job_is_refused(place: Place) -> None:

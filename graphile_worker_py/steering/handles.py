@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from graphile_worker_py.errors import JobCancelledError, JobFailedError, JobGoneError
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, JobProgress, read_progress
+from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, JobProgress
+from graphile_worker_py.steering.steps import read_state
 from graphile_worker_py.steering.waiter import Waiter
 
 WATCH_INTERVAL: Final = 0.5
@@ -67,8 +68,13 @@ class JobHandle:
         return result_of(self.job_id, await self.wait(timeout))
 
     async def state(self) -> JobProgress | None:
-        """How far the job is; None if it is not there: it has ended, or never existed."""
-        return await self._database.run(read_progress(self._database.schema, self.job_id))
+        """How far the job is; None if it is not there: it has ended, or never existed.
+
+        Raises:
+            MissingTablesError: The tables of history are missing.
+            psycopg.Error: The database could not answer.
+        """
+        return await self._database.drive(read_state(self._database.schema, self.job_id))
 
     async def watch(self) -> AsyncIterator[JobProgress | JobOutcome]:
         """Yield how far the job is, each time that it has changed, and at last its outcome."""

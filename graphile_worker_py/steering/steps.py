@@ -17,6 +17,7 @@ from graphile_worker_py.sql import cancel_jobs as cancelling
 from graphile_worker_py.sql import retry_jobs as retrying
 from graphile_worker_py.sql.awaited import await_jobs
 from graphile_worker_py.sql.cancel_jobs import Cancellation
+from graphile_worker_py.sql.job_ends import JobProgress, read_progress
 from graphile_worker_py.sql.side_tables import reading
 
 CHUNK: Final = 500
@@ -58,6 +59,17 @@ def begin_to_wait(worker_schema: str, job_ids: Sequence[int]) -> Steps[None]:
     """
     yield from reading("awaited", right="insert")
     yield await_jobs(worker_schema, job_ids)
+
+
+def read_state(worker_schema: str, job_id: int) -> Steps[JobProgress | None]:
+    """How far a job is; None if it has no row.
+
+    Raises:
+        MissingTablesError: The tables of history are missing.
+    """
+    yield from reading("job_state")
+    state: JobProgress | None = yield read_progress(worker_schema, job_id)
+    return state
 
 
 def retry(

@@ -12,10 +12,9 @@ from graphile_worker_py.sql.job_ends import (
     JobOutcome,
     JobProgress,
     read_ends,
-    read_progress,
 )
 from graphile_worker_py.steering.handles import result_of
-from graphile_worker_py.steering.steps import begin_to_wait
+from graphile_worker_py.steering.steps import begin_to_wait, read_state
 from graphile_worker_py.steering.waiter import GONE_AFTER, LOOKS, Key
 
 
@@ -47,7 +46,7 @@ class SyncJobHandle:
     def state(self) -> JobProgress | None:
         """How far the job is; None if it is not there. See `JobHandle.state`."""
         schema = self._database.statements.schema
-        return self._database.run(read_progress(schema, self.job_id))
+        return self._database.drive(read_state(schema, self.job_id))
 
     def __repr__(self) -> str:
         return f"SyncJobHandle({self.job_id})"
