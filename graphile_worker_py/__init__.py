@@ -114,6 +114,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.steering.sync_handles import SyncJobHandle as SyncJobHandle
     from graphile_worker_py.sync_worker_utils import SyncWorkerUtils as SyncWorkerUtils
     from graphile_worker_py.tasks.context import JobContext as JobContext
+    from graphile_worker_py.tasks.current import current_job as current_job
     from graphile_worker_py.tasks.injection import Inject as Inject
     from graphile_worker_py.tasks.injection import Resource as Resource
     from graphile_worker_py.tasks.injection import State as State

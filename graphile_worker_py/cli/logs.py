@@ -9,6 +9,7 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.cli.log_handler import PatientHandler
 from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.errors import traceback_of
+from graphile_worker_py.tasks.current import add_job_to_record
 from graphile_worker_py.tasks.job_log import STANDARD
 
 PROCESS: Final = "process_number"
@@ -53,7 +54,9 @@ def _message(record: logging.LogRecord) -> str:
     job_id = getattr(record, "job_id", None)
     if job_id is None or f"job {job_id} " in f"{message.lower()} ":
         return message
-    return f"Job {job_id} ({getattr(record, 'task_identifier', '?')}): {message}"
+    attempt = getattr(record, "attempt", 1)
+    later = f", attempt {attempt}" if attempt != 1 else ""
+    return f"Job {job_id} ({getattr(record, 'task_identifier', '?')}{later}): {message}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -88,6 +91,7 @@ def _as_json(value: object) -> object:
 def configure_logging(*, json: bool, level: str, process: int | None = None) -> None:
     """Write the root logger's records to stderr, with the number of this process if it has one."""
     handler = PatientHandler()
+    handler.addFilter(add_job_to_record)
     if process is not None:
 
         def number(record: logging.LogRecord) -> bool:

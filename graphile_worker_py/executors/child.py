@@ -27,6 +27,7 @@ from graphile_worker_py.executors.process_context import ProcessJobContext
 from graphile_worker_py.options.history import LARGEST_RESULT
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze, written_result
 from graphile_worker_py.tasks.batches import batch_of
+from graphile_worker_py.tasks.current import CURRENT, add_job_to_record
 from graphile_worker_py.tasks.importing import import_file, open_package
 from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.locating import TaskPlace
@@ -47,7 +48,9 @@ def main(descriptor: int) -> None:
     link = Link(socket.socket(fileno=descriptor))
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=link.forget)
     os.register_at_fork(after_in_child=_heed_signals)
-    logging.root.handlers[:] = [_Forward(link)]
+    forward = _Forward(link)
+    forward.addFilter(add_job_to_record)
+    logging.root.handlers[:] = [forward]
     link.start()
     while (order := link.orders.get()) is not None:
         _run(order, link)
@@ -140,6 +143,7 @@ def _task(place: TaskPlace, state: State) -> Task[Any]:
 def _call(task: Task[Any], order: wire.Run, link: Link, variables: JobVariables) -> wire.Done:
     variables.begin_job()
     job = order.job
+    CURRENT.set(job)
     payload = job.payload if task.decode is None else task.decode(job.payload_json)
     context = ProcessJobContext(order, link)
     arguments = (payload, context)[: task.arguments]

@@ -10,6 +10,7 @@ from graphile_worker_py.outcomes import DEFAULT_POLICY, RetryPolicy
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.tasks.completing import Completion, still_held
 from graphile_worker_py.tasks.context import JobContext, RunningJob, cannot_leave
+from graphile_worker_py.tasks.current import CURRENT
 from graphile_worker_py.tasks.pool_context import PoolContext
 
 MOST_SNOOZES: Final = 1000
@@ -53,6 +54,7 @@ class Caller:
             BatchAnswerError: The task's answer to a batch job can't be matched with its items.
         """
         self.running = running = RunningJob(self._pool, job, self._worker_id, self.leave)
+        token = CURRENT.set(job)
         try:
             if self._pool.find_left is not None and not job.is_first_run:
                 running.left = await self._pool.find_left(job)
@@ -63,6 +65,7 @@ class Caller:
             return result
         finally:
             running.end()
+            CURRENT.reset(token)
 
     @property
     def is_cancelled(self) -> bool:
