@@ -17,6 +17,7 @@ from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
 from graphile_worker_py.loading.directory import load_tasks
 from graphile_worker_py.loading.modules import collect_tasks
+from graphile_worker_py.loading.recurring import given_items, with_items_of
 from graphile_worker_py.options import (
     OPTIONS,
     WORKER_OPTION_NAMES,
@@ -196,22 +197,6 @@ def collected_tasks(given: object) -> dict[str, Task[Any]]:
     return task_list(given)  # type: ignore[arg-type]  # it checks  # pyright: ignore[reportArgumentType]
 
 
-def _cron_items(given: dict[str, Any]) -> "Sequence[ParsedCronItem]":
-    sources = [name for name in ("crontab", "crontab_file", "parsed_cron_items") if name in given]
-    if not sources:
-        return ()
-    from graphile_worker_py.cron import parse_crontab, read_crontab  # noqa: PLC0415  # see above
-
-    match sources:
-        case ["crontab"]:
-            return parse_crontab(given["crontab"])
-        case ["crontab_file"]:
-            return read_crontab(given["crontab_file"])
-        case ["parsed_cron_items"]:
-            return tuple(given["parsed_cron_items"])
-    raise ConfigurationError(f"{' and '.join(sources)} were given; give one of them")
-
-
 class Setup:
     """The checked options of a runner, and the parts that are built from them.
 
@@ -256,7 +241,8 @@ class Setup:
         self._lifespan = given.get("lifespan")
         self.hooks = Hooks(given.get("hooks", ()), leaves=self._leaves())
         self.hooks.setup(self.events)
-        self.cron_items = _cron_items(given)
+        self._given_items = given_items(given)
+        self.cron_items = with_items_of(self._tasks.values(), self._given_items)
 
     def _leaves(self) -> tuple[str, ...]:
         """The optional parts of the package that take part."""
@@ -298,12 +284,12 @@ class Setup:
         )
 
     def refuse_cron(self) -> None:
-        """Refuse recurring jobs.
+        """Refuse recurring jobs; those that tasks have by their `cron` are left out.
 
         Raises:
             ConfigurationError: There are some.
         """
-        if self.cron_items:
+        if self._given_items:
             raise ConfigurationError(
                 "run_once adds no recurring jobs: leave out crontab, crontab_file and "
                 "parsed_cron_items, or use run"

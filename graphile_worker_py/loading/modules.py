@@ -1,10 +1,13 @@
 """Tasks from Python modules."""
 
+import fnmatch
 import importlib
 import importlib.util
 import logging
 import pkgutil
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -82,8 +85,7 @@ def tasks_of(module: ModuleType, *, name: str) -> list[Task[Any]]:
         f"{module.__name__}.{each.name}"
         for each in pkgutil.iter_modules(getattr(module, "__path__", ()))
     ]
-    more = ", …" if len(names) > MOST_MODULES else ""
-    hint = f"; give modules of it, which are {', '.join(names[:MOST_MODULES])}{more}"
+    hint = f"; give modules of it, which are {_listed(names)}"
     raise ConfigurationError(f"{name}: the module has no @task functions{hint if names else ''}")
 
 
@@ -101,7 +103,9 @@ def collect_tasks(
     found: dict[str, Task[Any]] = {}
     for source in sources:
         if isinstance(source, str):
-            tasks = import_tasks(source, name=name)
+            tasks = (
+                _tasks_of_all(source, name) if "*" in source else import_tasks(source, name=name)
+            )
         else:
             tasks = tasks_of(source, name=f"{name} {source.__name__}")
         for identifier, task in task_list(tasks).items():
@@ -109,6 +113,94 @@ def collect_tasks(
             if known.function is not task.function:
                 raise ConfigurationError(f"{name}: two tasks are named {identifier!r}")
     return found
+
+
+def _tasks_of_all(pattern: str, name: str) -> list[Task[Any]]:
+    """The tasks of all modules that a pattern such as `saas.*.tasks` stands for."""
+    where, _, attribute = pattern.partition(":")
+    modules = modules_like(where, name=f"{name} {pattern}")
+    if attribute:
+        by_name = collect_tasks([f"{module}:{attribute}" for module in modules], name=name)
+        return list(by_name.values())
+    found: dict[int, Task[Any]] = {}
+    for module in modules:
+        values = vars(_imported(module, name=f"{name} {module}")).values()
+        found.update({id(value): value for value in values if isinstance(value, Task)})
+    if not found:
+        raise ConfigurationError(
+            f"{name} {pattern}: none of these modules has @task functions: {_listed(modules)}"
+        )
+    return list(found.values())
+
+
+def modules_like(pattern: str, *, name: str) -> list[str]:
+    """The modules that a pattern stands for; `*` stands for any text without a dot.
+
+    Args:
+        pattern: Such as `saas.*.tasks`.
+        name: Names the setting in errors.
+
+    Raises:
+        ConfigurationError: There are none, or a package on the way can't be imported.
+    """
+    first, *parts = pattern.split(".")
+    if (
+        "*" in first
+        or "**" in pattern
+        or not all(part.replace("*", "x").isidentifier() for part in (first, *parts))
+    ):
+        raise ConfigurationError(
+            f"{name}: a pattern begins with the name of a package, and has * for other names, as "
+            f"in saas.*.tasks"
+        )
+    found = [first]
+    for part in parts:
+        found = [
+            f"{package}.{child}" for package in found for child in _children(package, part, name)
+        ]
+    if not found:
+        raise ConfigurationError(f"{name}: there are no such modules")
+    return found
+
+
+def _children(package: str, part: str, name: str) -> list[str]:
+    """The names below a package that a part of a pattern stands for."""
+    if "*" not in part:
+        return [part] if _spec_of(f"{package}.{part}", name) is not None else []
+    spec = _spec_of(package, name)
+    places = [] if spec is None else list(spec.submodule_search_locations or ())
+    names = {each.name for each in pkgutil.iter_modules(places)}
+    for place in places:
+        # Folders without an `__init__.py` are packages, too.
+        with suppress(OSError):
+            names |= {each.name for each in Path(place).iterdir() if each.is_dir()}
+    return sorted(
+        each
+        for each in fnmatch.filter(names, part)
+        if each.isidentifier() and not each.startswith("__")
+    )
+
+
+def _spec_of(module: str, name: str) -> ModuleSpec | None:
+    """Where a module is; None if there is none."""
+    try:
+        return importlib.util.find_spec(module)
+    except (Exception, SystemExit) as error:  # of a package on the way
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            return None
+        raise ConfigurationError(f"{name}: {import_fault(error)}") from error
+
+
+def _imported(module: str, *, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(f"{name}: {import_fault(error)}") from error
+
+
+def _listed(modules: Sequence[str]) -> str:
+    more = ", …" if len(modules) > MOST_MODULES else ""
+    return f"{', '.join(modules[:MOST_MODULES])}{more}"
 
 
 async def watch_modules(
@@ -125,7 +217,7 @@ async def watch_modules(
     Raises:
         ConfigurationError: The tasks can't be loaded at the start.
     """
-    modules = [source.partition(":")[0] for source in sources]
+    modules = [_watched(source.partition(":")[0]) for source in sources]
 
     def load(*, strict: bool) -> dict[str, Task[Any]]:  # noqa: ARG001  # it is always strict
         return collect_tasks(sources, name=name)
@@ -147,6 +239,11 @@ async def watch_modules(
             yield tasks
     finally:
         await versions.aclose()
+
+
+def _watched(module: str) -> str:
+    """The module whose files are watched: of a pattern, the package that it begins with."""
+    return module.partition("*")[0].rpartition(".")[0] if "*" in module else module
 
 
 def _places_of(module: str) -> list[Path]:

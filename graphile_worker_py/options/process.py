@@ -32,7 +32,8 @@ PROCESS_OPTIONS: Final = (
         kind=Kind.TEXT,
         check=check_filled_or_list,
         doc="Python module that contains the tasks, as `MODULE` or `MODULE:ATTRIBUTE`. Several are "
-        "given as a list, or with commas between them.",
+        "given as a list, or with commas between them; `saas.*.tasks` stands for all that it "
+        "matches.",
         flags=("--tasks",),
         is_repeatable=True,
         metavar="MODULE[:ATTR]",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from graphile_worker_py.checks import (
+    check_filled,
     check_flag,
     check_is,
     check_one_of,
@@ -48,6 +49,10 @@ class TaskSettings(TypedDict, total=False):
     """Keep what the task returned, with a record of each success."""
     capture_logs: LogLevel | None
     """Keep the log records of each attempt from this level on; None means none."""
+    cron: str | None
+    """Cron pattern of five fields: workers that have the task add a job of it when it is due."""
+    timezone: str | None
+    """Time zone of `cron`, for example `Europe/Vienna`; None means UTC."""
 
 
 ADDING: Final = ("queue_name", "priority", "max_attempts", "flags", "job_key")
@@ -66,6 +71,8 @@ def checked_settings(identifier: str, given: Mapping[str, Any]) -> dict[str, Any
             known = ", ".join(sorted(_CHECKS))
             raise ConfigurationError(f"task {identifier!r} has no setting {name!r}; {known}")
         check(f"{name} of task {identifier!r}", value)
+    if "timezone" in settings and "cron" not in settings:
+        raise ConfigurationError(f"timezone of task {identifier!r} needs cron")
     if "flags" in settings:
         settings["flags"] = list(settings["flags"])
     return settings
@@ -89,5 +96,8 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], object]]] = {
     "job_key": _check_text_or_function(MAX_JOB_KEY_LENGTH),
     "history": lambda name, value: check_one_of(name, value, allowed=HistoryLevel),
     "keep_result": check_flag,
+    # They are parsed when a worker starts, because that needs more modules than a task does.
+    "cron": check_filled,
+    "timezone": check_filled,
     "capture_logs": lambda name, value: check_one_of(name, value, allowed=LOG_LEVELS),
 }
