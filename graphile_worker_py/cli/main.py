@@ -34,6 +34,7 @@ _MODULES: Final = {
     "unlock": "admin",
     "cleanup": "admin",
     "health": "health",
+    "doctor": "doctor",
     "cron": "cron",
     "config": "config",
     "postgres": "development",
