@@ -11,6 +11,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
+import psycopg
 import psycopg_pool
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
@@ -27,6 +28,7 @@ from graphile_worker_py.looking.back import SyncLooksBack
 from graphile_worker_py.looking.now import SyncLooksNow
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
+from graphile_worker_py.postgres import idle
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
 from graphile_worker_py.postgres.database import Database
@@ -201,6 +203,7 @@ class SyncWorkerUtils(SyncSteering, SyncLooksNow, SyncLooksBack):
         # Plugins are asynchronous. They get an event loop of their own, in a thread, because the
         # caller's thread may have one that is running.
         dsn = _target(self._database.pool)
+        _check_migrates_alike(self._database.pool)
 
         async def run() -> None:
             async with opened_pool(dsn, max_size=2) as pool:
@@ -381,3 +384,20 @@ def _target(pool: psycopg_pool.ConnectionPool[Any]) -> str:
     dsn = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
     kwargs = (pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {}
     return make_conninfo(dsn, **{k: v for k, v in kwargs.items() if k not in _CLIENT_OPTIONS})
+
+
+def _check_migrates_alike(pool: psycopg_pool.ConnectionPool[Any]) -> None:
+    """Refuse what connections of an asynchronous pool can't have from a pool of the caller's."""
+    changes = {
+        "configure": pool._configure is not None,
+        "connection_class": not (
+            isinstance(pool, idle.Pool) or pool.connection_class is psycopg.Connection
+        ),
+    }
+    for name, changed in changes.items():
+        if changed:
+            raise ConfigurationError(
+                f"the pool has `{name}=`, which plugins that wrap migrations can't use, because "
+                f"they are asynchronous: migrate with WorkerUtils, then use "
+                f"SyncWorkerUtils(pool, migrate=False)"
+            )

@@ -1,5 +1,6 @@
 """Utils that were opened before a fork never share a connection between processes."""
 
+import json
 import sys
 import threading
 from typing import Any
@@ -75,3 +76,27 @@ def test_threads_that_enter_at_once_install_the_schema(empty_dsn: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(said) == list(range(6))
+
+
+def test_the_fork_of_a_task_ends_without_a_word_and_the_worker_goes_on(
+    processes: Processes, dsn: str
+) -> None:
+    Jobs(dsn).query("create table done (n int)")
+    process = processes.start(
+        [sys.executable, "-W", "ignore", "-m", "tests.forking_tasks", dsn],
+    )
+    assert process.wait(timeout=60) == 0, process.stderr
+    assert process.stderr == ""
+    said = [json.loads(line) for line in process.stdout.splitlines()]
+    statuses = {"return": 0, "raise": 1, "exit": 7, "exit text": 1}
+    ends = {
+        f"{name} {way}": status
+        for name in ("thread", "inline", "loop", "connected")
+        for way, status in statuses.items()
+    }
+    ends |= {"nothing given": 1, "waits": 1, "adds": 1, "thread adds": 1}
+    expected: list[Any] = [[name, status] for name, status in ends.items()]
+    expected += 2 * [["GraphileWorkerError"]] + [["connected", [1]], ["final"]]
+    assert sorted(said, key=str) == sorted(expected, key=str)
+    assert len(Jobs(dsn).query("select n from done")) == len(statuses)
+    assert Jobs(dsn).ids() == []

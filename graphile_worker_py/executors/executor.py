@@ -13,6 +13,7 @@ from graphile_worker_py.executors.executable import Executable, ExecutableExecut
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.thread import Threads
 from graphile_worker_py.executors.time_limit import TimeLimits
+from graphile_worker_py.forks import Origin
 from graphile_worker_py.tasks.batches import batch_of
 from graphile_worker_py.tasks.context import RunningJob
 from graphile_worker_py.tasks.pool_context import PoolContext
@@ -70,8 +71,10 @@ class Executors:
         self._guard = Guard()
         self._processes = self._process_executor(most_processes)
         large = LargePayloads()
-        self._on_loop = LoopExecutor(large)
-        self._inline = InlineExecutor(large)
+        # What a task forks must neither record an outcome nor run the event loop.
+        origin = Origin(asyncio.get_running_loop())
+        self._on_loop = LoopExecutor(large, origin)
+        self._inline = InlineExecutor(large, origin)
         self._in_threads = ThreadExecutor(self.threads, observed, large)
         self._executables = ExecutableExecutor(self._guard, exit_codes=exit_codes)
         self.calls = {name: self._call_of(task) for name, task in pool.tasks.items()}
@@ -167,12 +170,13 @@ class LargePayloads:
 class LoopExecutor:
     """Calls async functions on the event loop."""
 
-    def __init__(self, large: LargePayloads) -> None:
+    def __init__(self, large: LargePayloads, origin: Origin) -> None:
         self._large = large
+        self._origin = origin
 
     def call_of(self, task: Task[Any]) -> Call:
         """How a task is called."""
-        function, decode = task.function, task.decode
+        function, decode, origin = task.function, task.decode, self._origin
         takes_context = task.arguments == 2
 
         # Each job of such a task goes this way, so it is written without helpers.
@@ -181,14 +185,23 @@ class LoopExecutor:
             if len(job.payload_json) > LARGE:
                 await self._large.turn()
             payload = job.payload if decode is None else decode(job.payload_json)
-            if takes_context:
-                result = await function(payload, running.context)
-            else:
-                result = await function(payload)
+            try:
+                if takes_context:
+                    result = await function(payload, running.context)
+                else:
+                    result = await function(payload)
+            finally:
+                if origin.is_left:
+                    origin.end()
             return result if result is None else await aio.awaited(result)
 
         async def call_without_payload(_running: RunningJob) -> Any:
-            return await aio.awaited(await function())
+            try:
+                result = await function()
+            finally:
+                if origin.is_left:
+                    origin.end()
+            return await aio.awaited(result)
 
         return call if task.arguments else call_without_payload
 
@@ -196,17 +209,23 @@ class LoopExecutor:
 class InlineExecutor:
     """Calls plain functions on the event loop."""
 
-    def __init__(self, large: LargePayloads) -> None:
+    def __init__(self, large: LargePayloads, origin: Origin) -> None:
         self._large = large
+        self._origin = origin
 
     def call_of(self, task: Task[Any]) -> Call:
         """How a task is called."""
         arguments = _arguments_of(task, lambda running: running.context)
+        origin = self._origin
 
         async def call(running: RunningJob) -> Any:
             if len(running.job.payload_json) > LARGE:
                 await self._large.turn()
-            result = task.function(*arguments(running))
+            try:
+                result = task.function(*arguments(running))
+            finally:
+                if origin.is_left:
+                    origin.end()
             return result if result is None else await aio.awaited(result)
 
         return call

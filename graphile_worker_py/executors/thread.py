@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from graphile_worker_py.errors import presentable
+from graphile_worker_py.forks import Origin
 from graphile_worker_py.processes.interrupts import as_failure
 
 THREAD_NAME: Final = "graphile-worker-py-task"
@@ -29,10 +30,14 @@ class Threads:
 
     Args:
         most_stuck: See above.
+
+    Attributes:
+        origin: The process of the threads; a fork that a function makes ends with the function.
     """
 
     def __init__(self, *, most_stuck: int = MOST_STUCK) -> None:
         self.most_stuck = most_stuck
+        self.origin = Origin()
         self._idle: list[_TaskThread] = []
         self._busy: set[_TaskThread] = set()
         self._stuck: set[_TaskThread] = set()
@@ -123,7 +128,11 @@ class _TaskThread:
             function, done = work
             result, error = None, None
             try:
-                result = function()
+                try:
+                    result = function()
+                finally:
+                    if self._owner.origin.is_left:
+                        self._owner.origin.end()
             except BaseException as raised:  # SystemExit included: it is the task's failure
                 error = presentable(raised)
             try:

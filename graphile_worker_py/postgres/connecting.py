@@ -10,9 +10,10 @@ from typing import Any, Final
 import psycopg
 import psycopg_pool
 from psycopg import AsyncConnection, BaseConnection, Connection, conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.errors import ConfigurationError, one_line
 from graphile_worker_py.postgres import idle
 from graphile_worker_py.postgres.masking import fault_of, masked, without_driver
 
@@ -224,13 +225,52 @@ async def connection_target(pool: AsyncPool) -> tuple[str, dict[str, Any]]:
 
 
 async def connect_like(pool: AsyncPool) -> AsyncConnection[Any]:
-    """A new autocommit connection to the pool's database, outside the pool.
+    """A new autocommit connection outside the pool, made and configured as those of the pool.
 
     Raises:
-        psycopg.OperationalError: The database can't be reached.
+        psycopg.ProgrammingError: `configure` of the pool left a transaction open.
+        psycopg.OperationalError: The database can't be reached, or `configure` failed.
     """
     dsn, kwargs = await connection_target(pool)
-    return await AsyncConnection.connect(dsn, **{**kwargs, "autocommit": True})
+    own = isinstance(pool, idle.AsyncPool)  # whose class hands out the first connection
+    connect = AsyncConnection.connect if own else pool.connection_class.connect
+    if pool._configure is None:
+        return await connect(dsn, **{**kwargs, "autocommit": True})
+    conn: AsyncConnection[Any] = await connect(dsn, **kwargs)
+    try:
+        await configure_like(pool, conn)
+        await conn.set_autocommit(True)
+    except BaseException:
+        await conn.close()
+        raise
+    return conn
+
+
+async def configure_like(pool: AsyncPool, conn: AsyncConnection[Any]) -> None:
+    """Configure a connection as the pool configures its own; nothing if it does not.
+
+    Raises:
+        psycopg.ProgrammingError: `configure` left a transaction open.
+        psycopg.OperationalError: `configure` failed.
+    """
+    configure = pool._configure
+    if configure is None:
+        return
+    try:
+        await configure(conn)
+    except (psycopg.Error, OSError):
+        raise
+    except Exception as error:
+        # Like a connection that fails for another reason: it is tried again.
+        raise psycopg.OperationalError(
+            f"the function `configure` of the pool failed: {one_line(error)}"
+        ) from error
+    status = conn.pgconn.transaction_status
+    if status != TransactionStatus.IDLE:
+        raise psycopg.ProgrammingError(
+            f"the function `configure` of the pool left a connection in status "
+            f"{TransactionStatus(status).name} ({configure!r}): let it commit at its end"
+        )
 
 
 async def connect_directly(dsn: str) -> AsyncConnection[Any]:

@@ -25,7 +25,8 @@ from psycopg.rows import tuple_row
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import one_line
-from graphile_worker_py.postgres.connecting import AsyncPool
+from graphile_worker_py.forks import Origin
+from graphile_worker_py.postgres.connecting import AsyncPool, configure_like
 from graphile_worker_py.postgres.idle import has_ended
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class TaskSessions:
     def __init__(self, pool: AsyncPool, *, keep: bool) -> None:
         self._pool = pool
         self._keep = keep
+        self._origin = Origin()
         self._idle: deque[_Session] = deque()
         self._turns = asyncio.Semaphore(pool.max_size) if keep else None
 
@@ -135,7 +137,11 @@ class TaskSessions:
             conn = session.conn
             try:
                 async with conn:
-                    yield conn
+                    try:
+                        yield conn
+                    finally:
+                        if self._origin.is_left:
+                            self._origin.end()  # before it sends COMMIT
             except psycopg.Error as error:
                 # As in `Database.connection`.
                 if isinstance(error, errors.ReadOnlySqlTransaction):
@@ -216,7 +222,7 @@ class TaskSessions:
                     await conn.rollback()
                 await session.client.restore(conn)
                 await self._reset(conn)
-        except Exception as error:  # `configure` is the program's
+        except Exception as error:  # a setting of the program, for example
             logger.debug("Closing a session that could not be reset (%s)", one_line(error))
             return False
         return pgconn.transaction_status == TransactionStatus.IDLE
@@ -237,5 +243,4 @@ class TaskSessions:
         if not autocommit:
             await conn.set_autocommit(False)
         # `reset all` keeps what came with the connection string, but not what this has set.
-        if self._pool._configure is not None:
-            await self._pool._configure(conn)
+        await configure_like(self._pool, conn)

@@ -1,6 +1,7 @@
 """What a task in a thread is given besides its payload."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
@@ -182,6 +183,13 @@ class SyncJobContext:
             GraphileWorkerError: The worker has ended.
             Exception: What the coroutine raises.
         """
+        begun_by = self._running.pool.database.process_id
+        if begun_by != os.getpid():
+            work.close()
+            raise GraphileWorkerError(
+                f"job {self.job.id} was begun by process {begun_by}, whose connections and event "
+                f"loop a fork can't use: use SyncWorkerUtils in the fork"
+            )
         try:
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:  # the loop is closed
