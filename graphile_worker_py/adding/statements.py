@@ -1,11 +1,11 @@
 """How jobs are added, as statements to send in turn: for callers with and without an event loop."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from graphile_worker_py.adding.copy import copied
 from graphile_worker_py.adding.pairing import needed_names, paired
@@ -18,13 +18,22 @@ from graphile_worker_py.sql import add_jobs as sql
 from graphile_worker_py.sql import awaited
 from graphile_worker_py.sql.side_tables import reading
 
-Payload: TypeAlias = Callable[[int], str]
-"""The payload of a spec as JSON text, by its place."""
-
 CHUNK: Final = 1000
 """Most jobs that one statement adds."""
 COPY_FROM: Final = 200
 """From this many jobs without a key on, COPY is faster, with the statements around it."""
+LARGEST_PAYLOAD: Final = 2**28 - 1
+"""Most bytes of a payload as JSON text: what PostgreSQL's `jsonb` can hold.
+
+`json` holds more, but jobs whose payloads are arrays are merged as `jsonb`, and messages between
+client and server end at 1 GB, where a payload can be twice as long, because it is quoted.
+"""
+CHUNK_LENGTH: Final = 2**23
+"""Most characters of payloads that one statement adds, unless a single one is longer.
+
+Together, payloads could exceed the limit of a message. And libpq moves what is left of a message
+each time that a part was sent, so the time grows with the square of its size.
+"""
 STREAM_CHUNK: Final = 10_000
 """Most jobs of a stream that are added at once, unless the caller says otherwise."""
 
@@ -122,15 +131,37 @@ class Addition:
         self, places: Sequence[int], found: dict[int, Job], *, own_transaction: bool
     ) -> Steps[None]:
         """Try to add the jobs of some specs; those that were added are put into `found`."""
-        chunks = [
-            _Chunk(self._specs, at_once, self._payload, mode, own_transaction=own_transaction)
-            for mode, all_of_mode in self._by_mode(places).items()
-            for at_once in _slices(all_of_mode)
-        ]
-        results = iter((yield Pipelined(query for chunk in chunks for query in chunk.queries())))
+        chunks: list[_Chunk] = []
+
+        # Payloads are encoded while the server works on the statement before.
+        def queries() -> Iterator[Query[Any]]:
+            for mode, all_of_mode in self._by_mode(places).items():
+                for at_once, payloads in self._slices(all_of_mode):
+                    specs = [self._specs[at] for at in at_once]
+                    chunk = _Chunk(at_once, specs, payloads, mode, own_transaction=own_transaction)
+                    chunks.append(chunk)
+                    yield from chunk.queries()
+
+        results = iter((yield Pipelined(queries())))
         for chunk in chunks:
             added = zip(chunk.places, chunk.jobs(results), strict=True)
             found.update((at, job) for at, job in added if job is not None)
+
+    def _slices(self, places: Sequence[int]) -> Iterator[tuple[list[int], list[str]]]:
+        """Places in slices for one statement each, with their payloads."""
+        at_once: list[int] = []
+        payloads: list[str] = []
+        length = 0
+        for at in places:
+            payload = self._payload(at)
+            length += len(payload)
+            if at_once and (len(at_once) == CHUNK or length > CHUNK_LENGTH):
+                yield at_once, payloads
+                at_once, payloads, length = [], [], len(payload)
+            at_once.append(at)
+            payloads.append(payload)
+        if at_once:
+            yield at_once, payloads
 
     def _in_order(self, places: Iterable[int]) -> list[int]:
         """Places in the order of their keys: additions that share keys lock them in one order."""
@@ -150,7 +181,7 @@ class Addition:
 
     def _payload(self, at: int) -> str:
         try:
-            return self._specs[at].payload_json(nan_as_null=self._nan_as_null)
+            return _payload_of(self._specs[at], nan_as_null=self._nan_as_null)
         except ConfigurationError as error:
             if self._first is None:
                 raise
@@ -166,28 +197,26 @@ class _Chunk:
 
     def __init__(
         self,
-        specs: Sequence[JobSpec],
         places: Sequence[int],
-        payload: Payload,
+        specs: Sequence[JobSpec],
+        payloads: Sequence[str],
         mode: JobKeyMode,
         *,
         own_transaction: bool,
     ) -> None:
         self.places = places
-        self._specs = [specs[at] for at in places]
-        self._payload = payload
-        self._payloads: list[str] = []
+        self._specs = specs
+        self._payloads = payloads
         self._mode = mode
         self._own_transaction = own_transaction
         self._names = None if mode is JobKeyMode.UNSAFE_DEDUPE else needed_names(self._specs)
 
     def queries(self) -> Iterator[Query[Any]]:
-        """The statements; payloads are encoded when a statement is asked for."""
+        """The statements."""
         if self._mode is JobKeyMode.UNSAFE_DEDUPE:
-            for at, spec in zip(self.places, self._specs, strict=True):
-                yield sql.add_job(spec, self._payload(at))
+            for spec, payload in zip(self._specs, self._payloads, strict=True):
+                yield sql.add_job(spec, payload)
             return
-        self._payloads = [self._payload(at) for at in self.places]
         yield sql.add_jobs(
             self._specs,
             self._payloads,
@@ -247,8 +276,18 @@ def check_iterable(specs: object) -> None:
         raise ConfigurationError(f"jobs must be a list of JobSpec, not {specs!r}")
 
 
-def _slices(places: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
+def _payload_of(spec: JobSpec, *, nan_as_null: bool) -> str:
+    """The payload of a spec as JSON text, unless it is too large."""
+    payload = spec.payload_json(nan_as_null=nan_as_null)
+    if len(payload) <= LARGEST_PAYLOAD // 4:  # a character has up to four bytes
+        return payload
+    size = len(payload.encode())
+    if size > LARGEST_PAYLOAD:
+        raise ConfigurationError(
+            f"payload of task {spec.identifier!r} has {size:,} bytes as JSON; at most "
+            f"{LARGEST_PAYLOAD:,} are allowed: store it elsewhere, and add its address"
+        )
+    return payload
 
 
 def _contended(specs: Sequence[JobSpec]) -> GraphileWorkerError:
