@@ -20,7 +20,7 @@ from graphile_worker_py import config
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
 from graphile_worker_py.checks import check_flag, check_is, check_whole
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName

@@ -219,9 +219,11 @@ class WorkerUtils(JobAdder, Steering, LooksNow, LooksBack):
     async def remove_job(self, job_key: str, *, conn: AsyncGiven | None = None) -> Job | None:
         """Delete the job with a key. One that is running loses its key, and is not tried again.
 
+        A running job goes on, which is logged as a warning; `cancel_jobs` ends it.
+
         Returns:
-            The job as it was when it was deleted, or, without key, as it goes on running; None if
-            no job has the key.
+            The job as it was when it was deleted, or, if it goes on running, as it is now: without
+            key, and with the pool that runs it as `locked_by`. None if no job has the key.
         """
         return await self._run(admin.remove_job(job_key), conn)
 

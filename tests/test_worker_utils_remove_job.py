@@ -1,5 +1,7 @@
 """A job can be removed by its key."""
 
+import pytest
+
 from graphile_worker_py import WorkerUtils
 from tests.support.jobs import Jobs
 
@@ -17,12 +19,18 @@ async def test_a_waiting_job_is_deleted_and_returned_as_it_was(
 
 
 async def test_a_running_job_loses_its_key_and_its_retries(
-    utils: WorkerUtils, stored: Jobs
+    utils: WorkerUtils, stored: Jobs, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await utils.add_job("a", job_key="k")
+    await utils.add_job("a", job_key="waiting")
     stored.lock(job.id)
 
+    await utils.remove_job("waiting")
+    assert caplog.messages == []
     running = await utils.remove_job("k")
+    (said,) = caplog.messages
+    assert f"Job {job.id} (a) is running and goes on" in said
+    assert "has lost its key 'k' and its retries. cancel_jobs" in said
 
     assert running is not None
     assert (running.id, running.key, running.attempts) == (job.id, None, 25)

@@ -4,6 +4,7 @@ They leave alone what a worker has locked within the last four hours, and skip i
 nobody has.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,8 @@ from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.backlog import registered_pools
+
+logger = logging.getLogger(__name__)
 
 # The functions return rows of the jobs table, which hold the task's id. Its identifier was there
 # before the statement began, so the same statement can look it up. A task whose row somebody
@@ -115,12 +118,24 @@ left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task
 
 
 def remove_job(job_key: str) -> Query[Job | None]:
-    """Delete the job with a key, or take key and attempts from it while it runs."""
+    """Delete the job with a key, or take key and attempts from it while it runs, and log that."""
     check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
 
     def read(rows: list[tuple[Any, ...]]) -> Job | None:
         # The function answers "no such key" with a row of nulls.
-        return None if rows[0][0] is None else read_jobs(rows)[0]
+        if rows[0][0] is None:
+            return None
+        job = read_jobs(rows)[0]
+        if job.key is None:  # a job that was deleted is returned as it was
+            logger.warning(
+                "Job %d (%s) is running and goes on: it was not deleted, but has lost its key %r "
+                "and its retries. cancel_jobs ends a running job",
+                job.id,
+                job.task_identifier,
+                job_key,
+                extra={"job_id": job.id, "task_identifier": job.task_identifier},
+            )
+        return job
 
     return Query(_REMOVE, (job_key,), read)
 
