@@ -56,14 +56,14 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.errors import WorkerPoolError as WorkerPoolError
     from graphile_worker_py.events import Events as Events
     from graphile_worker_py.executors.process_context import ProcessJobContext as ProcessJobContext
-    from graphile_worker_py.explaining import Cause as Cause
-    from graphile_worker_py.explaining import Explanation as Explanation
-    from graphile_worker_py.explaining import Reason as Reason
     from graphile_worker_py.job import Job as Job
     from graphile_worker_py.job.spec import JobKeyMode as JobKeyMode
     from graphile_worker_py.job.spec import JobSpec as JobSpec
     from graphile_worker_py.job.spec import TaskName as TaskName
     from graphile_worker_py.loading.directory import load_tasks as load_tasks
+    from graphile_worker_py.looking.explaining import Cause as Cause
+    from graphile_worker_py.looking.explaining import Explanation as Explanation
+    from graphile_worker_py.looking.explaining import Reason as Reason
     from graphile_worker_py.once import RunOnceResult as RunOnceResult
     from graphile_worker_py.once import run_once as run_once
     from graphile_worker_py.options import LocalQueueOptions as LocalQueueOptions

@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
-from graphile_worker_py import explaining
-from graphile_worker_py.explaining import Explanation
+from graphile_worker_py.looking import explaining
+from graphile_worker_py.looking.explaining import Explanation
 from graphile_worker_py.postgres.given import AsyncGiven, SyncGiven
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql import backlog, inspect, known_crontabs

@@ -2,8 +2,8 @@
 
 import time
 
-from graphile_worker_py import explaining
 from graphile_worker_py.errors import MissingRightsError
+from graphile_worker_py.looking import explaining
 from graphile_worker_py.observing import findings
 from graphile_worker_py.observing.findings import Finding
 from graphile_worker_py.postgres.query import Steps

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from graphile_worker_py.clock import shortened
-from graphile_worker_py.explaining import NO_SIDE_SCHEMA
+from graphile_worker_py.looking.explaining import NO_SIDE_SCHEMA
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.checkup import Holder, ServerFacts
 from graphile_worker_py.sql.inspect import JobCounts

@@ -4,14 +4,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.explaining import (
+from graphile_worker_py.job import LOCK_LIFETIME
+from graphile_worker_py.looking.explaining import (
     NO_SIDE_SCHEMA,
     PAUSE_PREFIX,
     counted,
     duration,
     unserved_by,
 )
-from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.overview import LockedQueue, read_locked_queues, read_task_names

@@ -6,8 +6,8 @@ from typing import Any, Final
 import orjson
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.explaining import Explanation
 from graphile_worker_py.job import Job
+from graphile_worker_py.looking.explaining import Explanation
 from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.sql.job_ends import JobOutcome

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from graphile_worker_py import explaining
+from graphile_worker_py.looking import explaining
 from graphile_worker_py.sql.inspect import JobState, ListedJob, get_job
 from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome
 from graphile_worker_py.sql.windows import Filter

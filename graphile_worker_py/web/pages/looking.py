@@ -8,9 +8,10 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 from markupsafe import Markup
 
-from graphile_worker_py import explaining, json_codec
+from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.explaining import PAUSE_PREFIX, counted
+from graphile_worker_py.looking import explaining
+from graphile_worker_py.looking.explaining import PAUSE_PREFIX, counted
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.error_groups import ErrorGroup as RecordedErrors
 from graphile_worker_py.sql.explain import read_facts

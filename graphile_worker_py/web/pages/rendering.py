@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.explaining import counted, duration
 from graphile_worker_py.job import EARLIEST, LATEST
+from graphile_worker_py.looking.explaining import counted, duration
 from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.web.access import Access, Level
 from graphile_worker_py.web.census import Standing
