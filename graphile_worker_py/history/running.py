@@ -18,6 +18,8 @@ from graphile_worker_py.sql.outcomes import BoundRider
 
 CANCEL: Final = "cancel"
 """Topic of notifications that running jobs are to end."""
+PAUSE: Final = 0.2
+"""Seconds between two looks for requests, however many notifications there are."""
 
 
 class Running:
@@ -46,6 +48,7 @@ class Running:
             except (psycopg.Error, OSError) as error:
                 # The next heartbeat looks, too.
                 self._pool.logger.debug("Could not read requests (%s)", one_line(error))
+            await asyncio.sleep(PAUSE)
 
     def hear(self, said: Mapping[str, Any] | None) -> None:
         ids = None if said is None else said.get("ids")

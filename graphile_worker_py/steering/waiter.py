@@ -28,6 +28,10 @@ Key: TypeAlias = tuple[int, datetime | None]
 
 LOOKS: Final = (0.1, 0.5, 2.0, 5.0)
 """Seconds until the next look at a job, after its first ones."""
+FALSE_ALARMS: Final = 5
+"""Notifications for one job that are heeded at once; any role that may connect can send them."""
+ALARM_PAUSE: Final = 0.1
+"""Seconds between two looks at the job from then on."""
 GONE_AFTER: Final = 1.0
 """Seconds between two looks that find neither a job nor a record of its end."""
 
@@ -40,6 +44,8 @@ class _Awaited:
         self.ended: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
         self.waiters = 0
         self.looks = 0
+        self.looked_at = now
+        self.alarms = 0
         self.next_look = now
         self.missing_since: float | None = None
 
@@ -139,6 +145,7 @@ class Waiter:
         for each in due:
             each.next_look = now + LOOKS[min(each.looks, len(LOOKS) - 1)]
             each.looks += 1
+            each.looked_at = now
             look = found.get(each.key[0])
             if look is None or each.ended.done():
                 continue
@@ -177,7 +184,9 @@ class Waiter:
             return
         awaited = self._jobs.get(job_id) if isinstance(job_id, int) else None
         if awaited is not None and said.get("s") == self._database.schema:
-            awaited.next_look = 0.0
+            awaited.alarms += 1
+            pause = 0.0 if awaited.alarms <= FALSE_ALARMS else ALARM_PAUSE
+            awaited.next_look = min(awaited.next_look, awaited.looked_at + pause)
             self._wake.set()
 
     def _soon(self) -> None:

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 PART: Final = "listen for new jobs"
 CREW_PATIENCE: Final = 3.0
+BURST_PAUSE: Final = 1.0
+"""Seconds from the end of the work for a burst of notifications to that for the next burst."""
 DEAF_MESSAGE: Final = (
     "LISTEN has no effect here: notifications do not arrive, as behind a pooler in transaction "
     "mode. Polling for new jobs every %g s. %s"
@@ -93,6 +95,8 @@ class Listener:
         self._channel = notifications.echo_channel(pool_id)
         self._handlers: dict[str, Handler] = {}
         self._topics: dict[str, list[TopicHandler]] = {}
+        self._bursts: set[Callable[[], Awaitable[None]]] = set()
+        self._burst = asyncio.Event()
         # The payload of the expected echo; None if none is expected.
         self._nonce: str | None = None
         self._echoed = asyncio.Event()
@@ -108,6 +112,31 @@ class Listener:
         listener begins to listen, because notifications may have been missed before.
         """
         self._handlers[channel] = handler
+
+    def on_burst(
+        self, channel: str, *, counts: Callable[[str], bool], work: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Await a function after notifications of a channel: once for all that arrive together.
+
+        To be called before `run`. The listener does not wait for the function, unless it begins to
+        listen, when notifications may have been missed. After a database error of the function,
+        it is awaited again.
+
+        Args:
+            channel: The channel.
+            counts: Whether a notification with this payload counts.
+            work: The function.
+        """
+
+        def hear(payload: str | None) -> Awaitable[None] | None:
+            if payload is None:
+                return work()
+            if counts(payload):
+                self._bursts.add(work)
+                self._burst.set()
+            return None
+
+        self.on_channel(channel, hear)
 
     def on(self, topic: str, handler: TopicHandler) -> None:
         """Call a function for the notifications of a topic on the channel `graphile_worker_py`.
@@ -181,6 +210,7 @@ class Listener:
         """
         silent = asyncio.Event()
         crew = aio.Crew()
+        crew.start(self._follow_bursts(), name="work on bursts of notifications")
         if self._echo_interval == 0:
             self._listening = True
         else:
@@ -205,6 +235,20 @@ class Listener:
                     await self._on_listen(conn)
         async for notification in conn.notifies():
             await self._hear(notification)
+
+    async def _follow_bursts(self) -> None:
+        while True:
+            await self._burst.wait()
+            self._burst.clear()
+            due, self._bursts = self._bursts, set()
+            for work in due:
+                try:
+                    await work()
+                except (psycopg.Error, OSError) as error:
+                    logger.debug("Could not work on notifications (%s)", one_line(error))
+                    self._bursts.add(work)
+                    self._burst.set()
+            await asyncio.sleep(BURST_PAUSE)
 
     async def _test(self, silent: asyncio.Event) -> None:
         """Test the connection now and after each silence; set `silent` if no echo comes."""

@@ -47,6 +47,11 @@ Doubled each time that some are still hidden: the other transaction may take lon
 """
 MOST_DOUBLINGS: Final = 16
 """Far beyond the poll interval."""
+FALSE_ALARMS: Final = 20
+"""Fetches in a second that may find none of the announced jobs before announcements have to wait.
+
+Any role that may connect may announce jobs. And of many pools, each finds others faster at times.
+"""
 AHEAD_FROM: Final = 100
 """Least size of a store that is filled up before it is empty; filling a small one is quick."""
 PART: Final = "fetch jobs"
@@ -115,9 +120,13 @@ class LocalQueue:
         self._stored: deque[Job] = deque()
         self._stored_since = 0.0
         self._waiting: deque[asyncio.Future[Job | None]] = deque()
-        # Whether there is a reason to fetch, and how many jobs were announced since the last fetch.
+        # Whether to fetch at once, how many jobs were announced since the last fetch, and from when
+        # on that is a reason, too.
         self._due = True
         self._announced = 0
+        self._heeded_from = 0.0
+        self._false_alarms = 0.0
+        self._last_alarm = 0.0
         # Whether the last fetch brought as many jobs as it asked for.
         self._plenty = False
         self._next_poll = 0.0
@@ -174,7 +183,6 @@ class LocalQueue:
         """Fetch soon: this many jobs were announced."""
         if count > 0:
             self._announced += count
-            self._due = True
             self._changed.set()
 
     def _recorded(self, jobs: Sequence[Job]) -> None:
@@ -235,12 +243,15 @@ class LocalQueue:
     async def _poll(self) -> None:
         """Fetch if there is a reason to, else wait for one."""
         now = asyncio.get_running_loop().time()
-        if self._due or now >= self._next_poll:
+        next_fetch = self._next_poll
+        if self._announced:
+            next_fetch = min(next_fetch, self._heeded_from)
+        if self._due or now >= next_fetch:
             await self._fetch_jobs()
         elif self._drain and not self._holdings.ids:
             self.stop()
         else:
-            await aio.wait_for(self._changed, self._next_poll - now)
+            await aio.wait_for(self._changed, next_fetch - now)
 
     async def _fetch_jobs(self) -> None:
         count = self._wanted()
@@ -259,13 +270,11 @@ class LocalQueue:
         more = fetched.more and not self._holdings.has_withheld
         self._due = self._due or more
         self._plenty = self._half > 0 and len(fetched.jobs) >= count
-        pause = self._poll_interval
-        if fetched.hidden or len(jobs) < announced:
-            # Another pool may have taken them, or hidden them while its own fetch had the rows
-            # locked.
-            pause = min(pause, random.uniform(*SECOND_LOOK) * 2**self._hidden)  # noqa: S311
-        self._hidden = min(self._hidden + 1, MOST_DOUBLINGS) if fetched.hidden else 0
-        self._next_poll = asyncio.get_running_loop().time() + pause
+        self._set_next_poll(fetched, missing=len(jobs) < announced)
+        if jobs:
+            self._false_alarms = 0.0
+        elif announced:
+            self._pace_announcements()
         if self._events.wants(events.LocalQueueGetJobsComplete):
             self._events.emit(
                 events.LocalQueueGetJobsComplete(pool_id=self._pool_id, jobs=tuple(jobs))
@@ -279,6 +288,26 @@ class LocalQueue:
         delay = self._options.refetch_delay
         if delay is not None and not more and len(fetched.jobs) <= delay.threshold:
             await self._delay_refetch(delay, len(fetched.jobs))
+
+    def _pace_announcements(self) -> None:
+        """Let announcements wait if too many were false lately."""
+        now = asyncio.get_running_loop().time()
+        forgotten = (now - self._last_alarm) * FALSE_ALARMS
+        self._false_alarms = max(self._false_alarms - forgotten, 0.0) + 1
+        self._last_alarm = now
+        if self._false_alarms >= FALSE_ALARMS:
+            self._heeded_from = now + 1 / FALSE_ALARMS
+            self._next_poll = max(self._next_poll, self._heeded_from)
+
+    def _set_next_poll(self, fetched: Fetched, *, missing: bool) -> None:
+        """Decide when to fetch next without a reason; `missing`: announced jobs were not found."""
+        pause = self._poll_interval
+        if fetched.hidden or missing:
+            # Another pool may have taken them, or hidden them while its own fetch had the rows
+            # locked.
+            pause = min(pause, random.uniform(*SECOND_LOOK) * 2**self._hidden)  # noqa: S311
+        self._hidden = min(self._hidden + 1, MOST_DOUBLINGS) if fetched.hidden else 0
+        self._next_poll = asyncio.get_running_loop().time() + pause
 
     def _wanted(self) -> int:
         if not self._prefetches:

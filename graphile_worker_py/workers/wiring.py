@@ -380,12 +380,8 @@ def _listener(pool: WorkerPool, heartbeat: Heartbeat) -> Listener:
         on_listen=heartbeat.hold_lock,
     )
 
-    async def check_schema(payload: str | None) -> None:
-        if payload is None or is_breaking(payload):
-            await pool.check_schema()
-
     listener.on_channel(JOBS_INSERT, lambda payload: pool.nudge(announced_jobs(payload)))
-    listener.on_channel(WORKER_MIGRATE, check_schema)
+    listener.on_burst(WORKER_MIGRATE, counts=is_breaking, work=pool.check_schema)
     return listener
 
 
