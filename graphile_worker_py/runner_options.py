@@ -33,9 +33,9 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights
-from graphile_worker_py.tasks.injection import Provided, State
+from graphile_worker_py.tasks.injection import State
 from graphile_worker_py.tasks.job_log import keeping_fields
-from graphile_worker_py.tasks.program import SetUp, living, set_up
+from graphile_worker_py.tasks.program import Provided, SetUp, living, set_up
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.stopping import Stopping

@@ -1,7 +1,6 @@
 """What a task asks for besides its payload and context, and the state that provides it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_origin
 
 from graphile_worker_py.errors import ConfigurationError
@@ -105,24 +104,6 @@ class State:
 
 
 NO_STATE: Final = State()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provided:
-    """What the program provides for its tasks.
-
-    Attributes:
-        state: What `setup` returned and `lifespan` yielded.
-        in_processes: What `setup` returned, which is what tasks in processes get.
-        setup: Path of the function that the process of a task calls first; None means none.
-    """
-
-    state: State = NO_STATE
-    in_processes: State = NO_STATE
-    setup: str | None = None
-
-
-NOTHING_PROVIDED: Final = Provided()
 
 
 def shown(kind: Any) -> str:

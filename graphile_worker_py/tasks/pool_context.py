@@ -12,7 +12,7 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.job_state import Left
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import CompletingStatement
-from graphile_worker_py.tasks.injection import NOTHING_PROVIDED, Provided
+from graphile_worker_py.tasks.program import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
 

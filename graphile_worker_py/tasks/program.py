@@ -8,12 +8,12 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.tasks.importing import import_fault
-from graphile_worker_py.tasks.injection import State
+from graphile_worker_py.tasks.injection import NO_STATE, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,24 @@ class SetUp:
 
     state: State
     path: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provided:
+    """What the program provides for its tasks.
+
+    Attributes:
+        state: What `setup` returned and `lifespan` yielded.
+        in_processes: What `setup` returned, which is what tasks in processes get.
+        setup: Path of the function that the process of a task calls first; None means none.
+    """
+
+    state: State = NO_STATE
+    in_processes: State = NO_STATE
+    setup: str | None = None
+
+
+NOTHING_PROVIDED: Final = Provided()
 
 
 def set_up(given: object) -> SetUp:

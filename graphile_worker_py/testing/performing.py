@@ -17,8 +17,9 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.tasks.completing import CompletingStatement
-from graphile_worker_py.tasks.injection import NO_STATE, Provided, State
+from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.pool_context import PoolContext
+from graphile_worker_py.tasks.program import Provided
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task, check_tasks
 from graphile_worker_py.workers.caller import Caller

@@ -20,8 +20,8 @@ from graphile_worker_py.schema import migrate
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sql.task_ids import TaskIds
 from graphile_worker_py.tasks.context import RunningJob
-from graphile_worker_py.tasks.injection import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.pool_context import PoolContext
+from graphile_worker_py.tasks.program import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
 from graphile_worker_py.workers.listener import Listener

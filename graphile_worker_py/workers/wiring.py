@@ -26,8 +26,8 @@ from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.sql.notifications import JOBS_INSERT, WORKER_MIGRATE
 from graphile_worker_py.sql.planning import keep_to_indexes
-from graphile_worker_py.tasks.injection import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.pool_context import PoolContext
+from graphile_worker_py.tasks.program import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.tasks.variables import JobVariables
