@@ -1,5 +1,7 @@
 """Measure the web application on a large table: `python -m benchmarks.ui` prints a table.
 
+With `--write` the table also goes into `docs/performance.md`.
+
 It fills a temporary server with jobs, and asks for each page many times: how long the server takes,
 how many statements it sends, and how much of a core the sweep takes that counts the jobs.
 """
@@ -10,6 +12,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +26,9 @@ from graphile_worker_py.web import Access, create_app
 
 JOBS = 5_000_000
 ROUNDS = 30
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN = "<!-- pages: written by `python -m benchmarks.ui --write` -->"
+END = "<!-- end of pages -->"
 TASKS = 20
 FILL = """
 insert into graphile_worker._private_jobs
@@ -46,11 +52,12 @@ PAGES = (
     "/jobs?q=state:failed",
     "/jobs?q=task:task_3",
     "/jobs?q=no+answer",
-    "/jobs/90000",
+    "/jobs/{middle}",
     "/tasks",
     "/tasks/task_3",
     "/queues",
     "/workers",
+    "/recurring",
     "/errors",
     "/maintenance",
 )
@@ -68,8 +75,8 @@ def fill(dsn: str, jobs: int) -> None:
         conn.execute("vacuum analyze graphile_worker._private_jobs")
 
 
-async def measure(dsn: str, jobs: int) -> None:
-    """Ask for each page, and print what it took."""
+async def measure(dsn: str, jobs: int) -> list[str]:
+    """Ask for each page, and tell what it took, in lines of Markdown."""
     app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
     site = app.state.web.site
     sent = _count_statements()
@@ -79,12 +86,14 @@ async def measure(dsn: str, jobs: int) -> None:
         began = time.perf_counter()
         while (await client.get("/api/v1/stats")).json()["kind"] == "counting":  # noqa: ASYNC110
             await asyncio.sleep(0.5)
-        print(f"first sweep of {jobs:,} jobs: {time.perf_counter() - began:.0f} s\n")
+        swept = time.perf_counter() - began
         before = _scans(dsn)
-        print(
-            "| page | median | 95 % within | statements | gzip |\n| --- | --- | --- | --- | --- |"
-        )
-        for path in PAGES:
+        lines = [
+            "| page | median | 95 % within | statements | compressed |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for each in PAGES:
+            path = each.format(middle=jobs // 2)
             times, statements = [], 0
             for _ in range(ROUNDS):
                 site.cache.clear()
@@ -96,12 +105,21 @@ async def measure(dsn: str, jobs: int) -> None:
                 statements = max(statements, sum(sent.values()))
             late = statistics.quantiles(times, n=20)[18]
             size = len(gzip.compress(page.content)) / 1000
-            print(
+            lines.append(
                 f"| `{path}` | {statistics.median(times):.0f} ms | {late:.0f} ms "
                 f"| {statements} | {size:.1f} kB |"
             )
-        print(f"\nsequential scans of the jobs table: {_scans(dsn) - before}")
+        scans = _scans(dsn) - before
     await site.close()
+    return [
+        (
+            f"{jobs:,} jobs. The first sweep that counts them took {swept:.0f} s; requests caused "
+            f"{scans} sequential"
+        ),
+        "scans of the jobs table.",
+        "",
+        *lines,
+    ]
 
 
 def _count_statements() -> Counter[str]:
@@ -126,11 +144,18 @@ def _scans(dsn: str) -> int:
 
 def main() -> None:
     """Measure with as many jobs as the argument says; without one, with five million."""
-    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else JOBS
+    numbers = [int(each) for each in sys.argv[1:] if each != "--write"]
+    jobs = numbers[0] if numbers else JOBS
     with EmbeddedPostgres() as server:
         asyncio.run(run_migrations(server.dsn, side_schema=True))
         fill(server.dsn, jobs)
-        asyncio.run(measure(server.dsn, jobs))
+        lines = asyncio.run(measure(server.dsn, jobs))
+    print("\n".join(lines))
+    if "--write" in sys.argv:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        results = "\n".join(lines)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{results}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
