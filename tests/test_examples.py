@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import psycopg
+import pytest
 
 from tests.support.eventually import eventually
 from tests.support.missing import missing
@@ -138,6 +139,37 @@ async def test_the_web_app_adds_order_and_job_together(
     with psycopg.connect(empty_dsn) as conn:
         assert conn.execute("select id from orders order by id").fetchall() == [(1,), (3,)]
         assert conn.execute("select count(*) from graphile_worker.jobs").fetchone() == (0,)
+
+
+ORDER = """
+import json
+from django.test import Client
+client = Client(raise_request_exception=False)
+assert client.post("/orders/", {"item": "nothing"}).status_code == 500
+print(client.post("/orders/", {"item": "book"}).content.decode())
+"""
+ASK = """
+from django.test import Client
+print(Client().get("/orders/%s/").content.decode())
+"""
+
+
+@pytest.mark.timeout(90)
+def test_the_django_project_ships_orders(empty_dsn: str, processes: Processes) -> None:
+    def manage(*arguments: str) -> list[str]:
+        process = processes.start(
+            [sys.executable, "manage.py", *arguments],
+            env={"DATABASE_URL": empty_dsn},
+            cwd=EXAMPLES / "django_project",
+        )
+        assert process.wait(timeout=40) == 0, process.stderr
+        return process.lines()
+
+    manage("migrate", "--verbosity", "0")
+    order = json.loads(manage("shell", "--verbosity", "0", "-c", ORDER)[-1])
+    manage("graphile_worker", "run", "--once")
+    answer = json.loads(manage("shell", "--verbosity", "0", "-c", ASK % order["task"])[-1])
+    assert answer == {"status": "SUCCESSFUL", "result": "book is on its way"}
 
 
 async def test_the_fastapi_app_shows_progress_to_the_browser(

@@ -1,5 +1,6 @@
 """What is known of a Django task: from its job, and from the runs of its attempts."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,7 +12,9 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.runs import JobRun, RunOutcome
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
+from graphile_worker_py.tasks.job_log import Capture
 
+_KEPT: Final = "Traceback of the attempt"
 _NOT_ATTEMPTS: Final = (RunOutcome.SNOOZED,)
 
 
@@ -138,7 +141,7 @@ def _status(job: ListedJob | None, attempts: Sequence[JobRun]) -> Any:
 
 def _errors(job: ListedJob | None, attempts: Sequence[JobRun]) -> list[Any]:
     found = [
-        api.TaskError(exception_class_path=_class_path(run.error_group), traceback=run.error)
+        api.TaskError(exception_class_path=_class_path(run.error_group), traceback=_traceback(run))
         for run in attempts
         if run.error is not None
     ]
@@ -146,6 +149,19 @@ def _errors(job: ListedJob | None, attempts: Sequence[JobRun]) -> list[Any]:
         path = _class_path(None)
         found.append(api.TaskError(exception_class_path=path, traceback=job.last_error))
     return found
+
+
+def keep_traceback(error: BaseException, capture: Capture | None) -> None:
+    """Keep the traceback of an attempt at the end of its logs, for `TaskError.traceback`."""
+    if capture is not None:
+        raised = (type(error), error, error.__traceback__)
+        capture.add(logging.LogRecord(__name__, logging.ERROR, "", 0, _KEPT, (), raised))
+
+
+def _traceback(run: JobRun) -> str:
+    """The traceback of an attempt; the error alone, if its logs were not kept."""
+    _, found, text = (run.logs or "").rpartition(f"{_KEPT}\n")
+    return f"{text}\n" if found else str(run.error)
 
 
 def _class_path(group: str | None) -> str:

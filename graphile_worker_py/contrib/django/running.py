@@ -111,15 +111,16 @@ def as_task(task: Any) -> Task[Any]:
                 await api.task_started.asend(call.sender, task_result=call.result)
                 try:
                     returned = api.normalize_json(await task.func(*call.args, **call.kwargs))
-                except BaseException:
+                except BaseException as error:
                     if call.fails():
                         await api.task_finished.asend(call.sender, task_result=call.result)
+                    results.keep_traceback(error, ctx.logger.capture)
                     raise
                 call.succeeds(returned)
                 await api.task_finished.asend(call.sender, task_result=call.result)
                 return returned
 
-        return Task(call_async, task.module_path, keep_result=True)
+        return Task(call_async, task.module_path, keep_result=True, capture_logs="ERROR")
 
     def call(_payload: Any, ctx: Any) -> Any:
         call = _Call(task, ctx.job, ctx.pool_id)
@@ -127,15 +128,16 @@ def as_task(task: Any) -> Task[Any]:
             api.task_started.send(call.sender, task_result=call.result)
             try:
                 returned = api.normalize_json(task.func(*call.args, **call.kwargs))
-            except BaseException:
+            except BaseException as error:
                 if call.fails():
                     api.task_finished.send(call.sender, task_result=call.result)
+                results.keep_traceback(error, ctx.logger.capture)
                 raise
             call.succeeds(returned)
             api.task_finished.send(call.sender, task_result=call.result)
             return returned
 
-    return Task(call, task.module_path, keep_result=True)
+    return Task(call, task.module_path, keep_result=True, capture_logs="ERROR")
 
 
 class _Call:

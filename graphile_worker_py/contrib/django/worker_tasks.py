@@ -1,7 +1,7 @@
-"""The tasks of a Django project, for `--tasks`; `manage.py graphile_worker run` gives it.
+"""The tasks of a Django project; `manage.py graphile_worker run` gives it.
 
-It sets Django up, so `graphile-worker-py --tasks graphile_worker_py.contrib.django.worker_tasks`
-needs nothing but `DJANGO_SETTINGS_MODULE`.
+It sets Django up, so `--tasks graphile_worker_py.contrib.django.worker_tasks:TASKS` needs nothing
+but `DJANGO_SETTINGS_MODULE`.
 """
 
 import django

@@ -11,7 +11,7 @@ from graphile_worker_py.contrib.django.connecting import connection_string
 from graphile_worker_py.contrib.django.project import read_project
 from graphile_worker_py.errors import ConfigurationError
 
-TASKS: Final = "graphile_worker_py.contrib.django.worker_tasks"
+TASKS: Final = "graphile_worker_py.contrib.django.worker_tasks:TASKS"
 ABOUT: Final = ("--help", "-h", "--version")
 DJANGOS: Final = ("--settings", "--pythonpath")
 """Options of `manage.py` itself, which has read them already."""
