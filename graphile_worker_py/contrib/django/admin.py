@@ -26,7 +26,8 @@ class StateFilter(admin.SimpleListFilter):  # type: ignore[misc]  # Django has n
 
     def queryset(self, _request: Any, queryset: Any) -> Any:
         """The jobs in the chosen state."""
-        return queryset.filter(_STATES[self.value()]) if self.value() in _STATES else queryset
+        condition = _STATES.get(str(self.value()))
+        return queryset if condition is None else queryset.filter(condition)
 
 
 _FREE = Q(locked_at=None)

@@ -38,7 +38,7 @@ class GraphileWorkerBackend(api.BaseTaskBackend):  # type: ignore[misc]  # Djang
     supports_priority = True
 
     def __init__(self, alias: str, params: Mapping[str, Any]) -> None:
-        super().__init__(alias, params)
+        super().__init__(alias, dict(params))
         unknown = sorted(set(self.options) - set(OPTIONS))
         if unknown:
             raise ImproperlyConfigured(
