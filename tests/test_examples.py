@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 
+from tests.contrib.django_support import needs_supported_server
 from tests.support.eventually import eventually
 from tests.support.missing import missing
 from tests.support.node import LATEST, Node
@@ -156,6 +157,8 @@ print(Client().get("/orders/%s/").content.decode())
 
 @pytest.mark.timeout(90)
 def test_the_django_project_ships_orders(empty_dsn: str, processes: Processes) -> None:
+    needs_supported_server(empty_dsn)
+
     def manage(*arguments: str) -> list[str]:
         process = processes.start(
             [sys.executable, "manage.py", *arguments],

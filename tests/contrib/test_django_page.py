@@ -7,6 +7,7 @@ from pathlib import Path
 import django
 import pytest
 
+from tests.contrib.django_support import needs_supported_server
 from tests.support.processes import Processes
 
 PAGE = Path(__file__).parents[2] / "docs" / "django.md"
@@ -17,6 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "django.md"
 def test_the_project_of_the_page_runs_its_task(
     empty_dsn: str, tmp_path: Path, processes: Processes
 ) -> None:
+    needs_supported_server(empty_dsn)
     text = PAGE.read_text(encoding="utf-8")
     if django.VERSION >= (6, 0):  # as the page says
         text = text.replace('"django_tasks", ', "").replace(
