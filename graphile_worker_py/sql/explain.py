@@ -119,8 +119,9 @@ def _read_facts(rows: list[tuple[Any, ...]]) -> JobFacts | None:
     if not rows:
         return None
     columns = (each.name for each in fields(JobFacts) if each.name != "lock_lifetime")
-    facts = dict(zip(columns, rows[0], strict=True))
-    return JobFacts(**facts | {"run_at": from_timestamp(facts["run_at"])})
+    facts: dict[str, Any] = dict(zip(columns, rows[0], strict=True))
+    facts["run_at"] = from_timestamp(facts["run_at"])
+    return JobFacts(**facts)
 
 
 _CRASHES: Final = """

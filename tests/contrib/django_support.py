@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import django
-import psycopg
-import pytest
 from django.conf import settings
 from django.db import connections
 from django.db.backends.postgresql.features import DatabaseFeatures
 from psycopg.conninfo import conninfo_to_dict
 
-OLDEST = 14_00_00
+TAKE_OLD_SERVERS = """
+from django.db.backends.postgresql.features import DatabaseFeatures
+
+DatabaseFeatures.minimum_database_version = (12,)
+"""
+"""For the settings of a project: Django refuses older servers, which have all that tests need."""
 BACKEND = "graphile_worker_py.contrib.django.backend.GraphileWorkerBackend"
 ADMIN = [
     "django.contrib.admin",
@@ -88,13 +91,6 @@ def set_up() -> None:
     django.setup()
     # Django refuses older servers, which have all that these tests need.
     DatabaseFeatures.minimum_database_version = (12,)
-
-
-def needs_supported_server(dsn: str) -> None:
-    """Leave a test out whose Django is in other processes and refuses the server."""
-    with psycopg.connect(dsn) as conn:
-        if conn.info.server_version < OLDEST:
-            pytest.skip("Django needs PostgreSQL 14")
 
 
 @contextmanager
