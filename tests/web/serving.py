@@ -37,7 +37,7 @@ async def served(app: Any) -> AsyncIterator[str]:
 
 def client_of(url: str, **options: Any) -> httpx.AsyncClient:
     """A program that speaks HTTP."""
-    return httpx.AsyncClient(base_url=url, timeout=15, **options)
+    return httpx.AsyncClient(base_url=url, timeout=60, **options)
 
 
 def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
