@@ -44,14 +44,10 @@ from graphile_worker_py.steering.sync_steering import SyncSteering
 
 T = TypeVar("T")
 
-# What psycopg's connect takes beside the words of a connection string.
-_CLIENT_OPTIONS: Final = (
-    "autocommit",
-    "context",
-    "cursor_factory",
-    "prepare_threshold",
-    "row_factory",
+_CLIENT_OPTIONS: Final = frozenset(
+    {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
 )
+"""What psycopg's connect takes beside the words of a connection string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,7 +393,6 @@ def _check_migrates_alike(pool: psycopg_pool.ConnectionPool[Any]) -> None:
     for name, changed in changes.items():
         if changed:
             raise ConfigurationError(
-                f"the pool has `{name}=`, which plugins that wrap migrations can't use, because "
-                f"they are asynchronous: migrate with WorkerUtils, then use "
-                f"SyncWorkerUtils(pool, migrate=False)"
+                f"the pool has `{name}=`, which asynchronous plugins that wrap migrations can't "
+                f"use: migrate with WorkerUtils, then use SyncWorkerUtils(pool, migrate=False)"
             )

@@ -14,7 +14,7 @@ from graphile_worker_py.events import (
     PoolListenNotification,
     PoolListenSuccess,
 )
-from graphile_worker_py.workers.local_queue import FALSE_ALARMS
+from graphile_worker_py.workers.announcements import FALSE_ALARMS
 from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told

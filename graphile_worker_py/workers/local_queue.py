@@ -36,6 +36,7 @@ from graphile_worker_py.options import LocalQueueOptions, RefetchDelay
 from graphile_worker_py.postgres.availability import Availability
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.workers.announcements import Announcements
 from graphile_worker_py.workers.holdings import Holdings
 
 logger = logging.getLogger(__name__)
@@ -47,11 +48,6 @@ Doubled each time that some are still hidden: the other transaction may take lon
 """
 MOST_DOUBLINGS: Final = 16
 """Far beyond the poll interval."""
-FALSE_ALARMS: Final = 20
-"""Fetches in a second that may find none of the announced jobs before announcements have to wait.
-
-Any role that may connect may announce jobs. And of many pools, each finds others faster at times.
-"""
 AHEAD_FROM: Final = 100
 """Least size of a store that is filled up before it is empty; filling a small one is quick."""
 PART: Final = "fetch jobs"
@@ -120,13 +116,9 @@ class LocalQueue:
         self._stored: deque[Job] = deque()
         self._stored_since = 0.0
         self._waiting: deque[asyncio.Future[Job | None]] = deque()
-        # Whether to fetch at once, how many jobs were announced since the last fetch, and from when
-        # on that is a reason, too.
+        # Whether there is a reason to fetch at once, apart from announcements.
         self._due = True
-        self._announced = 0
-        self._heeded_from = 0.0
-        self._false_alarms = 0.0
-        self._last_alarm = 0.0
+        self._announced = Announcements()
         # Whether the last fetch brought as many jobs as it asked for.
         self._plenty = False
         self._next_poll = 0.0
@@ -182,7 +174,7 @@ class LocalQueue:
     def nudge(self, count: int) -> None:
         """Fetch soon: this many jobs were announced."""
         if count > 0:
-            self._announced += count
+            self._announced.count += count
             self._changed.set()
 
     def _recorded(self, jobs: Sequence[Job]) -> None:
@@ -244,8 +236,8 @@ class LocalQueue:
         """Fetch if there is a reason to, else wait for one."""
         now = asyncio.get_running_loop().time()
         next_fetch = self._next_poll
-        if self._announced:
-            next_fetch = min(next_fetch, self._heeded_from)
+        if self._announced.count:
+            next_fetch = min(next_fetch, self._announced.heeded_from)
         if self._due or now >= next_fetch:
             await self._fetch_jobs()
         elif self._drain and not self._holdings.ids:
@@ -256,7 +248,7 @@ class LocalQueue:
     async def _fetch_jobs(self) -> None:
         count = self._wanted()
         self._due = False
-        announced, self._announced = self._announced, 0
+        announced = self._announced.take()
         try:
             fetched = await self._fetch(count)
         except Exception as error:
@@ -272,9 +264,10 @@ class LocalQueue:
         self._plenty = self._half > 0 and len(fetched.jobs) >= count
         self._set_next_poll(fetched, missing=len(jobs) < announced)
         if jobs:
-            self._false_alarms = 0.0
+            self._announced.were_true()
         elif announced:
-            self._pace_announcements()
+            self._announced.were_false()
+            self._next_poll = max(self._next_poll, self._announced.heeded_from)
         if self._events.wants(events.LocalQueueGetJobsComplete):
             self._events.emit(
                 events.LocalQueueGetJobsComplete(pool_id=self._pool_id, jobs=tuple(jobs))
@@ -288,16 +281,6 @@ class LocalQueue:
         delay = self._options.refetch_delay
         if delay is not None and not more and len(fetched.jobs) <= delay.threshold:
             await self._delay_refetch(delay, len(fetched.jobs))
-
-    def _pace_announcements(self) -> None:
-        """Let announcements wait if too many were false lately."""
-        now = asyncio.get_running_loop().time()
-        forgotten = (now - self._last_alarm) * FALSE_ALARMS
-        self._false_alarms = max(self._false_alarms - forgotten, 0.0) + 1
-        self._last_alarm = now
-        if self._false_alarms >= FALSE_ALARMS:
-            self._heeded_from = now + 1 / FALSE_ALARMS
-            self._next_poll = max(self._next_poll, self._heeded_from)
 
     def _set_next_poll(self, fetched: Fetched, *, missing: bool) -> None:
         """Decide when to fetch next without a reason; `missing`: announced jobs were not found."""
@@ -360,7 +343,7 @@ class LocalQueue:
             )
         )
         deadline = loop.time() + delay
-        while self._announced < threshold:
+        while self._announced.count < threshold:
             self._changed.clear()
             if self._stopped.is_set():
                 return
@@ -369,7 +352,7 @@ class LocalQueue:
                 return
         self._events.emit(
             events.LocalQueueRefetchDelayAbort(
-                pool_id=self._pool_id, count=self._announced, abort_threshold=threshold
+                pool_id=self._pool_id, count=self._announced.count, abort_threshold=threshold
             )
         )
 
