@@ -249,7 +249,7 @@ async def test_tasks_may_be_those_of_modules(dsn: str, form: str) -> None:
 
 def test_tasks_of_a_module_are_loaded_by_its_name() -> None:
     assert list(load_tasks("tests.importable_tasks")) == ["ping"]
-    with pytest.raises(ConfigurationError, match=r"which are tests\.faults\.cases, "):
+    with pytest.raises(ConfigurationError, match=r"which are tests\.faults\.bank, "):
         load_tasks("tests.faults")
     with pytest.raises(ConfigurationError, match=r"tests\.support: the module has no @task"):
         Runner("", tasks="tests.support")

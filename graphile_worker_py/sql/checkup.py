@@ -88,7 +88,10 @@ from (
       epoch from pg_catalog.clock_timestamp() - activity.xact_start
     )::pg_catalog.float8 as age,
     pg_catalog.concat_ws(
-      ', ', 'role ' || activity.usename, nullif(activity.application_name, ''), activity.state
+      ', ',
+      'role ' || activity.usename::pg_catalog.text,
+      nullif(activity.application_name, ''),
+      activity.state
     ) as about
   from pg_catalog.pg_stat_activity as activity
   where activity.xact_start is not null
@@ -98,7 +101,7 @@ from (
   union all
   select 'prepared transaction', prepared.gid,
     extract(epoch from pg_catalog.clock_timestamp() - prepared.prepared)::pg_catalog.float8,
-    'role ' || prepared.owner
+    'role ' || prepared.owner::pg_catalog.text
   from pg_catalog.pg_prepared_xacts as prepared
   where prepared.database = pg_catalog.current_database()
   union all

@@ -54,7 +54,9 @@ from (
     select
       runs.task,
       runs.error_group,
-      pg_catalog.floor(extract(epoch from runs.finished_at)::pg_catalog.float8 / 3600) as hour,
+      pg_catalog.floor(
+        extract(epoch from runs.finished_at)::pg_catalog.float8 / 3600::pg_catalog.float8
+      ) as hour,
       pg_catalog.count(*) as count,
       pg_catalog.min(runs.finished_at) as first_seen,
       pg_catalog.max(runs.finished_at) as last_seen

@@ -20,6 +20,7 @@ from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.sql.run_riders import completed_runs, failed_runs
 from graphile_worker_py.sql.task_ids import TaskIds
+from tests.contrib.django_support import set_up
 
 SCHEMA = "graphile_worker"
 PLANNED = re.compile(r"\s*(select|with|insert|update|delete)\b")
@@ -82,6 +83,7 @@ PARTS = {"sql.cancel_jobs._CHANGE", "sql.cleanup._COUNT_WITH_AGE", "sql.cleanup.
 
 def modules() -> Iterator[ModuleType]:
     """All modules of the package that are not programs."""
+    set_up()  # modules for Django read its settings
     for found in pkgutil.walk_packages(graphile_worker_py.__path__, "graphile_worker_py."):
         if not found.name.endswith((".__main__", ".interpreter", ".guard")):
             yield importlib.import_module(found.name)
