@@ -160,7 +160,9 @@ class Watchdog:
         if self._still >= self._limit:
             self._give_up(self._standstill())
         elif pace is not None and self._fetch_still >= self._limit + pace.patience:
-            self._give_up(f"No job was fetched, nor looked for, for {self._fetch_still:.0f} s")
+            unfetched = f"No job was fetched, nor looked for, for {self._fetch_still:.0f} s"
+            # A loop that stands still, too, is the cause.
+            self._give_up(self._standstill() if self._still >= self._limit / 2 else unfetched)
         else:
             self._logged = False
 
