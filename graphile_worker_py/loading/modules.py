@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.loading.watching import reloaded
-from graphile_worker_py.tasks.importing import forget_module, import_fault
+from graphile_worker_py.tasks.importing import forget_module, import_fault, import_named
 from graphile_worker_py.tasks.task import Task, Tasks, task_list
 
 MOST_MODULES: Final = 10
@@ -38,15 +38,7 @@ def import_tasks(where: str, *, name: str = "tasks") -> Tasks:
             f"{name} {where}: {module_name!r} is not the name of a module; expected is "
             f"MODULE[:ATTR], as in myapp.tasks{hint}"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        fault = import_fault(error)
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        ):
-            fault = f"there is no module {error.name!r}{hint}"
-        raise ConfigurationError(f"{name} {where}: {fault}") from error
+    module = import_named(module_name, what=f"{name} {where}", hint=hint)
     if not attribute:
         return tasks_of(module, name=f"{name} {where}")
     try:

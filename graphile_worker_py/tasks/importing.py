@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from graphile_worker_py.errors import message_of
+from graphile_worker_py.errors import ConfigurationError, message_of
 
 _INIT = "__init__.py"
 _PRIVATE = "graphile_worker_tasks_"
@@ -112,6 +112,26 @@ def line_of(path: Path, error: BaseException) -> int | None:
         if frame.f_code.co_filename == str(path)
     ]
     return lines[-1] if lines else None
+
+
+def import_named(name: str, *, what: str, hint: str = "") -> ModuleType:
+    """Import a module that a user has named.
+
+    Args:
+        name: Name of the module.
+        what: What the user gave, for errors.
+        hint: What else the user may have meant, if there is no such module.
+
+    Raises:
+        ConfigurationError: It can't be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        fault = import_fault(error)
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            fault = f"there is no module {error.name!r}{hint}"
+        raise ConfigurationError(f"{what}: {fault}") from error
 
 
 def import_fault(error: BaseException) -> str:

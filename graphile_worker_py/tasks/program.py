@@ -1,7 +1,6 @@
 """The functions that a program gives its workers: `setup`, called first, and `lifespan`."""
 
 import asyncio
-import importlib
 import inspect
 import operator
 import sys
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
-from graphile_worker_py.tasks.importing import import_fault
+from graphile_worker_py.tasks.importing import import_fault, import_named
 from graphile_worker_py.tasks.injection import NO_STATE, State
 
 
@@ -166,15 +165,7 @@ def imported(path: str, option: str) -> Callable[..., Any]:
         raise ConfigurationError(
             f"{option} {path!r} must be MODULE:FUNCTION, as in myapp.boot:init"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        fault = import_fault(error)
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        ):
-            fault = f"there is no module {error.name!r}"
-        raise ConfigurationError(f"{option} {path}: {fault}") from error
+    module = import_named(module_name, what=f"{option} {path}")
     try:
         found: Any = operator.attrgetter(name)(module)
     except AttributeError as error:
