@@ -182,7 +182,7 @@ class LoopExecutor:
         # Each job of such a task goes this way, so it is written without helpers.
         async def call(running: RunningJob) -> Any:
             job = running.job
-            if len(job.payload_json) > LARGE:
+            if job.payload_size > LARGE:
                 await self._large.turn()
             payload = job.payload if decode is None else decode(job.payload_json)
             try:
@@ -219,7 +219,7 @@ class InlineExecutor:
         origin = self._origin
 
         async def call(running: RunningJob) -> Any:
-            if len(running.job.payload_json) > LARGE:
+            if running.job.payload_size > LARGE:
                 await self._large.turn()
             try:
                 result = task.function(*arguments(running))
@@ -245,7 +245,7 @@ class ThreadExecutor:
         arguments = _arguments_of(task, SyncJobContext)
 
         async def call(running: RunningJob) -> Any:
-            if len(running.job.payload_json) > LARGE:
+            if running.job.payload_size > LARGE:
                 await self._large.turn()
             function = partial(copy_context().run, task.function, *arguments(running))
             result = await self._threads.run(

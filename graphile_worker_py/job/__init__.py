@@ -85,6 +85,11 @@ class Job:
         return bytes(self._row[PAYLOAD])
 
     @property
+    def payload_size(self) -> int:
+        """Length of `payload_json` in bytes, which is not copied for this."""
+        return len(self._row[PAYLOAD])
+
+    @property
     def priority(self) -> int:
         """Smaller numbers run first."""
         return self._row[PRIORITY]  # type: ignore[no-any-return]

@@ -41,8 +41,8 @@ class Caller:
         self._pool = pool
         self._calls = executors.calls
         self._settle = executors.settle
-        # Without plugins the task is called directly.
         self._call = hooks.run_job(self._call_task, self._context_of)
+        self._has_plugins = self._call != self._call_task
 
     async def call(self, job: Job) -> Any:
         """Call the job's task; returns and raises what it does, and what a batch comes to.
@@ -55,10 +55,13 @@ class Caller:
         """
         self.running = running = RunningJob(self._pool, job, self._worker_id, self.leave)
         token = CURRENT.set(job)
+        find_left = self._pool.find_left
         try:
-            if self._pool.find_left is not None and not job.is_first_run:
-                running.left = await self._pool.find_left(job)
-            result = await self._call(job)
+            if find_left is not None and not job.is_first_run:
+                running.left = await find_left(job)
+            # Without plugins the task is called directly.
+            call = None if self._has_plugins else self._calls.get(job.task_identifier)
+            result = await (self._call(job) if call is None else call(running))
             if result is None:
                 return running.result
             await self._settle(running, result)

@@ -35,7 +35,7 @@ class Holdings:
         self._withheld: set[int] = set()
         self._locked_anew: set[int] = set()
         self._answer_lost = False
-        self._on_recorded: Callable[[Sequence[Job]], None] | None = None
+        self._on_recorded: Callable[[], None] | None = None
         self.queues_freed = 0
         """How often outcomes have freed serial queues; a change means a hidden job may be due."""
 
@@ -96,9 +96,9 @@ class Holdings:
         if any(job.job_queue_id is not None for job in jobs):
             self.queues_freed += 1
         if self._on_recorded is not None:
-            self._on_recorded(jobs)
+            self._on_recorded()
 
-    def when_recorded(self, call: Callable[[Sequence[Job]], None]) -> None:
+    def when_recorded(self, call: Callable[[], None]) -> None:
         """Call a function each time that outcomes were recorded."""
         self._on_recorded = call
 

@@ -104,6 +104,7 @@ class LocalQueue:
         self._fetch = fetch
         self._return_jobs = return_jobs
         self._holdings = holdings
+        self._queues_freed = holdings.queues_freed
         holdings.when_recorded(self._recorded)
         self._availability = availability
         self._options = options
@@ -177,8 +178,9 @@ class LocalQueue:
             self._announced.count += count
             self._changed.set()
 
-    def _recorded(self, jobs: Sequence[Job]) -> None:
-        if self._drain or any(job.job_queue_id is not None for job in jobs):
+    def _recorded(self) -> None:
+        queues_freed, self._queues_freed = self._queues_freed, self._holdings.queues_freed
+        if self._drain or queues_freed != self._queues_freed:
             # The next job of a serial queue is free now, and no notification announces it.
             self._due = True
             self._changed.set()

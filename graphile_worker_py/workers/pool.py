@@ -285,9 +285,10 @@ class WorkerPool:
 
     # What the parts need of the pool.
 
-    def is_late(self) -> bool:
-        """Whether other pools may have declared this one dead by now."""
-        return self.parts.heartbeat.is_late()
+    @property
+    def is_late(self) -> Callable[[], bool]:
+        """Tells whether other pools may have declared this one dead by now."""
+        return self.parts.heartbeat.is_late
 
     async def confirm(self) -> bool:
         """Wait until fetched jobs are known to be the pool's; False if the pool is to stop."""

@@ -17,6 +17,7 @@ from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import (
     NOTHING_RETURNED,
     Cancelled,
+    Completed,
     Discard,
     Failed,
     Outcome,
@@ -61,8 +62,9 @@ class Recorder(Protocol):
 class Guard(Protocol):
     """What decides whether a job may begin, and whether it is being cut off: the pool."""
 
-    def is_late(self) -> bool:
-        """Whether other pools may have declared this one dead by now."""
+    @property
+    def is_late(self) -> Callable[[], bool]:
+        """Tells whether other pools may have declared this one dead by now."""
 
     async def confirm(self) -> bool:
         """Wait until fetched jobs are known to be the pool's; False if the pool is to stop."""
@@ -122,6 +124,7 @@ class Worker:
         self._crashes = suspects.crashes
         self._variables = variables
         self._events = events
+        self._heard_by = events.heard_by
         self.job_error: BaseException | None = None
         """What the task of the running job has raised; None before, and if it raised nothing."""
         self.restart: Callable[[], None] | None = None
@@ -147,10 +150,14 @@ class Worker:
         run = self._run = object()
         leftovers = Leftovers()
         take_job, get_job = self._source.take, self._source.get
-        is_late = self._guard.is_late
+        is_late, begin_job, heard_by = (
+            self._guard.is_late,
+            self._variables.begin_job,
+            self._heard_by,
+        )
         turn_ends = 0.0
         while True:
-            if self._events.wants(events.WorkerGetJobStart):
+            if heard_by[events.WorkerGetJobStart]:
                 self._events.emit(
                     events.WorkerGetJobStart(pool_id=self._pool_id, worker_id=self.worker_id)
                 )
@@ -161,7 +168,7 @@ class Worker:
                     return End.NO_MORE_JOBS
                 turn_ends = perf_counter() + LONGEST_TURN
             self._job = job
-            self._variables.begin_job()
+            begin_job()
             if not is_late() or await self._is_ours():
                 await self._run_job(job)
             if self._run is not run:
@@ -227,14 +234,14 @@ class Worker:
 
     async def _run_job(self, job: Job) -> None:
         """Run a job to exactly one outcome."""
-        if self._events.wants(events.JobStart):
+        if self._heard_by[events.JobStart]:
             self._emit(events.JobStart, job)
-        run, started = self._run, perf_counter()
+        run, suspects, started = self._run, self._suspects, perf_counter()
         returned: Any = None
         raised: BaseException | None = None
         try:
-            if job.id in self._crashes or self._suspects.marks(job):
-                returned = await self._suspects.run(job, self._call)
+            if job.id in self._crashes or suspects.marks(job):
+                returned = await suspects.run(job, self._call)
             else:
                 returned = await self._call(job)
         except BaseException as error:  # SystemExit included: it is the task's failure
@@ -254,11 +261,11 @@ class Worker:
         if self._caller.may_be_completed and await self._caller.is_completed():
             self._end_completed(job, raised, perf_counter() - started)
             return
-        outcome = self._outcome(job, returned=returned, raised=raised)
-        if isinstance(outcome, Returned):
-            self.return_job(outcome.reason)
+        duration = perf_counter() - started
+        if returned is None and raised is None:  # nearly every job: there is nothing to decide
+            self._end_succeeded(job, NOTHING_RETURNED, duration)
         else:
-            self._end(job, outcome, perf_counter() - started)
+            self._end(job, self._outcome(job, returned=returned, raised=raised), duration)
 
     def _outcome(
         self, job: Job, *, returned: Any = None, raised: BaseException | None = None
@@ -306,9 +313,19 @@ class Worker:
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=None)
 
+    def _end_succeeded(self, job: Job, outcome: Completed, duration: float) -> None:
+        if self._heard_by[events.JobSuccess]:
+            self._emit(events.JobSuccess, job, duration=duration)
+        self._record(job, outcome, duration)
+        if self._heard_by[events.JobComplete]:
+            self._emit(events.JobComplete, job, error=None)
+
     def _end(self, job: Job, outcome: Outcome, duration: float) -> None:
         error: BaseException | None = None
         match outcome:
+            case Completed():
+                self._end_succeeded(job, outcome, duration)
+                return
             case Failed():
                 self.job_error = error = outcome.error
                 self._emit_failure(job, outcome, duration)
@@ -320,9 +337,9 @@ class Worker:
                 if self._events.wants(events.JobSnoozed):
                     due_at = retry_at(job, outcome.delay)
                     self._emit(events.JobSnoozed, job, duration=duration, due_at=due_at)
-            case _:
-                if self._events.wants(events.JobSuccess):
-                    self._emit(events.JobSuccess, job, duration=duration)
+            case Returned():
+                self.return_job(outcome.reason)
+                return
         self._record(job, outcome, duration)
         if self._events.wants(events.JobComplete):
             self._emit(events.JobComplete, job, error=error)
