@@ -24,6 +24,9 @@ from tests.support.own_server import OWN_SETTINGS, OwnServer, server_place
 from tests.support.processes import Processes
 from tests.support.server import Server, bin_dir_of
 
+# Where it is set, each of the many programs that tests start would compile every module again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 SCHEMA = "graphile_worker"
 THREADS_BEFORE = pytest.StashKey[set[threading.Thread]]()
 TASK_PROCESS = b"graphile_worker_py.executors.child"
