@@ -86,7 +86,12 @@ def _supervise(settings: dict[str, Setting], count: int, *, once: bool) -> NoRet
         )
     _check_ports(settings["health_port"].value, count)
     # A single worker does not need this module.
+    from graphile_worker_py.processes.siblings import Siblings
     from graphile_worker_py.processes.supervisor import Supervisor
+
+    port, host = settings["health_port"].value, settings["health_host"].value
+    if port:  # with 0, no process knows the ports of the others
+        Siblings(host=host, first_port=port, count=count).name_to_processes()
 
     sys.exit(Supervisor(count, once=once, final=(EXIT_INCOMPATIBLE_WHILE_RUNNING,)).run())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import inspect
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -124,7 +125,7 @@ async def _response(
         method, _, rest = request.partition(b" ")
         head_only = method == b"HEAD"
         if head_only or method == b"GET":
-            answer = _page(rest.partition(b" ")[0].partition(b"?")[0], health(), pages)
+            answer = await _page(rest.partition(b" ")[0].partition(b"?")[0], health(), pages)
         else:
             answer = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
     status, kind, body = answer
@@ -136,7 +137,7 @@ async def _response(
     return head.encode() + (b"" if head_only else body)
 
 
-def _page(path: bytes, health: Health | None, pages: Mapping[bytes, Page]) -> _Answer:
+async def _page(path: bytes, health: Health | None, pages: Mapping[bytes, Page]) -> _Answer:
     ready = health is not None and health.ready
     match path:
         case b"/livez":
@@ -147,12 +148,13 @@ def _page(path: bytes, health: Health | None, pages: Mapping[bytes, Page]) -> _A
             status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
             told = {"state": "starting"} if health is None else health.as_json()
             return status, "application/json", json_codec.dumps(told) + b"\n"
-    return _plain(HTTPStatus.NOT_FOUND) if path not in pages else _page_of(pages[path])
+    return _plain(HTTPStatus.NOT_FOUND) if path not in pages else await _page_of(pages[path])
 
 
-def _page_of(page: Page) -> _Answer:
+async def _page_of(page: Page) -> _Answer:
     try:
-        return HTTPStatus.OK, *page()
+        shown = page()
+        return HTTPStatus.OK, *(await shown if inspect.isawaitable(shown) else shown)
     except Exception:
         logger.exception("A page of a plugin failed")
         return _plain(HTTPStatus.INTERNAL_SERVER_ERROR)

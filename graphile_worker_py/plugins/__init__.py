@@ -130,8 +130,10 @@ class Beating:
     beat: Callable[[AsyncConnection[Any]], Awaitable[None]]
 
 
-Page: TypeAlias = Callable[[], tuple[str, bytes]]
-"""Returns the content type and the body of a page on the health port."""
+Shown: TypeAlias = tuple[str, bytes]
+"""The content type and the body of a page on the health port."""
+Page: TypeAlias = Callable[[], Shown | Awaitable[Shown]]
+"""Makes a page on the health port; it may be async."""
 
 
 class Plugin:
@@ -264,7 +266,8 @@ class Plugin:
     def pages(self) -> Mapping[str, Page]:
         """Pages on the health port, by path; called once when a runner with `health_port` starts.
 
-        A page is made on the event loop, so it must be quick. An error answers with status 500.
+        A page is made on the event loop, so it must be quick, unless it is async; the client waits
+        for at most two seconds. An error answers with status 500.
         The paths of the probes stay theirs.
         """
         return {}

@@ -1,7 +1,7 @@
 """Prometheus: counters and histograms of jobs, on the health port. Needs the extra `metrics`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from time import perf_counter, time
 from typing import Any, Final
@@ -12,14 +12,19 @@ from psycopg import AsyncConnection
 
 from graphile_worker_py import events
 from graphile_worker_py.events import Events
-from graphile_worker_py.plugins import Chore, FetchRequest, Page, Part, Plugin
+from graphile_worker_py.outcomes import Settled
+from graphile_worker_py.plugins import Chore, FetchRequest, Page, Part, Plugin, Shown
+from graphile_worker_py.processes.siblings import siblings_of_process
 from graphile_worker_py.sql.census import CHUNK, Group, count_chunk
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.telemetry.job_numbers import JobNumbers
+from graphile_worker_py.telemetry.siblings import ask_all, joined
 
 COUNT_INTERVAL: Final = 15.0
 """Seconds between two counts of all jobs."""
 LAG_INTERVAL: Final = 1.0
+OWN_PAGE: Final = "/metrics/process"
+"""Shows the metrics of this process alone, if there are several."""
 
 
 class Metrics(Plugin):
@@ -46,6 +51,9 @@ class Metrics(Plugin):
         self.registry.register(self.jobs)
         named: dict[str, Any] = {"namespace": "graphile_worker", "registry": self.registry}
         self._fetch_seconds = Histogram("fetch_seconds", "Duration of fetches.", **named)
+        self._record_seconds = Histogram(
+            "record_seconds", "Time until an outcome is recorded, for each statement.", **named
+        )
         self._loop_lag = Gauge(
             "loop_lag_seconds", "How late the event loop was, in the last second.", **named
         )
@@ -74,8 +82,24 @@ class Metrics(Plugin):
         subscribe(events.PoolRecovered, lambda event: self._recovered.inc(len(event.dead_pool_ids)))
 
     def pages(self) -> Mapping[str, Page]:
-        """The page `/metrics`."""
-        return {"/metrics": lambda: (CONTENT_TYPE_LATEST, self.text())}
+        """The page `/metrics`, with the metrics of all processes of a supervisor."""
+
+        def own() -> Shown:
+            return CONTENT_TYPE_LATEST, self.text()
+
+        siblings = siblings_of_process()
+        if siblings is None:
+            return {"/metrics": own}
+
+        async def of_all() -> Shown:
+            found = await ask_all(siblings, OWN_PAGE)
+            return CONTENT_TYPE_LATEST, await asyncio.to_thread(joined, found)
+
+        return {"/metrics": of_all, OWN_PAGE: own}
+
+    def settled(self, pool: Any, batch: Sequence[Settled]) -> None:  # noqa: ARG002  # of any pool
+        """Measure how long the outcomes took to be recorded; the first of a batch waited most."""
+        self._record_seconds.observe(perf_counter() - batch[0][2])
 
     async def get_jobs(
         self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]

@@ -77,6 +77,8 @@ async def test_each_outcome_is_counted(dsn: str) -> None:
     assert seen["graphile_worker_job_wait_seconds_count fail"] == 2
     assert seen["graphile_worker_running fail"] == 0
     assert seen["graphile_worker_fetch_seconds_count"] >= 2
+    assert 1 <= seen["graphile_worker_record_seconds_count"] <= 6  # outcomes of batches
+    assert 0 < seen["graphile_worker_record_seconds_sum"] < 60
 
 
 async def test_the_health_port_shows_metrics_of_a_plugin_by_name(dsn: str) -> None:

@@ -68,5 +68,5 @@ def _jobs(standing: Standing) -> Iterator[str]:
     yield "# HELP graphile_worker_count_age_seconds Age of these numbers."
     yield "# TYPE graphile_worker_count_age_seconds gauge"
     yield f"graphile_worker_count_age_seconds {standing.age:.1f}"
-    yield "# TYPE graphile_worker_oldest_ready_seconds gauge"
-    yield f"graphile_worker_oldest_ready_seconds {counts.oldest or 0:.1f}"
+    yield "# TYPE graphile_worker_oldest_ready_age_seconds gauge"
+    yield f"graphile_worker_oldest_ready_age_seconds {counts.oldest or 0:.1f}"
