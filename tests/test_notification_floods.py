@@ -20,7 +20,7 @@ from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told
 
 FLOOD = 20_000
-AT_ONCE = 500
+AT_ONCE = 10
 NOTIFY = "select pg_notify(%s, %s || n || %s) from generate_series(%s::int, %s::int) as n"
 BREAKING = '{"breaking": true, "n": '
 ROLE = """
