@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from compat_tests.fleet import OVERLAPS, SIDES, Fleet, Side, other
-from graphile_worker_py import Runner
+from graphile_worker_py import Runner, WorkerUtils, run_migrations
 from graphile_worker_py.events import Events, WorkerGetJobEmpty
 from tests.support.eventually import eventually
 
@@ -138,3 +138,21 @@ async def test_a_queue_does_not_wait_for_polls(fleet: Fleet, prefetch: int) -> N
     fleet.start("python", jobs=4, poll=600, prefetch=prefetch)
     await fleet.drained()
     assert len(fleet.runs()) == 12
+
+
+@pytest.mark.parametrize("side", SIDES)
+async def test_no_worker_takes_a_job_of_a_paused_queue_until_it_is_resumed(
+    fleet: Fleet, dsn: str, side: Side
+) -> None:
+    await run_migrations(dsn, side_schema=True)
+    async with WorkerUtils(dsn) as utils:
+        await utils.pause(queue="q", reason="the provider is down")
+        await fleet.add(other(side), payload={"name": "paused"}, queue_name="q")
+        fleet.start(side, jobs=4)
+        for number in range(3):
+            # Each has looked for jobs since the one before has ended.
+            await fleet.add(side, payload={"name": f"free {number}"})
+            await fleet.ended(f"free {number}")
+        assert sorted(map(str, fleet.names())) == ["free 0", "free 1", "free 2"]
+        await utils.resume(queue="q")
+        await fleet.ended("paused")

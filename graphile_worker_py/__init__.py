@@ -105,6 +105,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.job_ends import JobOutcome as JobOutcome
     from graphile_worker_py.sql.job_ends import JobProgress as JobProgress
     from graphile_worker_py.sql.known_crontabs import KnownCrontab as KnownCrontab
+    from graphile_worker_py.sql.pauses import Pause as Pause
+    from graphile_worker_py.sql.pauses import PauseTarget as PauseTarget
     from graphile_worker_py.sql.pools import DeadPool as DeadPool
     from graphile_worker_py.sql.runs import JobRun as JobRun
     from graphile_worker_py.sql.runs import RunOutcome as RunOutcome

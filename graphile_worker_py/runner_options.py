@@ -37,11 +37,12 @@ from graphile_worker_py.tasks.injection import State
 from graphile_worker_py.tasks.job_log import keeping_fields
 from graphile_worker_py.tasks.program import Provided, SetUp, living, set_up
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
+from graphile_worker_py.workers.connections import own_connections
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Succession
 from graphile_worker_py.workers.waits import Waits
-from graphile_worker_py.workers.wiring import build_pool, own_connections
+from graphile_worker_py.workers.wiring import build_pool
 
 # Importing cron takes a third of the time of all other modules; most programs have no crontab.
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 HISTORY: Final = "graphile_worker_py.history.plugin:History"
 CAPTURING_HISTORY: Final = "graphile_worker_py.history.plugin:CapturingHistory"
 """The plugin that keeps history. It is named here only, because the core imports no leaf."""
+PAUSING: Final = "graphile_worker_py.pausing.plugin:Pausing"
+"""The plugin that heeds pauses."""
 MOST_NAMES: Final = 20
 """Maximum number of task names in a log line."""
 
@@ -249,7 +252,7 @@ class Setup:
         if self._options.no_side_schema:
             return ()
         captures = any("capture_logs" in task.settings for task in self._tasks.values())
-        return (CAPTURING_HISTORY if captures else HISTORY,)
+        return (CAPTURING_HISTORY if captures else HISTORY, PAUSING)
 
     def _check_processes_are_set_up(self) -> None:
         if self._set_up is None or self._set_up.path is not None:

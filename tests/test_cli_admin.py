@@ -244,7 +244,7 @@ def test_a_job_that_is_not_there_is_told(call: Call) -> None:
     ("typed", "meant"),
     [
         ("migrat", "'migrate'"),
-        ("reshedule", "'reschedule'"),
+        ("reshedule", "'reschedule' or 'resume'"),
         ("jobss", "'jobs' or 'job'"),
         ("cancle", "'cancel'"),
         ("delete", "'remove KEY' or 'complete ID'"),

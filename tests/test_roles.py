@@ -284,6 +284,8 @@ def test_a_worker_role_has_the_rights_that_a_worker_needs_and_no_more(roles: Rol
         "task_minutes": ["select", "insert", "update"],
         "job_state": everything,
         "awaited": everything,
+        "pauses": everything,
+        "changes": ["select", "insert", "update"],
     }
 
 
@@ -315,7 +317,8 @@ async def test_a_worker_role_without_rights_for_history_works_without_and_says_s
         record.message
         for record in caplog.records
         # Another test may have registered tables of further leaves.
-        if record.levelname == "WARNING" and not re.search(r"'(web|leases)'", record.message)
+        if record.levelname == "WARNING"
+        and not re.search(r"'(web|leases|pausing)'", record.message)
     ]
     assert [text.partition(" (")[0] for text in warnings] == [
         "Could not create the tables of 'leaders' in the schema graphile_worker_py",

@@ -27,6 +27,7 @@ from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.clock import from_now, utc_now
 from graphile_worker_py.sql.backlog import RegisteredPool
 from graphile_worker_py.sql.inspect import JobState, ListedJob, StateCounts
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
 TABLE_LIMIT: Final = 50
@@ -170,7 +171,10 @@ def queues(connection: str | None, schema: str | None, as_json: bool) -> None:
         print_json(found)
         return
     now = utc_now()
-    rows = [_spaced({**row, "locked_at": relative(row["locked_at"], now)}) for row in found]
+    rows = [
+        _spaced({**row, "locked_at": relative(row["locked_at"], now)} | _pause_of(row))
+        for row in found
+    ]
     print_table(rows, if_none="No queues.", whole=("locked at",))
 
 
@@ -226,6 +230,14 @@ def _worker_row(row: dict[str, Any]) -> dict[str, object]:
         "pid": row["pid"],
         "host": row["host"],
     }
+
+
+def _pause_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What to show in place of the lock of a paused queue, which lies far ahead."""
+    holder = row["locked_by"] or ""
+    if not holder.startswith(PAUSE_PREFIX):
+        return {}
+    return {"locked_by": f"paused {holder.removeprefix(PAUSE_PREFIX)}", "locked_at": None}
 
 
 def _spaced(row: dict[str, Any]) -> dict[str, object]:

@@ -37,7 +37,8 @@ from graphile_worker_py.postgres.deadlines import ended_after, hung_up_after
 from graphile_worker_py.postgres.outages import backoff_for, is_outage
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import notifications, pools
-from graphile_worker_py.sql.pools import HeartbeatReply, PoolLock, PoolReport, Standing
+from graphile_worker_py.sql.pool_locks import PoolLock, hold_lock
+from graphile_worker_py.sql.pools import HeartbeatReply, PoolReport, Standing
 from graphile_worker_py.sql.return_jobs import return_unknown_jobs
 
 REGISTER_PATIENCE: Final = 5.0
@@ -92,6 +93,7 @@ class Heartbeat:
     Attributes:
         dead_after: By how many seconds a heartbeat may be late before the pool counts as dead.
         others_late: Set when there may be dead pools to recover.
+        changes: The last answer's `HeartbeatReply.changes`.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Heartbeat:
         report: Callable[[float], PoolReport],
         logger: logging.Logger,
     ) -> None:
-        self.others_late = asyncio.Event()
+        self.others_late, self.changes = asyncio.Event(), 0
         self._pool_id = pool_id
         self._database = database
         self._interval = options.heartbeat_interval
@@ -201,8 +203,8 @@ class Heartbeat:
         """Take the advisory lock that proves, while its session lasts, that the pool lives."""
         if self._mode in SILENT:
             return
-        hold_lock = pools.hold_lock(dead_after=self.dead_after)
-        self._lock = await self._database.run(hold_lock, conn=conn)
+        take_lock = hold_lock(dead_after=self.dead_after)
+        self._lock = await self._database.run(take_lock, conn=conn)
         self._wake.set()  # the next heartbeat tells other pools which lock it is
         # Again, so that pg_stat_activity shows administrators what the session is for.
         await self._database.run_script(notifications.LISTEN, conn=conn)
@@ -314,6 +316,7 @@ class Heartbeat:
     def _answered(self, reply: HeartbeatReply, *, sent: float, asked_at: int | None) -> None:
         self._gaps.answered(sent, server_time=reply.at)
         self._late_at = sent + self.dead_after
+        self.changes = reply.changes
         self._failures = self._misses = 0
         self._refusals.answered()
         self._database.availability.works(PART)

@@ -7,13 +7,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import explain as facts
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.explain import MOST_AHEAD, JobFacts
-
-PAUSE_PREFIX: Final = "gwpy-pause:"
-"""How the holder of a paused queue begins."""
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause, PauseTarget, read_pauses
+from graphile_worker_py.sql.side_tables import reading
 
 
 class Cause(StrEnum):
@@ -31,6 +31,8 @@ class Cause(StrEnum):
     """Its time has not come."""
     QUEUE_PAUSED = "queue_paused"
     """Its queue is paused."""
+    PAUSED = "paused"
+    """Its task, all pools that have it, or everything is paused."""
     QUEUE_LOCKED = "queue_locked"
     """Another job of its queue runs."""
     TASK_DELETED = "task_deleted"
@@ -119,12 +121,22 @@ def explain_facts(
     """Make reasons of what was read about a job; `pools` is None where they do not register."""
     can_crash = pools is not None and job.locked_by is None
     crashes = (yield facts.read_crashes(schema, job_id)) if can_crash else 0
+    paused = (yield from readable_pauses(schema)) if can_crash else []
     return Explanation(
         job_id=job_id,
         state=job.state,
-        reasons=list(_reasons(job, pools, crashes)),
+        reasons=list(_reasons(job, pools, crashes, paused)),
         missing=None if pools is not None else NO_SIDE_SCHEMA,
     )
+
+
+def readable_pauses(schema: str) -> Steps[list[Pause]]:
+    """Read what is paused; nothing where the table is missing, or the role may not read it."""
+    try:
+        yield from reading("pauses")
+    except MissingTablesError:
+        return []
+    return (yield read_pauses(schema))  # type: ignore[no-any-return]
 
 
 def unserved_tasks(schema: str) -> Steps[dict[str, str | None]]:
@@ -162,13 +174,16 @@ _GONE: Final = Reason(
 )
 
 
-def _reasons(job: JobFacts, pools: list[RegisteredPool] | None, crashes: int) -> Iterator[Reason]:
+def _reasons(
+    job: JobFacts, pools: list[RegisteredPool] | None, crashes: int, pauses: Sequence[Pause]
+) -> Iterator[Reason]:
     if job.locked_by is not None:
         yield _holder(job, pools)
         return
     found = [*_own_reasons(job), *_queue_reasons(job, pools or [])]
     if pools is not None:
-        found += _pool_reasons(job, [pool for pool in pools if not pool.overdue])
+        living = [pool for pool in pools if not pool.overdue]
+        found += [*_pauses_of(job, pauses, living), *_pool_reasons(job, living)]
     if crashes:
         fact = f"its worker died {counted(crashes, 'time')} while it ran, so it is run alone"
         remedy = "read the log of the worker that died"
@@ -255,6 +270,24 @@ def _queue_reasons(job: JobFacts, pools: Sequence[RegisteredPool]) -> Iterator[R
         remedy=f"wait for that job; if the pool died, run `graphile-worker-py unlock {holder}`",
         blocks=True,
     )
+
+
+def _pauses_of(
+    job: JobFacts, pauses: Sequence[Pause], living: Sequence[RegisteredPool]
+) -> Iterator[Reason]:
+    names = {pool.name for pool in living if job.task in (pool.tasks or ())}
+    for pause in pauses:
+        match pause.target:
+            case PauseTarget.TASK if pause.name == job.task:
+                remedy = f"run `graphile-worker-py resume --task {pause.name}`"
+            case PauseTarget.POOL if names == {pause.name}:
+                remedy = f"run `graphile-worker-py resume --pool {pause.name}`"
+            case PauseTarget.EVERYTHING:
+                remedy = "run `graphile-worker-py resume --everything`"
+            case _:
+                continue
+        fact = f"{pause.what} is paused {pause.why} (which binds Python pools only)"
+        yield Reason(cause=Cause.PAUSED, fact=fact, remedy=remedy, blocks=True)
 
 
 def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[Reason]:

@@ -53,6 +53,7 @@ def examine(
     total, empty = yield checkup.count_queues()
     known = yield known_crontabs.list_known()
     found += findings.of_pools(pools, due)
+    found += findings.of_pauses((yield from explaining.readable_pauses(schema)))
     found += findings.of_jobs(counts, due, unserved)
     found += findings.of_queues(total, empty)
     found += findings.of_crontabs(known)

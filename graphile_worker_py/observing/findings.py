@@ -11,6 +11,7 @@ from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.checkup import Holder, ServerFacts
 from graphile_worker_py.sql.inspect import JobCounts
 from graphile_worker_py.sql.known_crontabs import KnownCrontab
+from graphile_worker_py.sql.pauses import Pause, PauseTarget
 from graphile_worker_py.sql.table_sizes import TableSize
 
 LONGEST_TRANSACTION: Final = 300.0
@@ -270,6 +271,20 @@ def of_pools(pools: Sequence[RegisteredPool] | None, backlog: Backlog) -> Iterat
                 f"blocks it",
                 "find the task with --dev, and make it a plain function, which runs in a thread",
             )
+
+
+def of_pauses(pauses: Sequence[Pause]) -> Iterator[Finding]:
+    """What is paused, which may have been forgotten."""
+    for pause in pauses:
+        name = "" if pause.target is PauseTarget.EVERYTHING else f" {pause.name}"
+        since = f"{pause.at:%Y-%m-%d %H:%M}Z"
+        yield notice(
+            "paused",
+            f"{pause.what} has been paused since {since} {pause.why}",
+            "it was resumed, and is freed when its running job has ended"
+            if pause.ending
+            else f"`resume --{pause.target}{name}` when it may go on",
+        )
 
 
 def of_queues(total: int, empty: int) -> Iterator[Finding]:

@@ -17,12 +17,13 @@ from graphile_worker_py.checks import (
     check_text,
     check_texts,
 )
-from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import JOB_COLUMNS, Job
 from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH
 from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.backlog import registered_pools
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,11 @@ select
 def force_unlock_workers(pool_ids: Iterable[str]) -> Query[Unlocked]:
     """Free all jobs and queues that pools have locked."""
     wanted = check_texts("pool_ids", pool_ids)
+    for pool_id in wanted:
+        if pool_id.startswith(PAUSE_PREFIX):
+            raise ConfigurationError(
+                f"{pool_id!r} is no worker pool: it holds a queue that is paused. Resume the queue"
+            )
 
     def read(rows: list[tuple[Any, ...]]) -> Unlocked:
         return Unlocked(jobs=rows[0][0], queues=rows[0][1])

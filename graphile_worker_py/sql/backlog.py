@@ -104,7 +104,8 @@ select
   (pools.about ->> 'concurrency')::pg_catalog.int4,
   (pools.about ->> 'running')::pg_catalog.int4,
   (pools.about ->> 'memory')::pg_catalog.int8,
-  (pools.about ->> 'loop_lag')::pg_catalog.float8
+  (pools.about ->> 'loop_lag')::pg_catalog.float8,
+  pools.about ->> 'name'
 from (
   select pools.*, pg_catalog.to_jsonb(pools) as about
   from graphile_worker_py.pools as pools
@@ -136,6 +137,7 @@ class RegisteredPool:
         running: How many ran at its last heartbeat.
         memory: Bytes that its process held in memory.
         loop_lag: By how many seconds its event loop was late.
+        name: Its name in its runner; `default` unless the runner has several pools.
     """
 
     pool_id: str
@@ -154,6 +156,7 @@ class RegisteredPool:
     running: int | None
     memory: int | None
     loop_lag: float | None
+    name: str | None = None
 
 
 # Asked for first, of the catalogs alone: a statement that fails would end a caller's transaction.

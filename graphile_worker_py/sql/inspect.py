@@ -297,7 +297,8 @@ class LockHolder:
     locked_at: datetime | None
 
 
-# Nothing in the schema registers a pool: those that have nothing locked can't be seen.
+# Nothing in the schema registers a pool: those that have nothing locked can't be seen. The holder
+# of a paused queue is no pool.
 _LOCK_HOLDERS: Final = """
 select
   locks.locked_by,
@@ -312,6 +313,7 @@ from (
   select queues.locked_by, queues.locked_at, false
   from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
   where queues.locked_by is not null
+    and not pg_catalog.starts_with(queues.locked_by, 'gwpy-pause:')
 ) as locks (locked_by, locked_at, is_job)
 group by locks.locked_by
 order by pg_catalog.min(locks.locked_at), locks.locked_by

@@ -26,6 +26,8 @@ NAME: Final = "graphile_worker_py"
 # suspects: jobs that a dead pool had locked, and, with `crashes` 0, jobs of a prefetching pool that
 #   have begun their last attempt. `started_by` is the last pool that has begun the job.
 # crontab_items: what workers schedule, for programs that show it; see `cron.published`.
+# changes: how often operators have changed something that all pools of a schema must read again.
+#   Each heartbeat reads the number through the function, which needs no right on the table.
 MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
     (
         """
@@ -89,6 +91,24 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
           seen_at pg_catalog.timestamptz not null,
           primary key (worker_schema, identifier)
         )
+        """,
+    ),
+    (
+        "alter table graphile_worker_py.pools add column name pg_catalog.text",
+        """
+        create table graphile_worker_py.changes (
+          worker_schema pg_catalog.text primary key,
+          number pg_catalog.int8 not null
+        )
+        """,
+        """
+        create function graphile_worker_py.last_change(pg_catalog.text)
+        returns pg_catalog.int8 language sql stable security definer
+        set search_path = pg_catalog, pg_temp as $$
+          select changes.number
+          from graphile_worker_py.changes as changes
+          where changes.worker_schema = $1
+        $$
         """,
     ),
 )

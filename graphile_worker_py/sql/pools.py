@@ -1,12 +1,12 @@
 """The registered worker pools: register, send heartbeats, and find dead pools."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.sql.pool_locks import PoolLock
 from graphile_worker_py.sql.suspects import HeldJob
 
 # Rows of pools that sent no heartbeat for a week are deleted.
@@ -43,44 +43,6 @@ def leave(pool_id: str) -> Query[None]:
     return Query(_LEAVE, (pool_id,), no_result, prepare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLock:
-    """An advisory lock that proves that a pool lives.
-
-    Args:
-        key: Its key.
-        pid: The server process of the session that holds it.
-    """
-
-    key: int
-    pid: int
-
-
-# The settings are for a host that is lost: its session, and with it the lock, must not outlive it
-# by hours. They have no effect on connections that are not TCP. The lock is shared, so that a
-# session that holds the same key by chance or on purpose does not matter.
-_HOLD_LOCK: Final = """
-select
-  pg_catalog.set_config('tcp_keepalives_idle', $2::pg_catalog.text, false),
-  pg_catalog.set_config('tcp_keepalives_interval', $2::pg_catalog.text, false),
-  pg_catalog.set_config('tcp_keepalives_count', '3', false),
-  pg_catalog.set_config('tcp_user_timeout', $3::pg_catalog.text, false),
-  pg_catalog.pg_try_advisory_lock_shared($1::pg_catalog.int8),
-  pg_catalog.pg_backend_pid()
-"""
-
-
-def hold_lock(*, dead_after: float) -> Query[PoolLock]:
-    """Take a lock that proves to other pools, while this session lasts, that the pool lives.
-
-    Its key is random, so that no other session can have taken it before.
-    """
-    key = int.from_bytes(os.urandom(8), signed=True)
-    seconds = max(1, round(dead_after / 4))
-    values = (key, str(seconds), str(max(1000, round(dead_after * 1000))))
-    return Query(_HOLD_LOCK, values, lambda rows: PoolLock(key, rows[0][-1]), prepare=False)
-
-
 class Standing(StrEnum):
     """What the table of pools says about a pool."""
 
@@ -98,12 +60,14 @@ class HeartbeatReply:
         others_late: Whether there may be pools to recover.
         suspects: How often a worker died under a job, by the job's id.
         at: The server's clock, in seconds.
+        changes: How often operators have changed what pools must read again.
     """
 
     standing: Standing
     others_late: bool
     suspects: dict[int, int]
     at: float
+    changes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +84,7 @@ class PoolReport:
         running: How many run now.
         memory: Bytes that its process holds in memory; None where that can't be measured.
         loop_lag: By how many seconds the event loop was late for this heartbeat.
+        name: The name of the pool in its runner.
     """
 
     version: str
@@ -130,6 +95,7 @@ class PoolReport:
     running: int
     memory: int | None
     loop_lag: float
+    name: str
 
 
 # All times are the server's. If another pool is declaring this one dead at this moment, the update
@@ -149,7 +115,8 @@ with beaten as (
     running = $10::pg_catalog.int4,
     memory = $11::pg_catalog.int8,
     loop_lag = $12::pg_catalog.float8,
-    prefetches = $13::pg_catalog.bool
+    prefetches = $13::pg_catalog.bool,
+    name = $14::pg_catalog.text
   where pools.pool_id = $1::pg_catalog.text and pools.died_at is null
   returning pools.pool_id
 )
@@ -185,7 +152,8 @@ select
     where suspects.worker_schema = $2::pg_catalog.text and suspects.crashes > 0
     order by suspects.job_id
   ),
-  extract(epoch from pg_catalog.statement_timestamp())::pg_catalog.float8
+  extract(epoch from pg_catalog.statement_timestamp())::pg_catalog.float8,
+  coalesce(graphile_worker_py.last_change($2::pg_catalog.text), 0)
 """
 
 
@@ -208,9 +176,9 @@ def beat(
     """
 
     def read(rows: list[tuple[Any, ...]]) -> HeartbeatReply:
-        standing, others_late, job_ids, crashes, at = rows[0]
+        standing, others_late, job_ids, crashes, at, changes = rows[0]
         suspects = dict(zip(job_ids, crashes, strict=True))
-        return HeartbeatReply(Standing(standing), others_late, suspects, at)
+        return HeartbeatReply(Standing(standing), others_late, suspects, at, changes)
 
     key, pid = (0, None) if lock is None else (lock.key, lock.pid)
     values = (
@@ -227,6 +195,7 @@ def beat(
         report.memory,
         report.loop_lag,
         report.prefetches,
+        report.name,
     )
     return Query(_BEAT, values, read)
 

@@ -48,8 +48,8 @@ def reading(*tables: str, right: str = "select") -> Steps[datetime]:
 def _message(missing: Sequence[str], right: str) -> str:
     names = ", ".join(f"graphile_worker_py.{name}" for name in missing)
     return (
-        f"there is no {names}, or this role has no right to {right} there: history is kept by "
-        f"worker pools with the side schema (no_side_schema must be off), or after "
+        f"there is no {names}, or this role has no right to {right} there: worker pools "
+        f"with the side schema create it (no_side_schema must be off), or "
         f"`graphile-worker-py migrate --side-schema`"
     )
 

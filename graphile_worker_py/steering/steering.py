@@ -1,6 +1,7 @@
 """What programs with an event loop do with jobs that were added: cancel them, try them again."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from graphile_worker_py.checks import check_is, check_job_id
 from graphile_worker_py.job import Job
@@ -8,7 +9,8 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import AsyncGiven, taken
 from graphile_worker_py.sql.cancel_jobs import Cancellation
 from graphile_worker_py.sql.job_ends import JobOutcome
-from graphile_worker_py.steering import steps
+from graphile_worker_py.sql.pauses import Pause
+from graphile_worker_py.steering import pausing, steps
 from graphile_worker_py.steering.handles import JobHandle
 from graphile_worker_py.steering.waiter import Waiter
 
@@ -134,3 +136,77 @@ class Steering:
         retry = steps.retry(job_ids, state=state, task=task, error=error, limit=limit)
         own = None if conn is None else await taken(conn)
         return await self._database.drive(retry, conn=own)
+
+    async def pause(
+        self,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        pool: str | None = None,
+        everything: bool = False,
+        reason: str | None = None,
+        until: datetime | None = None,
+        by: str | None = None,
+        conn: AsyncGiven | None = None,
+    ) -> Pause:
+        """Start no more jobs of a task, of a queue, in pools of a name, or at all.
+
+        Running jobs go on. Pools learn it within one `heartbeat_interval`, at once where
+        notifications arrive. A paused queue is left alone by Node's workers, too; all other pauses
+        bind Python pools only. Pausing what is paused changes reason and end.
+
+        Args:
+            task: Identifier of a task.
+            queue: Name of a queue, which may have no jobs yet.
+            pool: Name of a pool; `default` where the runner has only one.
+            everything: All Python pools.
+            reason: Why; shown with the pause.
+            until: When it ends by itself, which takes a running Python pool; None for never.
+            by: Who pauses; None means the role of the session.
+            conn: As for `complete_jobs`.
+
+        Raises:
+            ConfigurationError: Not exactly one thing is given, or a value is not allowed.
+            MissingTablesError: The tables of pauses are missing.
+        """
+        targets = {"task": task, "queue": queue, "pool": pool, "everything": everything}
+        schema = self._database.schema
+        pause = pausing.pause(schema, targets, reason=reason, until=until, by=by)
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(pause, conn=own)
+
+    async def resume(
+        self,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        pool: str | None = None,
+        everything: bool = False,
+        conn: AsyncGiven | None = None,
+    ) -> Pause | None:
+        """End a pause.
+
+        A queue of which a job still runs is freed when that job has ended, by a Python pool.
+
+        Args:
+            task: As for `pause`, as are the others.
+            queue: As for `pause`.
+            pool: As for `pause`.
+            everything: Ends the pause of everything; others stand.
+            conn: As for `complete_jobs`.
+
+        Returns:
+            The pause; None if there was none.
+        """
+        targets = {"task": task, "queue": queue, "pool": pool, "everything": everything}
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(pausing.resume(self._database.schema, targets), conn=own)
+
+    async def pauses(self, *, conn: AsyncGiven | None = None) -> list[Pause]:
+        """Read what is paused, by kind and name.
+
+        Raises:
+            MissingTablesError: The tables of pauses are missing.
+        """
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(pausing.read(self._database.schema), conn=own)

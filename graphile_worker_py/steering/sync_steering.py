@@ -1,6 +1,7 @@
 """`Steering` for programs without an event loop."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from graphile_worker_py.checks import check_is, check_job_id
 from graphile_worker_py.job import Job
@@ -8,7 +9,8 @@ from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.sql.cancel_jobs import Cancellation
 from graphile_worker_py.sql.job_ends import JobOutcome
-from graphile_worker_py.steering import steps
+from graphile_worker_py.sql.pauses import Pause
+from graphile_worker_py.steering import pausing, steps
 from graphile_worker_py.steering.steering import GRACE
 from graphile_worker_py.steering.sync_handles import SyncJobHandle, wait_for
 
@@ -66,3 +68,42 @@ class SyncSteering:
         retry = steps.retry(job_ids, state=state, task=task, error=error, limit=limit)
         own = None if conn is None else taken_blocking(conn)
         return self._database.drive(retry, conn=own)
+
+    def pause(
+        self,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        pool: str | None = None,
+        everything: bool = False,
+        reason: str | None = None,
+        until: datetime | None = None,
+        by: str | None = None,
+        conn: SyncGiven | None = None,
+    ) -> Pause:
+        """Start no more jobs of a task, queue or pool, or at all. See `WorkerUtils.pause`."""
+        targets = {"task": task, "queue": queue, "pool": pool, "everything": everything}
+        schema = self._database.statements.schema
+        pause = pausing.pause(schema, targets, reason=reason, until=until, by=by)
+        own = None if conn is None else taken_blocking(conn)
+        return self._database.drive(pause, conn=own)
+
+    def resume(
+        self,
+        *,
+        task: str | None = None,
+        queue: str | None = None,
+        pool: str | None = None,
+        everything: bool = False,
+        conn: SyncGiven | None = None,
+    ) -> Pause | None:
+        """End a pause. See `WorkerUtils.resume`."""
+        targets = {"task": task, "queue": queue, "pool": pool, "everything": everything}
+        own = None if conn is None else taken_blocking(conn)
+        schema = self._database.statements.schema
+        return self._database.drive(pausing.resume(schema, targets), conn=own)
+
+    def pauses(self, *, conn: SyncGiven | None = None) -> list[Pause]:
+        """Read what is paused. See `WorkerUtils.pauses`."""
+        own = None if conn is None else taken_blocking(conn)
+        return self._database.drive(pausing.read(self._database.statements.schema), conn=own)

@@ -7,7 +7,6 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.looking.explaining import (
     NO_SIDE_SCHEMA,
-    PAUSE_PREFIX,
     counted,
     duration,
     unserved_by,
@@ -15,6 +14,7 @@ from graphile_worker_py.looking.explaining import (
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.overview import LockedQueue, read_locked_queues, read_task_names
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX
 from graphile_worker_py.sql.windows import read_by_ids
 from graphile_worker_py.web.census import Standing
 from graphile_worker_py.web.site import Site

@@ -319,11 +319,23 @@ class LocalQueue:
         self._set_mode(Mode.TTL_EXPIRED)
         await self._return_stored()
 
+    async def return_some(self, unwanted: Callable[[Job], bool]) -> None:
+        """Return those of the stored jobs that are not wanted now."""
+        jobs = [job for job in self._stored if unwanted(job)]
+        self._stored = deque(job for job in self._stored if not unwanted(job))
+        if not self._stored and self._mode is Mode.WAITING:
+            self._set_mode(Mode.POLLING)
+            self._changed.set()
+        await self._return(jobs)
+
     async def _return_stored(self) -> None:
-        if not self._stored:
-            return
         jobs = list(self._stored)
         self._stored.clear()
+        await self._return(jobs)
+
+    async def _return(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
         if self._events.wants(events.LocalQueueReturnJobs):
             self._events.emit(events.LocalQueueReturnJobs(pool_id=self._pool_id, jobs=tuple(jobs)))
         await self._return_jobs(jobs)

@@ -13,7 +13,9 @@ from typing import Any, Final
 from graphile_worker_py import aio, events
 from graphile_worker_py.errors import IncompatibleSchemaError, WorkerPoolError
 from graphile_worker_py.events import Events
+from graphile_worker_py.job import Job
 from graphile_worker_py.options import WorkerOptions
+from graphile_worker_py.options.pools import DEFAULT_NAME
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import migrate
@@ -49,6 +51,7 @@ class WorkerPool:
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
         waits: How long its parts wait; None means as long as `Waits` says.
         provided: What the program provides for tasks that ask for it.
+        name: Its name in its runner.
 
     Attributes:
         parts: Its parts, which `wiring.build_pool` makes and connects.
@@ -72,8 +75,10 @@ class WorkerPool:
         ends_process: bool = False,
         waits: Waits | None = None,
         provided: Provided = NOTHING_PROVIDED,
+        name: str = DEFAULT_NAME,
     ) -> None:
         self.pool_id = f"{'otpool' if once else 'pool'}-{os.urandom(9).hex()}"
+        self.name = name
         self.declared_dead = False
         self.database = database
         self.tasks = tasks
@@ -133,6 +138,20 @@ class WorkerPool:
         when the job starts, not when it was stored.
         """
         return self.options.local_queue.size > 0 and not callable(self.options.forbidden_flags)
+
+    @property
+    def changes(self) -> int:
+        """How often operators have changed what pools must read again, by the last heartbeat."""
+        return self.parts.heartbeat.changes
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the leader of its schema now."""
+        return self.parts.leader.leads
+
+    async def give_back(self, unwanted: Callable[[Job], bool]) -> None:
+        """Return jobs that were fetched and have not begun, with their attempt."""
+        await self.parts.queue.return_some(unwanted)
 
     def cancel(self, job_id: int, *, reason: str | None = None, grace: float = 30.0) -> bool:
         """Cancel a job that runs here; returns whether there is one. See `Team.cancel`."""

@@ -26,6 +26,7 @@ def report_of(pool: WorkerPool, loop_lag: float) -> PoolReport:
         running=len(pool.parts.team.running),
         memory=resident(os.getpid()) if _CAN_MEASURE else None,
         loop_lag=loop_lag,
+        name=pool.name,
     )
 
 

@@ -19,6 +19,7 @@ from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.fleet.refusals import Refusals
 from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.options.pools import DEFAULT_NAME
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import connect_directly, connect_like
 from graphile_worker_py.postgres.database import Database
@@ -32,6 +33,7 @@ from graphile_worker_py.tasks.queue_names import QueueNames
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
+from graphile_worker_py.workers.connections import own_connections
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
 from graphile_worker_py.workers.listener import Listener, announced_jobs, is_breaking
@@ -48,14 +50,6 @@ from graphile_worker_py.workers.watchdog import Watchdog
 from graphile_worker_py.workers.worker import Worker
 
 
-def own_connections(options: WorkerOptions) -> int:
-    """How many connections a pool keeps to itself, which tasks do not use; one more listens.
-
-    The first one fetches, the second one records, the third one sends heartbeats.
-    """
-    return min(2 if options.no_side_schema else 3, options.max_pool_size - 1)
-
-
 def build_pool(
     database: Database,
     tasks: Mapping[str, Task[Any]],
@@ -68,6 +62,7 @@ def build_pool(
     ends_process: bool = False,
     waits: Waits | None = None,
     provided: Provided = NOTHING_PROVIDED,
+    name: str = DEFAULT_NAME,
 ) -> WorkerPool:
     """Make a worker pool that is not running yet.
 
@@ -82,6 +77,7 @@ def build_pool(
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
         waits: How long its parts wait; None means as long as `Waits` says.
         provided: What the program provides for tasks that ask for it.
+        name: Its name in its runner.
     """
     if once:
         # No further outcomes would join the last ones, so they need not wait.
@@ -97,6 +93,7 @@ def build_pool(
         ends_process=ends_process,
         waits=waits,
         provided=provided,
+        name=name,
     )
     pool.parts = _connected(pool)
     return pool

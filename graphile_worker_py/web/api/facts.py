@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.looking.explaining import PAUSE_PREFIX
 from graphile_worker_py.sql.inspect import JobState
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX
 from graphile_worker_py.sql.web_tables import read_audit
 from graphile_worker_py.web import facts, recurring
 from graphile_worker_py.web.api.answers import answer, problems

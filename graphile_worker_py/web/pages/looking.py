@@ -11,11 +11,12 @@ from markupsafe import Markup
 from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.looking import explaining
-from graphile_worker_py.looking.explaining import PAUSE_PREFIX, counted
+from graphile_worker_py.looking.explaining import counted
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.error_groups import ErrorGroup as RecordedErrors
 from graphile_worker_py.sql.explain import read_facts
 from graphile_worker_py.sql.inspect import JobState, get_job
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
 from graphile_worker_py.sql.windows import Filter

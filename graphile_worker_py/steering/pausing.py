@@ -1,0 +1,93 @@
+"""The steps of pausing and resuming, for programs with and without an event loop."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from graphile_worker_py.checks import check_aware, check_flag, check_text
+from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job.spec import MAX_QUEUE_NAME_LENGTH
+from graphile_worker_py.postgres.query import Steps, Transaction
+from graphile_worker_py.sql import pauses as statements
+from graphile_worker_py.sql.backlog import read_pools
+from graphile_worker_py.sql.pauses import Pause, PauseTarget
+from graphile_worker_py.sql.side_tables import reading
+
+_LONGEST: Final = {PauseTarget.QUEUE: MAX_QUEUE_NAME_LENGTH}
+
+
+def pause(
+    worker_schema: str,
+    targets: Mapping[str, object],
+    *,
+    reason: str | None,
+    until: datetime | None,
+    by: str | None,
+) -> Steps[Pause]:
+    """Pause one thing; `targets` has a value for each kind, of which one is given."""
+    target, name = chosen(targets)
+    if reason is not None:
+        check_text("reason", reason)
+    if by is not None:
+        check_text("by", by, shortest=1)
+    if until is not None:
+        check_aware("until", until)
+    now = yield from reading("pauses", "changes", right="insert")
+    if until is not None and until <= now:
+        raise ConfigurationError(
+            f"until {until.isoformat()} is in the past; it is {now.isoformat(timespec='seconds')}"
+        )
+    if target is PauseTarget.POOL:
+        yield from _check_pool(worker_schema, name)
+    query = statements.pause(worker_schema, target, name, reason=reason, by=by, until=until)
+    return (yield query)  # type: ignore[no-any-return]
+
+
+def resume(worker_schema: str, targets: Mapping[str, object]) -> Steps[Pause | None]:
+    """End the pause of one thing; None if it is not paused."""
+    target, name = chosen(targets)
+    yield from reading("pauses", "changes", right="insert")
+    return (yield Transaction(_resume(worker_schema, target, name)))  # type: ignore[no-any-return]
+
+
+def _resume(worker_schema: str, target: PauseTarget, name: str) -> Steps[Pause | None]:
+    ended: Pause | None = yield statements.resume(worker_schema, target, name)
+    if ended is not None and target is PauseTarget.QUEUE:
+        yield statements.free_queues(worker_schema)
+    return ended
+
+
+def read(worker_schema: str) -> Steps[list[Pause]]:
+    """Read all pauses."""
+    yield from reading("pauses")
+    return (yield statements.read_pauses(worker_schema))  # type: ignore[no-any-return]
+
+
+def chosen(targets: Mapping[str, object]) -> tuple[PauseTarget, str]:
+    """The one thing that was given, and its name.
+
+    Raises:
+        ConfigurationError: None or several were given, or a name is not allowed.
+    """
+    check_flag("everything", targets["everything"])
+    given = [name for name, value in targets.items() if value is not None and value is not False]
+    if len(given) != 1:
+        said = " and ".join(given) + " were" if given else "nothing was"
+        raise ConfigurationError(
+            f"{said} given; give exactly one of task, queue, pool and everything=True"
+        )
+    target = PauseTarget(given[0])
+    if target is PauseTarget.EVERYTHING:
+        return target, ""
+    longest = _LONGEST.get(target)
+    return target, check_text(target, targets[target], shortest=1, longest=longest)
+
+
+def _check_pool(worker_schema: str, name: str) -> Steps[None]:
+    yield from reading("pools")
+    known = {pool.name for pool in (yield read_pools(worker_schema)) if pool.name is not None}
+    if name not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise ConfigurationError(
+            f"no worker pool of the name {name!r} is registered; names of pools are: {names}"
+        )
