@@ -176,7 +176,7 @@ async def test_commands_name_a_task_that_no_pool_has(dsn: str, stored: Jobs) -> 
         healthy = await asyncio.to_thread(call, "health")
         workers = await asyncio.to_thread(call, "workers")
     assert explained.exit_code == 0
-    assert "  ! none of 1 live Python pool has the task 'send_welcom'" in explained.stdout
+    assert "  ! the only live Python pool does not have the task 'send_welcom'" in explained.stdout
     for result in (healthy, workers):
         assert (
             "'send_welcom' are due, and no live Python pool has it: did you mean 'send_welcome'?"

@@ -37,6 +37,13 @@ from graphile_worker_py.cli.work import run_in_loop
     metavar="NAME",
     help="Host name that requests may use. Can be repeated.",
 )
+@click.option(
+    "--audit-retention",
+    metavar="TIME",
+    default="400d",
+    show_default=True,
+    help="How long rows of the audit log are kept.",
+)
 @click.option("--open", "opens", is_flag=True, help="Open the pages in the browser.")
 @told_clearly()
 def web(
@@ -51,6 +58,7 @@ def web(
     trust_header: str | None,
     trusted_proxies: tuple[str, ...],
     allowed_hosts: tuple[str, ...],
+    audit_retention: str,
     opens: bool,
 ) -> None:
     """Serve HTTP API and pages, which show and steer jobs, until Ctrl-C.
@@ -77,7 +85,11 @@ def web(
     )
     app = building.build(
         connection,
-        Settings(schema=schema, read_only=True if read_only else None),
+        Settings(
+            schema=schema,
+            read_only=True if read_only else None,
+            audit_retention=audit_retention,
+        ),
         door=door,
         hosts=serving.hosts_for(host, door, allowed_hosts),
     )

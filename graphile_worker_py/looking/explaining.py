@@ -329,10 +329,9 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
 def _task_unknown(task: str, living: Sequence[RegisteredPool]) -> Reason:
     close = similar(task, {name for pool in living for name in pool.tasks or ()})
     meant = "" if close is None else f": did you mean {close!r}?"
-    pools = counted(len(living), "live Python pool")
     return Reason(
         cause=Cause.TASK_UNKNOWN,
-        fact=f"none of {pools} has the task {task!r}{meant}",
+        fact=f"{_no_pool(len(living))} the task {task!r}{meant}",
         remedy="start a worker that has the task; a worker of Node may have it, too",
         blocks=True,
     )
@@ -350,6 +349,12 @@ def _behind(job: JobFacts) -> Reason:
 
 def _all_attempts(number: int) -> str:
     return "its only attempt is" if number == 1 else f"all {number} attempts are"
+
+
+def _no_pool(number: int) -> str:
+    if number == 1:
+        return "the only live Python pool does not have"
+    return f"none of the {number} live Python pools has"
 
 
 def _all_pools(number: int) -> str:

@@ -43,8 +43,6 @@ MIGRATIONS: Final[Sequence[Sequence[LiteralString]]] = (
 )
 KEPT: Final = 24 * 3600.0
 """Seconds that answers are kept."""
-AUDIT_KEPT: Final = 400.0
-"""Days that rows of the audit log are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,7 @@ with expired as (
   where audit.id in (
     select old.id
     from graphile_worker_py.audit as old
-    where old.at < pg_catalog.clock_timestamp() - $7::pg_catalog.float8 * interval '1 day'
+    where old.at < pg_catalog.clock_timestamp() - $7::pg_catalog.float8 * interval '1 second'
     order by old.id
     limit 100
   )
@@ -101,9 +99,10 @@ def write_audit(
     filter_json: str | None,
     count: int,
     details_json: str | None,
+    kept: float,
 ) -> Query[None]:
-    """Record a change."""
-    values = (worker_schema, by, action, job_id, filter_json, count, AUDIT_KEPT, details_json)
+    """Record a change, and forget some of those that are older than `kept` seconds."""
+    values = (worker_schema, by, action, job_id, filter_json, count, kept, details_json)
     return Query(_WRITE_AUDIT, values, no_result, prepare=False)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from graphile_worker_py.web.api import actions, bulk, facts, history, jobs, mode
 from graphile_worker_py.web.context import Web
 from graphile_worker_py.web.live import Streams
 from graphile_worker_py.web.problems import CONTENT_TYPE, Fault, ProblemError, problem_of
-from graphile_worker_py.web.settings import DEFAULT_REDACT, Settings
+from graphile_worker_py.web.settings import AUDIT_RETENTION, DEFAULT_REDACT, Settings
 from graphile_worker_py.web.shield import Shield
 from graphile_worker_py.web.site import Site
 
@@ -53,6 +54,7 @@ def create_app(
     statement_timeout: float = 2.0,
     pool_size: int = 3,
     links: Mapping[str, str] | None = None,
+    audit_retention: timedelta | str = AUDIT_RETENTION,
 ) -> FastAPI:
     """Make an ASGI application: run it, or mount it below a prefix of another one.
 
@@ -78,6 +80,7 @@ def create_app(
         statement_timeout: Seconds that a statement may take.
         pool_size: Most connections for each connection string.
         links: Further links in the navigation: name and URL.
+        audit_retention: How long rows of the audit log are kept, such as `90d`.
 
     Raises:
         ConfigurationError: A value is not allowed; the message names it.
@@ -96,6 +99,7 @@ def create_app(
         statement_timeout=statement_timeout,
         pool_size=pool_size,
         links=dict(links or {}),
+        audit_retention=audit_retention,
     )
     door: Door = TokenDoor() if authorize is None else HostDoor(authorize)
     hosts = LOOPBACK if authorize is None else None

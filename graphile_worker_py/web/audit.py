@@ -44,5 +44,6 @@ async def record(
         filter_json=None if wanted is None else json_codec.dumps(wanted).decode(),
         count=count,
         details_json=told,
+        kept=site.settings.audit_kept,
     )
     await (await site.open()).run(query, conn=conn)

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
-from graphile_worker_py.checks import check_is, check_seconds, check_whole
+from graphile_worker_py.checks import check_duration, check_is, check_seconds, check_whole
 from graphile_worker_py.errors import ConfigurationError
 
 DEFAULT_REDACT: Final = ("*password*", "*token*", "*secret*")
+AUDIT_RETENTION: Final = "400d"
 SHOWN_PAYLOAD: Final = 1_048_576
 """Bytes from which on a payload is cut where it is shown."""
 
@@ -30,11 +32,13 @@ class Settings:
     statement_timeout: float = 2.0
     pool_size: int = 3
     links: Mapping[str, str] = field(default_factory=dict)
+    audit_retention: timedelta | str = AUDIT_RETENTION
 
     def __post_init__(self) -> None:
         for name in ("max_body", "max_bulk_body", "max_bulk", "pool_size"):
             check_whole(name, getattr(self, name), smallest=1)
         check_seconds("statement_timeout", self.statement_timeout)
+        check_duration("audit_retention", self.audit_retention)
         check_is("links", self.links, Mapping, how="a mapping of names to URLs")
         for name, url in self.links.items():
             if not url.startswith(("https://", "http://", "/")):
@@ -47,6 +51,11 @@ class Settings:
             case _:
                 for task, most in self.max_backlog.items():
                     check_whole(f"max_backlog[{task!r}]", most, smallest=0)
+
+    @property
+    def audit_kept(self) -> float:
+        """Seconds that rows of the audit log are kept."""
+        return check_duration("audit_retention", self.audit_retention)
 
     def backlog_limit(self, task: str) -> int | None:
         """How many ready jobs a task may have; None means any number."""

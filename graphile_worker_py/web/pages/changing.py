@@ -5,12 +5,14 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
+import psycopg
 from fastapi import APIRouter, Request, Response
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.checks import BIGINT_MAX
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.sql.cleanup import CleanupTask
+from graphile_worker_py.looking.explaining import counted
+from graphile_worker_py.sql.cleanup import CleanupTask, preview
 from graphile_worker_py.sql.edit_job import edit_payload
 from graphile_worker_py.web import adding, audit, changes, filters, listing, recurring
 from graphile_worker_py.web.access import Access
@@ -19,6 +21,7 @@ from graphile_worker_py.web.changes import Action, Change
 from graphile_worker_py.web.context import Admin, Operator, admin, web_of
 from graphile_worker_py.web.pages.rendering import back, render
 from graphile_worker_py.web.problems import ProblemError
+from graphile_worker_py.web.site import Site
 
 router = APIRouter()
 VERBS: Final = {
@@ -208,6 +211,15 @@ async def run_now(request: Request, access: Operator) -> Response:
     return back(request, f"jobs/{job.id}", done="add")
 
 
+async def _number_of(site: Site, task: CleanupTask, older_than: str | None) -> str:
+    (query,) = preview([task], None, older_than).values()
+    try:
+        found = await site.read(query)
+    except psycopg.errors.QueryCanceled:
+        return "too many rows to count them"
+    return counted(found.rows, "row")
+
+
 @router.post("/maintenance/cleanup")
 async def cleanup(request: Request, access: Admin) -> Response:
     """Clean up, after a page that asks."""
@@ -217,6 +229,7 @@ async def cleanup(request: Request, access: Admin) -> Response:
         task = CleanupTask(form.get("task"))
     except ValueError as error:
         raise _refused("choose what to clean up") from error
+    older_than = form.get("older_than") or None
     if not form.get("confirmed"):
         return render(
             request,
@@ -225,10 +238,12 @@ async def cleanup(request: Request, access: Admin) -> Response:
             title="Clean up",
             access=access,
             task=str(task),
-            number=form.get("number"),
+            older_than=older_than,
+            number=await _number_of(site, task, older_than),
         )
     utils = await site.utils()
-    number = sum((await utils.cleanup([task])).values())
-    await audit.record(site, access, "cleanup", count=number, details={"task": str(task)})
+    number = sum((await utils.cleanup([task], older_than=older_than)).values())
+    details = {"task": str(task)} | ({} if older_than is None else {"older_than": older_than})
+    await audit.record(site, access, "cleanup", count=number, details=details)
     await site.changed()
     return back(request, "maintenance", done="cleanup", n=number)

@@ -1,6 +1,7 @@
 """The pages that show jobs, tasks, queues, workers, crontab items, errors and the tables."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Final
@@ -28,9 +29,11 @@ from graphile_worker_py.web.context import Viewer, web_of
 from graphile_worker_py.web.copying import copies
 from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.rendering import count_note, render, root
+from graphile_worker_py.web.site import Site
 
 router = APIRouter()
 PAGE_SIZE: Final = 50
+MOST_SUGGESTED: Final = 100
 LONGEST_SHOWN: Final = 20_000
 Text = Annotated[str, Query(max_length=1000)]
 
@@ -56,6 +59,7 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         title="Jobs",
         access=access,
         q=q,
+        suggestions=await _suggestions(site, q),
         after=after,
         fault=fault,
         wanted=wanted,
@@ -67,6 +71,19 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         error_of=lambda job: shown.error_of(job, access, site.redaction),
         reported={} if page is None else await history.reported(site, page.jobs),
     )
+
+
+async def _suggestions(site: Site, q: str) -> list[str]:
+    """What may follow in the filter, from answers that are there for other pages, too."""
+    counts = (await facts.standing(site)).counts
+    tasks = (await facts.task_names(site))[:MOST_SUGGESTED]
+    queues = [] if counts is None else sorted(counts.queues or ())[:MOST_SUGGESTED]
+    terms = [
+        *(Filter(state=state) for state in JobState),
+        *(Filter(task=name) for name in tasks),
+        *(Filter(queue=name) for name in queues),
+    ]
+    return [f"{q} {filters.written(term)}".strip() for term in terms]
 
 
 def _narrowed(wanted: Filter, state: JobState | None) -> str:
@@ -170,6 +187,7 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
         listed=page,
         reported=await history.reported(site, page.jobs),
         groups=groups if access.payloads else [],
+        group_query=_of_group,
         query=filters.written(Filter(task=name)),
         charts=await trends.drawn(site, wanted, task=name),
         ranges=list(history.RANGES),
@@ -255,10 +273,14 @@ async def errors_page(request: Request, access: Viewer) -> Response:
         grouped=sum(len(group.jobs) for group in found),
         failed=None if standing.counts is None else standing.counts.of_state(JobState.FAILED),
         note=count_note(standing),
-        query=lambda group: filters.written(
-            Filter(state=JobState.FAILED, task=group.task, error=group.find or None)
-        ),
+        query=_of_group,
     )
+
+
+def _of_group(group: errors.ErrorGroup) -> str:
+    """The filter that finds the jobs of a group."""
+    wanted = Filter(state=JobState.FAILED, task=group.task, error=group.find or None)
+    return filters.written(wanted)
 
 
 def _by_hour(group: RecordedErrors) -> Markup:
@@ -292,13 +314,29 @@ async def maintenance(request: Request, access: Viewer, before: int | None = Non
     )
 
 
-def _cleanups(failed: int | None) -> list[tuple[str, str, str]]:
+AGES: Final = (
+    ("", "at any time"),
+    ("1d", "more than a day ago"),
+    ("7d", "more than 7 days ago"),
+    ("30d", "more than 30 days ago"),
+    ("90d", "more than 90 days ago"),
+)
+"""How long ago jobs failed for the last time that a cleanup deletes."""
+
+
+def _cleanups(failed: int | None) -> list[tuple[str, str, str, Sequence[tuple[str, str]]]]:
     known = "?" if failed is None else f"{failed:,}"
     return [
         (
             str(CleanupTask.DELETE_PERMAFAILED_JOBS),
             "Delete jobs that were given up",
             "1 job now" if failed == 1 else f"{known} jobs now",
+            AGES,
         ),
-        (str(CleanupTask.GC_JOB_QUEUES), "Delete queues without jobs", "best while nothing runs"),
+        (
+            str(CleanupTask.GC_JOB_QUEUES),
+            "Delete queues without jobs",
+            "best while nothing runs",
+            (),
+        ),
     ]
