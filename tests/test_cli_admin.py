@@ -435,14 +435,17 @@ def test_cleanup_keeps_the_tasks_of_a_module_and_of_a_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     task = "from graphile_worker_py import task\n\n@task({!r})\ndef kept(payload):\n    pass\n"
-    (tmp_path / "tasks_of_cleanup.py").write_text(task.format("of the module"))
+    needs = "import program_of_cleanup\nassert program_of_cleanup.ready\n"
+    (tmp_path / "tasks_of_cleanup.py").write_text(needs + task.format("of the module"))
+    setup = "ready = []\n\ndef init():\n    ready.append(1)\n"
+    (tmp_path / "program_of_cleanup.py").write_text(setup)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one.py").write_text(task.format("of the folder"))
     for identifier in ("of the module", "of the folder", "named", "of nobody"):
         call("add-job", identifier)
     stored.query("delete from graphile_worker._private_jobs")
     keep = ["--tasks", "tasks_of_cleanup", "--task-directory", "folder", "--keep", "named"]
-    result = call("cleanup", "GC_TASK_IDENTIFIERS", *keep)
+    result = call("cleanup", "GC_TASK_IDENTIFIERS", *keep, "--setup", "program_of_cleanup:init")
     assert result.stdout == "GC_TASK_IDENTIFIERS: deleted 1 row.\n"
     left = stored.query("select identifier from graphile_worker._private_tasks order by 1")
     assert [row["identifier"] for row in left] == ["named", "of the folder", "of the module"]

@@ -1,11 +1,11 @@
 """The commands that change jobs, or release locks of workers."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import click
@@ -16,7 +16,7 @@ from graphile_worker_py.cli.bulk import Work, showing
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import EXIT_FAILURE, exit_with, told_clearly
 from graphile_worker_py.cli.moments import duration_callback, moment_callback
-from graphile_worker_py.cli.shared_options import database_options, json_option
+from graphile_worker_py.cli.shared_options import database_options_and, json_option
 from graphile_worker_py.cli.tables import JOB_KEYS, job_as_json, job_rows, print_json, print_table
 from graphile_worker_py.cli.work import import_from_here, named_modules
 from graphile_worker_py.clock import from_now
@@ -27,6 +27,7 @@ from graphile_worker_py.loading.modules import collect_tasks
 from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
+from graphile_worker_py.tasks.program import set_up
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would change.")
@@ -71,8 +72,8 @@ class Change:
         return f"Would have {verb} {what}." if self.dry_run else f"{verb.capitalize()} {what}."
 
 
-def changing(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a change."""
+def changing(command: Callable[..., None], *, more: Sequence[str] = ()) -> Callable[..., None]:
+    """Give a command the options of a change, and the settings that have these names."""
 
     @wraps(command)
     def call(
@@ -89,7 +90,7 @@ def changing(command: Callable[..., None]) -> Callable[..., None]:
         with told_clearly():
             command(change, **own)
 
-    return database_options(yes_option(dry_run_option(json_option(call))))
+    return database_options_and(*more)(yes_option(dry_run_option(json_option(call))))
 
 
 @click.command()
@@ -246,9 +247,10 @@ def unlock(change: Change, pool_ids: tuple[str, ...], force: bool) -> None:
     callback=duration_callback,
     help="Keep jobs that failed for the last time within this time, such as 30d.",
 )
-@changing
+@partial(changing, more=("setup",))
 def cleanup(
     change: Change,
+    setup: str | None,
     tasks: tuple[str, ...],
     keep: tuple[str, ...],
     modules: tuple[str, ...],
@@ -269,6 +271,8 @@ def cleanup(
         raise click.UsageError(f"give at least one of {', '.join(CleanupTask)}")
     wanted = set(keep)
     import_from_here()
+    if setup is not None and (modules or task_directory is not None):
+        set_up(setup)
     if modules:
         wanted |= collect_tasks(named_modules(modules), name="--tasks").keys()
     if task_directory is not None:

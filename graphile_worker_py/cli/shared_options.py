@@ -94,13 +94,22 @@ config_option = click.option(
 
 def database_options(command: Command) -> Command:
     """Add the same options; the command is given the settings `connection` and `schema`."""
-    return configuration_options(_resolving(command, "connection", "schema"))
+    return database_options_and()(command)
 
 
 def adding_options(command: Command) -> Command:
     """Add `database_options`, and `--use-node-time` for a command that adds jobs."""
-    resolved = _resolving(command, "connection", "schema", "use_node_time")
-    return configuration_options(option_flags(["use_node_time"])(resolved))
+    return database_options_and("use_node_time")(command)
+
+
+def database_options_and(*names: str) -> Callable[[Command], Command]:
+    """Add `database_options` and the flags of more options, whose settings the command is given."""
+
+    def add(command: Command) -> Command:
+        resolved = _resolving(command, "connection", "schema", *names)
+        return configuration_options(option_flags(names)(resolved))
+
+    return add
 
 
 def _resolving(command: Command, *names: str) -> Command:
