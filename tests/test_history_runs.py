@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import psycopg
 import pytest
 
 from graphile_worker_py import (
@@ -23,6 +24,9 @@ from graphile_worker_py import (
     run_once,
 )
 from graphile_worker_py.events import JobComplete, JobError, JobLost
+from graphile_worker_py.sql.complete_jobs import complete_jobs
+from graphile_worker_py.sql.run_riders import completed_runs
+from graphile_worker_py.sql.task_ids import TaskIds
 from graphile_worker_py.tasks.task import Task
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -454,3 +458,28 @@ async def test_a_missing_table_of_history_does_not_fail_the_transaction_of_a_tas
         await eventually(lambda: job_id not in jobs.ids())
         assert runner.health().rider_failures == 1
     assert told.of(JobError) == []
+
+
+@pytest.mark.usefixtures("utils")
+def test_a_batch_of_runs_is_not_compared_with_each_of_its_jobs(dsn: str) -> None:
+    runs = completed_runs(
+        worker_schema="graphile_worker",
+        pool_id="pool",
+        awaited=True,
+        payloads=True,
+        tasks=TaskIds({}),
+        ids="{}",
+        durations="{}",
+        ages="{}",
+    )
+    query = complete_jobs([], pool_id="pool", riders=[runs])
+    text = query.text.replace(":GRAPHILE_WORKER_SCHEMA", "graphile_worker")
+    given = ", ".join(["null"] * len(query.values))
+    with psycopg.connect(dsn) as conn:
+        # As in the sessions that record outcomes.
+        for setting in ("plan_cache_mode = force_generic_plan", "enable_seqscan = off"):
+            conn.execute(f"set {setting}")
+        conn.execute(f"prepare recording as {text}")
+        lines = [row[0] for row in conn.execute(f"explain execute recording ({given})")]
+    joins = [line.split("(")[0].strip(" ->") for line in lines if "Full Join" in line]
+    assert joins in (["Hash Full Join"], ["Merge Full Join"])

@@ -31,13 +31,18 @@ _QUEUE_NAME: Final = """
     where queues.id = changed.job_queue_id
   ) end
 """
+# The planner takes `changed` for one row, and would compare each job with each run: 50 ms for 500
+# jobs. A full join can only be made by hashing or merging. It must not see that rows without a
+# partner are left out again, or it makes an inner join of it; so the test is one that does not look
+# as if it needed values. (Measured with 500 jobs: 6 µs each instead of 60.)
 _KEPT: Final = """
 left join graphile_worker_py.awaited as awaited
   on $r3::pg_catalog.bool
   and awaited.worker_schema = $r1::pg_catalog.text
   and awaited.job_id = changed.id
   and awaited.job_created_at = changed.created_at
-where coalesce(run.keep, true) or awaited.job_id is not null
+where coalesce(changed.id, -1) = coalesce(run.job_id, -2)
+  and (coalesce(run.keep, true) or awaited.job_id is not null)
 returning case when $r3::pg_catalog.bool and exists (
   select
   from graphile_worker_py.awaited as awaited
@@ -85,7 +90,7 @@ select
     + _TRACE_ID
     + """
 from changed
-join rows from (
+full join rows from (
   pg_catalog.unnest($r7::pg_catalog.int8[]),
   pg_catalog.unnest($r8::pg_catalog.float8[]),
   pg_catalog.unnest($r9::pg_catalog.float8[]),
@@ -129,7 +134,7 @@ select
     + _TRACE_ID
     + """
 from changed
-join rows from (
+full join rows from (
   pg_catalog.unnest($r4::pg_catalog.int8[]),
   pg_catalog.unnest($r5::pg_catalog.float8[]),
   pg_catalog.unnest($r6::pg_catalog.float8[]),
