@@ -41,6 +41,40 @@ def call(dsn: str) -> Call:
     return run
 
 
+def test_add_jobs_adds_all_lines_of_a_file_or_none(
+    call: Call, stored: Jobs, tmp_path: Path
+) -> None:
+    full = {
+        "task": "send", "payload": {"n": 2**70}, "queue_name": "mail", "job_key": "k",
+        "job_key_mode": "replace", "run_at": "2030-01-02T03:04:05Z", "priority": 3,
+        "max_attempts": 2, "flags": ["eu"],
+    }  # fmt: skip
+    lines = [json.dumps(full), "", *('{"task": "many", "run_in": 60}' for _ in range(2500))]
+    file = tmp_path / "jobs.ndjson"
+    file.write_text("\n".join(lines))
+    assert call("add-jobs", str(file), "--dry-run").stdout == "Would have added 2501 jobs.\n"
+    assert stored.ids() == []
+    assert rows(call("add-jobs", str(file), "--json")) == {"added": 2501}
+    (first,) = (row for row in stored.all() if row["task_identifier"] == "send")
+    assert (first["payload"], first["run_at"], first["flags"]) == (
+        {"n": 2**70}, LATER, {"eu": True},
+    )  # fmt: skip
+    before = len(stored.ids())
+    for line, said in (
+        ("{", "line 2502: "),
+        ("[]", 'line 2502: must be an object such as {"task": "send_email"}'),
+        ('{"task": "a", "priority": "high"}', "line 2502: priority must be a whole number"),
+        (
+            '{"task": "a", "queue": "b"}',
+            "line 2502: unknown argument 'queue'; did you mean 'queue_name'?",
+        ),
+        ('{"task": 7}', "line 2502: task must be text, not 7"),
+    ):
+        many = "\n".join(['{"task": "many"}'] * 2501 + [line])
+        assert said in call("add-jobs", "-", stdin=many, code=2).stderr, line
+    assert len(stored.ids()) == before
+
+
 @pytest.fixture
 def jobs(dsn: str, stored: Jobs) -> list[int]:
     """Ids of jobs that are ready, scheduled, failed and running."""
@@ -245,7 +279,7 @@ def test_a_job_that_is_not_there_is_told(call: Call) -> None:
     [
         ("migrat", "'migrate'"),
         ("reshedule", "'reschedule' or 'resume'"),
-        ("jobss", "'jobs' or 'job'"),
+        ("jobss", "'jobs' or 'job' or 'add-jobs'"),
         ("cancle", "'cancel'"),
         ("delete", "'remove KEY' or 'complete ID'"),
         ("version", "'--version'"),

@@ -16,6 +16,7 @@ from graphile_worker_py.processes.early import end_at_signals
 _MODULES: Final = {
     "run": "run",
     "add-job": "add",
+    "add-jobs": "adding_files",
     "migrate": "add",
     "jobs": "show",
     "job": "show",
@@ -60,7 +61,8 @@ _INSTEAD: Final = {
     "history": "'runs' or 'stats'",
     "show": "'job ID' or 'jobs'",
     "enqueue": "'add-job'",
-    "add": "'add-job'",
+    "add": "'add-job' or 'add-jobs'",
+    "import": "'add-jobs'",
 }
 
 
