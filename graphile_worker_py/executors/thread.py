@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 from graphile_worker_py.errors import presentable
@@ -116,6 +117,11 @@ class _TaskThread:
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
+    @property
+    def ident(self) -> int | None:
+        """Its number among the threads of the process."""
+        return self._thread.ident
+
     def submit(self, function: Callable[[], Any], done: "asyncio.Future[Any]") -> None:
         self._work.put((function, done))
 
@@ -155,3 +161,14 @@ class _TaskThread:
             done.set_exception(as_failure(error))
         else:
             done.set_exception(error)
+
+
+def thread_of(frame: FrameType) -> int | None:
+    """The number of the thread for which a suspended call of `Threads.run` waits.
+
+    None if the frame is another one's. It is read from there, so that calls need not note it.
+    """
+    if frame.f_code is not Threads.run.__code__:
+        return None
+    thread: _TaskThread | None = frame.f_locals.get("thread")
+    return None if thread is None else thread.ident

@@ -14,6 +14,7 @@ from graphile_worker_py.history import upkeep
 from graphile_worker_py.history.logs import CaptureHandler, LogCapture, captured
 from graphile_worker_py.history.recorder import AWAIT, Recorder
 from graphile_worker_py.history.running import CANCEL, Running
+from graphile_worker_py.history.stacks import ASK, Stacks
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins import Chore, Part, Plugin, Rider
 from graphile_worker_py.schema.own import register_migrations
@@ -70,11 +71,16 @@ class History(Plugin):
         await self._running_of(pool).beat(conn)
 
     def parts(self, pool: Any) -> Iterable[Part]:
-        """Requests to cancel jobs are heard, and what was counted last is written at the end."""
+        """Requests to cancel jobs, or to show where they are, are heard.
+
+        At the end, what was counted last is written.
+        """
         recorder = self._recorder(pool)
         running = self._running_of(pool)
         pool.listener.on(AWAIT, recorder.hear_awaited)
         pool.listener.on(CANCEL, running.hear)
+        stacks = Stacks(pool)
+        pool.listener.on(ASK, stacks.hear)
 
         async def flush_at_end() -> None:
             try:
@@ -88,6 +94,7 @@ class History(Plugin):
         return [
             Part(name="write counters", run=flush_at_end),
             Part(name="cancel jobs", run=running.cancel_when_asked),
+            Part(name="show stacks", run=stacks.show_when_asked),
         ]
 
     def chores(self, pool: Any) -> Iterable[Chore]:
