@@ -70,6 +70,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.options import RefetchDelay as RefetchDelay
     from graphile_worker_py.options import WorkerOptions as WorkerOptions
     from graphile_worker_py.options.history import HistoryRetention as HistoryRetention
+    from graphile_worker_py.options.limits import ConcurrencyLimit as ConcurrencyLimit
+    from graphile_worker_py.options.limits import RateLimit as RateLimit
     from graphile_worker_py.outcomes import Discard as Discard
     from graphile_worker_py.outcomes import RetryIn as RetryIn
     from graphile_worker_py.outcomes import RetryPolicy as RetryPolicy
@@ -105,6 +107,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.job_ends import JobOutcome as JobOutcome
     from graphile_worker_py.sql.job_ends import JobProgress as JobProgress
     from graphile_worker_py.sql.known_crontabs import KnownCrontab as KnownCrontab
+    from graphile_worker_py.sql.limits import Limit as Limit
+    from graphile_worker_py.sql.limits import LimitKind as LimitKind
     from graphile_worker_py.sql.pauses import Pause as Pause
     from graphile_worker_py.sql.pauses import PauseTarget as PauseTarget
     from graphile_worker_py.sql.pools import DeadPool as DeadPool

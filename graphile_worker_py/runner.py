@@ -19,7 +19,7 @@ from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.processes.signals import handle_signals
-from graphile_worker_py.runner_options import HISTORY, PAUSING, RunnerOptions, Setup
+from graphile_worker_py.runner_options import HISTORY, LIMITS, PAUSING, RunnerOptions, Setup
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.schema.own import install as install_side_schema
 from graphile_worker_py.steering.steering import Steering
@@ -257,7 +257,7 @@ async def run_migrations(
     name = config.schema_name(schema)
     check_flag("side_schema", side_schema)
     # The tables of leaves are registered when their plugins are loaded.
-    plugins = Hooks(hooks, leaves=(HISTORY, PAUSING) if side_schema else ())
+    plugins = Hooks(hooks, leaves=(HISTORY, LIMITS, PAUSING) if side_schema else ())
     where = config.source(source, AsyncConnectionPool)
     with aio.keeping_cancellation():
         async with opened_pool(where, max_size=2) as pool:

@@ -27,6 +27,7 @@ from graphile_worker_py.options import (
 )
 from graphile_worker_py.options.declaring import Kind, Option
 from graphile_worker_py.options.history import HistoryRetention
+from graphile_worker_py.options.limits import check_agreement
 from graphile_worker_py.options.process import PROCESS_OPTIONS
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
@@ -53,6 +54,8 @@ CAPTURING_HISTORY: Final = "graphile_worker_py.history.plugin:CapturingHistory"
 """The plugin that keeps history. It is named here only, because the core imports no leaf."""
 PAUSING: Final = "graphile_worker_py.pausing.plugin:Pausing"
 """The plugin that heeds pauses."""
+LIMITS: Final = "graphile_worker_py.limits.plugin:Limits"
+"""The plugin that keeps the limits of tasks."""
 MOST_NAMES: Final = 20
 """Maximum number of task names in a log line."""
 
@@ -184,6 +187,7 @@ def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]
     else:
         raise ConfigurationError("neither tasks nor task_directory was given")
     check_tasks(tasks.values())
+    check_agreement((name, task.settings.get("limits", ())) for name, task in tasks.items())
     return tasks
 
 
@@ -249,10 +253,17 @@ class Setup:
 
     def _leaves(self) -> tuple[str, ...]:
         """The optional parts of the package that take part."""
+        limited = [task for task in self._tasks.values() if task.settings.get("limits")]
         if self._options.no_side_schema:
+            for task in limited:
+                raise ConfigurationError(
+                    f"task {task.identifier!r} has limits, which need the side schema: leave out "
+                    f"no_side_schema"
+                )
             return ()
         captures = any("capture_logs" in task.settings for task in self._tasks.values())
-        return (CAPTURING_HISTORY if captures else HISTORY, PAUSING)
+        history = CAPTURING_HISTORY if captures else HISTORY
+        return (history, PAUSING, LIMITS) if limited else (history, PAUSING)
 
     def _check_processes_are_set_up(self) -> None:
         if self._set_up is None or self._set_up.path is not None:

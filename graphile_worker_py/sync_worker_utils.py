@@ -40,6 +40,7 @@ from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
 from graphile_worker_py.sql.granted import read_rights
+from graphile_worker_py.steering.limiting import SyncLimitSteering
 from graphile_worker_py.steering.sync_steering import SyncSteering
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class _Opening:
     stack: ExitStack
 
 
-class SyncWorkerUtils(SyncSteering, SyncLooksNow, SyncLooksBack):
+class SyncWorkerUtils(SyncSteering, SyncLimitSteering, SyncLooksNow, SyncLooksBack):
     """`WorkerUtils` without an event loop, for Django, Flask and scripts; a context manager.
 
     Args:

@@ -27,12 +27,13 @@ from graphile_worker_py.sql import admin
 from graphile_worker_py.sql import cleanup as cleaning
 from graphile_worker_py.sql.admin import Unlocked
 from graphile_worker_py.sql.cleanup import CleanupPreview, CleanupTask
+from graphile_worker_py.steering.limiting import LimitSteering
 from graphile_worker_py.steering.steering import Steering
 
 T = TypeVar("T")
 
 
-class WorkerUtils(JobAdder, Steering, LooksNow, LooksBack):
+class WorkerUtils(JobAdder, Steering, LimitSteering, LooksNow, LooksBack):
     """Adds and administers jobs; an async context manager.
 
     Entering it installs or upgrades the schema where that is needed, as Graphile Worker does.

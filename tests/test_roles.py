@@ -286,6 +286,9 @@ def test_a_worker_role_has_the_rights_that_a_worker_needs_and_no_more(roles: Rol
         "awaited": everything,
         "pauses": everything,
         "changes": ["select", "insert", "update"],
+        "limits": ["select", "insert", "update"],
+        "limit_permits": everything,
+        "limit_rates": ["select", "insert", "update"],
     }
 
 
@@ -318,7 +321,7 @@ async def test_a_worker_role_without_rights_for_history_works_without_and_says_s
         for record in caplog.records
         # Another test may have registered tables of further leaves.
         if record.levelname == "WARNING"
-        and not re.search(r"'(web|leases|pausing)'", record.message)
+        and not re.search(r"'(web|leases|pausing|limits)'", record.message)
     ]
     assert [text.partition(" (")[0] for text in warnings] == [
         "Could not create the tables of 'leaders' in the schema graphile_worker_py",

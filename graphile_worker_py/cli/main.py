@@ -32,6 +32,7 @@ _MODULES: Final = {
     "remove": "admin",
     "cancel": "steer",
     "retry": "steer",
+    "limits": "limits",
     "unlock": "admin",
     "pause": "pausing",
     "resume": "pausing",

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from graphile_worker_py.errors import MissingTablesError
+from graphile_worker_py.looking.limited import limits_reached
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import explain as facts
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
@@ -33,6 +34,8 @@ class Cause(StrEnum):
     """Its queue is paused."""
     PAUSED = "paused"
     """Its task, all pools that have it, or everything is paused."""
+    LIMITED = "limited"
+    """A limit of its task is reached."""
     QUEUE_LOCKED = "queue_locked"
     """Another job of its queue runs."""
     TASK_DELETED = "task_deleted"
@@ -122,10 +125,11 @@ def explain_facts(
     can_crash = pools is not None and job.locked_by is None
     crashes = (yield facts.read_crashes(schema, job_id)) if can_crash else 0
     paused = (yield from readable_pauses(schema)) if can_crash else []
+    limited = (yield from limits_reached(schema, job.task)) if can_crash else []
     return Explanation(
         job_id=job_id,
         state=job.state,
-        reasons=list(_reasons(job, pools, crashes, paused)),
+        reasons=list(_reasons(job, pools, crashes, paused, limited)),
         missing=None if pools is not None else NO_SIDE_SCHEMA,
     )
 
@@ -175,7 +179,11 @@ _GONE: Final = Reason(
 
 
 def _reasons(
-    job: JobFacts, pools: list[RegisteredPool] | None, crashes: int, pauses: Sequence[Pause]
+    job: JobFacts,
+    pools: list[RegisteredPool] | None,
+    crashes: int,
+    pauses: Sequence[Pause],
+    limits: Sequence[tuple[str, str]],
 ) -> Iterator[Reason]:
     if job.locked_by is not None:
         yield _holder(job, pools)
@@ -184,12 +192,12 @@ def _reasons(
     if pools is not None:
         living = [pool for pool in pools if not pool.overdue]
         found += [*_pauses_of(job, pauses, living), *_pool_reasons(job, living)]
+    found += [Reason(cause=Cause.LIMITED, fact=a, remedy=b, blocks=True) for a, b in limits]
     if crashes:
         fact = f"its worker died {counted(crashes, 'time')} while it ran, so it is run alone"
         remedy = "read the log of the worker that died"
         found.append(Reason(cause=Cause.SUSPECT, fact=fact, remedy=remedy, blocks=False))
-    if job.ahead:
-        found.append(_behind(job))
+    found += [_behind(job)] if job.ahead else []
     yield from sorted(found, key=lambda reason: not reason.blocks)
     if not found:
         fact = "it is ready, and no other job comes before it"
@@ -362,9 +370,9 @@ def _all_pools(number: int) -> str:
 
 
 def _busy_pools(number: int) -> str:
-    if number == 1:
-        return "the pool that may run it is"
-    return f"the {number} pools that may run it are"
+    return (
+        "the pool that may run it is" if number == 1 else f"the {number} pools that may run it are"
+    )
 
 
 def counted(number: int, noun: str) -> str:

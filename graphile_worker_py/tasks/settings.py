@@ -16,6 +16,7 @@ from graphile_worker_py.checks import (
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH
 from graphile_worker_py.options.history import HistoryLevel
+from graphile_worker_py.options.limits import TaskLimit, check_limits
 from graphile_worker_py.outcomes import RetryPolicy
 
 HistoryName: TypeAlias = Literal["none", "failed", "all"]
@@ -53,6 +54,9 @@ class TaskSettings(TypedDict, total=False):
     """Cron pattern of five fields: workers that have the task add a job of it when it is due."""
     timezone: str | None
     """Time zone of `cron`, for example `Europe/Vienna`; None means UTC."""
+    limits: Iterable[TaskLimit] | None
+    """How many of its jobs run at once, or start in a time, in all Python worker pools of the
+    schema together. Needs the side schema."""
 
 
 ADDING: Final = ("queue_name", "priority", "max_attempts", "flags", "job_key")
@@ -75,6 +79,8 @@ def checked_settings(identifier: str, given: Mapping[str, Any]) -> dict[str, Any
         raise ConfigurationError(f"timezone of task {identifier!r} needs cron")
     if "flags" in settings:
         settings["flags"] = list(settings["flags"])
+    if "limits" in settings:
+        settings["limits"] = list(settings["limits"])
     return settings
 
 
@@ -99,5 +105,6 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], object]]] = {
     # They are parsed when a worker starts, because that needs more modules than a task does.
     "cron": check_filled,
     "timezone": check_filled,
+    "limits": check_limits,
     "capture_logs": lambda name, value: check_one_of(name, value, allowed=LOG_LEVELS),
 }

@@ -1,0 +1,31 @@
+"""Which limits of its task keep a job from starting."""
+
+from graphile_worker_py.errors import MissingTablesError
+from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
+
+
+def limits_reached(schema: str, task: str) -> Steps[list[tuple[str, str]]]:
+    """Read the limits of a task that let no job start now: what is the case, and what to do.
+
+    Nothing where the tables are missing, or the role may not read them.
+    """
+    try:
+        limits = yield from read_limits(schema)
+    except MissingTablesError:
+        return []
+    return [_told(each) for each in limits if task in each.tasks and each.state != "free"]
+
+
+def _told(limit: Limit) -> tuple[str, str]:
+    kind = "" if limit.kind is LimitKind.CONCURRENCY else " --kind rate"
+    if limit.amount == 0:
+        clear = f"run `graphile-worker-py limits clear {limit.name}{kind}`"
+        by_code = "let a release raise it" if limit.set_amount is None else clear
+        return f"limit {limit.name!r} of its task is 0 (which binds Python pools only)", by_code
+    remedy = f"wait, or run `graphile-worker-py limits set {limit.name} N{kind}`"
+    if limit.kind is LimitKind.CONCURRENCY:
+        fact = f"{limit.in_use} of {limit.amount:g} jobs at once are in use"
+    else:
+        fact = f"{limit.amount:g} jobs may start in {limit.per:g} s, and all tokens are used up"
+    return f"limit {limit.name!r} of its task is reached: {fact}", remedy

@@ -1,0 +1,144 @@
+"""The limits of tasks: how many of their jobs run at once, and how many start in a time."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from graphile_worker_py.checks import check_seconds, check_text, check_whole
+from graphile_worker_py.errors import ConfigurationError
+
+LONGEST_NAME: Final = 128
+"""Characters of a limit's name."""
+FULL_USE: Final = 0.25
+"""A rate without `burst` may save up the starts of this many seconds."""
+SLOWEST: Final = 1e-6
+FASTEST: Final = 1e6
+"""Starts a second that a rate may have, at least and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyLimit:
+    """At most this many jobs at once, in all Python worker pools of the schema together.
+
+    Args:
+        amount: Most jobs at once; 0 pauses the tasks.
+        name: Tasks whose limits have one name share it; None means the identifier of the task.
+
+    Raises:
+        ConfigurationError: A value is not allowed.
+    """
+
+    amount: int
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("the amount of a ConcurrencyLimit", self.amount, smallest=0)
+        _check_name("ConcurrencyLimit", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """At most this many starts in a time, in all Python worker pools of the schema together.
+
+    Each attempt is a start, so retries count. In any `per` seconds there are at most
+    `rate + burst` starts.
+
+    Args:
+        rate: Starts in `per` seconds, on average.
+        per: Seconds.
+        burst: Most starts at once after a quiet time. None means as many as come due in a quarter
+            of a second, at least 1. With a small burst, a fast rate is not used fully.
+        name: Tasks whose limits have one name share it; None means the identifier of the task.
+
+    Raises:
+        ConfigurationError: A value is not allowed.
+    """
+
+    rate: float
+    per: float = 1.0
+    burst: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        rate: object = self.rate
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
+            raise ConfigurationError(
+                f"the rate of a RateLimit must be a number above 0, and finite, not {rate!r}; "
+                f"ConcurrencyLimit(0) pauses a task"
+            )
+        check_seconds("per of a RateLimit", self.per, above_zero=True)
+        if not SLOWEST <= self.rate / self.per <= FASTEST:
+            raise ConfigurationError(
+                f"a RateLimit must be between {SLOWEST:g} and {FASTEST:g} starts a second, not "
+                f"{self.rate!r} in {self.per!r} s"
+            )
+        if self.burst is not None:
+            check_whole("burst of a RateLimit", self.burst, smallest=1)
+        _check_name("RateLimit", self.name)
+
+    @property
+    def most_at_once(self) -> int:
+        """The burst, also where none was given."""
+        if self.burst is not None:
+            return self.burst
+        return max(1, int(self.rate / self.per * FULL_USE))
+
+
+TaskLimit: TypeAlias = ConcurrencyLimit | RateLimit
+LIMITS: Final = (ConcurrencyLimit, RateLimit)
+
+
+def check_limits(name: str, value: object) -> None:
+    """Check the limits of a task: a list, with one of each kind and name."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        raise ConfigurationError(f"{name} must be a list of {_KINDS}, not {value!r}")
+    seen: set[tuple[type, str | None]] = set()
+    for each in value:
+        if not isinstance(each, LIMITS):
+            raise ConfigurationError(f"{name} must be a list of {_KINDS}; got {each!r}")
+        key = (type(each), each.name)
+        if key in seen:
+            named = "without a name" if each.name is None else f"named {each.name!r}"
+            raise ConfigurationError(f"{name} has two of {type(each).__name__} {named}")
+        seen.add(key)
+
+
+_KINDS: Final = "ConcurrencyLimit(...) and RateLimit(...)"
+
+
+def limits_of(identifier: str, limits: Iterable[TaskLimit]) -> list[tuple[str, TaskLimit]]:
+    """The limits of a task with their names; one without a name has that of the task."""
+    return [(identifier if each.name is None else each.name, each) for each in limits]
+
+
+def check_agreement(settings: Iterable[tuple[str, Iterable[TaskLimit]]]) -> None:
+    """Check that limits of one kind and name have the same values in all tasks.
+
+    Args:
+        settings: Identifier and limits of each task.
+
+    Raises:
+        ConfigurationError: Two tasks disagree.
+    """
+    known: dict[tuple[type, str], tuple[str, Any]] = {}
+    for identifier, limits in settings:
+        for name, limit in limits_of(identifier, limits):
+            values = _values(limit)
+            first, others = known.setdefault((type(limit), name), (identifier, values))
+            if others != values:
+                raise ConfigurationError(
+                    f"tasks {first!r} and {identifier!r} have different settings of the "
+                    f"{type(limit).__name__} {name!r}: {others} and {values}"
+                )
+
+
+def _values(limit: TaskLimit) -> tuple[object, ...]:
+    if isinstance(limit, ConcurrencyLimit):
+        return (limit.amount,)
+    return (limit.rate, limit.per, limit.most_at_once)
+
+
+def _check_name(kind: str, name: object) -> None:
+    if name is not None:
+        check_text(f"name of a {kind}", name, shortest=1, longest=LONGEST_NAME)

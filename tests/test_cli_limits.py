@@ -1,0 +1,55 @@
+"""The command `limits`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click.testing
+
+from graphile_worker_py import (
+    ConcurrencyLimit,
+    RateLimit,
+    Runner,
+    WorkerUtils,
+    run_migrations,
+    task,
+)
+from graphile_worker_py.cli.main import main
+from tests.support.eventually import eventually
+
+PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
+
+
+def call(dsn: str, *args: str, code: int = 0) -> str:
+    """Run a command on the test's database, and return what it prints."""
+    environment = {"DATABASE_URL": dsn, "GRAPHILE_WORKER_SCHEMA": ""}
+    result = click.testing.CliRunner().invoke(main, ["limits", *args], env=environment)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+async def test_limits_are_listed_set_and_cleared_as_the_page_shows(dsn: str) -> None:
+    await run_migrations(dsn, side_schema=True)
+    assert call(dsn) == "No limits: no worker pool has had one.\n"
+
+    @task("charge", limits=[ConcurrencyLimit(50, name="stripe"), RateLimit(5, name="stripe")])
+    async def charge(_payload: Any) -> None:
+        pass
+
+    async with Runner(dsn, tasks=[charge]), WorkerUtils(dsn) as utils:
+        await utils.add_job("charge")
+
+        async def used() -> bool:
+            return len(await utils.limits()) == 2
+
+        await eventually(used)
+    assert re.findall(r"graphile-worker-py limits (\w+)", PAGE.read_text()) == ["set", "clear"]
+    assert "operator (code: 50)" in call(dsn, "set", "stripe", "20")
+    assert "7 in 1 s, 1 at once" in call(dsn, "set", "stripe", "7", "--kind", "rate")
+    call(dsn, "set", "stripe", "1", "--dry-run")
+    listed = {each["kind"]: each for each in json.loads(call(dsn, "--json"))}
+    assert [listed[kind]["amount"] for kind in ("concurrency", "rate")] == [20, 7]
+    assert listed["concurrency"]["state"] == "free"
+    assert "50 at once" in call(dsn, "clear", "stripe")
+    assert "there is no limit 'paypal'" in call(dsn, "set", "paypal", "1", code=2)
