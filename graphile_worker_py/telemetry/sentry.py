@@ -1,10 +1,13 @@
 """Sentry: errors of jobs, and what its page about queues needs. Needs the extra `sentry`."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, Final
 
 import sentry_sdk
+from sentry_sdk.crons import MonitorStatus, capture_checkin
 from sentry_sdk.tracing import Span
 
 from graphile_worker_py import events
@@ -18,6 +21,8 @@ from graphile_worker_py.tasks.context import JobContext
 from graphile_worker_py.telemetry.trace_flags import traceparent_of, with_traceparent
 
 ORIGIN: Final = "auto.queue.graphile_worker"
+LONGEST_SLUG: Final = 50
+_NOT_IN_SLUGS: Final = re.compile(r"[^a-z0-9_-]+")
 
 
 class Sentry(Plugin):
@@ -27,10 +32,13 @@ class Sentry(Plugin):
         each_attempt: Whether to report the error of each failed attempt. By default, an error is
             reported once the job is given up. `RetryIn` is reported only then, `Snooze` and
             `Discard` never.
+        check_ins: Whether jobs of crontab items check in with the monitor that is named after their
+            task. Sentry ignores check-ins for which there is no monitor.
     """
 
-    def __init__(self, *, each_attempt: bool = False) -> None:
+    def __init__(self, *, each_attempt: bool = False, check_ins: bool = True) -> None:
         self._each_attempt = each_attempt
+        self._check_ins = check_ins
 
     def setup(self, events_of_runner: Events) -> None:
         """Hear of jobs that failed."""
@@ -59,7 +67,7 @@ class Sentry(Plugin):
         self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
     ) -> Any:
         """Call a task within a transaction that has a span `queue.process`."""
-        with _processing(ctx.job) as span:
+        with _checking_in(ctx.job, wanted=self._check_ins), _processing(ctx.job) as span:
             try:
                 return await proceed(ctx)
             except (Snooze, Discard, RetryIn):
@@ -78,6 +86,41 @@ class Sentry(Plugin):
             scope.set_tag("graphile_worker.task", event.job.task_identifier)
             scope.set_context("job", _about(event.job))
             scope.capture_exception(event.error)
+
+
+@contextmanager
+def _checking_in(job: Job, *, wanted: bool) -> Iterator[None]:
+    """Report the run of a crontab item to its monitor; backfilled runs are late by intention."""
+    if not wanted or b'"_cron"' not in job.payload_json or not _is_due_run(job.payload):
+        yield
+        return
+    slug = monitor_of(job.task_identifier)
+    began = perf_counter()
+    check_in = capture_checkin(monitor_slug=slug, status=MonitorStatus.IN_PROGRESS)
+    status = MonitorStatus.ERROR
+    try:
+        yield
+        status = MonitorStatus.OK
+    except (Snooze, Discard):
+        status = MonitorStatus.OK
+        raise
+    finally:
+        capture_checkin(
+            monitor_slug=slug,
+            check_in_id=check_in,
+            status=status,
+            duration=perf_counter() - began,
+        )
+
+
+def _is_due_run(payload: Any) -> bool:
+    cron = payload.get("_cron") if isinstance(payload, dict) else None
+    return isinstance(cron, dict) and not cron.get("backfilled")
+
+
+def monitor_of(task: str) -> str:
+    """The slug of the monitor of a task: what Sentry allows of its name."""
+    return _NOT_IN_SLUGS.sub("-", task.lower()).strip("-")[:LONGEST_SLUG]
 
 
 @contextmanager

@@ -138,3 +138,34 @@ async def test_without_a_client_nothing_changes(dsn: str) -> None:
     async with WorkerUtils(dsn, hooks=[plugin]) as utils:
         assert (await utils.add_job(succeed, {})).flags is None
     assert (await run_once(dsn, tasks=TASKS, hooks=[plugin])).completed == 1
+
+
+async def test_jobs_of_crontab_items_check_in_with_their_monitor(
+    dsn: str, transport: FakeTransport
+) -> None:
+    due = {"_cron": {"ts": "2026-01-31T04:00:00.000Z", "backfilled": False}}
+    late = {"_cron": {"ts": "2026-01-31T03:00:00.000Z", "backfilled": True}}
+    tasks = {"Reports.daily": succeed, "fail": fail}
+    async with WorkerUtils(dsn) as utils:
+        for name, payload in (
+            ("Reports.daily", due), ("fail", due), ("Reports.daily", late), ("Reports.daily", {}),
+        ):  # fmt: skip
+            await utils.add_job(name, payload)
+    await run_once(dsn, tasks=tasks, hooks=[Sentry()])
+    sentry_sdk.flush()
+    check_ins = [each for each in transport.sent if "monitor_slug" in each]
+    by_monitor: dict[str, list[Any]] = {}
+    for each in check_ins:
+        by_monitor.setdefault(each["monitor_slug"], []).append(each)
+    assert {slug: [each["status"] for each in found] for slug, found in by_monitor.items()} == {
+        "reports-daily": ["in_progress", "ok"],
+        "fail": ["in_progress", "error"],
+    }
+    for began, ended in by_monitor.values():
+        assert began["check_in_id"] == ended["check_in_id"]
+        assert 0 <= ended["duration"] < 15
+    transport.sent.clear()
+    async with WorkerUtils(dsn) as utils:
+        await utils.add_job("Reports.daily", due)
+    await run_once(dsn, tasks=tasks, hooks=[Sentry(check_ins=False)])
+    assert not any("monitor_slug" in each for each in transport.sent)
