@@ -43,6 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="PostgreSQL server to test on: 12 to 18, system, or a directory with its programs",
     )
     parser.addoption(
+        "--only-database",
+        action="store_true",
+        help="Leave out the tests that do not use the server of the test run: they can't differ on"
+        " another one",
+    )
+    parser.addoption(
         "--long",
         action="store_true",
         help="Run the tests marked as long too, let each fault last and come again, and try many"
@@ -77,11 +83,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked as long, unless `--long` is given."""
+    """Leave out the tests that the options leave out."""
+    left_out: set[pytest.Item] = set()
     if not config.getoption("--long"):
-        left_out = [item for item in items if item.get_closest_marker("long") is not None]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        left_out.update(item for item in items if item.get_closest_marker("long") is not None)
+    if config.getoption("--only-database"):
+        left_out.update(item for item in items if not _uses_server(item))
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _uses_server(item: pytest.Item) -> bool:
+    return bool({"server", "own_server"} & set(getattr(item, "fixturenames", ())))
 
 
 @pytest.fixture(autouse=True)
