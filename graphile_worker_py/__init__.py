@@ -64,6 +64,9 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.looking.explaining import Cause as Cause
     from graphile_worker_py.looking.explaining import Explanation as Explanation
     from graphile_worker_py.looking.explaining import Reason as Reason
+    from graphile_worker_py.observing.doctor import doctor as doctor
+    from graphile_worker_py.observing.findings import Finding as Finding
+    from graphile_worker_py.observing.findings import Severity as Severity
     from graphile_worker_py.once import RunOnceResult as RunOnceResult
     from graphile_worker_py.once import run_once as run_once
     from graphile_worker_py.options import LocalQueueOptions as LocalQueueOptions

@@ -1,5 +1,6 @@
 """The `doctor` command: each thing that is wrong is found, with its remedy; the exit code tells."""
 
+import asyncio
 import json
 import re
 from dataclasses import replace
@@ -10,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg.conninfo import make_conninfo
 
-from graphile_worker_py import Runner, SyncWorkerUtils, run_migrations, task
+import graphile_worker_py
+from graphile_worker_py import ConfigurationError, Runner, SyncWorkerUtils, run_migrations, task
 from graphile_worker_py.cli.main import main
 from graphile_worker_py.observing import findings
 from graphile_worker_py.observing.doctor import examine
@@ -239,3 +241,19 @@ def test_dead_rows_and_large_tables_and_what_holds_vacuum_back_are_found() -> No
         ),
         ("side schema", "table graphile_worker_py.job_runs takes 3.0 GiB"),
     ]
+
+
+async def test_programs_get_the_same_findings_with_problems_first(dsn: str) -> None:
+    Jobs(dsn).add("nobody_has_it", {})
+    hasty = make_conninfo(dsn, options="-c statement_timeout=5s")
+    seen = await graphile_worker_py.doctor(hasty)
+    told = json.loads((await asyncio.to_thread(doctor, hasty, "--json")).stdout)["findings"]
+    assert [(each.check, each.severity) for each in seen] == [
+        (each["check"], each["severity"]) for each in told
+    ]
+    assert [each.severity for each in seen] == sorted(
+        (each.severity for each in seen), key=[Severity.PROBLEM, Severity.NOTICE].index
+    )
+    assert {each.severity for each in seen} == set(Severity)
+    with pytest.raises(ConfigurationError, match="listens_directly must be True or False"):
+        await graphile_worker_py.doctor(dsn, listens_directly="no")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from graphile_worker_py.cli.shared_options import configuration_options, json_op
 from graphile_worker_py.cli.tables import print_json
 from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.errors import MissingRightsError
-from graphile_worker_py.observing.doctor import examine, of_missing_rights
+from graphile_worker_py.observing.doctor import examine, of_missing_rights, problems_first
 from graphile_worker_py.observing.findings import Finding, Severity, notice
 
 
@@ -41,7 +41,7 @@ def doctor(
             found += utils._run_steps(steps, conn)
     except MissingRightsError as error:  # it may not even look
         found.append(of_missing_rights(error))
-    found.sort(key=lambda each: each.severity is not Severity.PROBLEM)
+    found = problems_first(found)
     problems = sum(each.severity is Severity.PROBLEM for each in found)
     if as_json:
         print_json({"findings": list(map(asdict, found)), "problems": problems})

@@ -1,15 +1,62 @@
 """Examine a server and its jobs for what is wrong, or will be."""
 
 import time
+from collections.abc import Iterable
 
+from graphile_worker_py import config
+from graphile_worker_py.checks import check_flag
 from graphile_worker_py.errors import MissingRightsError
 from graphile_worker_py.looking import explaining
 from graphile_worker_py.observing import findings
-from graphile_worker_py.observing.findings import Finding
+from graphile_worker_py.observing.findings import Finding, Severity
+from graphile_worker_py.postgres.connecting import AsyncPool
+from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights
 from graphile_worker_py.sql import backlog, checkup, inspect, known_crontabs, table_sizes
 from graphile_worker_py.sql.granted import read_rights
+from graphile_worker_py.worker_utils import WorkerUtils
+
+
+async def doctor(
+    source: str | AsyncPool | None = None,
+    *,
+    schema: str | None = None,
+    listens_directly: bool = False,
+) -> list[Finding]:
+    """Examine a server and its jobs; return what needs attention, problems first.
+
+    It changes nothing. With millions of jobs it takes some seconds.
+
+    Args:
+        source: A connection string, a `psycopg_pool.AsyncConnectionPool` of the caller, or None
+            for `DATABASE_URL` or libpq's variables.
+        schema: Name of the schema; None means `GRAPHILE_WORKER_SCHEMA`, else `graphile_worker`.
+        listens_directly: Whether workers have a `listen_connection_string`, so that a pooler is
+            no problem.
+
+    Raises:
+        psycopg.OperationalError: The database can't be reached.
+        MigrationError: The schema is missing or too old.
+    """
+    name = config.schema_name(schema)
+    check_flag("listens_directly", listens_directly)
+    try:
+        async with (
+            WorkerUtils(source, schema=name, migrate=False) as utils,
+            utils.pool.connection() as conn,
+        ):
+            pid = conn.info.backend_pid
+            steps = examine(name, backend_pid=pid, listens_directly=listens_directly)
+            found = await Database(utils.pool, schema=name).drive(steps, conn=conn)
+    except MissingRightsError as error:  # it may not even look
+        found = [of_missing_rights(error)]
+    return problems_first(found)
+
+
+def problems_first(found: Iterable[Finding]) -> list[Finding]:
+    """Findings in the order in which a person should read them."""
+    return sorted(found, key=lambda each: each.severity is not Severity.PROBLEM)
 
 
 def examine(
