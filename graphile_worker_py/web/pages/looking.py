@@ -24,12 +24,12 @@ from graphile_worker_py.sql.windows import Filter
 from graphile_worker_py.web import charts, errors, facts, filters, history, listing, shown
 from graphile_worker_py.web import recurring as recurring_items
 from graphile_worker_py.web.api.models import JobId
+from graphile_worker_py.web.census import Counts
 from graphile_worker_py.web.changes import gone
 from graphile_worker_py.web.context import Viewer, web_of
 from graphile_worker_py.web.copying import copies
 from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.rendering import count_note, render, root
-from graphile_worker_py.web.site import Site
 
 router = APIRouter()
 PAGE_SIZE: Final = 50
@@ -59,7 +59,7 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         title="Jobs",
         access=access,
         q=q,
-        suggestions=await _suggestions(site, q),
+        suggestions=_suggestions(standing.counts, q),
         after=after,
         fault=fault,
         wanted=wanted,
@@ -73,10 +73,9 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
     )
 
 
-async def _suggestions(site: Site, q: str) -> list[str]:
-    """What may follow in the filter, from answers that are there for other pages, too."""
-    counts = (await facts.standing(site)).counts
-    tasks = (await facts.task_names(site))[:MOST_SUGGESTED]
+def _suggestions(counts: Counts | None, q: str) -> list[str]:
+    """What may follow in the filter; of tasks and queues, those that have jobs."""
+    tasks = [] if counts is None else sorted(counts.tasks())[:MOST_SUGGESTED]
     queues = [] if counts is None else sorted(counts.queues or ())[:MOST_SUGGESTED]
     terms = [
         *(Filter(state=state) for state in JobState),
