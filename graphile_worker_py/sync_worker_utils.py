@@ -19,6 +19,8 @@ from psycopg.conninfo import make_conninfo
 from graphile_worker_py import config
 from graphile_worker_py.adding import statements
 from graphile_worker_py.adding.statements import Addition
+from graphile_worker_py.adding.sync_gathering import SyncGathering
+from graphile_worker_py.adding.together import can_share
 from graphile_worker_py.checks import check_flag, check_is, check_whole
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.events import Events
@@ -343,12 +345,12 @@ class SyncWorkerUtils(SyncSteering, SyncLimitSteering, SyncLooksNow, SyncLooksBa
         self, specs: Sequence[JobSpec], conn: Connection[Any] | None, first: int | None
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
-        addition = Addition(
-            wanted,
-            schema=self._database.statements.schema,
-            first=first,
-            nan_as_null=self._around.nan_as_null,
-        )
+        nan_as_null = self._around.nan_as_null
+        if conn is None and first is None and can_share(wanted[0]):
+            payload = statements.payload_of(wanted[0], nan_as_null=nan_as_null)
+            return [self._database.shared(SyncGathering).add(wanted[0], payload)]
+        schema = self._database.statements.schema
+        addition = Addition(wanted, schema=schema, first=first, nan_as_null=nan_as_null)
         if not addition.needs_transaction:
             return self._database.drive(addition.steps(), conn=conn)
 

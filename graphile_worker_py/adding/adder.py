@@ -10,7 +10,9 @@ from typing import Any, TypeAlias, Unpack
 from psycopg import AsyncConnection
 
 from graphile_worker_py.adding import statements
+from graphile_worker_py.adding.gathering import Gathering
 from graphile_worker_py.adding.statements import Addition
+from graphile_worker_py.adding.together import can_share
 from graphile_worker_py.errors import GraphileWorkerError
 from graphile_worker_py.events import Events, JobsAdded
 from graphile_worker_py.job import Job
@@ -188,6 +190,9 @@ class JobAdder:
         first: int | None,
     ) -> list[Job]:
         wanted = statements.checked_specs(specs, now=self._database.now(), first=first)
+        if conn is None and first is None and can_share(wanted[0]):
+            payload = statements.payload_of(wanted[0], nan_as_null=self._around.nan_as_null)
+            return [await self._database.shared(Gathering).add(wanted[0], payload)]
         addition = Addition(
             wanted,
             schema=self._database.schema,

@@ -102,7 +102,7 @@ class Addition:
     def _add_all(self, *, copy_to: str | None, own_transaction: bool) -> Steps[list[Job]]:
         specs = self._specs
         if len(specs) == 1:
-            return [(yield from self._add_one())]
+            return [(yield from add_alone(specs[0], self._payload(0)))]
         if copy_to is not None and not self._has_keys and len(specs) >= COPY_FROM:
             jobs = yield from copied(specs, self._payload, schema=copy_to)
             if jobs is not None:
@@ -119,13 +119,6 @@ class Addition:
         else:
             self._check_all_added(places.values(), found)
         return [found[places[spec.job_key or at]] for at, spec in enumerate(specs)]
-
-    def _add_one(self) -> Steps[Job]:
-        for _ in range(_TRIES):
-            job: Job | None = yield sql.add_job(self._specs[0], self._payload(0))
-            if job is not None:
-                return job
-        raise _contended(self._specs)
 
     def _add(
         self, places: Sequence[int], found: dict[int, Job], *, own_transaction: bool
@@ -181,7 +174,7 @@ class Addition:
 
     def _payload(self, at: int) -> str:
         try:
-            return _payload_of(self._specs[at], nan_as_null=self._nan_as_null)
+            return payload_of(self._specs[at], nan_as_null=self._nan_as_null)
         except ConfigurationError as error:
             if self._first is None:
                 raise
@@ -190,6 +183,19 @@ class Addition:
     def _check_all_added(self, places: Iterable[int], found: Mapping[int, Job]) -> None:
         if missing := [self._specs[at] for at in places if at not in found]:
             raise _contended(missing)
+
+
+def add_alone(spec: JobSpec, payload: str) -> Steps[Job]:
+    """Add one job.
+
+    Raises:
+        GraphileWorkerError: A job with its key was fetched during each of many tries.
+    """
+    for _ in range(_TRIES):
+        job: Job | None = yield sql.add_job(spec, payload)
+        if job is not None:
+            return job
+    raise _contended([spec])
 
 
 class _Chunk:
@@ -209,7 +215,7 @@ class _Chunk:
         self._payloads = payloads
         self._mode = mode
         self._own_transaction = own_transaction
-        self._names = None if mode is JobKeyMode.UNSAFE_DEDUPE else needed_names(self._specs)
+        self._names = None if mode is JobKeyMode.UNSAFE_DEDUPE else needed_names(specs, payloads)
 
     def queries(self) -> Iterator[Query[Any]]:
         """The statements."""
@@ -276,8 +282,12 @@ def check_iterable(specs: object) -> None:
         raise ConfigurationError(f"jobs must be a list of JobSpec, not {specs!r}")
 
 
-def _payload_of(spec: JobSpec, *, nan_as_null: bool) -> str:
-    """The payload of a spec as JSON text, unless it is too large."""
+def payload_of(spec: JobSpec, *, nan_as_null: bool) -> str:
+    """The payload of a spec as JSON text.
+
+    Raises:
+        ConfigurationError: It can't be written as JSON, or is too large.
+    """
     payload = spec.payload_json(nan_as_null=nan_as_null)
     if len(payload) <= LARGEST_PAYLOAD // 4:  # a character has up to four bytes
         return payload

@@ -35,6 +35,7 @@ from graphile_worker_py.postgres.query import (
 )
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class SyncDatabase:
@@ -53,10 +54,18 @@ class SyncDatabase:
         self.statements = Statements(schema)
         self._prepare = prepared_statements
         self._use_node_time = use_node_time
+        self._shared: dict[Any, Any] = {}
 
     def now(self) -> datetime | None:
         """The time that jobs without `run_at` get; None means the server's."""
         return clock.utc_now() if self._use_node_time else None
+
+    def shared(self, kind: "Callable[[SyncDatabase], S]") -> S:
+        """The one object of a kind that all users of this database share, made at first use."""
+        try:
+            return self._shared[kind]  # type: ignore[no-any-return]
+        except KeyError:
+            return self._shared.setdefault(kind, kind(self))  # type: ignore[no-any-return]
 
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:

@@ -43,6 +43,7 @@ from graphile_worker_py.postgres.task_sessions import TaskSessions
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Database:
@@ -73,6 +74,7 @@ class Database:
         """The process that opened it; its connections must not be used by another one."""
         self.task_sessions = TaskSessions(pool, keep=owns_pool)
         self._use_node_time = use_node_time
+        self._shared: dict[Any, Any] = {}
         self.availability = Availability()
         self.statements = Statements(schema)
         # At the first use, because most statements are sent many times.
@@ -86,6 +88,13 @@ class Database:
     def now(self) -> datetime | None:
         """The time that decides which jobs are due; None means the server's."""
         return clock.utc_now() if self._use_node_time else None
+
+    def shared(self, kind: "Callable[[Database], S]") -> S:
+        """The one object of a kind that all users of this database share, made at first use."""
+        try:
+            return self._shared[kind]  # type: ignore[no-any-return]
+        except KeyError:
+            return self._shared.setdefault(kind, kind(self))  # type: ignore[no-any-return]
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:

@@ -114,6 +114,35 @@ from
 )
 _WORTH_PLANNING: Final = 500
 
+# Jobs of several callers. None of them is to wait for long because another one's key, task or
+# queue is locked: the statement then fails, and each job is added by itself. The setting ends with
+# the statement, and covers its commit.
+_ADD_JOBS_OF_SEVERAL: Final = (
+    "select"
+    + fragments.JOB
+    + """
+from
+  (
+    select pg_catalog.set_config('lock_timeout', '200ms', true) offset 0
+  ) as patience (setting),
+  lateral :GRAPHILE_WORKER_SCHEMA.add_jobs(
+    job_key_preserve_run_at => $2::pg_catalog.bool and patience.setting is not null,
+    specs => """
+    + _SPECS
+    + """
+  ) as job
+"""
+)
+
+
+def add_jobs_of_several(
+    specs: Sequence[JobSpec], payloads: Sequence[str], *, preserve_run_at: bool
+) -> Query[list[tuple[Any, ...]]]:
+    """Add jobs of several callers, as `add_jobs` does; it does not wait for locks for long."""
+    records = [_record(*each) for each in zip(specs, payloads, strict=True)]
+    values = (json_codec.dumps(records).decode(), preserve_run_at)
+    return Query(_ADD_JOBS_OF_SEVERAL, values, list)
+
 
 def add_jobs(
     specs: Sequence[JobSpec],

@@ -1,0 +1,182 @@
+"""Calls of `add_job` that arrive at once share statements, and each behaves as if it were alone."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import psycopg
+
+from graphile_worker_py import Job, JobContext, Runner, WorkerUtils
+from tests.support.eventually import eventually
+from tests.support.jobs import Jobs
+from tests.worker_utils_support import Api
+
+REFUSE = """
+create function refuse() returns trigger language plpgsql as $$
+begin
+  raise exception 'refused';
+end $$;
+create trigger refuse before insert on graphile_worker._private_jobs
+for each row when (new.payload::text = '"bad"') execute function refuse();
+"""
+TOUCH = "update graphile_worker._private_jobs set priority = 7 where key = %s"
+LOCK = "lock table graphile_worker._private_jobs in share mode"
+STATEMENTS = "select count(distinct xmin::text) from graphile_worker._private_jobs"
+WAITING = """
+select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+"""
+END = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'
+"""
+
+
+def execute(dsn: str, statement: str) -> list[Any]:
+    """Run one statement, and return its rows."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        cursor = conn.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+async def at_once(*calls: Any) -> list[Any]:
+    """What calls that begin at the same moment return or raise."""
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_calls_at_once_share_statements_and_notifications(dsn: str) -> None:
+    async with WorkerUtils(dsn) as utils:
+        with psycopg.connect(dsn, autocommit=True) as listener:
+            listener.execute('listen "jobs:insert"')
+            jobs = await at_once(*[utils.add_job("a", {"at": at}) for at in range(30)])
+            heard = list(listener.notifies(timeout=1, stop_after=2))
+    assert [job.payload for job in jobs] == [{"at": at} for at in range(30)]
+    assert len({job.id for job in jobs}) == 30
+    assert execute(dsn, STATEMENTS)[0][0] <= 5
+    assert '"count":29' in heard[1].payload
+
+
+async def test_adds_of_threads_share_statements(dsn: str) -> None:
+    async with Api("sync").opened(dsn) as utils:
+        adding = [utils.add_job("a", {"at": at}) for at in range(200)]
+        jobs = await at_once(*adding)
+    assert [job.payload for job in jobs] == [{"at": at} for at in range(200)]
+    assert execute(dsn, STATEMENTS)[0][0] < 200
+
+
+async def test_jobs_that_tasks_add_share_statements(dsn: str) -> None:
+    added: list[Job] = []
+
+    async def parent(payload: Any, ctx: JobContext) -> None:
+        added.append(await ctx.add_job("other", payload))
+
+    async with Runner(dsn, tasks={"parent": parent}, concurrent_jobs=10) as runner:
+        await at_once(*[runner.add_job("parent", {"at": at}) for at in range(30)])
+        await eventually(lambda: len(added) == 30)
+    assert sorted(job.payload["at"] for job in added) == list(range(30))
+    assert execute(dsn, STATEMENTS)[0][0] < 30
+
+
+async def test_a_refused_job_fails_its_own_call_only(utils: WorkerUtils, dsn: str) -> None:
+    execute(dsn, REFUSE)
+    payloads = [1, 2, "bad", 3, float("nan"), "bad", 4]
+    results = await at_once(*[utils.add_job("a", each) for each in payloads])
+    assert [type(each).__name__ for each in results] == [
+        "Job",
+        "Job",
+        "RaiseException",
+        "Job",
+        "ConfigurationError",
+        "RaiseException",
+        "Job",
+    ]
+    assert sorted(job["payload"] for job in Jobs(dsn).all()) == [1, 2, 3, 4]
+
+
+async def test_adds_with_one_key_act_one_after_the_other(utils: WorkerUtils, stored: Jobs) -> None:
+    calls = [utils.add_job("a", [at], job_key=key) for at in range(6) for key in "kl"]
+    jobs = await at_once(*calls)
+    assert sorted(job.revision for job in jobs) == sorted([*range(6), *range(6)])
+    assert {job["key"]: sorted(job["payload"]) for job in stored.all()} == {
+        "k": [*range(6)],
+        "l": [*range(6)],
+    }
+
+
+async def test_jobs_with_the_same_payload_go_to_their_own_calls(utils: WorkerUtils) -> None:
+    wanted: list[dict[str, Any]] = [
+        {"identifier": identifier, "queue_name": queue_name, "priority": priority}
+        for identifier in "ab"
+        for queue_name in ("q", "r", None)
+        for priority in (0, 1)
+    ]
+    jobs = await at_once(*[utils.add_job(**each) for each in wanted * 3])
+    assert [(job.task_identifier, job.priority) for job in jobs] == [
+        (each["identifier"], each["priority"]) for each in wanted * 3
+    ]
+    queues = Counter(
+        (job.job_queue_id, each["queue_name"]) for job, each in zip(jobs, wanted * 3, strict=True)
+    )
+    assert sorted(queues.values()) == [12, 12, 12]
+
+
+async def test_a_call_that_waits_for_a_lock_holds_up_no_other(
+    utils: WorkerUtils, dsn: str, stored: Jobs
+) -> None:
+    for key in "kl":
+        stored.add("a", job_key=key)
+    async with asyncio.TaskGroup() as group:
+        with psycopg.connect(dsn) as other:
+            other.execute(TOUCH, ["k"])
+            other.execute(TOUCH, ["l"])
+            blocked = [group.create_task(utils.add_job("a", job_key="k"))]
+            await stored.seen_waiting()
+            blocked.append(group.create_task(utils.add_job("a", job_key="l")))
+            free = await at_once(*[utils.add_job("b") for _ in range(5)])
+            assert all(isinstance(job, Job) for job in free)
+            assert not any(call.done() for call in blocked)
+    assert [job.result().revision for job in blocked] == [1, 1]
+
+
+async def test_a_cancelled_call_ends_alone_and_the_last_one_ends_the_statement(dsn: str) -> None:
+    async with WorkerUtils(dsn) as utils:
+        with psycopg.connect(dsn) as other:
+            other.execute(LOCK)
+            calls = [asyncio.create_task(utils.add_job("a", at)) for at in range(5)]
+            await asyncio.sleep(0)
+            calls[1].cancel()  # it waits
+            await eventually(
+                lambda: len(execute(dsn, WAITING)) > 1
+            )  # the others have gone past the first
+            for call in calls[2:4]:
+                call.cancel()
+            await asyncio.wait(calls[1:4])
+            assert not calls[0].done()
+            assert not calls[4].done()
+            calls[4].cancel()
+            await asyncio.wait(calls[4:])
+        await calls[0]
+        assert [call.cancelled() for call in calls] == [False, True, True, True, True]
+        await utils.add_job("a", 5)
+    assert [job["payload"] for job in Jobs(dsn).all()] == [0, 5]
+
+
+async def test_each_call_has_an_error_of_its_own_when_the_connection_is_lost(dsn: str) -> None:
+    async with WorkerUtils(dsn) as utils:
+        with psycopg.connect(dsn) as other:
+            other.execute(LOCK)
+            calls = [asyncio.create_task(utils.add_job("a", at)) for at in range(4)]
+            await eventually(lambda: len(execute(dsn, WAITING)) > 1)
+            execute(dsn, END)
+            errors = await at_once(*calls)
+        assert len({id(error) for error in errors}) == 4
+        assert all(isinstance(error, psycopg.OperationalError) for error in errors)
+        assert (await utils.add_job("a", "later")).payload == "later"
+    assert [job["payload"] for job in Jobs(dsn).all()] == ["later"]
+
+
+async def test_calls_with_a_connection_of_the_callers_stay_in_its_transaction(dsn: str) -> None:
+    async with WorkerUtils(dsn) as utils, await psycopg.AsyncConnection.connect(dsn) as conn:
+        theirs = [utils.add_job("a", "theirs", conn=conn) for _ in range(3)]
+        await at_once(utils.add_job("a", "ours"), *theirs, utils.add_job("a", "ours"))
+        await conn.rollback()
+    assert [job["payload"] for job in Jobs(dsn).all()] == ["ours", "ours"]
