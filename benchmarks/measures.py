@@ -1,5 +1,6 @@
 """The measures: each is a function that takes a lab and a side, and returns figures."""
 
+import json
 import statistics
 import subprocess
 import sys
@@ -204,6 +205,32 @@ def _bulk_add(lab: Lab, name: str) -> Outcome:
         return {"rate": float(done.stdout)}
 
 
+def _callers(lab: Lab, name: str, callers: int) -> Outcome:
+    """Calls of `add_job` for three seconds, each caller one after the other."""
+    side = _graphile(lab, name)
+    with lab.database(side) as dsn:
+        seconds = max(3 * lab.scale, 0.1)
+        command, folder = side.script("callers", dsn, str(callers), str(seconds))
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    took = told["took"]
+    parts = statistics.quantiles(took, n=100)
+    return {
+        "rate": len(took) / told["seconds"],
+        "cpu": told["cpu"] / len(took) * 1e6,
+        "p50": parts[49] * 1000,
+        "p99": parts[98] * 1000,
+    }
+
+
+def _add_at_once(lab: Lab, name: str) -> Outcome:
+    return _callers(lab, name, 24)
+
+
+def _add_alone(lab: Lab, name: str) -> Outcome:
+    return _callers(lab, name, 1)
+
+
 def _start_and_stop(lab: Lab, name: str) -> Outcome:
     """Wall seconds of the command line with `--once` and no job; the floor is the imports.
 
@@ -261,6 +288,15 @@ def _with_costs(title: str) -> dict[str, Figure]:
     }
 
 
+def _with_call_times(title: str) -> dict[str, Figure]:
+    return {
+        **_rate(title),
+        "cpu": Figure(f"{title}: processor time of the caller", "µs/job", more_is_better=False),
+        "p50": Figure(f"{title}: time of a call, median", "ms", more_is_better=False),
+        "p99": Figure(f"{title}: time of a call, 99 %", "ms", more_is_better=False),
+    }
+
+
 MEASURES: Final = (
     Measure("default", (*GRAPHILE, "pgbench"), _default, _with_costs("default, 24 at a time")),
     Measure(
@@ -291,6 +327,8 @@ MEASURES: Final = (
     Measure("stuck", GRAPHILE, _stuck, _rate("batched, with 100,000 stuck jobs")),
     Measure("queues", GRAPHILE, _queues, _rate("batched, 10,000 queues")),
     Measure("add 100,000", GRAPHILE, _bulk_add, _rate("add 100,000 jobs")),
+    Measure("add_job at once", GRAPHILE, _add_at_once, _with_call_times("add_job, 24 callers")),
+    Measure("add_job alone", GRAPHILE, _add_alone, _with_call_times("add_job, one caller")),
     Measure(
         "latency",
         (*ALL, "floor"),
