@@ -90,6 +90,7 @@ class RunnerOptions(TypedDict, total=False):
     local_queue: LocalQueueOptions | None
     complete_job_batch_delay: float | None
     fail_job_batch_delay: float | None
+    recording_durability: str | None
     min_reset_locked_interval: float | None
     max_reset_locked_interval: float | None
     graceful_shutdown_abort_timeout: float | None

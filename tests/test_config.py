@@ -107,6 +107,7 @@ SAMPLES: dict[str, tuple[str, str, Any]] = {
     "log_format": ("'json'", "json", "json"),
     "log_level": ("'debug'", "debug", "debug"),
     "history": ("'all'", "all", "all"),
+    "recording_durability": ("'relaxed'", "relaxed", "relaxed"),
 }
 SAMPLE_OF_KIND: dict[Kind, tuple[str, str, Any]] = {
     Kind.TEXT: ("'other'", "other", "other"),

@@ -72,6 +72,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("history", ["some", "", 7, True]),
     ("history_retention", [5, "3d"]),
     ("history_payloads", [1, "yes"]),
+    ("recording_durability", ["off", "", 7, True]),
     ("result_limit", [0, -1, 1024**2 + 1, "64"]),
     ("heartbeat_interval", [0, -1, 4.1, "2"]),
     ("dead_after", [0, 3.9, float("inf")]),

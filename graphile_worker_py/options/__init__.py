@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from functools import partial
 from typing import Final
 
@@ -11,6 +12,7 @@ from graphile_worker_py.checks import (
     check_flag,
     check_forbidden_flags,
     check_max_crashes,
+    check_one_of,
     check_queue_size,
     check_schema,
     check_seconds,
@@ -48,6 +50,13 @@ _pool_size: Final = partial(
     or_else="(one fetches and records, the others are for jobs)",
 )
 _above_zero: Final = partial(check_seconds, above_zero=True)
+
+
+class RecordingDurability(StrEnum):
+    """Whether the worker waits until outcomes are on disk."""
+
+    DURABLE = "durable"
+    RELAXED = "relaxed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +183,15 @@ class WorkerOptions(HistoryOptions):
         Kind.SECONDS,
         check_delay,
         "Time to collect failed jobs to record them together; -1 records them at once.",
+    )
+    recording_durability: str = option(
+        str(RecordingDurability.DURABLE),
+        Kind.TEXT,
+        partial(check_one_of, allowed=RecordingDurability),
+        "Whether recording an outcome waits until it is on disk: `durable` does. `relaxed` does "
+        "not; after a crash of the server, jobs that ended in the last moments may run again.",
+        flags=("--recording-durability",),
+        choices=tuple(map(str, RecordingDurability)),
     )
     min_reset_locked_interval: float = option(
         480.0,

@@ -23,18 +23,25 @@ select
   case
     when $2::pg_catalog.text is not null
     then pg_catalog.set_config('lock_timeout', $2::pg_catalog.text, false)
+  end,
+  case
+    when $3::pg_catalog.bool
+    then pg_catalog.set_config('synchronous_commit', 'off', false)
   end
 from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())
 where pid = $1::pg_catalog.int4
 """
 
 
-def keep_to_indexes(backend_pid: int, *, lock_timeout: str | None = None) -> Query[Session | None]:
+def keep_to_indexes(
+    backend_pid: int, *, lock_timeout: str | None = None, relaxed: bool = False
+) -> Query[Session | None]:
     """Let the connection's statements use indexes, if it leads to the server directly.
 
     Args:
         backend_pid: The server process as the connection knows it; a pooler makes one up.
         lock_timeout: How long statements wait for locks, as PostgreSQL's setting; None leaves it.
+        relaxed: Whether commits do not wait until they are on disk.
 
     Returns:
         The session; None behind a pooler.
@@ -43,4 +50,4 @@ def keep_to_indexes(backend_pid: int, *, lock_timeout: str | None = None) -> Que
     def read(rows: list[tuple[Any, ...]]) -> Session | None:
         return (rows[0][0], rows[0][1]) if rows else None
 
-    return Query(_KEEP_TO_INDEXES, (backend_pid, lock_timeout), read, prepare=False)
+    return Query(_KEEP_TO_INDEXES, (backend_pid, lock_timeout, relaxed), read, prepare=False)

@@ -18,7 +18,7 @@ from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.fleet.refusals import Refusals
 from graphile_worker_py.fleet.suspects import Suspects
-from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.options import LocalQueueOptions, RecordingDurability, WorkerOptions
 from graphile_worker_py.options.pools import DEFAULT_NAME
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.connecting import connect_directly, connect_like
@@ -142,9 +142,12 @@ def _connections(pool: WorkerPool, riders: Riders) -> tuple[OwnConnection, OwnCo
     """The connection for fetches and that for outcomes, which may be the same."""
     # A rider's tables may be locked; an outcome must not wait for them.
     recording = partial(keep_to_indexes, lock_timeout="500ms" if riders else None)
-    settling = OwnConnection(pool.database, begin=recording)
     if own_connections(pool.options) < 2:
+        # Fetches stay durable, and so does everything that shares their connection.
+        settling = OwnConnection(pool.database, begin=recording)
         return settling, settling
+    relaxed = pool.options.recording_durability == RecordingDurability.RELAXED
+    settling = OwnConnection(pool.database, begin=partial(recording, relaxed=relaxed))
     return OwnConnection(pool.database, begin=keep_to_indexes), settling
 
 
