@@ -21,6 +21,7 @@ from psycopg import sql
 from benchmarks.sides import (
     Floor,
     Keeping,
+    Limited,
     NodeWorker,
     ObanSide,
     Ours,
@@ -165,6 +166,7 @@ class Lab:
         sides: list[Side] = [self.ours, self.node]
         sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide(), Floor(node)]
         sides += [Keeping(node, "none"), Keeping(node, "all")]
+        sides += [Limited(node, limited=False), Limited(node, limited=True)]
         self.sides = {side.name: side for side in sides}
         self._made = 0
         self._templates: dict[str, str] = {}

@@ -14,7 +14,16 @@ import psycopg
 
 from benchmarks import pgbench
 from benchmarks.lab import WARM, Drained, Lab, Worker, drain, wait_for_all, watch
-from benchmarks.sides import BATCHED, DEFAULT, WORKERS, Graphile, Side, add_backlog, environment
+from benchmarks.sides import (
+    BATCHED,
+    DEFAULT,
+    WORKERS,
+    Graphile,
+    Limited,
+    Side,
+    add_backlog,
+    environment,
+)
 from tests.support.node import LATEST
 
 GRAPHILE: Final = ("ours", "node")
@@ -275,6 +284,21 @@ def _history(lab: Lab, side_name: str) -> Outcome:
     return outcome
 
 
+def _limits(lab: Lab, name: str) -> Outcome:
+    """Four workers that together run as many jobs at once, by a limit or by their size.
+
+    The jobs last 50 ms, as calls of a service do.
+    """
+    side = lab.sides[name]
+    assert isinstance(side, Limited)
+    most = side.limit // 2 if side.limited else side.limit // 4
+    settings = {"concurrent_jobs": most, "lasts": 0.05}
+    if side.limited:
+        settings["limit"] = side.limit
+    with lab.database(side) as dsn:
+        return {"rate": drain(lab, side, dsn, lab.jobs(5_000), settings, 4).rate}
+
+
 def _rate(title: str) -> dict[str, Figure]:
     return {"rate": Figure(title, "jobs/s", more_is_better=True)}
 
@@ -352,4 +376,10 @@ MEASURES: Final = (
         {"memory": Figure("memory, idle", "MiB", more_is_better=False)},
     ),
     Measure("history", HISTORY, _history, {}),
+    Measure(
+        "limits",
+        ("unlimited", "limited"),
+        _limits,
+        _rate("48 jobs of 50 ms at once in four workers, by their size or by a limit"),
+    ),
 )

@@ -132,6 +132,23 @@ class Keeping(Ours):
         return super().command(dsn, {**settings, "history": self.history})
 
 
+class Limited(Ours):
+    """This package with a limit of the jobs of its task that run at once.
+
+    Args:
+        node: The Node that installs the schema.
+        limited: Whether there is one; without, each of the workers runs its share of the limit.
+    """
+
+    limit = 48
+
+    def __init__(self, node: Node, *, limited: bool) -> None:
+        super().__init__(node)
+        self.limited = limited
+        self.name = "limited" if limited else "unlimited"
+        self.title = f"graphile_worker_py, {self.name}"
+
+
 class Floor(Graphile):
     """Not a worker: a loop that locks a job as soon as it is notified, with psycopg."""
 

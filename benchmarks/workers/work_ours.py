@@ -7,15 +7,19 @@ from typing import Any
 
 import progress
 
-from graphile_worker_py import LocalQueueOptions, Runner, task
+from graphile_worker_py import ConcurrencyLimit, LocalQueueOptions, Runner, task
 
 
 async def main(dsn: str, settings: dict[str, Any]) -> None:
     seen = progress.Seen()
     ended = asyncio.Event()
 
-    @task
+    limit, lasts = settings.get("limit"), settings.get("lasts", 0)
+
+    @task(limits=None if limit is None else [ConcurrencyLimit(limit)])
     async def noop(_payload: Any) -> None:
+        if lasts:
+            await asyncio.sleep(lasts)
         seen.job()
 
     @task
