@@ -236,6 +236,28 @@ async def test_without_the_tables_limited_tasks_wait_and_others_run(dsn: str) ->
     assert gauge.most == 0
 
 
+async def test_limits_that_can_not_be_read_keep_only_their_tasks_waiting(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gauge, free = Gauge(), Gauge()
+    gauge.gate.set()
+    free.gate.set()
+    async with Runner(dsn, tasks=[gauge.task(1), Task(free.work, "mail")]) as runner:
+        Jobs(dsn).add("work")
+        await eventually(lambda: gauge.ended == 1)
+        Jobs(dsn).query("alter table graphile_worker_py.limits rename to gone")
+        await eventually(lambda: runner.health().plugin_failures)
+        Jobs(dsn).add("work")
+        Jobs(dsn).add("mail")
+        await eventually(lambda: free.ended == 1)
+        await eventually(lambda: "could not be read" in str(runner.health().troubles))
+        assert gauge.ended == 1
+        Jobs(dsn).query("alter table graphile_worker_py.gone rename to limits")
+        await eventually(lambda: gauge.ended == 2)
+        assert runner.health().troubles == ()
+    assert caplog.text.count("Could not read limits") == 1
+
+
 def test_settings_that_can_not_be_kept_are_refused_at_the_start(dsn: str) -> None:
     async def work(_payload: Any) -> None:
         pass

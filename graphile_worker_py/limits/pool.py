@@ -1,6 +1,7 @@
 """The limits of one pool: what its fetches leave out, and when they are tried again."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from graphile_worker_py.limits.tokens import PoolTokens
 from graphile_worker_py.options.limits import ConcurrencyLimit, limits_of
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins import FetchRequest
+from graphile_worker_py.postgres.outages import is_outage
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.tasks.task import Task
 
@@ -154,8 +156,11 @@ class PoolLimits:
         try:
             allowed = await self._allowed(group, room) if group.limits else room
         except (psycopg.Error, OSError) as error:
+            for permits in group.permits:
+                permits.fetched([], room=room)
+            if is_outage(error):
+                raise  # as any fetch would: the pool waits until the database is back
             self._failed(error)
-            await self._note(group, [], room)
             return
         if not allowed:
             await self._note(group, [], room)
@@ -202,10 +207,13 @@ class PoolLimits:
 
     def _failed(self, error: Exception) -> None:
         """Do without tasks with limits for a moment; others go on."""
-        self._error = one_line(error)
+        known, self._error = self._error, one_line(error)
         self._broken_until = self._now() + AFTER_ERROR
-        self._pool.logger.warning(
-            "Could not read limits (%s); trying again", self._error, extra=self._about
+        self._pool.logger.log(
+            logging.DEBUG if known == self._error or is_outage(error) else logging.WARNING,
+            "Could not read limits, so their tasks wait (%s); trying again every second",
+            self._error,
+            extra=self._about,
         )
 
     @property
