@@ -29,8 +29,9 @@ from graphile_worker_py.options.declaring import Kind, Option
 from graphile_worker_py.options.history import HistoryRetention
 from graphile_worker_py.options.limits import check_agreement
 from graphile_worker_py.options.process import PROCESS_OPTIONS
-from graphile_worker_py.plugins import Plugins
-from graphile_worker_py.plugins.hooks import Hooks
+from graphile_worker_py.options.shedding import Shedding
+from graphile_worker_py.plugins import Plugin, Plugins
+from graphile_worker_py.plugins.hooks import Hooks, imported
 from graphile_worker_py.postgres.connecting import AsyncPool, checked_conninfo, opened_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import rights
@@ -54,6 +55,8 @@ CAPTURING_HISTORY: Final = "graphile_worker_py.history.plugin:CapturingHistory"
 """The plugin that keeps history. It is named here only, because the core imports no leaf."""
 PAUSING: Final = "graphile_worker_py.pausing.plugin:Pausing"
 """The plugin that heeds pauses."""
+SHEDDING: Final = "graphile_worker_py.limits.shedding:LoadShedding"
+"""The plugin that lets a pool fetch nothing while it has too much to do."""
 LIMITS: Final = "graphile_worker_py.limits.plugin:Limits"
 """The plugin that keeps the limits of tasks."""
 MOST_NAMES: Final = 20
@@ -79,6 +82,7 @@ class RunnerOptions(TypedDict, total=False):
     logger: logging.Logger | None
     no_handle_signals: bool | None
     watchdog_exit: bool | None
+    shedding: Shedding | None
     health_port: int | None
     health_host: str | None
     schema: str | None
@@ -152,6 +156,12 @@ CODE_OPTIONS: Final = (
         check=check_flag,
         doc="End the process after `watchdog_timeout`, as the command line does. Otherwise an "
         "error is logged.",
+    ),
+    Option(
+        name="shedding",
+        kind=Kind.OBJECT,
+        check=partial(check_is, kind=Shedding, how="Shedding(...)"),
+        doc="`Shedding` with thresholds above which the worker fetches no jobs. Default: none.",
     ),
     Option(
         name="events",
@@ -247,7 +257,10 @@ class Setup:
         self._tasks = _tasks(given, self.logger)
         self._check_processes_are_set_up()
         self._lifespan = given.get("lifespan")
-        self.hooks = Hooks(given.get("hooks", ()), leaves=self._leaves())
+        leaves: list[Plugin | str] = [*self._leaves()]
+        if "shedding" in given:
+            leaves.append(imported(SHEDDING)(given["shedding"]))
+        self.hooks = Hooks(given.get("hooks", ()), leaves=leaves)
         self.hooks.setup(self.events)
         self._given_items = given_items(given)
         self.cron_items = with_items_of(self._tasks.values(), self._given_items)

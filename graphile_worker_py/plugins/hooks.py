@@ -48,13 +48,14 @@ class Hooks:
 
     Args:
         plugins: See `Plugins`.
-        leaves: Paths of plugins that are optional parts of this package; they are the outermost.
+        leaves: Plugins, or their paths, that are optional parts of this package; they are the
+            outermost.
 
     Raises:
         ConfigurationError: One is not a plugin, or can't be imported.
     """
 
-    def __init__(self, plugins: Plugins = (), *, leaves: Iterable[str] = ()) -> None:
+    def __init__(self, plugins: Plugins = (), *, leaves: Iterable[Plugin | str] = ()) -> None:
         if isinstance(plugins, str | bytes | Plugin) or not isinstance(plugins, Iterable):
             raise ConfigurationError(f"hooks must be a list of plugins, not {plugins!r}")
         self.plugins = [_plugin(each) for each in (*leaves, *plugins)]
@@ -203,7 +204,7 @@ async def _call(wrapper: Callable[..., Awaitable[T]], inner: Any, subject: Any) 
 
 def _plugin(given: object) -> Plugin:
     if isinstance(given, str):
-        given = _imported(given)
+        given = imported(given)
     if isinstance(given, type) and issubclass(given, Plugin):
         try:
             given = given()
@@ -219,7 +220,7 @@ def _plugin(given: object) -> Plugin:
     return given
 
 
-def _imported(name: str) -> object:
+def imported(name: str) -> Any:
     """What a path `module:attribute`, or the name of an entry point, stands for."""
     point = _path(name) if ":" in name else _installed(name)
     try:

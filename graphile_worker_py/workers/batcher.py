@@ -29,8 +29,14 @@ class Batcher(Generic[T]):
         self._write = write
         self._delay = delay
         self._items: deque[T] = deque()
+        self._writing = 0
         self._wake = asyncio.Event()
         self._closed = asyncio.Event()
+
+    @property
+    def unwritten(self) -> int:
+        """How many items are not written yet."""
+        return len(self._items) + self._writing
 
     def put(self, item: T) -> None:
         """Add an item to the next batch."""
@@ -51,4 +57,6 @@ class Batcher(Generic[T]):
             self._wake.clear()
             while self._items:
                 batch = [self._items.popleft() for _ in range(min(len(self._items), MOST))]
+                self._writing = len(batch)
                 await self._write(batch)
+                self._writing = 0

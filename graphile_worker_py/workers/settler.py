@@ -210,6 +210,11 @@ class Settler:
             (self._returned.run(), "return jobs"),
         ]
 
+    @property
+    def unrecorded(self) -> int:
+        """How many outcomes are not recorded yet."""
+        return sum(batcher.unwritten for batcher in self._batchers)
+
     def close(self) -> None:
         """Let the parts end once every outcome is recorded."""
         for batcher in self._batchers:

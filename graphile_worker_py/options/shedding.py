@@ -1,0 +1,48 @@
+"""When a worker pool that has too much to do fetches no more jobs."""
+
+import math
+from dataclasses import dataclass
+
+from graphile_worker_py.checks import check_seconds, check_whole
+from graphile_worker_py.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shedding:
+    """Thresholds above which a worker pool fetches no jobs; None switches one off.
+
+    The pool stays live and ready meanwhile; its jobs go on, and other pools take the others.
+
+    Args:
+        loop_lag: Seconds by which the event loop is late.
+        memory: Share of the memory that the process may use: of the limit of its container, or of
+            the machine, above 0 and at most 1. It is measured on Linux only.
+        unrecorded: Jobs that have ended and whose outcome is not recorded yet.
+
+    Raises:
+        ConfigurationError: A value is not allowed, or none is given.
+    """
+
+    loop_lag: float | None = None
+    memory: float | None = None
+    unrecorded: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.loop_lag is None and self.memory is None and self.unrecorded is None:
+            raise ConfigurationError(
+                "Shedding needs at least one threshold: loop_lag, memory or unrecorded"
+            )
+        if self.loop_lag is not None:
+            check_seconds("loop_lag of Shedding", self.loop_lag, above_zero=True)
+        if self.unrecorded is not None:
+            check_whole("unrecorded of Shedding", self.unrecorded, smallest=1)
+        memory: object = self.memory
+        if memory is not None and (
+            not isinstance(memory, int | float)
+            or isinstance(memory, bool)
+            or math.isnan(memory)
+            or not 0 < memory <= 1
+        ):
+            raise ConfigurationError(
+                f"memory of Shedding must be a number above 0 and at most 1, not {memory!r}"
+            )
