@@ -24,6 +24,7 @@ PAGES = (
     "/jobs",
     "/jobs/1",
     "/jobs/7",
+    "/jobs/1/stack",
     "/jobs?q=state:running",
     "/tasks",
     "/tasks/send_mail?range=24h",
