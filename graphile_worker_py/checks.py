@@ -212,6 +212,12 @@ def check_is(name: str, value: object, kind: type | tuple[type, ...], *, how: st
         raise ConfigurationError(f"{name} must be {how}, not {value!r}")
 
 
+def check_table(name: str, value: object) -> None:
+    """Check a mapping, which a file gives as a table."""
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigurationError(f"{name} must have an entry for each name, not {value!r}")
+
+
 def check_one_of(name: str, value: object, *, allowed: Iterable[object]) -> None:
     """Check that a value is one of a closed set."""
     choices = [str(choice) for choice in allowed]

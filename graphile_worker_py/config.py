@@ -5,8 +5,10 @@ The command line reads all of them. Code (`run`, `Runner`, `WorkerUtils`) reads 
 environment only what Graphile Worker reads, too: connection, schema and whether to log successes.
 """
 
+import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -273,6 +275,9 @@ def _typed(option: Option, value: Any) -> Any:
             return value.lower() in _YES if value.lower() in (*_YES, *_NO) else value
         case Kind.TEXTS:
             return [part.strip() for part in value.split(",") if part.strip()]
+        case Kind.TABLE:
+            with suppress(ValueError):
+                return json.loads(value)
     return value
 
 

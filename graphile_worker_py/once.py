@@ -72,7 +72,7 @@ async def run_once(
     Raises:
         As `run`, and StoppedError: A signal stopped the start, so that no job was run.
     """
-    setup = Setup(source, options, waits=Runner._waits)
+    setup = Setup(source, options, waits=Runner._waits, once=True)
     check_flag("raise_errors", raise_errors)
     setup.refuse_cron()
     jobs = _Outcomes(setup.events)
@@ -102,7 +102,7 @@ async def _run(setup: Setup) -> None:
                 stack.push_async_callback(runner._close_waiter)
                 living = setup.living(runner, stopping)
                 state = await stack.enter_async_context(living)
-                stopping.pool = setup.succession(database, state, once=True)
+                stopping.pool = setup.worker_pools(database, state)
         await stopping.started().run()
 
 

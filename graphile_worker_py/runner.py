@@ -1,6 +1,7 @@
 """Run jobs until stopped: `run` and `Runner`; and install the schema they need."""
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self, Unpack
@@ -22,10 +23,11 @@ from graphile_worker_py.processes.signals import handle_signals
 from graphile_worker_py.runner_options import HISTORY, LIMITS, PAUSING, RunnerOptions, Setup
 from graphile_worker_py.schema import migrate
 from graphile_worker_py.schema.own import install as install_side_schema
+from graphile_worker_py.sql.checkup import read_allowed_connections
 from graphile_worker_py.steering.steering import Steering
 from graphile_worker_py.workers.health import Health
 from graphile_worker_py.workers.stopping import Stopping
-from graphile_worker_py.workers.succession import Succession
+from graphile_worker_py.workers.succession import Pools
 from graphile_worker_py.workers.waits import Waits
 
 # Importing cron takes a third of the time of all other modules; most programs have no crontab.
@@ -68,12 +70,24 @@ class Runner(JobAdder, Steering):
 
     @property
     def pool_id(self) -> str:
-        """Id of the worker pool: the `locked_by` of its jobs."""
+        """Id of the worker pool, of several the first one: the `locked_by` of its jobs."""
         return self._started_pool().pool_id
 
+    @property
+    def pool_ids(self) -> dict[str, str]:
+        """The ids of the worker pools by their names."""
+        return {pool.name: pool.pool_id for pool in self._started_pool().pools}
+
     def health(self) -> Health:
-        """The state of the worker pool, its last contact with the database, its last error."""
-        return self._started_pool().pool.health()
+        """The state of the worker pool, its last contact with the database, its last error.
+
+        Of several pools that of one which is not live, or not ready, if there is one.
+        """
+        return self._started_pool().health()
+
+    def healths(self) -> dict[str, Health]:
+        """The health of each worker pool by its name."""
+        return {pool.name: pool.health() for pool in self._started_pool().pools}
 
     @property
     def health_url(self) -> str | None:
@@ -156,10 +170,11 @@ class Runner(JobAdder, Steering):
             super().__init__(database, setup.around_adding)
             await migrate.migrate(database, setup.hooks)
             await migrate.check_role(database, setup.needs)
+            await self._check_connections(database)
             living = setup.living(self, self._stopping)
             state = await self._stack.enter_async_context(living)
         self._stack.callback(log_events(setup.events, setup.logger))
-        self._stopping.pool = setup.succession(database, state)
+        self._stopping.pool = setup.worker_pools(database, state)
         if setup.cron_items:
             from graphile_worker_py.cron import Cron  # noqa: PLC0415  # see above
 
@@ -174,11 +189,23 @@ class Runner(JobAdder, Steering):
             )
         self._working = asyncio.create_task(self._work(), name="graphile-worker-py runner")
 
+    async def _check_connections(self, database: Database) -> None:
+        """Log how many connections the pools may open, and whether the server allows them."""
+        most, parts = self._setup.connections(database.pool.max_size)
+        allowed = await database.run(read_allowed_connections())
+        self._setup.logger.log(
+            logging.INFO if most <= allowed else logging.WARNING,
+            "Up to %d connections: %s; the server allows %d",
+            most,
+            parts,
+            allowed,
+        )
+
     async def _answer_probes(self, host: str, port: int) -> None:
         from graphile_worker_py.observing.probes import health_server  # noqa: PLC0415  # see above
 
         server = health_server(
-            lambda: None if (pool := self._stopping.pool) is None else pool.pool.health(),
+            lambda: None if (pools := self._stopping.pool) is None else pools.health(),
             host=host,
             port=port,
             pages=self._setup.hooks.pages(),
@@ -204,7 +231,7 @@ class Runner(JobAdder, Steering):
         self.events.emit(events.ForcefulShutdown(signal=name))
         self._stopping.kill(name)
 
-    def _started_pool(self) -> Succession:
+    def _started_pool(self) -> Pools:
         if self._stopping.pool is None:
             raise GraphileWorkerError("this Runner was not started: use `async with`")
         return self._stopping.pool
@@ -268,7 +295,7 @@ async def run_migrations(
                     await install_side_schema(database, conn)
 
 
-async def _run_beside(cron: "Cron", pool: Succession) -> None:
+async def _run_beside(cron: "Cron", pool: Pools) -> None:
     """Run cron for as long as a pool runs; an error of cron stops the pool gracefully.
 
     Raises the first error as it is: an exception group would not be a `WorkerPoolError`.

@@ -28,6 +28,7 @@ from graphile_worker_py.options import (
 from graphile_worker_py.options.declaring import Kind, Option
 from graphile_worker_py.options.history import HistoryRetention
 from graphile_worker_py.options.limits import check_agreement
+from graphile_worker_py.options.pools import DEFAULT_NAME, Pool, divided, pool_options, pools_of
 from graphile_worker_py.options.process import PROCESS_OPTIONS
 from graphile_worker_py.options.shedding import Shedding
 from graphile_worker_py.plugins import Plugin, Plugins
@@ -39,10 +40,10 @@ from graphile_worker_py.tasks.injection import State
 from graphile_worker_py.tasks.job_log import keeping_fields
 from graphile_worker_py.tasks.program import Provided, SetUp, living, set_up
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
-from graphile_worker_py.workers.connections import own_connections
+from graphile_worker_py.workers.connections import formula, own_connections
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.stopping import Stopping
-from graphile_worker_py.workers.succession import Succession
+from graphile_worker_py.workers.succession import Pools, Succession
 from graphile_worker_py.workers.waits import Waits
 from graphile_worker_py.workers.wiring import build_pool
 
@@ -86,6 +87,7 @@ class RunnerOptions(TypedDict, total=False):
     health_port: int | None
     health_host: str | None
     schema: str | None
+    pools: Mapping[str, Pool] | None
     concurrent_jobs: int | None
     poll_interval: float | None
     max_pool_size: int | None
@@ -228,6 +230,7 @@ class Setup:
         options: RunnerOptions,
         *,
         waits: Waits | None = None,
+        once: bool = False,
     ) -> None:
         names = RunnerOptions.__annotations__
         unknown = set(options) - set(names)
@@ -245,6 +248,7 @@ class Setup:
         self.events: Events = given.get("events", Events())
         self.handles_signals = not given.get("no_handle_signals", False)
         self._waits = waits
+        self._once = once
         self._watchdog_exit: bool = given.get("watchdog_exit", False)
         self.health_port: int | None = given.get("health_port")
         self.health_host: str = given.get("health_host", OPTIONS["health_host"].default)
@@ -255,6 +259,9 @@ class Setup:
             checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
         self._set_up = set_up(given["setup"]) if "setup" in given else None
         self._tasks = _tasks(given, self.logger)
+        pools = pools_of(given["pools"]) if "pools" in given else {DEFAULT_NAME: Pool()}
+        self._divided = divided(self._tasks, pools)
+        self._pool_options = pool_options(self._options, pools)
         self._check_processes_are_set_up()
         self._lifespan = given.get("lifespan")
         leaves: list[Plugin | str] = [*self._leaves()]
@@ -305,7 +312,7 @@ class Setup:
         """The tasks, the schema and the number of jobs at a time, for a log line."""
         names = sorted(self._tasks)
         shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
-        count = self._options.concurrent_jobs
+        count = sum(each.concurrent_jobs for each in self._pool_options.values())
         return (
             f"{len(names)} task(s) of schema {self._options.schema!r}, {count} "
             f"job{'s' if count > 1 else ''} at a time: {shown}"
@@ -357,9 +364,14 @@ class Setup:
         """The connection pool, as an async context manager."""
         return opened_pool(
             self._source,
-            max_size=self._options.max_pool_size - own_connections(self._options),
+            max_size=self._options.max_pool_size
+            - sum(own_connections(each) for each in self._pool_options.values()),
             prepared_statements=self._options.prepared_statements,
         )
+
+    def connections(self, shared: int) -> tuple[int, str]:
+        """How many connections the pools may open, and what for; their jobs share some."""
+        return formula(list(self._pool_options.values()), shared=shared)
 
     def database(self, pool: AsyncPool) -> Database:
         """The database behind a connection pool."""
@@ -371,8 +383,8 @@ class Setup:
             owns_pool=isinstance(self._source, str),
         )
 
-    def succession(self, database: Database, state: State, *, once: bool = False) -> Succession:
-        """A worker pool that does not run yet, and its successors; `lifespan` yielded the state.
+    def worker_pools(self, database: Database, state: State) -> Pools:
+        """The worker pools, which do not run yet; `lifespan` yielded the state.
 
         Raises:
             ConfigurationError: A task asks for something that the program does not provide.
@@ -382,15 +394,17 @@ class Setup:
             ours, path = self._set_up.state, self._set_up.path
             state = ours.with_all_of(state)
             provided = Provided(state=state, in_processes=ours, setup=path)
-        return Succession(
-            lambda: self._worker_pool(database, provided, once=once), logger=self.logger
-        )
+        make = partial(self._worker_pool, database, provided)
+        names = [DEFAULT_NAME] if self._once else list(self._divided)
+        return Pools({name: Succession(partial(make, name), logger=self.logger) for name in names})
 
-    def _worker_pool(self, database: Database, provided: Provided, *, once: bool) -> WorkerPool:
+    def _worker_pool(self, database: Database, provided: Provided, name: str) -> WorkerPool:
+        # A pool that ends when none of its jobs is due would leave what others add then.
+        once = self._once
         return build_pool(
             database,
-            self._tasks,
-            self._options,
+            self._tasks if once else {task: self._tasks[task] for task in self._divided[name]},
+            self._options if once else self._pool_options[name],
             logger=self.logger,
             events=self.events,
             hooks=self.hooks,
@@ -398,4 +412,5 @@ class Setup:
             ends_process=self._watchdog_exit,
             waits=self._waits,
             provided=provided,
+            name=name,
         )

@@ -117,6 +117,7 @@ SAMPLE_OF_KIND: dict[Kind, tuple[str, str, Any]] = {
     Kind.DURATION: ("'2w'", "2w", "2w"),
     Kind.YES_NO: ("false", "No", False),
     Kind.TEXTS: ("['a', 'b']", "a, b", ["a", "b"]),
+    Kind.TABLE: ("{a = {tasks = ['b']}}", '{"a": {"tasks": ["b"]}}', {"a": {"tasks": ["b"]}}),
 }
 
 

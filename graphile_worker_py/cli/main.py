@@ -37,6 +37,7 @@ _MODULES: Final = {
     "pause": "pausing",
     "resume": "pausing",
     "pauses": "pausing",
+    "quiet": "pausing",
     "cleanup": "admin",
     "health": "health",
     "doctor": "doctor",

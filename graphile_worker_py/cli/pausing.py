@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from graphile_worker_py.cli.admin import Change, changing, end
+from graphile_worker_py.cli.admin import Change, changing, end, plural
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.moments import moment_callback
@@ -68,6 +68,27 @@ def resume(change: Change, everything: bool, **targets: Any) -> None:
         print_json(ended.as_json())
     else:
         click.echo(change.done("resumed", ended.what))
+
+
+@click.command()
+@click.argument("pool", required=False)
+@click.option("--everything", is_flag=True, help="All Python pools that run now.")
+@database_options
+@json_option
+@told_clearly()
+def quiet(
+    pool: str | None, everything: bool, connection: str | None, schema: str | None, as_json: bool
+) -> None:
+    """Have pools fetch no more jobs and run on, as before a deployment.
+
+    POOL is a name, or the id of one pool. Pools that start later fetch jobs.
+    """
+    with opened_utils(connection, schema) as utils:
+        told = utils.quiet(pool=pool, everything=everything)
+    if as_json:
+        print_json(told)
+    else:
+        click.echo(f"Told {plural(len(told), 'worker pool')} to fetch no more jobs.")
 
 
 @click.command()

@@ -211,7 +211,8 @@ def workers(connection: str | None, schema: str | None, as_json: bool) -> None:
 def _about_pool(pool: RegisteredPool | None) -> dict[str, Any]:
     if pool is None:
         return dict.fromkeys(("state", "host", "pid", "heartbeat_age", "running", "concurrency"))
-    state = "late" if pool.overdue else "stopping" if pool.stopping else "alive"
+    is_quiet = "quiet" if pool.quiet else "alive"
+    state = "late" if pool.overdue else "stopping" if pool.stopping else is_quiet
     age = round(pool.heartbeat_age, 1)
     about = {"state": state, "host": pool.host, "pid": pool.pid, "heartbeat_age": age}
     return {**about, "running": pool.running, "concurrency": pool.concurrency}

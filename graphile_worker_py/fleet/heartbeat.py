@@ -91,9 +91,9 @@ class Heartbeat:
         logger: Where to log.
 
     Attributes:
-        dead_after: By how many seconds a heartbeat may be late before the pool counts as dead.
+        dead_after: Seconds that a heartbeat may be late before the pool counts as dead.
         others_late: Set when there may be dead pools to recover.
-        changes: The last answer's `HeartbeatReply.changes`.
+        last: The last answer; None before the first one.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class Heartbeat:
         report: Callable[[float], PoolReport],
         logger: logging.Logger,
     ) -> None:
-        self.others_late, self.changes = asyncio.Event(), 0
+        self.others_late = asyncio.Event()
+        self.last: HeartbeatReply | None = None
         self._pool_id = pool_id
         self._database = database
         self._interval = options.heartbeat_interval
@@ -315,8 +316,7 @@ class Heartbeat:
 
     def _answered(self, reply: HeartbeatReply, *, sent: float, asked_at: int | None) -> None:
         self._gaps.answered(sent, server_time=reply.at)
-        self._late_at = sent + self.dead_after
-        self.changes = reply.changes
+        self._late_at, self.last = sent + self.dead_after, reply
         self._failures = self._misses = 0
         self._refusals.answered()
         self._database.availability.works(PART)

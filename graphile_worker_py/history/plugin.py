@@ -120,6 +120,11 @@ class History(Plugin):
 class CapturingHistory(History):
     """History of a runner with tasks whose logs are captured."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._handler = CaptureHandler()
+        self._capturing = 0
+
     async def run_job(
         self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
     ) -> Any:
@@ -139,11 +144,15 @@ class CapturingHistory(History):
         """Records of all loggers are captured while the pool runs."""
 
         async def capture() -> None:
-            handler = CaptureHandler()
-            logging.root.addHandler(handler)
+            # One for all pools of the runner: each would capture every record.
+            if self._capturing == 0:
+                logging.root.addHandler(self._handler)
+            self._capturing += 1
             try:
                 await asyncio.Event().wait()
             finally:
-                logging.root.removeHandler(handler)
+                self._capturing -= 1
+                if self._capturing == 0:
+                    logging.root.removeHandler(self._handler)
 
         return [*super().parts(pool), Part(name="capture logs", run=capture)]

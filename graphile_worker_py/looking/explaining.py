@@ -7,14 +7,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.looking.limited import limits_reached
+from graphile_worker_py.looking.paused import pauses_of, readable_pauses
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql import explain as facts
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.explain import MOST_AHEAD, JobFacts
-from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause, PauseTarget, read_pauses
-from graphile_worker_py.sql.side_tables import reading
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause
 
 
 class Cause(StrEnum):
@@ -33,7 +32,7 @@ class Cause(StrEnum):
     QUEUE_PAUSED = "queue_paused"
     """Its queue is paused."""
     PAUSED = "paused"
-    """Its task, all pools that have it, or everything is paused."""
+    """Its task, all pools that have it, or everything is paused, or these pools are quiet."""
     LIMITED = "limited"
     """A limit of its task is reached."""
     QUEUE_LOCKED = "queue_locked"
@@ -134,15 +133,6 @@ def explain_facts(
     )
 
 
-def readable_pauses(schema: str) -> Steps[list[Pause]]:
-    """Read what is paused; nothing where the table is missing, or the role may not read it."""
-    try:
-        yield from reading("pauses")
-    except MissingTablesError:
-        return []
-    return (yield read_pauses(schema))  # type: ignore[no-any-return]
-
-
 def unserved_tasks(schema: str) -> Steps[dict[str, str | None]]:
     """Read the tasks of due jobs that no living pool has; see `WorkerUtils.unserved_tasks`."""
     pools: list[RegisteredPool] | None = yield from registered_pools(schema)
@@ -191,7 +181,11 @@ def _reasons(
     found = [*_own_reasons(job), *_queue_reasons(job, pools or [])]
     if pools is not None:
         living = [pool for pool in pools if not pool.overdue]
-        found += [*_pauses_of(job, pauses, living), *_pool_reasons(job, living)]
+        found += [
+            Reason(cause=Cause.PAUSED, fact=fact, remedy=remedy, blocks=True)
+            for fact, remedy in pauses_of(job.task, pauses, living)
+        ]
+        found += _pool_reasons(job, living)
     found += [Reason(cause=Cause.LIMITED, fact=a, remedy=b, blocks=True) for a, b in limits]
     if crashes:
         fact = f"its worker died {counted(crashes, 'time')} while it ran, so it is run alone"
@@ -280,24 +274,6 @@ def _queue_reasons(job: JobFacts, pools: Sequence[RegisteredPool]) -> Iterator[R
     )
 
 
-def _pauses_of(
-    job: JobFacts, pauses: Sequence[Pause], living: Sequence[RegisteredPool]
-) -> Iterator[Reason]:
-    names = {pool.name for pool in living if job.task in (pool.tasks or ())}
-    for pause in pauses:
-        match pause.target:
-            case PauseTarget.TASK if pause.name == job.task:
-                remedy = f"run `graphile-worker-py resume --task {pause.name}`"
-            case PauseTarget.POOL if names == {pause.name}:
-                remedy = f"run `graphile-worker-py resume --pool {pause.name}`"
-            case PauseTarget.EVERYTHING:
-                remedy = "run `graphile-worker-py resume --everything`"
-            case _:
-                continue
-        fact = f"{pause.what} is paused {pause.why} (which binds Python pools only)"
-        yield Reason(cause=Cause.PAUSED, fact=fact, remedy=remedy, blocks=True)
-
-
 def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[Reason]:
     if not living:
         yield Reason(
@@ -322,6 +298,13 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
             cause=Cause.FLAG_FORBIDDEN,
             fact=f"flag {flag!r} is forbidden in {_all_pools(len(with_task))} the task",
             remedy="start a worker that does not forbid the flag",
+            blocks=True,
+        )
+    elif all(pool.quiet for pool in allowing):
+        yield Reason(
+            cause=Cause.PAUSED,
+            fact=f"{_busy_pools(len(allowing))} quiet: told to fetch no more jobs",
+            remedy="start another worker, and stop the quiet ones",
             blocks=True,
         )
     elif all((pool.running or 0) >= (pool.concurrency or 1) for pool in allowing):

@@ -7,6 +7,7 @@ from graphile_worker_py import config
 from graphile_worker_py.checks import check_flag
 from graphile_worker_py.errors import MissingRightsError
 from graphile_worker_py.looking import explaining
+from graphile_worker_py.looking.paused import readable_pauses
 from graphile_worker_py.observing import findings
 from graphile_worker_py.observing.findings import Finding, Severity
 from graphile_worker_py.postgres.connecting import AsyncPool
@@ -100,7 +101,9 @@ def examine(
     total, empty = yield checkup.count_queues()
     known = yield known_crontabs.list_known()
     found += findings.of_pools(pools, due)
-    found += findings.of_pauses((yield from explaining.readable_pauses(schema)))
+    allowed = yield checkup.read_allowed_connections()
+    found += findings.of_connections(pools, allowed)
+    found += findings.of_pauses((yield from readable_pauses(schema)))
     found += findings.of_jobs(counts, due, unserved)
     found += findings.of_queues(total, empty)
     found += findings.of_crontabs(known)

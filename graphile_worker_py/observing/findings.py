@@ -273,6 +273,19 @@ def of_pools(pools: Sequence[RegisteredPool] | None, backlog: Backlog) -> Iterat
             )
 
 
+def of_connections(pools: Sequence[RegisteredPool] | None, allowed: int) -> Iterator[Finding]:
+    """More connections than the server allows, once all pools need theirs."""
+    living = [pool for pool in pools or () if not pool.overdue]
+    most = sum(pool.connections or 0 for pool in living)
+    if most > allowed:
+        yield problem(
+            "connections",
+            f"{len(living)} worker pool(s) may open {most} connections, and the server allows "
+            f"{allowed}",
+            "lower max_pool_size of the workers, use a pooler, or raise max_connections",
+        )
+
+
 def of_pauses(pauses: Sequence[Pause]) -> Iterator[Finding]:
     """What is paused, which may have been forgotten."""
     for pause in pauses:

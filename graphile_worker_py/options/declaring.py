@@ -24,6 +24,7 @@ class Kind(StrEnum):
     DURATION = "duration"
     YES_NO = "true or false"
     TEXTS = "list of strings"
+    TABLE = "table"
     OBJECT = "Python object"
 
 

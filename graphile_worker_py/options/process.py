@@ -10,6 +10,7 @@ from graphile_worker_py.checks import (
     check_path,
     check_port,
     check_processes,
+    check_table,
     check_texts,
 )
 from graphile_worker_py.options.declaring import Kind, Option
@@ -85,6 +86,14 @@ PROCESS_OPTIONS: Final = (
         "`MODULE:ATTRIBUTE`.",
         flags=("--hook",),
         metavar="PLUGIN",
+        in_code=True,
+    ),
+    Option(
+        name="pools",
+        kind=Kind.TABLE,
+        check=check_table,
+        doc="Several worker pools in each process: a table, in code a `Pool`, for each name; JSON "
+        "in the environment. See [Several pools](limits.md#several-pools).",
         in_code=True,
     ),
     Option(

@@ -36,7 +36,7 @@ class Gate:
         self._schema: str = pool.database.schema
         self._known = 0
         """The number of changes up to which the pauses are known."""
-        self._ready = False
+        self._ready = self._is_quiet = False
         self._asked = asyncio.Event()
         self._turn = asyncio.Lock()
         self._next_look = 0.0
@@ -48,6 +48,8 @@ class Gate:
     @property
     def trouble(self) -> str | None:
         """What is paused that concerns this pool, in words; None if nothing is."""
+        if self._pool.quiet:
+            return "fetching no jobs: it was told to be quiet"
         if self._closed is not None:
             return f"starting no jobs: {self._closed.what} is paused {self._closed.why}"
         paused = [
@@ -62,6 +64,8 @@ class Gate:
         self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
     ) -> Fetched:
         """Fetch what is not paused."""
+        if self._pool.quiet:
+            return Fetched([], more=False)
         if not self._pauses:
             fetched = await proceed(request)
         elif self._closed is not None:
@@ -95,6 +99,9 @@ class Gate:
     async def beat(self, conn: AsyncConnection[Any]) -> None:
         """Read the pauses if they have changed, and keep them if this pool leads."""
         self._ready = True
+        if self._pool.quiet and not self._is_quiet:
+            self._is_quiet = True
+            await self._pool.give_back(lambda _job: True)
         changes: int = self._pool.changes
         if changes != self._known:
             await self._read(conn)

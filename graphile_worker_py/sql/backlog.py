@@ -105,7 +105,9 @@ select
   (pools.about ->> 'running')::pg_catalog.int4,
   (pools.about ->> 'memory')::pg_catalog.int8,
   (pools.about ->> 'loop_lag')::pg_catalog.float8,
-  pools.about ->> 'name'
+  pools.about ->> 'name',
+  coalesce((pools.about ->> 'is_quiet')::pg_catalog.bool, false),
+  (pools.about ->> 'connections')::pg_catalog.int4
 from (
   select pools.*, pg_catalog.to_jsonb(pools) as about
   from graphile_worker_py.pools as pools
@@ -138,6 +140,8 @@ class RegisteredPool:
         memory: Bytes that its process held in memory.
         loop_lag: By how many seconds its event loop was late.
         name: Its name in its runner; `default` unless the runner has several pools.
+        quiet: Whether it was told to fetch no more jobs.
+        connections: How many connections it may open.
     """
 
     pool_id: str
@@ -157,6 +161,8 @@ class RegisteredPool:
     memory: int | None
     loop_lag: float | None
     name: str | None = None
+    quiet: bool = False
+    connections: int | None = None
 
 
 # Asked for first, of the catalogs alone: a statement that fails would end a caller's transaction.

@@ -156,3 +156,19 @@ from :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
 def count_queues() -> Query[tuple[int, int]]:
     """Count the queues, and those without jobs."""
     return Query(_QUEUES, (), lambda rows: (rows[0][0], rows[0][1]), prepare=False)
+
+
+# `reserved_connections` is there from PostgreSQL 16 on.
+_ALLOWED: Final = """
+select
+  pg_catalog.current_setting('max_connections')::pg_catalog.int4
+  - pg_catalog.current_setting('superuser_reserved_connections')::pg_catalog.int4
+  - coalesce(
+    pg_catalog.current_setting('reserved_connections', true)::pg_catalog.int4, 0
+  )
+"""
+
+
+def read_allowed_connections() -> Query[int]:
+    """Read how many connections the server allows to roles that are no superusers."""
+    return Query(_ALLOWED, (), lambda rows: int(rows[0][0]), prepare=False)

@@ -22,7 +22,7 @@ NAME: Final = "graphile_worker_py"
 #   of its death. Rows are updated every two seconds; free room on each page keeps these updates
 #   away from the index.
 #   The last seven columns are what a pool reports with each heartbeat, see `pools.PoolReport`.
-#   `prefetches` says that it may hold jobs that have not begun.
+#   `prefetches` says that it may hold jobs that have not begun. `is_quiet` tells it to fetch none.
 # suspects: jobs that a dead pool had locked, and, with `crashes` 0, jobs of a prefetching pool that
 #   have begun their last attempt. `started_by` is the last pool that has begun the job.
 # crontab_items: what workers schedule, for programs that show it; see `cron.published`.
@@ -109,6 +109,13 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
           from graphile_worker_py.changes as changes
           where changes.worker_schema = $1
         $$
+        """,
+    ),
+    (
+        """
+        alter table graphile_worker_py.pools
+          add column is_quiet pg_catalog.bool not null default false,
+          add column connections pg_catalog.int4
         """,
     ),
 )

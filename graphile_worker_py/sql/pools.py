@@ -61,13 +61,15 @@ class HeartbeatReply:
         suspects: How often a worker died under a job, by the job's id.
         at: The server's clock, in seconds.
         changes: How often operators have changed what pools must read again.
+        quiet: Whether the pool was told to fetch no more jobs.
     """
 
     standing: Standing
     others_late: bool
     suspects: dict[int, int]
     at: float
-    changes: int
+    changes: int = 0
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,7 @@ class PoolReport:
         memory: Bytes that its process holds in memory; None where that can't be measured.
         loop_lag: By how many seconds the event loop was late for this heartbeat.
         name: The name of the pool in its runner.
+        connections: How many connections it may open.
     """
 
     version: str
@@ -96,6 +99,7 @@ class PoolReport:
     memory: int | None
     loop_lag: float
     name: str
+    connections: int
 
 
 # All times are the server's. If another pool is declaring this one dead at this moment, the update
@@ -116,9 +120,10 @@ with beaten as (
     memory = $11::pg_catalog.int8,
     loop_lag = $12::pg_catalog.float8,
     prefetches = $13::pg_catalog.bool,
-    name = $14::pg_catalog.text
+    name = $14::pg_catalog.text,
+    connections = $15::pg_catalog.int4
   where pools.pool_id = $1::pg_catalog.text and pools.died_at is null
-  returning pools.pool_id
+  returning pools.is_quiet
 )
 select
   case
@@ -153,7 +158,8 @@ select
     order by suspects.job_id
   ),
   extract(epoch from pg_catalog.statement_timestamp())::pg_catalog.float8,
-  coalesce(graphile_worker_py.last_change($2::pg_catalog.text), 0)
+  coalesce(graphile_worker_py.last_change($2::pg_catalog.text), 0),
+  coalesce((select beaten.is_quiet from beaten), false)
 """
 
 
@@ -176,9 +182,9 @@ def beat(
     """
 
     def read(rows: list[tuple[Any, ...]]) -> HeartbeatReply:
-        standing, others_late, job_ids, crashes, at, changes = rows[0]
+        standing, others_late, job_ids, crashes, *rest = rows[0]
         suspects = dict(zip(job_ids, crashes, strict=True))
-        return HeartbeatReply(Standing(standing), others_late, suspects, at, changes)
+        return HeartbeatReply(Standing(standing), others_late, suspects, *rest)
 
     key, pid = (0, None) if lock is None else (lock.key, lock.pid)
     values = (
@@ -196,6 +202,7 @@ def beat(
         report.loop_lag,
         report.prefetches,
         report.name,
+        report.connections,
     )
     return Query(_BEAT, values, read)
 

@@ -83,6 +83,19 @@ def chosen(targets: Mapping[str, object]) -> tuple[PauseTarget, str]:
     return target, check_text(target, targets[target], shortest=1, longest=longest)
 
 
+def quiet(worker_schema: str, pool: object, *, everything: object) -> Steps[list[str]]:
+    """Have pools fetch no more jobs; their ids."""
+    check_flag("everything", everything)
+    if (pool is None) == (everything is False):
+        raise ConfigurationError("give either pool, a name or an id, or everything=True")
+    name = None if pool is None else check_text("pool", pool, shortest=1)
+    yield from reading("pools", right="update")
+    told: list[str] = yield statements.quiet(worker_schema, name)
+    if name is not None and not told:
+        yield from _check_pool(worker_schema, name)
+    return told
+
+
 def _check_pool(worker_schema: str, name: str) -> Steps[None]:
     yield from reading("pools")
     known = {pool.name for pool in (yield read_pools(worker_schema)) if pool.name is not None}

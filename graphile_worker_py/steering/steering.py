@@ -210,3 +210,19 @@ class Steering:
         """
         own = None if conn is None else await taken(conn)
         return await self._database.drive(pausing.read(self._database.schema), conn=own)
+
+    async def quiet(self, *, pool: str | None = None, everything: bool = False) -> list[str]:
+        """Have pools fetch no more jobs and run on, as before a deployment. See `docs/limits.md`.
+
+        Pools that start later fetch. A pool learns it with its next heartbeat, and returns the
+        jobs that it has fetched ahead.
+
+        Args:
+            pool: Name of pools, or the id of one.
+            everything: All Python pools that run now.
+
+        Returns:
+            The ids of the pools.
+        """
+        quiet = pausing.quiet(self._database.schema, pool, everything=everything)
+        return await self._database.drive(quiet)

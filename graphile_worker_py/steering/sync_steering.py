@@ -107,3 +107,8 @@ class SyncSteering:
         """Read what is paused. See `WorkerUtils.pauses`."""
         own = None if conn is None else taken_blocking(conn)
         return self._database.drive(pausing.read(self._database.statements.schema), conn=own)
+
+    def quiet(self, *, pool: str | None = None, everything: bool = False) -> list[str]:
+        """Have pools fetch no more jobs and run on. See `WorkerUtils.quiet`."""
+        quiet = pausing.quiet(self._database.statements.schema, pool, everything=everything)
+        return self._database.drive(quiet)

@@ -120,7 +120,9 @@ async def workers(site: Site) -> list[Worker]:
 def _state(pool: RegisteredPool | None) -> str:
     if pool is None:
         return "unknown"
-    return "late" if pool.overdue else "stopping" if pool.stopping else "alive"
+    if pool.overdue or pool.stopping:
+        return "late" if pool.overdue else "stopping"
+    return "quiet" if pool.quiet else "alive"
 
 
 def worker_json(worker: Worker) -> dict[str, Any]:

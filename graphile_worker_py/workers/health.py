@@ -29,6 +29,8 @@ class Health:
 
     Attributes:
         pool_id: Id of the pool.
+        name: Its name in its runner.
+        quiet: Whether it was told to fetch no more jobs.
         state: Its stage.
         started_at: When it was made.
         connected: Whether the database answered the last statement.
@@ -57,6 +59,8 @@ class Health:
     """
 
     pool_id: str
+    name: str
+    quiet: bool
     state: State
     started_at: datetime
     connected: bool

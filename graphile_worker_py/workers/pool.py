@@ -142,7 +142,14 @@ class WorkerPool:
     @property
     def changes(self) -> int:
         """How often operators have changed what pools must read again, by the last heartbeat."""
-        return self.parts.heartbeat.changes
+        last = self.parts.heartbeat.last
+        return 0 if last is None else last.changes
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it was told to fetch no more jobs, by the last heartbeat."""
+        last = self.parts.heartbeat.last
+        return last is not None and last.quiet
 
     @property
     def leads(self) -> bool:
@@ -192,6 +199,8 @@ class WorkerPool:
         vitals, parts = self.vitals, self.parts
         return Health(
             pool_id=self.pool_id,
+            name=self.name,
+            quiet=self.quiet,
             state=self._state,
             started_at=vitals.started_at,
             connected=vitals.connected,

@@ -5,7 +5,7 @@ import logging
 from typing import Final
 
 from graphile_worker_py.errors import StoppedError
-from graphile_worker_py.workers.succession import Succession
+from graphile_worker_py.workers.succession import Pools
 
 MOST_JOBS: Final = 10
 """Maximum number of jobs in a log line."""
@@ -24,7 +24,7 @@ class Stopping:
     """
 
     def __init__(self, logger: logging.Logger) -> None:
-        self.pool: Succession | None = None
+        self.pool: Pools | None = None
         self.early = asyncio.Event()
         self.forced = asyncio.Event()
         self._logger = logger
@@ -46,7 +46,7 @@ class Stopping:
         else:
             self.pool.kill(f"Forced worker shutdown due to {name}")
 
-    def started(self) -> Succession:
+    def started(self) -> Pools:
         """The worker pools.
 
         Raises:
@@ -60,8 +60,8 @@ class Stopping:
         self._signal = name
         self.early.set()
 
-    def _log_jobs(self, pool: Succession, again: str) -> None:
-        jobs = [running.job for running in pool.pool.running.values()]
+    def _log_jobs(self, pools: Pools, again: str) -> None:
+        jobs = [running.job for pool in pools.pools for running in pool.running.values()]
         if jobs:
             named = [f"{job.id} ({job.task_identifier})" for job in jobs[:MOST_JOBS]]
             self._logger.info(
@@ -72,5 +72,5 @@ class Stopping:
                 ", …" if len(jobs) > MOST_JOBS else "",
                 again,
                 "them" if len(jobs) > 1 else "it",
-                extra={"pool_id": pool.pool_id},
+                extra={"pool_id": pools.pool_id},
             )

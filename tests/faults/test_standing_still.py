@@ -225,6 +225,7 @@ async def test_after_a_pause_a_pool_makes_sure_that_it_lives_before_it_fetches(
                 memory=None,
                 loop_lag=loop_lag,
                 name="default",
+                connections=3,
             ),
             logger=logger,
         )
