@@ -38,6 +38,23 @@ def test_quick_start_retries_the_job_that_failed(empty_dsn: str, processes: Proc
     assert lines[4:] == ["Hello Grace, attempt 2"]
 
 
+def test_the_game_runs_all_kinds_of_tasks_and_trains_no_unit_twice(
+    empty_dsn: str, processes: Processes
+) -> None:
+    command = [sys.executable, str(EXAMPLES / "stress" / "game.py"), "--jobs", "300"]
+    flags = ["--workers", "8", "--duration", "0", "--interval", "0.5"]
+    process = processes.start([*command, *flags], env={"DATABASE_URL": empty_dsn})
+    assert process.wait(timeout=15) == 0, process.stderr
+    lines = process.lines()
+    assert any(" done  battle/attack " in line for line in lines)
+    table = {line.split()[0]: int(line.split()[1]) for line in lines[-7:-2]}
+    assert list(table) == ["battle/attack", "battle/heal", "world/gather", "world/build", "train"]
+    assert min(table.values()) > 0
+    (asked, done) = (int(word) for word in lines[-2].split() if word.isdecimal())
+    assert asked >= done == table["train"]
+    assert lines[-1].startswith(f"{sum(table.values())} jobs in ")
+
+
 def test_the_trigger_adds_a_job_with_the_row_or_not_at_all(
     empty_dsn: str, processes: Processes
 ) -> None:
