@@ -15,6 +15,7 @@ from graphile_worker_py.job.spec import (
 )
 from graphile_worker_py.sql.inspect import JobState
 from graphile_worker_py.sql.job_ends import EndStatus
+from graphile_worker_py.sql.pauses import PauseTarget
 from graphile_worker_py.web.changes import Action, Change
 
 TEXT: Final = r"^[^\x00]*$"
@@ -118,6 +119,45 @@ class Bulk(_Strict):
         return Change(
             action=self.action, run_at=self.run_at, priority=self.priority, reason=self.reason
         )
+
+
+class NewPause(_Strict):
+    """What to pause: exactly one of `task`, `queue`, `pool` and `everything`."""
+
+    task: (
+        Annotated[str, Field(min_length=1, max_length=MAX_IDENTIFIER_LENGTH, pattern=TEXT)] | None
+    ) = None
+    queue: (
+        Annotated[str, Field(min_length=1, max_length=MAX_QUEUE_NAME_LENGTH, pattern=TEXT)] | None
+    ) = None
+    pool: Annotated[str, Field(min_length=1, max_length=200, pattern=TEXT)] | None = None
+    everything: bool = False
+    reason: Annotated[str, Field(max_length=1_000, pattern=TEXT)] | None = None
+    until: AwareDatetime | None = Field(None, description="When it ends by itself.")
+
+    def targets(self) -> dict[str, Any]:
+        """What was given for each kind of thing."""
+        return self.model_dump(include={"task", "queue", "pool", "everything"})
+
+
+class PauseOut(BaseModel):
+    """A pause."""
+
+    target: PauseTarget
+    name: str = Field(description="Which task, queue or pool; empty for everything.")
+    reason: str | None
+    by: str
+    at: str
+    until: str | None
+    ending: bool = Field(
+        description="Whether it was resumed, and a queue is freed when its running job has ended."
+    )
+
+
+class PausesOut(BaseModel):
+    """All pauses."""
+
+    items: list[PauseOut]
 
 
 class JobOut(BaseModel):

@@ -14,7 +14,7 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.looking.explaining import counted
 from graphile_worker_py.sql.cleanup import CleanupTask, preview
 from graphile_worker_py.sql.edit_job import edit_payload
-from graphile_worker_py.web import adding, audit, changes, filters, listing, recurring
+from graphile_worker_py.web import adding, audit, changes, filters, listing, pausing, recurring
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.changes import Action, Change
@@ -196,6 +196,28 @@ async def unlock(request: Request, access: Admin) -> Response:
     await audit.record(site, access, "unlock", count=number, details=details)
     await site.changed()
     return back(request, "workers", done="unlock", n=number)
+
+
+_PAGES: Final = {"task": "tasks", "queue": "queues", "pool": "workers", "everything": "workers"}
+"""The page that shows each kind of thing that can be paused."""
+
+
+@router.post("/pauses")
+async def pause(request: Request, access: Operator) -> Response:
+    """Pause or resume one thing, from the page that shows it."""
+    site = web_of(request).site
+    form = await _form(request)
+    target = form.get("target")
+    if target not in _PAGES:
+        raise _refused("choose what to pause")
+    targets: dict[str, Any] = {"everything": target == "everything"}
+    if target != "everything":
+        targets[target] = form.values.get("name", "")
+    if form.get("action") == "resume":
+        await pausing.resume(site, access, targets)
+        return back(request, _PAGES[target], done="resume")
+    await pausing.pause(site, access, targets, reason=form.get("reason") or None, until=None)
+    return back(request, _PAGES[target], done="pause")
 
 
 @router.post("/recurring/run")

@@ -17,11 +17,11 @@ from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.error_groups import ErrorGroup as RecordedErrors
 from graphile_worker_py.sql.explain import read_facts
 from graphile_worker_py.sql.inspect import JobState, get_job
-from graphile_worker_py.sql.pauses import PAUSE_PREFIX
+from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
 from graphile_worker_py.sql.windows import Filter
-from graphile_worker_py.web import charts, errors, facts, filters, history, listing, shown
+from graphile_worker_py.web import charts, errors, facts, filters, history, listing, pausing, shown
 from graphile_worker_py.web import recurring as recurring_items
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.census import Counts
@@ -147,6 +147,7 @@ async def tasks(request: Request, access: Viewer, find: Text = "") -> Response:
     return render(
         request,
         "tasks.html",
+        pauses=await _pauses(site),
         page="tasks",
         title="Tasks",
         access=access,
@@ -195,6 +196,11 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
     )
 
 
+async def _pauses(site: Site) -> dict[tuple[str, str], Pause]:
+    """What is paused, by kind and name."""
+    return {(str(each.target), each.name): each for each in await pausing.read(site)}
+
+
 @router.get("/queues")
 async def queues(request: Request, access: Viewer) -> Response:
     """The queues that have jobs or are locked."""
@@ -208,6 +214,7 @@ async def queues(request: Request, access: Viewer) -> Response:
     return render(
         request,
         "queues.html",
+        pauses=await _pauses(site),
         page="queues",
         title="Queues",
         access=access,
@@ -229,6 +236,7 @@ async def workers(request: Request, access: Viewer) -> Response:
     return render(
         request,
         "workers.html",
+        pauses=await _pauses(site),
         page="workers",
         title="Workers",
         access=access,

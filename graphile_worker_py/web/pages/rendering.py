@@ -41,6 +41,8 @@ SAYINGS: Final = {
     "edit": (None, "The payload was changed."),
     "add": ("job", "added."),
     "unlock": ("lock", "released."),
+    "pause": (None, "It is paused. Running jobs go on."),
+    "resume": (None, "It was resumed."),
     "cleanup": ("row", "deleted."),
 }
 """What a page says after a change; the text never comes from the address."""
