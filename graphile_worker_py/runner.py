@@ -25,6 +25,7 @@ from graphile_worker_py.schema import migrate
 from graphile_worker_py.schema.own import install as install_side_schema
 from graphile_worker_py.sql.checkup import read_allowed_connections
 from graphile_worker_py.steering.steering import Steering
+from graphile_worker_py.workers.connections import formula
 from graphile_worker_py.workers.health import Health
 from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Pools
@@ -191,7 +192,8 @@ class Runner(JobAdder, Steering):
 
     async def _check_connections(self, database: Database) -> None:
         """Log how many connections the pools may open, and whether the server allows them."""
-        most, parts = self._setup.connections(database.pool.max_size)
+        pools = list(self._setup.options_by_pool.values())
+        most, parts = formula(pools, shared=database.pool.max_size)
         allowed = await database.run(read_allowed_connections())
         self._setup.logger.log(
             logging.INFO if most <= allowed else logging.WARNING,

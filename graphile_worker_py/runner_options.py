@@ -40,7 +40,7 @@ from graphile_worker_py.tasks.injection import State
 from graphile_worker_py.tasks.job_log import keeping_fields
 from graphile_worker_py.tasks.program import Provided, SetUp, living, set_up
 from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
-from graphile_worker_py.workers.connections import formula, own_connections
+from graphile_worker_py.workers.connections import own_connections
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Pools, Succession
@@ -261,7 +261,7 @@ class Setup:
         self._tasks = _tasks(given, self.logger)
         pools = pools_of(given["pools"]) if "pools" in given else {DEFAULT_NAME: Pool()}
         self._divided = divided(self._tasks, pools)
-        self._pool_options = pool_options(self._options, pools)
+        self.options_by_pool = pool_options(self._options, pools)
         self._check_processes_are_set_up()
         self._lifespan = given.get("lifespan")
         leaves: list[Plugin | str] = [*self._leaves()]
@@ -312,7 +312,7 @@ class Setup:
         """The tasks, the schema and the number of jobs at a time, for a log line."""
         names = sorted(self._tasks)
         shown = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
-        count = sum(each.concurrent_jobs for each in self._pool_options.values())
+        count = sum(each.concurrent_jobs for each in self.options_by_pool.values())
         return (
             f"{len(names)} task(s) of schema {self._options.schema!r}, {count} "
             f"job{'s' if count > 1 else ''} at a time: {shown}"
@@ -365,13 +365,9 @@ class Setup:
         return opened_pool(
             self._source,
             max_size=self._options.max_pool_size
-            - sum(own_connections(each) for each in self._pool_options.values()),
+            - sum(own_connections(each) for each in self.options_by_pool.values()),
             prepared_statements=self._options.prepared_statements,
         )
-
-    def connections(self, shared: int) -> tuple[int, str]:
-        """How many connections the pools may open, and what for; their jobs share some."""
-        return formula(list(self._pool_options.values()), shared=shared)
 
     def database(self, pool: AsyncPool) -> Database:
         """The database behind a connection pool."""
@@ -404,7 +400,7 @@ class Setup:
         return build_pool(
             database,
             self._tasks if once else {task: self._tasks[task] for task in self._divided[name]},
-            self._options if once else self._pool_options[name],
+            self._options if once else self.options_by_pool[name],
             logger=self.logger,
             events=self.events,
             hooks=self.hooks,

@@ -81,9 +81,8 @@ async def test_what_is_paused_takes_no_job_until_it_is_resumed(
             "the provider is down",
             "anna",
         )
-        await eventually(lambda: runner.health().troubles)
-        assert "paused" in runner.health().troubles[0]
-        assert "by anna: the provider is down" in runner.health().troubles[0]
+        await eventually(lambda: "paused" in str(runner.health().troubles))
+        assert "by anna: the provider is down" in str(runner.health().troubles)
         job = await utils.add_job("quick", "paused")
         if kind == "task":
             await utils.add_job("slow", "other task")
@@ -122,13 +121,13 @@ async def test_pools_that_hear_no_notification_learn_it_by_heartbeat(
     deaf = make_conninfo(dsn, dbname="postgres")
     async with work.runner(dsn, listen_connection_string=deaf) as runner:
         await utils.pause(task="quick")
-        await eventually(lambda: runner.health().troubles, timeout=2)
+        await eventually(lambda: "paused" in str(runner.health().troubles), timeout=2)
         await utils.add_job("quick", "paused")
         await utils.add_job("slow", "free")
         await work.begun.wait()
         assert work.ran == ["free"]
         await utils.resume(task="quick")
-        await eventually(lambda: not runner.health().troubles, timeout=2)
+        await eventually(lambda: "paused" not in str(runner.health().troubles), timeout=2)
         work.go.set()
         await eventually(lambda: "paused" in work.ran)
 
@@ -141,7 +140,7 @@ async def test_a_notification_reaches_pools_between_two_heartbeats(
     async with work.runner(dsn, **options) as runner:
         await told.seen(PoolListenSuccess)
         await utils.pause(everything=True)
-        await eventually(lambda: runner.health().troubles, timeout=2)
+        await eventually(lambda: "paused" in str(runner.health().troubles), timeout=2)
 
 
 @pytest.mark.parametrize("target", [{"task": "quick"}, {"queue": "q"}])

@@ -128,7 +128,7 @@ async def test_a_pause_by_name_stops_one_pool_only(dsn: str, utils: WorkerUtils)
         with pytest.raises(ConfigurationError, match="'mial' is registered; names of pools are"):
             await utils.pause(pool="mial")
         await utils.pause(pool="mail")
-        await eventually(lambda: runner.healths()["mail"].troubles)
+        await eventually(lambda: "paused" in str(runner.healths()["mail"].troubles))
         await utils.add_job("mail/send", "mail")
         await utils.add_job("other", "other")
         await eventually(lambda: work.ran == ["other"])
@@ -150,7 +150,7 @@ async def test_a_quiet_pool_fetches_no_more_and_lets_its_jobs_finish(
         await eventually(lambda: len(jobs.query(LOCKED)) == 1)
         health = runner.healths()["mail"]
         assert (health.quiet, health.live, health.ready) == (True, True, True)
-        assert "quiet" in health.troubles[0]
+        assert "quiet" in str(health.troubles)
         (waiting,) = await utils.list_jobs(state="ready")
         assert (await utils.explain(waiting.id)).reasons[0].cause is Cause.PAUSED
         work.go.set()

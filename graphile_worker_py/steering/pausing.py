@@ -9,6 +9,7 @@ from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import MAX_QUEUE_NAME_LENGTH
 from graphile_worker_py.postgres.query import Steps, Transaction
 from graphile_worker_py.sql import pauses as statements
+from graphile_worker_py.sql import quiet_pools
 from graphile_worker_py.sql.backlog import read_pools
 from graphile_worker_py.sql.pauses import Pause, PauseTarget
 from graphile_worker_py.sql.side_tables import reading
@@ -90,7 +91,7 @@ def quiet(worker_schema: str, pool: object, *, everything: object) -> Steps[list
         raise ConfigurationError("give either pool, a name or an id, or everything=True")
     name = None if pool is None else check_text("pool", pool, shortest=1)
     yield from reading("pools", right="update")
-    told: list[str] = yield statements.quiet(worker_schema, name)
+    told: list[str] = yield quiet_pools.quiet(worker_schema, name)
     if name is not None and not told:
         yield from _check_pool(worker_schema, name)
     return told

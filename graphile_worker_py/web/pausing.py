@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.errors import MissingTablesError
-from graphile_worker_py.looking.explaining import readable_pauses
+from graphile_worker_py.looking.paused import readable_pauses
 from graphile_worker_py.pausing.plugin import Pausing
 from graphile_worker_py.sql.pauses import Pause
 from graphile_worker_py.web import audit
