@@ -75,8 +75,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.options.history import HistoryRetention as HistoryRetention
     from graphile_worker_py.options.limits import ConcurrencyLimit as ConcurrencyLimit
     from graphile_worker_py.options.limits import RateLimit as RateLimit
-    from graphile_worker_py.options.shedding import Shedding as Shedding
     from graphile_worker_py.options.pools import Pool as Pool
+    from graphile_worker_py.options.shedding import Shedding as Shedding
     from graphile_worker_py.outcomes import Discard as Discard
     from graphile_worker_py.outcomes import RetryIn as RetryIn
     from graphile_worker_py.outcomes import RetryPolicy as RetryPolicy

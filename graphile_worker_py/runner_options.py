@@ -15,8 +15,7 @@ from graphile_worker_py.adding.adder import Around
 from graphile_worker_py.checks import check_flag, check_is
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.events import Events
-from graphile_worker_py.loading.directory import load_tasks
-from graphile_worker_py.loading.modules import collect_tasks
+from graphile_worker_py.loading.given import given_tasks
 from graphile_worker_py.loading.recurring import given_items, with_items_of
 from graphile_worker_py.options import (
     OPTIONS,
@@ -27,7 +26,6 @@ from graphile_worker_py.options import (
 )
 from graphile_worker_py.options.declaring import Kind, Option
 from graphile_worker_py.options.history import HistoryRetention
-from graphile_worker_py.options.limits import check_agreement
 from graphile_worker_py.options.pools import DEFAULT_NAME, Pool, divided, pool_options, pools_of
 from graphile_worker_py.options.process import PROCESS_OPTIONS
 from graphile_worker_py.options.shedding import Shedding
@@ -39,7 +37,7 @@ from graphile_worker_py.schema import rights
 from graphile_worker_py.tasks.injection import State
 from graphile_worker_py.tasks.job_log import keeping_fields
 from graphile_worker_py.tasks.program import Provided, SetUp, living, set_up
-from graphile_worker_py.tasks.task import Task, Tasks, check_tasks, task_list
+from graphile_worker_py.tasks.task import Tasks
 from graphile_worker_py.workers.connections import own_connections
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.stopping import Stopping
@@ -190,33 +188,6 @@ _CHECKS: Final = {
 }
 
 
-def _tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task[Any]]:
-    if "tasks" in given and "task_directory" in given:
-        raise ConfigurationError("tasks and task_directory were both given; give one of them")
-    if "task_directory" in given:
-        tasks = load_tasks(given["task_directory"], logger=logger)
-    elif "tasks" in given:
-        tasks = collected_tasks(given["tasks"])
-    else:
-        raise ConfigurationError("neither tasks nor task_directory was given")
-    check_tasks(tasks.values())
-    check_agreement((name, task.settings.get("limits", ())) for name, task in tasks.items())
-    return tasks
-
-
-def collected_tasks(given: object) -> dict[str, Task[Any]]:
-    """Tasks by identifier, as code gives them: a list or mapping, or modules that have them.
-
-    Raises:
-        ConfigurationError: There are none, or a module can't be imported.
-    """
-    if isinstance(given, str | ModuleType):
-        given = [given]
-    if isinstance(given, list | tuple) and any(isinstance(x, str | ModuleType) for x in given):
-        return collect_tasks(given)
-    return task_list(given)  # type: ignore[arg-type]  # it checks  # pyright: ignore[reportArgumentType]
-
-
 class Setup:
     """The checked options of a runner, and the parts that are built from them.
 
@@ -258,7 +229,7 @@ class Setup:
         if self._options.listen_connection_string is not None:
             checked_conninfo(self._options.listen_connection_string, "listen_connection_string")
         self._set_up = set_up(given["setup"]) if "setup" in given else None
-        self._tasks = _tasks(given, self.logger)
+        self._tasks = given_tasks(given, self.logger)
         pools = pools_of(given["pools"]) if "pools" in given else {DEFAULT_NAME: Pool()}
         self._divided = divided(self._tasks, pools)
         self.options_by_pool = pool_options(self._options, pools)

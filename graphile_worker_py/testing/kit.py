@@ -8,11 +8,11 @@ from typing import Any, TypeAlias, Unpack
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
+from graphile_worker_py.loading.given import collected_tasks
 from graphile_worker_py.looking.explaining import Cause, similar
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.runner_options import collected_tasks
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.task import Task, Tasks

@@ -30,6 +30,7 @@ from graphile_worker_py.web.context import Viewer, web_of
 from graphile_worker_py.web.copying import copies
 from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.rendering import count_note, render, root
+from graphile_worker_py.web.site import Site
 
 router = APIRouter()
 PAGE_SIZE: Final = 50
