@@ -21,6 +21,7 @@ from graphile_worker_py import (
     SyncJobContext,
     SyncWorkerUtils,
     WorkerUtils,
+    run_migrations,
     run_once,
 )
 from graphile_worker_py.events import JobComplete, JobError, JobLost
@@ -460,8 +461,8 @@ async def test_a_missing_table_of_history_does_not_fail_the_transaction_of_a_tas
     assert told.of(JobError) == []
 
 
-@pytest.mark.usefixtures("utils")
-def test_a_batch_of_runs_is_not_compared_with_each_of_its_jobs(dsn: str) -> None:
+async def test_a_batch_of_runs_is_not_compared_with_each_of_its_jobs(dsn: str) -> None:
+    await run_migrations(dsn, side_schema=True)
     runs = completed_runs(
         worker_schema="graphile_worker",
         pool_id="pool",

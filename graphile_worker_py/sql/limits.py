@@ -1,9 +1,9 @@
 """The limits of tasks as operators see and set them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from graphile_worker_py.checks import check_one_of, check_text, check_whole
 from graphile_worker_py.errors import ConfigurationError
@@ -154,7 +154,10 @@ select pg_catalog.pg_notify('graphile_worker_py', pg_catalog.json_build_object(
 )::pg_catalog.text)
 from changed
 """
-_STATEMENTS: Final = {LimitKind.CONCURRENCY: _SET, LimitKind.RATE: _SET_RATE}
+_STATEMENTS: Final[Mapping[LimitKind, LiteralString]] = {
+    LimitKind.CONCURRENCY: _SET,
+    LimitKind.RATE: _SET_RATE,
+}
 
 
 def set_limit(

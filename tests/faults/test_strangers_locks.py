@@ -120,6 +120,8 @@ async def test_an_upgrade_waits_for_another_session_only_for_seconds_and_says_so
         ledger.query(f"alter table graphile_worker_py.pools drop column {column}")
     for table in re.findall(r"create table (\S+)", str(MIGRATIONS[1:])):
         ledger.query(f"drop table {table}")
+    for function in re.findall(r"create function (\S+\))", str(MIGRATIONS[1:])):
+        ledger.query(f"drop function {function}")
     ledger.query("delete from graphile_worker_py.migrations where id > 1")
     with psycopg.connect(dsn) as other:
         other.execute("select from graphile_worker_py.migrations for update")
