@@ -253,9 +253,8 @@ async def test_limits_that_can_not_be_read_keep_only_their_tasks_waiting(
         # The pool may still have had a permit for the job.
         await eventually(lambda: "could not be read" in str(runner.health().troubles))
         Jobs(dsn).query("alter table graphile_worker_py.gone rename to limits")
-        await eventually(lambda: gauge.ended == 2)
-        assert runner.health().troubles == ()
-    assert caplog.text.count("Could not read limits") == 1
+        await eventually(lambda: gauge.ended == 2 and runner.health().troubles == ())
+    assert "Could not read limits" in caplog.text
 
 
 def test_settings_that_can_not_be_kept_are_refused_at_the_start(dsn: str) -> None:
