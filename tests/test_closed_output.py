@@ -60,7 +60,8 @@ async def test_a_worker_whose_log_nobody_reads_any_more_works_on_and_ends_well(
     jobs = Jobs(dsn)
     with worker(tmp_path, dsn) as process:
         assert process.stdout is not None
-        assert b"Working as" in process.stdout.readline()
+        while b"Working as" not in (line := process.stdout.readline()):
+            assert line != b""
         process.stdout.close()
         jobs.add_many(3, "work")
         await eventually(lambda: jobs.ids() == [])

@@ -158,8 +158,9 @@ async def test_the_sample_tasks_of_the_stack_make_load(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.delitem(sys.modules, "tasks", raising=False)  # of another test
     tasks = importlib.import_module("tasks")
-    monkeypatch.delitem(sys.modules, "tasks")
+    del sys.modules["tasks"]
     (item,) = read_crontab(FOLDER / "crontab")
     async with WorkerUtils(dsn) as utils:
         await utils.add_job(item.task, {})
