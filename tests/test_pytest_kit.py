@@ -13,6 +13,7 @@ from unittest.mock import ANY
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from graphile_worker_py import (
     ConfigurationError,
@@ -378,3 +379,15 @@ async def test_drain_without_tasks_says_how_to_give_them(gw_dsn: str) -> None:
         await Kit(gw_dsn).drain()
     with pytest.raises(ConfigurationError, match="'queue' is not compared"):
         await Kit(gw_dsn).assert_added("sms", queue="mail")  # type: ignore[call-arg]
+
+
+def test_a_login_on_the_server_of_the_kit_hashes_the_password_once_and_checks_it(
+    server: Server,
+) -> None:
+    dsn = server.dsn("postgres")
+    with psycopg.connect(dsn) as conn:
+        stored = conn.execute("select rolpassword from pg_authid where rolname = 'postgres'")
+        assert str(stored.fetchone()).startswith("('SCRAM-SHA-256$1:")
+    wrong = make_conninfo(dsn, password="wrong")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(wrong)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
-from graphile_worker_py.testing.server import SETTINGS, fast_directory
+from graphile_worker_py.testing.server import SETTINGS, fast_directory, hasten_logins
 from tests.support.missing import missing
 from tests.support.node import LATEST, Node
 from tests.support.own_server import OWN_SETTINGS, OwnServer, server_place
@@ -122,6 +122,7 @@ def server(pytestconfig: pytest.Config) -> Iterator[Server]:
     with EmbeddedPostgres(
         bin_dir=bin_dir, settings=SETTINGS, temp_dir=fast_directory()
     ) as postgres:
+        hasten_logins(postgres)
         yield Server(postgres)
 
 
@@ -223,6 +224,7 @@ def own_server(pytestconfig: pytest.Config) -> Iterator[OwnServer]:
     with server_place() as place:
         server = OwnServer(bin_dir, place / "data", OWN_SETTINGS)
         server.start()
+        hasten_logins(server.postgres)
         yield server
         server.stop()
 
