@@ -70,6 +70,18 @@ def notice(check: str, fact: str, remedy: str) -> Finding:
 
 def of_server(server: ServerFacts) -> Iterator[Finding]:
     """Settings of the server under which workers can't work, or not well."""
+    yield from _of_writing(server)
+    yield from _of_sessions(server.settings)
+    most = int(server.settings["max_connections"])
+    if server.connections > 0.9 * most:
+        yield problem(
+            "connections",
+            f"{server.connections} of {most} connections are in use",
+            "lower max_pool_size of the workers, use a pooler, or raise max_connections",
+        )
+
+
+def _of_writing(server: ServerFacts) -> Iterator[Finding]:
     settings = server.settings
     if server.in_recovery or settings["default_transaction_read_only"] == "on":
         what = "is a standby" if server.in_recovery else "makes transactions read-only"
@@ -86,6 +98,9 @@ def of_server(server: ServerFacts) -> Iterator[Finding]:
                 f"{name} is off, so that rows of completed jobs are never removed",
                 f"alter system set {name} = on; select pg_reload_conf()",
             )
+
+
+def _of_sessions(settings: Mapping[str, str]) -> Iterator[Finding]:
     timeout = int(settings["statement_timeout"])
     if 0 < timeout < SHORTEST_TIMEOUT:
         yield notice(
@@ -107,13 +122,6 @@ def of_server(server: ServerFacts) -> Iterator[Finding]:
             "synchronous_commit is off: a crash of the server may lose the last outcomes, so that "
             "these jobs run again",
             "leave it on for the worker's role, unless that is intended",
-        )
-    most = int(settings["max_connections"])
-    if server.connections > 0.9 * most:
-        yield problem(
-            "connections",
-            f"{server.connections} of {most} connections are in use",
-            "lower max_pool_size of the workers, use a pooler, or raise max_connections",
         )
 
 

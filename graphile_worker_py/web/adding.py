@@ -134,12 +134,7 @@ async def add_once(
     Raises:
         ProblemError: The key is in use (409), or was used for something else (422).
     """
-    if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
-        raise ProblemError(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            f"Idempotency-Key must have 1 to {LONGEST_KEY} printable characters",
-            faults=[Fault("Idempotency-Key", "not allowed")],
-        )
+    _check_key(key)
     database = await site.open()
     if not site.has_tables:
         raise unavailable(
@@ -163,6 +158,19 @@ async def add_once(
             "another request with this Idempotency-Key is still running; try again",
             headers={"Retry-After": "1"},
         ) from error
+    return await _id_given_before(site, key, print_), False
+
+
+def _check_key(key: str) -> None:
+    if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():
+        raise ProblemError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"Idempotency-Key must have 1 to {LONGEST_KEY} printable characters",
+            faults=[Fault("Idempotency-Key", "not allowed")],
+        )
+
+
+async def _id_given_before(site: Site, key: str, print_: str) -> int:
     stored = await site.read(read_answer(site.schema, key))
     if stored is None or stored.answer is None:
         raise ProblemError(HTTPStatus.CONFLICT, "the Idempotency-Key has just expired; try again")
@@ -172,4 +180,4 @@ async def add_once(
             "this Idempotency-Key was used for another request",
             faults=[Fault("Idempotency-Key", "used for another request")],
         )
-    return int(json_codec.loads(stored.answer)["id"]), False
+    return int(json_codec.loads(stored.answer)["id"])

@@ -130,21 +130,7 @@ def build(
         others: Names of the other databases.
     """
     site = Site(source, settings)
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            await site.close()
-
-    app = FastAPI(
-        title="graphile-worker-py",
-        openapi_url="/api/v1/openapi.json" if settings.api else None,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-    )
+    app = _closing(site, openapi_url="/api/v1/openapi.json" if settings.api else None)
     app.state.web = Web(
         site=site,
         settings=settings,
@@ -169,6 +155,25 @@ def build(
     return app
 
 
+def _closing(site: Site, *, openapi_url: str | None) -> FastAPI:
+    """An application without routes that closes the database when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await site.close()
+
+    return FastAPI(
+        title="graphile-worker-py",
+        openapi_url=openapi_url,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+
+
 def build_many(
     databases: Mapping[str, str | AsyncPool],
     settings: Settings,
@@ -191,6 +196,15 @@ def build_many(
         )
         for name, source in databases.items()
     }
+    parent = _above(apps)
+    parent.state.door = door
+    parent.add_middleware(Shield, settings=settings, hosts=hosts)
+    _handle_errors(parent)
+    return parent
+
+
+def _above(apps: Mapping[str, FastAPI]) -> FastAPI:
+    """An application that has each of these below its name, and leads to the first."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -200,7 +214,6 @@ def build_many(
             yield
 
     parent = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
-    parent.state.door = door
     parent.include_router(probes.probes)
     first = next(iter(apps))
 
@@ -211,9 +224,7 @@ def build_many(
 
     for name, app in apps.items():
         parent.mount(f"/{name}", app)
-    parent.state.web = next(iter(apps.values())).state.web
-    parent.add_middleware(Shield, settings=settings, hosts=hosts)
-    _handle_errors(parent)
+    parent.state.web = apps[first].state.web
     return parent
 
 

@@ -14,6 +14,7 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.looking.explaining import counted
 from graphile_worker_py.sql.cleanup import CleanupTask, preview
 from graphile_worker_py.sql.edit_job import edit_payload
+from graphile_worker_py.sql.windows import Filter
 from graphile_worker_py.web import adding, audit, changes, filters, listing, pausing, recurring
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.api.models import JobId
@@ -102,6 +103,16 @@ async def _check_level(request: Request, access: Access, action: Action) -> None
         await admin(request, access)
 
 
+def _filter(form: Form, access: Access, site: Site) -> Filter:
+    """The filter whose jobs were all chosen."""
+    try:
+        wanted = filters.parse(form.get("q"))
+    except filters.FilterError as error:
+        raise _refused(str(error)) from error
+    listing.check_allowed(wanted, access, site)
+    return wanted
+
+
 @router.post("/jobs/action")
 async def change_jobs(request: Request, access: Operator) -> Response:
     """Change the chosen jobs, or all that match: first the count, then the change."""
@@ -109,13 +120,9 @@ async def change_jobs(request: Request, access: Operator) -> Response:
     form = await _form(request)
     change = _change(form)
     await _check_level(request, access, change.action)
-    wanted, ids, complete = None, form.ids, True
-    if form.get("all"):
-        try:
-            wanted = filters.parse(form.get("q"))
-        except filters.FilterError as error:
-            raise _refused(str(error)) from error
-        listing.check_allowed(wanted, access, site)
+    wanted = _filter(form, access, site) if form.get("all") else None
+    ids, complete = form.ids, True
+    if wanted is not None:
         selection = await changes.select(site, wanted)
         # Jobs that came after the count are not meant.
         newest = int(form.get("up_to") or BIGINT_MAX)

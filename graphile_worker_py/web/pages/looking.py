@@ -12,7 +12,7 @@ from markupsafe import Markup
 from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.looking import explaining
-from graphile_worker_py.looking.explaining import counted
+from graphile_worker_py.looking.explaining import Explanation, counted
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.error_groups import ErrorGroup as RecordedErrors
 from graphile_worker_py.sql.explain import read_facts
@@ -90,6 +90,14 @@ def _narrowed(wanted: Filter, state: JobState | None) -> str:
     return filters.written(replace(wanted, state=state))
 
 
+async def _explained(site: Site, job_id: int) -> Explanation:
+    found = await site.read(read_facts(job_id))
+    if found is None:
+        raise await gone(site, job_id)
+    pools = await facts.pools(site)
+    return await site.drive(explaining.explain_facts(job_id, site.schema, found, pools))
+
+
 @router.get("/jobs/{job_id}")
 async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     """One job: why it does not run, its payload, its last error."""
@@ -97,12 +105,7 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     found = await site.read(get_job(job_id))
     if found is None:
         raise await gone(site, job_id)
-    facts_of_job = await site.read(read_facts(job_id))
-    if facts_of_job is None:
-        raise await gone(site, job_id)
-    pools = await facts.pools(site)
-    explain = explaining.explain_facts(job_id, site.schema, facts_of_job, pools)
-    explanation = await site.drive(explain)
+    explanation = await _explained(site, job_id)
     payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
     changes = (
         await site.read(read_audit(site.schema, job_id=job_id, before=None, limit=20))
