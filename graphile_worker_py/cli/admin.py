@@ -269,14 +269,7 @@ def cleanup(
     names = " ".join(tasks).replace(",", " ").upper().split()
     if not names:
         raise click.UsageError(f"give at least one of {', '.join(CleanupTask)}")
-    wanted = set(keep)
-    import_from_here()
-    if setup is not None and (modules or task_directory is not None):
-        set_up(setup)
-    if modules:
-        wanted |= collect_tasks(named_modules(modules), name="--tasks").keys()
-    if task_directory is not None:
-        wanted |= load_tasks(task_directory, strict=True).keys()
+    wanted = set(keep) | _identifiers(setup, modules, task_directory)
     for name in names:
         check_one_of("TASK", name, allowed=CleanupTask)
     conditions: dict[str, Any] = {
@@ -298,6 +291,21 @@ def cleanup(
         return
     for task, count in deleted.items():
         click.echo(f"{task}: {change.done('deleted', plural(count, 'row')).lower()}")
+
+
+def _identifiers(
+    setup: str | None, modules: tuple[str, ...], task_directory: str | None
+) -> set[str]:
+    """The identifiers of the tasks in modules and in a directory."""
+    import_from_here()
+    if setup is not None and (modules or task_directory is not None):
+        set_up(setup)
+    found: set[str] = set()
+    if modules:
+        found |= collect_tasks(named_modules(modules), name="--tasks").keys()
+    if task_directory is not None:
+        found |= load_tasks(task_directory, strict=True).keys()
+    return found
 
 
 def _described(preview: CleanupPreview) -> str:

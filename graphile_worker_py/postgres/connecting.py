@@ -97,15 +97,9 @@ async def opened_pool(
     options = _connection_options(prepared_statements)
     conn.prepare_threshold = options.get("prepare_threshold", conn.prepare_threshold)
     first = iter([conn])
-
-    class PoolConnection(AsyncConnection[Any]):
-        @classmethod
-        async def connect(cls, *args: Any, **kwargs: Any) -> AsyncConnection[Any]:  # type: ignore[override]
-            return next(first, None) or await AsyncConnection.connect(*args, **kwargs)
-
     pool = idle.AsyncPool(
         dsn,
-        connection_class=PoolConnection,
+        connection_class=_beginning_with(first),
         kwargs=options,
         min_size=0,
         max_size=max_size,
@@ -123,6 +117,17 @@ async def opened_pool(
             await pool.close(timeout=CLOSE_PATIENCE)
             for unused in first:
                 await unused.close()
+
+
+def _beginning_with(opened: Iterator[AsyncConnection[Any]]) -> type[AsyncConnection[Any]]:
+    """A class that gives out open connections before it connects."""
+
+    class PoolConnection(AsyncConnection[Any]):
+        @classmethod
+        async def connect(cls, *args: Any, **kwargs: Any) -> AsyncConnection[Any]:  # type: ignore[override]
+            return next(opened, None) or await AsyncConnection.connect(*args, **kwargs)
+
+    return PoolConnection
 
 
 @contextmanager
@@ -143,15 +148,9 @@ def opened_sync_pool(
     options = _connection_options(prepared_statements)
     conn.prepare_threshold = options.get("prepare_threshold", conn.prepare_threshold)
     first = iter([conn])
-
-    class PoolConnection(Connection[Any]):
-        @classmethod
-        def connect(cls, *args: Any, **kwargs: Any) -> Connection[Any]:  # type: ignore[override]
-            return next(first, None) or Connection.connect(*args, **kwargs)
-
     pool = idle.Pool(
         dsn,
-        connection_class=PoolConnection,
+        connection_class=_beginning_with_sync(first),
         kwargs=options,
         min_size=0,
         max_size=max_size,
@@ -167,6 +166,15 @@ def opened_sync_pool(
             pool.close()
             for unused in first:
                 unused.close()
+
+
+def _beginning_with_sync(opened: Iterator[Connection[Any]]) -> type[Connection[Any]]:
+    class PoolConnection(Connection[Any]):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Connection[Any]:  # type: ignore[override]
+            return next(opened, None) or Connection.connect(*args, **kwargs)
+
+    return PoolConnection
 
 
 async def _server_process(conn: AsyncConnection[Any]) -> int:

@@ -285,17 +285,20 @@ class Settler:
                 if riding:  # what they say of the time has changed
                     riding = self._riders.bind(batch)[1]
         availability.works(part)
+        self._written(batch, written, is_first=failures == 0)
+        for rider in left_behind:
+            await self._ride_singly(rider, [each for each in batch if each[0].id in written])
+
+    def _written(self, batch: Sequence[Settled], written: set[int], *, is_first: bool) -> None:
         recorded = batch
         # After a failure rows may be missing because the first statement was committed.
-        if len(written) < len(batch) and failures == 0:
+        if len(written) < len(batch) and is_first:
             lost = [job.id for job in _jobs_of(batch) if job.id not in written]
             self._events.emit(events.JobLost(pool_id=self._pool_id, job_ids=lost))
             recorded = [each for each in batch if each[0].id in written]
         self._holdings.recorded(_jobs_of(batch))
         if recorded:
             self._let_count(recorded)
-        for rider in left_behind:
-            await self._ride_singly(rider, [each for each in batch if each[0].id in written])
 
     def _let_count(self, batch: Sequence[Settled]) -> None:
         for count in self._settled:
