@@ -21,7 +21,13 @@ from graphile_worker_py import (
     run_once,
 )
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError, PoolListenSuccess
+from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told, impatient
+
+END_LISTENING = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and query ilike 'listen%'
+"""
 
 Conn = AsyncConnection[Any]
 OWNER = "configured_owner"
@@ -203,10 +209,7 @@ async def test_an_error_names_the_function(
         await told.seen(PoolListenSuccess)
         await pool.wait()
         fails.append(True)
-        jobs.query(
-            "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = current_database() and query ilike 'listen%'"
-        )
+        await eventually(lambda: jobs.query(END_LISTENING) != [])
         event = await told.seen(PoolListenError, count=2)
         assert said in str(event.error)
         fails.clear()
