@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import psycopg
 import psycopg_pool
 from psycopg import Connection
-from psycopg.conninfo import make_conninfo
 
 from graphile_worker_py import config
 from graphile_worker_py.adding import statements
@@ -32,7 +31,7 @@ from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres import idle
 from graphile_worker_py.postgres.blocking import SyncDatabase
-from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
+from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool, target_of
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.postgres.query import Query, Steps, can_copy
@@ -46,11 +45,6 @@ from graphile_worker_py.steering.limiting import SyncLimitSteering
 from graphile_worker_py.steering.sync_steering import SyncSteering
 
 T = TypeVar("T")
-
-_CLIENT_OPTIONS: Final = frozenset(
-    {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
-)
-"""What psycopg's connect takes beside the words of a connection string."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +195,7 @@ class SyncWorkerUtils(SyncSteering, SyncLimitSteering, SyncLooksNow, SyncLooksBa
     def _migrate_within_plugins(self) -> None:
         # Plugins are asynchronous. They get an event loop of their own, in a thread, because the
         # caller's thread may have one that is running.
-        dsn = _target(self._database.pool)
+        dsn = target_of(self._database.pool)
         _check_migrates_alike(self._database.pool)
 
         async def run() -> None:
@@ -376,13 +370,6 @@ def _finished(work: Awaitable[T]) -> T:
         "add_jobs of a plugin awaited something other than `proceed`: SyncWorkerUtils has no "
         "event loop"
     )
-
-
-def _target(pool: psycopg_pool.ConnectionPool[Any]) -> str:
-    """Where a pool's connections go, in one connection string."""
-    dsn = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-    kwargs = (pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {}
-    return make_conninfo(dsn, **{k: v for k, v in kwargs.items() if k not in _CLIENT_OPTIONS})
 
 
 def _check_migrates_alike(pool: psycopg_pool.ConnectionPool[Any]) -> None:

@@ -35,6 +35,10 @@ TCP: Final = {
 # request for a connection start a fresh try, at our own shorter intervals.
 RECONNECT_PATIENCE: Final = 4.0
 CLOSE_PATIENCE: Final = 1.0
+_CLIENT_OPTIONS: Final = frozenset(
+    {"autocommit", "context", "cursor_factory", "prepare_threshold", "row_factory"}
+)
+"""What psycopg's connect takes besides the words of a connection string."""
 
 
 def checked_conninfo(dsn: str, name: str = "connection string") -> str:
@@ -289,3 +293,12 @@ async def connect_directly(dsn: str) -> AsyncConnection[Any]:
         psycopg.OperationalError: The database can't be reached.
     """
     return await AsyncConnection.connect(checked_conninfo(dsn), autocommit=True)
+
+
+def target_of(pool: psycopg_pool.ConnectionPool[Any]) -> str:
+    """Where a pool's connections go, in one connection string."""
+    dsn = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+    kwargs = (pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {}
+    return conninfo.make_conninfo(
+        dsn, **{k: v for k, v in kwargs.items() if k not in _CLIENT_OPTIONS}
+    )
