@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 
 from compat_tests.catalog import read_catalog
@@ -130,6 +131,34 @@ async def test_a_schema_from_before_0_16_is_refused_with_the_way_out(
     assert f"revision {revision}, from before Graphile Worker 0.16" in str(caught.value)
     assert "npx graphile-worker@0.18.0 --schema-only" in str(caught.value)
     assert fleet.query("select max(id) from graphile_worker.migrations") == [revision]
+
+
+@pytest.mark.parametrize("revision", [1, 5, 10])
+async def test_triggers_of_the_first_revisions_are_trusted(
+    bare_fleet: Fleet, node: Node, revision: int
+) -> None:
+    fleet = bare_fleet
+    install_first_revisions(fleet.dsn, node, revision)
+    with pytest.raises(IncompatibleSchemaError, match=f"at revision {revision}, from before"):
+        await run_migrations(fleet.dsn)
+
+
+def install_first_revisions(dsn: str, node: Node, revision: int) -> None:
+    """Leave the schema as Node has it after it has installed these revisions of twenty."""
+    directory = node.package() / "node_modules" / "graphile-worker" / "sql"
+    scripts = sorted(directory.glob("*.sql"))[:revision]
+    with psycopg.connect(dsn) as conn:
+        conn.execute("create schema graphile_worker")
+        conn.execute(
+            "create table graphile_worker.migrations"
+            " (id int primary key, ts timestamptz default now() not null)"
+        )
+        for script in scripts:
+            text = script.read_text().replace(":GRAPHILE_WORKER_SCHEMA", "graphile_worker")
+            conn.execute(text.encode())
+        conn.execute(
+            "insert into graphile_worker.migrations select generate_series(1, %s)", (revision,)
+        )
 
 
 PREPARE = """

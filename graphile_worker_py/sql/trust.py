@@ -42,6 +42,12 @@ relations as materialized (
   from pg_catalog.pg_class as classes
   join namespace on namespace.oid = classes.relnamespace
   where classes.relkind in ('r', 'p', 'v', 'm', 'f')
+),
+functions as materialized (
+  select procedures.oid
+  from pg_catalog.pg_proc as procedures
+  join namespace on namespace.oid = procedures.pronamespace
+  where procedures.proowner in (select trusted.oid from trusted)
 )
 select 'schema', null, null, pg_catalog.pg_get_userbyid(namespace.nspowner)::pg_catalog.text
 from namespace
@@ -59,6 +65,7 @@ select 'trigger', triggers.tgname::pg_catalog.text, relations.relname::pg_catalo
 from relations
 join pg_catalog.pg_trigger as triggers on triggers.tgrelid = relations.oid
 where not triggers.tgisinternal
+  and triggers.tgfoid not in (select functions.oid from functions)
 union all
 select 'rule', rules.rulename::pg_catalog.text, relations.relname::pg_catalog.text, null
 from relations
@@ -98,7 +105,9 @@ def read_strangers(schema: str, *, beside: str | None = None) -> Query[list[Stra
     """Read the parts of a schema that are not trusted.
 
     An owner is trusted if it is a superuser, the owner of the database or of the schema `beside`,
-    or a role that ours is a member of. Triggers and rules are never trusted.
+    or a role that ours is a member of. A trigger is trusted if it calls a function of the same
+    schema that has such an owner: the first revisions of Graphile Worker have some, and Node
+    installs one revision after the other. Rules are never trusted.
     """
     return Query(
         _READ,

@@ -43,6 +43,12 @@ create trigger spy before insert on graphile_worker.migrations
 grant usage, create on schema graphile_worker to public;
 grant all on all tables in schema graphile_worker to public;
 """
+STRANGERS_FUNCTION = """
+create function graphile_worker_py.spy() returns trigger language plpgsql as
+  $$ begin insert into public.spied values (current_user, 'pools'); return new; end $$;
+alter function graphile_worker_py.spy() owner to {mallory};
+create trigger spy before update on {} for each row execute function graphile_worker_py.spy();
+"""
 VIEW = """
 create function graphile_worker.spy() returns int4 language plpgsql as
   $$ begin insert into public.spied values (current_user, 'view'); return 1; end $$;
@@ -134,6 +140,10 @@ async def test_a_superuser_does_not_use_a_planted_side_schema_either(roles: Role
     [
         (
             "create trigger spy before update on {} for each row execute function public.spy()",
+            "trigger 'spy' on the table 'pools'",
+        ),
+        (
+            STRANGERS_FUNCTION,
             "trigger 'spy' on the table 'pools'",
         ),
         ("create rule spy as on update to {} do also select 1", "rule 'spy' on the table 'pools'"),
