@@ -121,7 +121,7 @@ async def test_the_leader_deletes_a_cancelled_job_that_lost_its_worker(
 
 async def test_without_the_tables_a_running_job_is_only_not_tried_again(dsn: str) -> None:
     jobs = Jobs(dsn)
-    jobs.query("drop schema if exists graphile_worker_py cascade")
+    await jobs.in_thread("drop schema if exists graphile_worker_py cascade")
     waiting, running = jobs.add("work"), jobs.add("work")
     jobs.query(TAKEN_BY_NODE, running)
     with SyncWorkerUtils(dsn) as utils:

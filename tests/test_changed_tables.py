@@ -49,7 +49,7 @@ async def test_a_worker_that_has_fetched_goes_on(dsn: str) -> None:
             await told.seen(JobError, count=round_number)
             await eventually(lambda: jobs.locked() == [])
             if round_number == 1:
-                jobs.query(ADD_COLUMNS)
+                await jobs.in_thread(ADD_COLUMNS)
     assert told.of(WorkerGetJobError) == []
     assert [job["last_error"] for job in jobs.all()] == ["no", "no"]
 
@@ -63,7 +63,7 @@ async def test_jobs_are_added_and_changed_on_a_callers_connection_as_before(dsn:
         job = await utils.add_job("work", job_key="key", conn=conn)
         await utils.get_job(job.id, conn=conn)
         await utils.reschedule_jobs([job.id], priority=1, conn=conn)
-        jobs.query(ADD_COLUMNS)
+        await jobs.in_thread(ADD_COLUMNS)
         again = await utils.add_job("work", job_key="key", conn=conn)
         await utils.reschedule_jobs([job.id], priority=2, conn=conn)
         found = await utils.get_job(job.id, conn=conn)
@@ -75,7 +75,7 @@ async def test_jobs_are_added_and_changed_on_a_callers_connection_as_before(dsn:
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     """A database with a table of the test's own, and connections that have read it."""
-    Jobs(dsn).query(COLOURS)
+    await Jobs(dsn).in_thread(COLOURS)
     async with opened_pool(dsn, max_size=3) as pool:
         database = Database(pool, schema="graphile_worker")
         async with pool.connection() as one, pool.connection() as two:

@@ -111,7 +111,9 @@ async def test_everything_that_is_wrong_with_jobs_is_found(dsn: str, stored: Job
         insert into graphile_worker._private_known_crontabs
           (identifier, known_since, last_execution) values ('nightly', now(), now() + '1 day')
     """)
-    stored.query("alter table graphile_worker._private_jobs set (autovacuum_enabled = false)")
+    await stored.in_thread(
+        "alter table graphile_worker._private_jobs set (autovacuum_enabled = false)"
+    )
     stored.query("""
         insert into graphile_worker_py.pools
           (pool_id, worker_schema, host, pid, dead_after, lock_key, heartbeat_at)

@@ -73,7 +73,9 @@ async def test_pools_of_an_older_release_are_read_and_blamed_for_nothing(
     dsn: str, stored: Jobs, utils: WorkerUtils
 ) -> None:
     async with working(dsn, "a", heartbeat_interval=60, dead_after=240):
-        stored.query("alter table graphile_worker_py.pools drop column tasks, drop column memory")
+        await stored.in_thread(
+            "alter table graphile_worker_py.pools drop column tasks, drop column memory"
+        )
         job_id = stored.add("b")
         [pool] = await utils.pools() or []
         assert (pool.tasks, pool.memory) == (None, None)

@@ -246,7 +246,7 @@ async def test_the_command_asks_a_worker(call: Call, dsn: str) -> None:
         assert said["troubles"] == []
         url = f"{runner.health_url}/healthz"
         assert "running" in (await asyncio.to_thread(call, "--url", url)).stdout
-        jobs.query("drop schema graphile_worker cascade")
+        await jobs.in_thread("drop schema graphile_worker cascade")
         await eventually(lambda: not runner.health().ready)
         result = await asyncio.to_thread(lambda: call("--port", port, code=1))
         assert "Trouble: not ready (running); " in result.output

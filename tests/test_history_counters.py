@@ -148,10 +148,10 @@ async def test_steps_of_time_are_added_up(dsn: str, jobs: Jobs) -> None:
 async def test_counters_outlive_an_outage_of_their_table(dsn: str, jobs: Jobs) -> None:
     async with Runner(dsn, tasks={"work": work}, **FAST) as runner:
         await eventually(lambda: runner.health().ready)
-        jobs.query("alter table graphile_worker_py.task_minutes rename to away")
+        await jobs.in_thread("alter table graphile_worker_py.task_minutes rename to away")
         jobs.add_many(3, "work")
         await eventually(lambda: "task_minutes" in str(runner.health().plugin_error))
-        jobs.query("alter table graphile_worker_py.away rename to task_minutes")
+        await jobs.in_thread("alter table graphile_worker_py.away rename to task_minutes")
         await eventually(lambda: [row["completed"] for row in jobs.query(MINUTES)] == [3])
 
 

@@ -348,7 +348,7 @@ async def test_without_todays_partition_jobs_complete_and_health_names_it(
     async with Runner(dsn, tasks={"work": work}, **options) as runner:
         await eventually(lambda: runner.health().ready)
         today = jobs.query("select to_char(now() at time zone 'UTC', 'YYYYMMDD') as day")[0]["day"]
-        jobs.query(f"drop table graphile_worker_py.runs_completed_{today}")
+        await jobs.in_thread(f"drop table graphile_worker_py.runs_completed_{today}")
         for _ in range(3):
             jobs.add("work", {})
         await told.seen(JobComplete, count=3)
@@ -366,7 +366,7 @@ async def test_without_the_side_schema_jobs_complete_and_health_names_it(
     options["dead_after"] = 7200
     async with Runner(dsn, tasks={"work": work}, **options) as runner:
         await eventually(lambda: runner.health().ready)
-        jobs.query("drop schema graphile_worker_py cascade")
+        await jobs.in_thread("drop schema graphile_worker_py cascade")
         jobs.add("work", {"fails": "no"})
         jobs.add("work", {})
         await told.seen(JobComplete, count=2)
@@ -450,7 +450,7 @@ async def test_a_missing_table_of_history_does_not_fail_the_transaction_of_a_tas
 ) -> None:
     await run_once(dsn, tasks={"work": work})
     jobs.query(ANOTHER_LEADS)
-    jobs.query("alter table graphile_worker_py.runs_completed rename to away")
+    await jobs.in_thread("alter table graphile_worker_py.runs_completed rename to away")
     told = Told()
     job_id = jobs.add("complete")
     options: Any = {"history": "all", "events": told.events}

@@ -98,7 +98,7 @@ async def test_the_leader_adds_partitions_that_are_missing(
         await eventually(lambda: runner.health().leads)
         before = tables(jobs)
         newest = max(name for name in before if name.startswith("runs_failed"))
-        jobs.query(f"drop table graphile_worker_py.{newest}")
+        await jobs.in_thread(f"drop table graphile_worker_py.{newest}")
         await eventually(lambda: tables(jobs) == before)
         assert runner.health().plugin_failures == 0
 
@@ -109,7 +109,7 @@ async def test_old_partitions_are_dropped_and_others_are_kept(
     await run_once(dsn, tasks={"work": work})
     old = [*make_old(jobs, 100, 92), *make_old(jobs, 5, table="runs_completed")]
     young = [*make_old(jobs, 89), *make_old(jobs, 2, table="runs_completed")]
-    jobs.query("create table graphile_worker_py.runs_failed_extra ()")
+    await jobs.in_thread("create table graphile_worker_py.runs_failed_extra ()")
     async with Runner(dsn, tasks={"work": work}, **FAST) as runner:
         await eventually(lambda: not tables(jobs) & set(old))
         assert set(young) <= tables(jobs)
@@ -167,7 +167,7 @@ async def test_a_partition_that_was_detached_and_not_dropped_is_dropped(
 ) -> None:
     await run_once(dsn, tasks={"work": work})
     (old,) = make_old(jobs, 100)
-    jobs.query(
+    await jobs.in_thread(
         f"alter table graphile_worker_py.runs_failed detach partition graphile_worker_py.{old}"
     )
     async with Runner(dsn, tasks={"work": work}, **FAST):

@@ -147,7 +147,7 @@ async def test_programs_without_an_event_loop_wait(place: Place) -> None:
 
 
 async def test_nothing_is_added_to_be_awaited_without_the_tables(dsn: str) -> None:
-    Jobs(dsn).query("drop schema if exists graphile_worker_py cascade")
+    await Jobs(dsn).in_thread("drop schema if exists graphile_worker_py cascade")
     async with WorkerUtils(dsn) as utils:
         with pytest.raises(MissingTablesError, match=r"graphile_worker_py\.awaited"):
             await utils.add_job("answer", awaited=True)

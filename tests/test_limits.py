@@ -224,7 +224,7 @@ async def test_a_retry_takes_a_token_like_any_start(dsn: str) -> None:
 async def test_without_the_tables_limited_tasks_wait_and_others_run(dsn: str) -> None:
     gauge, free = Gauge(), Gauge()
     await run_migrations(dsn, side_schema=True)
-    Jobs(dsn).query("drop table graphile_worker_py.limits")
+    await Jobs(dsn).in_thread("drop table graphile_worker_py.limits")
     Jobs(dsn).add("work")
     Jobs(dsn).add("mail")
     tasks = [gauge.task(1), Task(free.work, "mail")]
@@ -245,14 +245,14 @@ async def test_limits_that_can_not_be_read_keep_only_their_tasks_waiting(
     async with Runner(dsn, tasks=[gauge.task(1), Task(free.work, "mail")]) as runner:
         Jobs(dsn).add("work")
         await eventually(lambda: gauge.ended == 1)
-        Jobs(dsn).query("alter table graphile_worker_py.limits rename to gone")
+        await Jobs(dsn).in_thread("alter table graphile_worker_py.limits rename to gone")
         await eventually(lambda: runner.health().plugin_failures)
         Jobs(dsn).add("work")
         Jobs(dsn).add("mail")
         await eventually(lambda: free.ended == 1)
         # The pool may still have had a permit for the job.
         await eventually(lambda: "could not be read" in str(runner.health().troubles))
-        Jobs(dsn).query("alter table graphile_worker_py.gone rename to limits")
+        await Jobs(dsn).in_thread("alter table graphile_worker_py.gone rename to limits")
         await eventually(lambda: gauge.ended == 2 and runner.health().troubles == ())
     assert "Could not read limits" in caplog.text
 

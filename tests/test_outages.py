@@ -246,7 +246,7 @@ async def test_one_outcome_that_cannot_be_written_does_not_take_the_others_with_
 ) -> None:
     jobs, told = Jobs(dsn), Told()
     jobs.add_many(5, "work")
-    jobs.query(
+    await jobs.in_thread(
         "create function graphile_worker.keep() returns trigger language plpgsql as"
         " $$ begin raise exception 'never' using errcode = '23503'; end $$;"
         "create trigger keep before delete or update on graphile_worker._private_jobs for each row"
@@ -432,7 +432,7 @@ async def test_an_outcome_of_a_job_that_is_no_longer_ours_changes_nothing(dsn: s
 
 async def test_a_lock_that_came_after_the_outcome_of_its_job_is_not_left_behind(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
-    jobs.query(HOLD_DELETES)
+    await jobs.in_thread(HOLD_DELETES)
     job_id = jobs.add("work", queue_name="q")
     finish = asyncio.Event()
     ran: list[int] = []

@@ -255,7 +255,7 @@ async def test_pools_send_no_statement_about_pauses_where_there_are_none(
 ) -> None:
     jobs, work = Jobs(dsn), Work()
     # Each statement about pauses would fail, and be counted.
-    jobs.query("drop table graphile_worker_py.pauses")
+    await jobs.in_thread("drop table graphile_worker_py.pauses")
     async with work.runner(dsn) as runner:
         seen: set[datetime] = set()
 

@@ -258,7 +258,7 @@ async def test_history_is_kept_and_dropped_through_the_pooler(
     bouncer, jobs = pooled(dsn), Jobs(dsn)
     jobs.query(OLD_PARTITION)
     newest = jobs.query(NEWEST_PARTITION)[0]["name"]
-    jobs.query(f"drop table {newest}")
+    await jobs.in_thread(f"drop table {newest}")
     job_id = jobs.add("work")
     async with Runner(
         bouncer.dsn,

@@ -87,10 +87,10 @@ async def test_a_fetch_that_failed_and_a_task_that_failed(dsn: str) -> None:
 
     async with Runner(dsn, tasks={"work": work}, hooks=[watch], events=told.events):
         await told.seen(PoolListenSuccess)
-        jobs.query("alter table graphile_worker._private_jobs rename to hidden")
+        await jobs.in_thread("alter table graphile_worker._private_jobs rename to hidden")
         jobs.query("""notify "jobs:insert", '{"count": 1}'""")
         await told.seen(WorkerGetJobError)
-        jobs.query("alter table graphile_worker.hidden rename to _private_jobs")
+        await jobs.in_thread("alter table graphile_worker.hidden rename to _private_jobs")
         failing = jobs.add("work", "fail")
         jobs.add("work", "succeed")
         await told.seen(JobSuccess)

@@ -86,10 +86,10 @@ async def test_a_sweep_that_fails_is_told_and_tried_again(
     jobs, told = Jobs(dsn), Told()
     async with Runner(dsn, tasks={"work": print}, poll_interval=3600, events=told.events, **SWEEPS):
         await told.seen(PoolListenSuccess)
-        jobs.query("alter table graphile_worker._private_job_queues rename to hidden")
+        await jobs.in_thread("alter table graphile_worker._private_job_queues rename to hidden")
         await told.seen(ResetLockedFailure)
         done = len(told.of(ResetLockedSuccess))
-        jobs.query("alter table graphile_worker.hidden rename to _private_job_queues")
+        await jobs.in_thread("alter table graphile_worker.hidden rename to _private_job_queues")
         await told.seen(ResetLockedSuccess, count=done + 1)
     assert "Could not reset stale locks (UndefinedTable: " in caplog.text
 

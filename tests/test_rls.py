@@ -133,7 +133,7 @@ async def test_whoever_has_policies_of_his_own_is_left_alone(
 ) -> None:
     jobs = Jobs(dsn)
     for table in TABLES:
-        jobs.query(
+        await jobs.in_thread(
             f"create policy mine on graphile_worker.{table} to {to.format(role=role)} using (true)"
         )
     jobs.add("work")
@@ -150,7 +150,9 @@ async def test_a_policy_for_some_of_the_tables_is_not_enough(
     dsn: str, bound_dsn: str, role: str
 ) -> None:
     jobs = Jobs(dsn)
-    jobs.query(f"create policy mine on graphile_worker._private_jobs to {role} using (true)")
+    await jobs.in_thread(
+        f"create policy mine on graphile_worker._private_jobs to {role} using (true)"
+    )
     with pytest.raises(MissingRightsError, match="_private_job_queues, _private_known_crontabs,"):
         await enter_runner(bound_dsn)
 

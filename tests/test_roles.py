@@ -332,7 +332,7 @@ async def test_a_worker_role_without_rights_for_history_works_without_and_says_s
 
 async def test_a_worker_role_adds_and_drops_partitions(roles: Roles, told: Told) -> None:
     jobs = Jobs(roles.dsn)
-    jobs.query("drop table graphile_worker_py.runs_failed cascade")
+    await jobs.in_thread("drop table graphile_worker_py.runs_failed cascade")
     with psycopg.connect(roles.as_("jobs_owner"), autocommit=True) as conn:
         (failed,) = [text for text in history_tables.MIGRATIONS[0] if "runs_failed (\n" in text]
         conn.execute(failed)

@@ -125,10 +125,10 @@ async def test_a_fetch_that_fails_for_good_is_told_and_tried_again(
     jobs, told = Jobs(dsn), Told()
     async with Runner(dsn, tasks={"work": print}, events=told.events):
         await told.seen(PoolListenSuccess)
-        jobs.query("alter table graphile_worker._private_jobs rename to hidden")
+        await jobs.in_thread("alter table graphile_worker._private_jobs rename to hidden")
         jobs.query("""notify "jobs:insert", '{"count": 1}'""")
         await told.seen(WorkerGetJobError)
-        jobs.query("alter table graphile_worker.hidden rename to _private_jobs")
+        await jobs.in_thread("alter table graphile_worker.hidden rename to _private_jobs")
         jobs.add("work")
         await told.seen(JobSuccess)
     assert "Could not fetch jobs (UndefinedTable: " in caplog.text

@@ -38,7 +38,7 @@ async def test_no_other_task_runs_jobs_after_tasks_were_numbered_anew(
         await told.seen(PoolListenSuccess)
         jobs.add("send_email", 1)
         await told.seen(JobSuccess)
-        jobs.query(RESTART)
+        await jobs.in_thread(RESTART)
         jobs.query(REGISTER, "send_email", "delete_account")  # the worker had the other order
         for n in range(2, 6):
             jobs.add("send_email", n)
@@ -54,7 +54,7 @@ async def test_no_other_task_runs_jobs_after_the_schema_was_installed_again(dsn:
         jobs.add("delete_account", 0)
         await told.seen(JobSuccess)
         await eventually(lambda: jobs.ids() == [])
-        jobs.query("drop schema graphile_worker cascade")
+        await jobs.in_thread("drop schema graphile_worker cascade")
         await run_migrations(dsn)
         jobs.add("send_email", 1)
         jobs.add("delete_account", 2)

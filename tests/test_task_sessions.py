@@ -259,18 +259,18 @@ async def test_settings_that_the_pool_configures_come_back(dsn: str) -> None:
 
 async def test_the_workers_own_statements_use_no_session_that_a_task_has_had(dsn: str) -> None:
     jobs, told = Jobs(dsn), Told()
-    jobs.query("create table senders (pid int)")
-    jobs.query(
+    await jobs.in_thread("create table senders (pid int)")
+    await jobs.in_thread(
         "create function note() returns trigger language plpgsql as"
         " 'begin insert into senders values (pg_backend_pid()); return new; end'"
     )
-    jobs.query(
+    await jobs.in_thread(
         "create trigger note after insert on graphile_worker._private_jobs"
         " for each row execute function note()"
     )
     for _ in range(5):
         jobs.add("work")
-    jobs.query("truncate senders")
+    await jobs.in_thread("truncate senders")
     sessions: set[int] = set()
 
     async def work(payload: Any, ctx: JobContext) -> None:

@@ -159,7 +159,7 @@ async def test_old_time_zones_with_odd_seconds_keep_the_instant(utils: WorkerUti
 async def test_all_are_added_or_none(
     utils: WorkerUtils, stored: Jobs, specs: list[JobSpec]
 ) -> None:
-    stored.query(
+    await stored.in_thread(
         "alter table graphile_worker._private_tasks"
         " add constraint test_forbidden check (identifier <> 'forbidden')"
     )
@@ -189,11 +189,11 @@ async def test_equal_jobs_are_told_apart_by_their_ids(
 async def test_jobs_that_a_trigger_changes_are_results_all_the_same(
     utils: WorkerUtils, stored: Jobs
 ) -> None:
-    stored.query(
+    await stored.in_thread(
         "create function test_change() returns trigger language plpgsql"
         " as $$ begin new.payload := '{}'; new.priority := 7; return new; end $$"
     )
-    stored.query(
+    await stored.in_thread(
         "create trigger test_change before insert on graphile_worker._private_jobs"
         " for each row execute function test_change()"
     )

@@ -118,7 +118,7 @@ async def test_where_the_function_may_do_something_else_it_is_called(
 async def test_a_role_that_may_not_take_ids_adds_by_the_function(
     dsn: str, stored: Jobs, announced: Announced
 ) -> None:
-    stored.query(
+    await stored.in_thread(
         """
         create role adder_without_ids login bypassrls password 'x';
         grant usage on schema graphile_worker to adder_without_ids;
@@ -133,7 +133,7 @@ async def test_a_role_that_may_not_take_ids_adds_by_the_function(
         assert await announced.counts() == [1000, 500]
         assert len({job.id for job in jobs}) == len(stored.all()) == MANY
     finally:
-        stored.query("drop owned by adder_without_ids; drop role adder_without_ids")
+        await stored.in_thread("drop owned by adder_without_ids; drop role adder_without_ids")
 
 
 async def test_in_a_pipeline_where_nothing_can_be_copied_jobs_are_added_too(

@@ -125,7 +125,7 @@ async def test_a_role_that_may_not_read_the_pools_gets_no_list_of_them(
         async with api.opened(dsn) as owner:
             await eventually(owner.pools)
         name = f"{conninfo_to_dict(dsn)['dbname']}_reader"
-        stored.query(f"create role {name} login password 'secret' bypassrls")
+        await stored.in_thread(f"create role {name} login password 'secret' bypassrls")
         try:
             stored.query(f"grant usage on schema graphile_worker to {name}")
             stored.query(f"grant select on graphile_worker.migrations to {name}")
@@ -135,5 +135,5 @@ async def test_a_role_that_may_not_read_the_pools_gets_no_list_of_them(
             async with api.opened(reader, migrate=False) as utils:
                 assert await utils.pools() is None
         finally:
-            stored.query(f"drop owned by {name}")
-            stored.query(f"drop role {name}")
+            await stored.in_thread(f"drop owned by {name}")
+            await stored.in_thread(f"drop role {name}")

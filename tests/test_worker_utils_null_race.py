@@ -91,11 +91,11 @@ async def test_by_add_jobs_all_or_none_even_if_the_second_try_fails(
 ) -> None:
     await utils.add_job("a", {"n": 1}, job_key="k")
     # Taking the key from the running job is what the second try begins with.
-    stored.query(
+    await stored.in_thread(
         "create function test_refuse() returns trigger language plpgsql"
         " as $$ begin raise exception 'refused'; end $$"
     )
-    stored.query(
+    await stored.in_thread(
         "create trigger test_refuse before update on graphile_worker._private_jobs"
         " for each row when (new.key is null) execute function test_refuse()"
     )

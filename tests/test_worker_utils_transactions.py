@@ -112,7 +112,7 @@ def test_a_transaction_on_the_pool_of_sync_worker_utils(dsn: str, stored: Jobs) 
 async def test_a_failed_add_inside_a_savepoint_leaves_the_transaction_usable(
     dsn: str, stored: Jobs
 ) -> None:
-    stored.query(
+    await stored.in_thread(
         "alter table graphile_worker._private_tasks"
         " add constraint test_forbidden check (identifier <> 'forbidden')"
     )

@@ -31,7 +31,7 @@ WARNING = "Working without the schema graphile_worker_py (InsufficientPrivilege:
 
 
 async def test_many_pools_that_start_at_once_make_it_together(dsn: str, ledger: Ledger) -> None:
-    ledger.query("drop schema if exists graphile_worker_py cascade")
+    await ledger.in_thread("drop schema if exists graphile_worker_py cascade")
     told = [Told() for _ in range(8)]
     async with asyncio.TaskGroup() as group:
         for each in told:
@@ -48,7 +48,7 @@ async def run_while_registered(dsn: str, ledger: Ledger, told: Told, count: int)
 
 
 async def test_it_can_be_switched_off(dsn: str, ledger: Ledger) -> None:
-    ledger.query("drop schema if exists graphile_worker_py cascade")
+    await ledger.in_thread("drop schema if exists graphile_worker_py cascade")
     told = Told()
     job_id = ledger.add("work")
     async with Runner(dsn, tasks={"work": print}, no_side_schema=True, events=told.events, **FAST):
@@ -124,7 +124,7 @@ async def test_without_the_rights_for_it_there_is_one_warning_and_work_goes_on(
     caplog: pytest.LogCaptureFixture,
     made: str,
 ) -> None:
-    ledger.query("drop schema if exists graphile_worker_py cascade")
+    await ledger.in_thread("drop schema if exists graphile_worker_py cascade")
     if made != "not there":
         await run_once(dsn, tasks={"work": print})
     if made == "in part":
@@ -162,7 +162,7 @@ async def test_a_role_that_may_use_a_schema_made_by_others_does(
         ledger.query(f"grant usage on schema graphile_worker_py to {role}")
         ledger.query(f"grant all on all tables in schema graphile_worker_py to {role}")
     else:
-        ledger.query(f"create schema graphile_worker_py authorization {role}")
+        await ledger.in_thread(f"create schema graphile_worker_py authorization {role}")
     told = Told()
     async with Runner(lesser_dsn, tasks={"work": print}, events=told.events, **FAST) as runner:
         await told.seen(PoolListenSuccess)
@@ -187,7 +187,7 @@ async def test_workers_go_on_when_it_is_dropped_and_make_it_anew(
     ):
         await told.seen(PoolListenSuccess, count=2)
         await eventually(lambda: len(ledger.holders()) == 2)
-        ledger.query("drop schema graphile_worker_py cascade")
+        await ledger.in_thread("drop schema graphile_worker_py cascade")
         await eventually(lambda: ledger.query(OURS) == [{"count": 6}])
         await eventually(lambda: set(ledger.pools()) == {one.pool_id, two.pool_id})
         await heartbeat_of_all(ledger)
@@ -210,13 +210,13 @@ async def test_where_only_a_table_of_it_is_dropped_workers_go_on_without_it(
         **{**FAST, "heartbeat_interval": 0.05, "poll_interval": 0.1},
     ) as runner:
         await told.seen(PoolListenSuccess)
-        ledger.query(f"drop table graphile_worker_py.{table}")
+        await ledger.in_thread(f"drop table graphile_worker_py.{table}")
         await eventually(lambda: "tables are missing in it: drop it" in caplog.text)
         ledger.add("work")
         await told.seen(JobSuccess)
         assert runner.health().ready
     assert caplog.text.count("Working without the schema graphile_worker_py (") == 1
-    ledger.query("drop schema graphile_worker_py cascade")
+    await ledger.in_thread("drop schema graphile_worker_py cascade")
 
 
 async def test_rows_of_pools_that_were_deleted_by_hand_are_made_anew(

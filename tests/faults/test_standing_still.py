@@ -399,7 +399,7 @@ def all_have_beaten(ledger: Ledger, *, after: datetime) -> bool:
 
 
 async def test_a_jump_of_the_databases_clock_is_nobodys_death(dsn: str, ledger: Ledger) -> None:
-    ledger.query(SKEWED_CLOCK)
+    await ledger.in_thread(SKEWED_CLOCK)
     told = Told()
     options: dict[str, Any] = {"heartbeat_interval": 0.5, "dead_after": 2}
     async with (

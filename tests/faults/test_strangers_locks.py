@@ -98,7 +98,7 @@ async def test_they_do_not_keep_a_listener_from_listening(
 async def test_they_do_not_delay_the_first_installation(
     dsn: str, ledger: Ledger, stranger_dsn: str
 ) -> None:
-    ledger.query("drop schema if exists graphile_worker_py cascade")
+    await ledger.in_thread("drop schema if exists graphile_worker_py cascade")
     told = Told()
     ledger.add("work")
     async with (
@@ -117,11 +117,11 @@ async def test_an_upgrade_waits_for_another_session_only_for_seconds_and_says_so
     await run_migrations(dsn, side_schema=True)
     # As the first revision left it.
     for column in re.findall(r"add column (\w+)", str(MIGRATIONS[1:])):
-        ledger.query(f"alter table graphile_worker_py.pools drop column {column}")
+        await ledger.in_thread(f"alter table graphile_worker_py.pools drop column {column}")
     for table in re.findall(r"create table (\S+)", str(MIGRATIONS[1:])):
-        ledger.query(f"drop table {table}")
+        await ledger.in_thread(f"drop table {table}")
     for function in re.findall(r"create function (\S+\))", str(MIGRATIONS[1:])):
-        ledger.query(f"drop function {function}")
+        await ledger.in_thread(f"drop function {function}")
     ledger.query("delete from graphile_worker_py.migrations where id > 1")
     with psycopg.connect(dsn) as other:
         other.execute("select from graphile_worker_py.migrations for update")

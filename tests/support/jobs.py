@@ -1,5 +1,6 @@
 """The jobs of a test's database, added, read and changed without the library that is tested."""
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,13 @@ class Jobs:
         with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
             cursor = conn.execute(sql, values or None)
             return rows_of(cursor)
+
+    async def in_thread(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        """`query`, in a thread: for a change of a table, which waits until nobody uses it.
+
+        A runner of the same event loop may be in the middle of a transaction.
+        """
+        return await asyncio.to_thread(self.query, sql, *values)
 
     # Add
 
