@@ -73,6 +73,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.options import RefetchDelay as RefetchDelay
     from graphile_worker_py.options import WorkerOptions as WorkerOptions
     from graphile_worker_py.options.history import HistoryRetention as HistoryRetention
+    from graphile_worker_py.options.limits import CircuitBreaker as CircuitBreaker
     from graphile_worker_py.options.limits import ConcurrencyLimit as ConcurrencyLimit
     from graphile_worker_py.options.limits import RateLimit as RateLimit
     from graphile_worker_py.options.pools import Pool as Pool

@@ -58,6 +58,8 @@ SHEDDING: Final = "graphile_worker_py.limits.shedding:LoadShedding"
 """The plugin that lets a pool fetch nothing while it has too much to do."""
 LIMITS: Final = "graphile_worker_py.limits.plugin:Limits"
 """The plugin that keeps the limits of tasks."""
+BREAKERS: Final = "graphile_worker_py.limits.breakers:Breakers"
+"""The plugin that keeps the circuit breakers of tasks."""
 MOST_NAMES: Final = 20
 """Maximum number of task names in a log line."""
 
@@ -245,17 +247,19 @@ class Setup:
 
     def _leaves(self) -> tuple[str, ...]:
         """The optional parts of the package that take part."""
-        limited = [task for task in self._tasks.values() if task.settings.get("limits")]
+        tasks = self._tasks.values()
+        limited = [task for task in tasks if task.settings.get("limits")]
+        breaks = (BREAKERS,) if any("breaker" in task.settings for task in tasks) else ()
         if self._options.no_side_schema:
             for task in limited:
                 raise ConfigurationError(
                     f"task {task.identifier!r} has limits, which need the side schema: leave out "
                     f"no_side_schema"
                 )
-            return ()
-        captures = any("capture_logs" in task.settings for task in self._tasks.values())
+            return breaks
+        captures = any("capture_logs" in task.settings for task in tasks)
         history = CAPTURING_HISTORY if captures else HISTORY
-        return (history, PAUSING, LIMITS) if limited else (history, PAUSING)
+        return (history, PAUSING, *breaks, *((LIMITS,) if limited else ()))
 
     def _check_processes_are_set_up(self) -> None:
         if self._set_up is None or self._set_up.path is not None:

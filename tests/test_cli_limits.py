@@ -17,6 +17,7 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.cli.main import main
 from tests.support.eventually import eventually
+from tests.support.running import Jobs
 
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 
@@ -44,7 +45,11 @@ async def test_limits_are_listed_set_and_cleared_as_the_page_shows(dsn: str) -> 
             return len(await utils.limits()) == 2
 
         await eventually(used)
-    assert re.findall(r"graphile-worker-py limits (\w+)", PAGE.read_text()) == ["set", "clear"]
+    assert re.findall(r"graphile-worker-py limits (\w+)", PAGE.read_text()) == [
+        "set",
+        "clear",
+        "reset",
+    ]
     assert "operator (code: 50)" in call(dsn, "set", "stripe", "20")
     assert "7 in 1 s, 1 at once" in call(dsn, "set", "stripe", "7", "--kind", "rate")
     call(dsn, "set", "stripe", "1", "--dry-run")
@@ -52,4 +57,20 @@ async def test_limits_are_listed_set_and_cleared_as_the_page_shows(dsn: str) -> 
     assert [listed[kind]["amount"] for kind in ("concurrency", "rate")] == [20, 7]
     assert listed["concurrency"]["state"] == "free"
     assert "50 at once" in call(dsn, "clear", "stripe")
+    assert "there is no breaker 'paypal'" in call(dsn, "reset", "paypal", code=2)
     assert "there is no limit 'paypal'" in call(dsn, "set", "paypal", "1", code=2)
+
+
+async def test_a_breaker_is_closed_by_its_name(dsn: str) -> None:
+    await run_migrations(dsn, side_schema=True)
+    opened = (
+        "insert into graphile_worker_py.breakers (worker_schema, name, tasks, open_until)"
+        " values ('graphile_worker', %s, '{}', now() + interval '1 hour')"
+    )
+    Jobs(dsn).query(opened, "stripe")
+    call(dsn, "reset", "stripe", "--dry-run")
+    is_open = "select open_until is not null as open from graphile_worker_py.breakers"
+    assert Jobs(dsn).query(is_open) == [{"open": True}]
+    assert call(dsn, "reset", "stripe") == "Breaker 'stripe' is closed.\n"
+    assert Jobs(dsn).query(is_open) == [{"open": False}]
+    assert json.loads(call(dsn, "reset", "stripe", "--json")) == {"closed": "stripe"}

@@ -245,13 +245,15 @@ async def test_limits_that_can_not_be_read_keep_only_their_tasks_waiting(
     async with Runner(dsn, tasks=[gauge.task(1), Task(free.work, "mail")]) as runner:
         Jobs(dsn).add("work")
         await eventually(lambda: gauge.ended == 1)
+        in_use = "select in_use from graphile_worker_py.limits"
+        await eventually(lambda: Jobs(dsn).query(in_use) == [{"in_use": 0}])  # given back
         await Jobs(dsn).in_thread("alter table graphile_worker_py.limits rename to gone")
         await eventually(lambda: runner.health().plugin_failures)
         Jobs(dsn).add("work")
         Jobs(dsn).add("mail")
         await eventually(lambda: free.ended == 1)
-        # The pool may still have had a permit for the job.
         await eventually(lambda: "could not be read" in str(runner.health().troubles))
+        assert gauge.ended == 1
         await Jobs(dsn).in_thread("alter table graphile_worker_py.gone rename to limits")
         await eventually(lambda: gauge.ended == 2 and runner.health().troubles == ())
     assert "Could not read limits" in caplog.text

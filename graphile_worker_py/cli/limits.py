@@ -59,6 +59,20 @@ def clear_limit(change: Change, name: str, kind: str | None) -> None:
     _show([now], as_json=change.as_json)
 
 
+@limits.command(name="reset")
+@click.argument("name")
+@changing
+def reset_breaker(change: Change, name: str) -> None:
+    """Close a circuit breaker, so that all jobs of its tasks go on."""
+    change.confirm(f"Breaker {name!r} will be closed. Go on?")
+    with change.opened() as (utils, conn):
+        SyncWorkerUtils.reset_breaker(utils, name, conn=conn)
+    if change.as_json:
+        print_json({"closed": name})
+    else:
+        click.echo(f"Breaker {name!r} is closed.")
+
+
 def _show(found: Sequence[Limit], *, as_json: bool) -> None:
     if as_json:
         print_json([{**asdict(each), "state": each.state} for each in found])

@@ -7,7 +7,7 @@ from typing import Any
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.loading.directory import load_tasks
 from graphile_worker_py.loading.modules import collect_tasks
-from graphile_worker_py.options.limits import check_agreement
+from graphile_worker_py.options.limits import check_agreement, check_breakers
 from graphile_worker_py.tasks.task import Task, check_tasks, task_list
 
 
@@ -22,6 +22,7 @@ def given_tasks(given: dict[str, Any], logger: logging.Logger) -> dict[str, Task
         raise ConfigurationError("neither tasks nor task_directory was given")
     check_tasks(tasks.values())
     check_agreement((name, task.settings.get("limits", ())) for name, task in tasks.items())
+    check_breakers((name, task.settings.get("breaker")) for name, task in tasks.items())
     return tasks
 
 

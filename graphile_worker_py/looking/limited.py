@@ -2,19 +2,34 @@
 
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.sql.breakers import Breaker, read_breakers
 from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
+from graphile_worker_py.sql.side_tables import reading
 
 
 def limits_reached(schema: str, task: str) -> Steps[list[tuple[str, str]]]:
-    """Read the limits of a task that let no job start now: what is the case, and what to do.
+    """Read what lets no job of a task start now, limits and breakers: the facts, and what to do.
 
     Nothing where the tables are missing, or the role may not read them.
     """
     try:
         limits = yield from read_limits(schema)
+        yield from reading("breakers")
+        breakers = yield read_breakers(schema)
     except MissingTablesError:
         return []
-    return [_told(each) for each in limits if task in each.tasks and each.state != "free"]
+    told = [_told(each) for each in limits if task in each.tasks and each.state != "free"]
+    return told + [
+        _broken(each) for each in breakers if task in each.tasks and each.open_for is not None
+    ]
+
+
+def _broken(breaker: Breaker) -> tuple[str, str]:
+    fact = (
+        f"breaker {breaker.name!r} of its task is open for another {breaker.open_for:.0f} s, "
+        f"then one job is let through; it was opened by: {breaker.reason}"
+    )
+    return fact, f"wait, or run `graphile-worker-py limits reset {breaker.name}`"
 
 
 def _told(limit: Limit) -> tuple[str, str]:

@@ -85,6 +85,37 @@ class RateLimit:
         return max(1, int(self.rate / self.per * FULL_USE))
 
 
+@dataclass(frozen=True, slots=True)
+class CircuitBreaker:
+    """Start no jobs of a task for a time after too many of them failed in a short time.
+
+    Then one job is let through: if it succeeds, all go on, and if it fails, all wait again. Each
+    worker pool counts for itself; once one opens the breaker, it is open in all Python worker
+    pools of the schema. `Discard`, `Snooze` and `RetryIn` are no failures. Jobs that fail while
+    the breaker is open already are returned with their attempt.
+
+    Args:
+        name: Tasks whose breakers have one name share it.
+        failures: After so many failures the breaker opens, at least 1.
+        window: Seconds; failures that are older do not count.
+        open_for: Seconds until one job is let through.
+
+    Raises:
+        ConfigurationError: A value is not allowed.
+    """
+
+    name: str
+    failures: int = 5
+    window: float = 60.0
+    open_for: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_text("name of a CircuitBreaker", self.name, shortest=1, longest=LONGEST_NAME)
+        check_whole("failures of a CircuitBreaker", self.failures, smallest=1)
+        check_seconds("window of a CircuitBreaker", self.window, above_zero=True)
+        check_seconds("open_for of a CircuitBreaker", self.open_for, above_zero=True)
+
+
 TaskLimit: TypeAlias = ConcurrencyLimit | RateLimit
 LIMITS: Final = (ConcurrencyLimit, RateLimit)
 
@@ -131,6 +162,27 @@ def check_agreement(settings: Iterable[tuple[str, Iterable[TaskLimit]]]) -> None
                     f"tasks {first!r} and {identifier!r} have different settings of the "
                     f"{type(limit).__name__} {name!r}: {others} and {values}"
                 )
+
+
+def check_breakers(settings: Iterable[tuple[str, CircuitBreaker | None]]) -> None:
+    """Check that breakers of one name have the same values in all tasks.
+
+    Args:
+        settings: Identifier and breaker of each task.
+
+    Raises:
+        ConfigurationError: Two tasks disagree.
+    """
+    known: dict[str, tuple[str, CircuitBreaker]] = {}
+    for identifier, breaker in settings:
+        if breaker is None:
+            continue
+        first, other = known.setdefault(breaker.name, (identifier, breaker))
+        if other != breaker:
+            raise ConfigurationError(
+                f"tasks {first!r} and {identifier!r} have different settings of one breaker: "
+                f"{other} and {breaker}"
+            )
 
 
 def _values(limit: TaskLimit) -> tuple[object, ...]:

@@ -219,6 +219,21 @@ end
 $$
 """
 
+# breakers: those that a worker pool has had. One is closed without `open_until`; one whose time is
+#   over lets one job through, of the pool `probe_by`, as long as that pool lives.
+_BREAKERS: Final = """
+create table graphile_worker_py.breakers (
+  worker_schema pg_catalog.text not null,
+  name pg_catalog.text not null,
+  tasks pg_catalog.text[] not null,
+  open_until pg_catalog.timestamptz,
+  reason pg_catalog.text,
+  probe_by pg_catalog.text,
+  primary key (worker_schema, name)
+) with (fillfactor = 50)
+"""
+
 MIGRATIONS: Final[Sequence[Sequence[LiteralString]]] = (
     (_LIMITS, _PERMITS, _RATES, _TAKE_PERMITS, _TAKE_TOKENS),
+    (_BREAKERS,),
 )

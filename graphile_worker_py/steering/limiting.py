@@ -3,6 +3,7 @@
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import AsyncGiven, SyncGiven, taken, taken_blocking
+from graphile_worker_py.sql import breakers
 from graphile_worker_py.sql import limits as limiting
 from graphile_worker_py.sql.limits import Limit
 
@@ -57,6 +58,20 @@ class LimitSteering:
         own = None if conn is None else await taken(conn)
         return await self._database.drive(change, conn=own)
 
+    async def reset_breaker(self, name: str, *, conn: AsyncGiven | None = None) -> None:
+        """Close a circuit breaker, so that all its jobs go on; nothing happens if it is closed.
+
+        Args:
+            name: The breaker, which a worker pool has to have had.
+            conn: As for `complete_jobs`.
+
+        Raises:
+            ConfigurationError: There is no such breaker.
+            MissingTablesError: The table of breakers is missing.
+        """
+        own = None if conn is None else await taken(conn)
+        await self._database.drive(breakers.reset_breaker(self._database.schema, name), conn=own)
+
 
 class SyncLimitSteering:
     """`LimitSteering` for programs without an event loop."""
@@ -93,3 +108,9 @@ class SyncLimitSteering:
         own = None if conn is None else taken_blocking(conn)
         change = limiting.set_limit(schema, name, None, kind=kind)
         return self._database.drive(change, conn=own)
+
+    def reset_breaker(self, name: str, *, conn: SyncGiven | None = None) -> None:
+        """Close a circuit breaker. See `WorkerUtils.reset_breaker`."""
+        schema = self._database.statements.schema
+        own = None if conn is None else taken_blocking(conn)
+        self._database.drive(breakers.reset_breaker(schema, name), conn=own)

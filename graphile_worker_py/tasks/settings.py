@@ -16,7 +16,7 @@ from graphile_worker_py.checks import (
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH
 from graphile_worker_py.options.history import HistoryLevel
-from graphile_worker_py.options.limits import TaskLimit, check_limits
+from graphile_worker_py.options.limits import CircuitBreaker, TaskLimit, check_limits
 from graphile_worker_py.outcomes import RetryPolicy
 
 HistoryName: TypeAlias = Literal["none", "failed", "all"]
@@ -57,6 +57,8 @@ class TaskSettings(TypedDict, total=False):
     limits: Iterable[TaskLimit] | None
     """How many of its jobs run at once, or start in a time, in all Python worker pools of the
     schema together. Needs the side schema."""
+    breaker: CircuitBreaker | None
+    """Starts none of its jobs for a time after too many of them failed; None means never."""
 
 
 ADDING: Final = ("queue_name", "priority", "max_attempts", "flags", "job_key")
@@ -106,5 +108,6 @@ _CHECKS: Final[Mapping[str, Callable[[str, Any], object]]] = {
     "cron": check_filled,
     "timezone": check_filled,
     "limits": check_limits,
+    "breaker": lambda name, value: check_is(name, value, CircuitBreaker, how="CircuitBreaker(...)"),
     "capture_logs": lambda name, value: check_one_of(name, value, allowed=LOG_LEVELS),
 }
