@@ -1,14 +1,15 @@
 """The numbers of jobs that Prometheus reads.
 
-They are plain lists and dictionaries, which only the event loop changes. With `Counter` and
-`Histogram` of the library, which have locks, the plugin costs each job about twice as much
-(measured, with the events).
+They are plain lists and dictionaries, which only the event loop changes: `Counter` and `Histogram`
+of the library have locks, which cost each job more than all the rest. Jobs are counted when their
+outcomes are recorded, a batch at a time, because an event for each job costs more, too.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from time import monotonic
+from time import monotonic, perf_counter, time
 from typing import Any, Final
+from weakref import WeakSet
 
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -18,6 +19,15 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from graphile_worker_py.outcomes import (
+    Cancelled,
+    Completed,
+    Failed,
+    Outcome,
+    Returned,
+    Settled,
+    Snoozed,
+)
 from graphile_worker_py.sql.census import Group
 
 MOST_TASKS: Final = 200
@@ -25,6 +35,21 @@ MOST_TASKS: Final = 200
 OTHER: Final = "other"
 RUN_BOUNDS: Final = (0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
 WAIT_BOUNDS: Final = (0.01, 0.05, 0.2, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+
+_NAMES: Final[dict[type, str]] = {
+    Completed: "completed",
+    Snoozed: "snoozed",
+    Cancelled: "cancelled",
+    Returned: "returned",
+}
+
+
+def _name_of_failure(outcome: Outcome) -> str:
+    if not isinstance(outcome, Failed):
+        raise TypeError(f"unknown outcome {outcome!r}")
+    if outcome.is_discarded:
+        return "discarded"
+    return "given_up" if outcome.is_final else "failed"
 
 
 class Durations:
@@ -54,10 +79,9 @@ class Durations:
 class TaskNumbers:
     """The numbers of one task."""
 
-    __slots__ = ("outcomes", "running", "runs", "waits")
+    __slots__ = ("outcomes", "runs", "waits")
 
     def __init__(self) -> None:
-        self.running = 0
         self.outcomes: dict[str, int] = {}
         self.runs = Durations(RUN_BOUNDS)
         self.waits = Durations(WAIT_BOUNDS)
@@ -77,6 +101,26 @@ class JobNumbers(Collector):
         self._stored: dict[tuple[str, str], int] = {}
         self._ages: dict[str, float] = {}
         self._stored_at = monotonic()
+        self._pools: WeakSet[Any] = WeakSet()
+
+    def watch(self, pool: Any) -> None:
+        """Show the jobs that run in a worker pool, as long as there is one."""
+        self._pools.add(pool)
+
+    def count(self, batch: Sequence[Settled]) -> None:
+        """Count outcomes of one kind."""
+        kind = type(batch[0][1])
+        name = _NAMES.get(kind)
+        # The clock of the durations, as seconds since 1970.
+        since = time() - perf_counter()
+        for job, outcome, ended, duration in batch:
+            numbers = self._tasks.get(job.task_identifier) or self.of(job.task_identifier)
+            ends_as = name or _name_of_failure(outcome)
+            numbers.outcomes[ends_as] = numbers.outcomes.get(ends_as, 0) + 1
+            waited = since + ended - duration - job.run_at_seconds
+            numbers.waits.add(waited if waited > 0 else 0.0)
+            if kind is not Returned:
+                numbers.runs.add(duration)
 
     def of(self, task: str) -> TaskNumbers:
         """The numbers of a task, or those that further tasks share."""
@@ -119,10 +163,20 @@ class JobNumbers(Collector):
         for task, numbers in self._tasks.items():
             for outcome, count in numbers.outcomes.items():
                 total.add_metric([task, outcome], count)
-            running.add_metric([task], numbers.running)
             numbers.runs.put_into(runs, task)
             numbers.waits.put_into(waits, task)
+        for task, count in self._running().items():
+            running.add_metric([task], count)
         return [total, running, runs, waits, *self._of_table()]
+
+    def _running(self) -> dict[str, int]:
+        found = dict.fromkeys(self._tasks, 0)
+        for pool in list(self._pools):
+            for job in list(pool.running.values()):
+                task = job.job.task_identifier
+                label = task if task in found or len(found) < MOST_TASKS else OTHER
+                found[label] = found.get(label, 0) + 1
+        return found
 
     def _of_table(self) -> Iterable[Metric]:
         if not self._stored or monotonic() - self._stored_at > self._lasts:

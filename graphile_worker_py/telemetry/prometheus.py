@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from importlib import metadata
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -68,14 +68,6 @@ class Metrics(Plugin):
     def setup(self, events_of_runner: Events) -> None:
         """Subscribe to what is counted."""
         subscribe = events_of_runner.subscribe
-        subscribe(events.JobStart, self._on_start)
-        subscribe(events.JobSuccess, lambda event: self._end(event, "completed", event.duration))
-        # By its name, because a subscriber of the class would hear a final failure twice.
-        subscribe(events.JobError.name, self._on_error)
-        subscribe(events.JobSnoozed, lambda event: self._end(event, "snoozed", event.duration))
-        subscribe(events.JobDiscarded, lambda event: self._end(event, "discarded", event.duration))
-        subscribe(events.JobCancelled, lambda event: self._end(event, "cancelled", event.duration))
-        subscribe(events.JobReturned, lambda event: self._end(event, "returned", None))
         subscribe(events.PoolListenSuccess, lambda _event: self._listening.set(1))
         subscribe(events.PoolListenError, lambda _event: self._listening.set(0))
         subscribe(events.PoolListenRelease, lambda _event: self._listening.set(0))
@@ -98,8 +90,9 @@ class Metrics(Plugin):
         return {"/metrics": of_all, OWN_PAGE: own}
 
     def settled(self, pool: Any, batch: Sequence[Settled]) -> None:  # noqa: ARG002  # of any pool
-        """Measure how long the outcomes took to be recorded; the first of a batch waited most."""
+        """Count outcomes, and how long it took to record them; the first waited most."""
         self._record_seconds.observe(perf_counter() - batch[0][2])
+        self.jobs.count(batch)
 
     async def get_jobs(
         self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
@@ -111,8 +104,9 @@ class Metrics(Plugin):
         finally:
             self._fetch_seconds.observe(perf_counter() - began)
 
-    def parts(self, pool: Any) -> Iterable[Part]:  # noqa: ARG002  # it measures the process
-        """Measure the event loop."""
+    def parts(self, pool: Any) -> Iterable[Part]:
+        """Measure the event loop, and look at the jobs that run."""
+        self.jobs.watch(pool)
 
         async def measure() -> None:
             while True:
@@ -142,19 +136,3 @@ class Metrics(Plugin):
     def text(self) -> bytes:
         """All values in Prometheus' text format."""
         return generate_latest(self.registry)
-
-    def _on_start(self, event: events.JobStart) -> None:
-        numbers = self.jobs.of(event.job.task_identifier)
-        numbers.running += 1
-        waited = time() - event.job.run_at.timestamp()
-        numbers.waits.add(waited if waited > 0 else 0.0)
-
-    def _on_error(self, event: events.JobError) -> None:
-        self._end(event, "failed" if event.retry_at is not None else "given_up", event.duration)
-
-    def _end(self, event: events.JobEvent, outcome: str, duration: float | None) -> None:
-        numbers = self.jobs.of(event.job.task_identifier)
-        numbers.running -= 1
-        numbers.outcomes[outcome] = numbers.outcomes.get(outcome, 0) + 1
-        if duration is not None:
-            numbers.runs.add(duration)

@@ -1,5 +1,6 @@
 """The plugin `metrics` measures jobs, and shows them on the health port."""
 
+import asyncio
 import time
 import urllib.error
 import urllib.request
@@ -79,6 +80,24 @@ async def test_each_outcome_is_counted(dsn: str) -> None:
     assert seen["graphile_worker_fetch_seconds_count"] >= 2
     assert 1 <= seen["graphile_worker_record_seconds_count"] <= 6  # outcomes of batches
     assert 0 < seen["graphile_worker_record_seconds_sum"] < 60
+
+
+async def test_jobs_that_run_are_counted_by_task(dsn: str) -> None:
+    metrics, gate = Metrics(), asyncio.Event()
+
+    @task("hold")
+    async def hold(_payload: Any) -> None:
+        await gate.wait()
+
+    def running() -> float | None:
+        return values(metrics.text().decode()).get("graphile_worker_running hold")
+
+    async with Runner(dsn, tasks=[hold], hooks=[metrics], concurrent_jobs=3) as runner:
+        for _ in range(2):
+            await runner.add_job(hold, {})
+        await eventually(lambda: running() == 2)
+        gate.set()
+        await eventually(lambda: running() == 0)
 
 
 async def test_the_health_port_shows_metrics_of_a_plugin_by_name(dsn: str) -> None:
