@@ -26,7 +26,7 @@ def tables() -> str:
         for method, call in calls.items():
             groups.setdefault(call["tags"][0], []).append(_row(method, path, call))
     parts = []
-    for name in ("jobs", "actions", "history", "facts", "pauses", "probes"):
+    for name in ("jobs", "actions", "history", "facts", "pauses", "limits", "probes"):
         head = "| call | meaning | parameters | answers |\n| --- | --- | --- | --- |"
         parts.append("\n".join([f"## {name.capitalize()}", "", head, *groups[name], ""]))
     schema = told["components"]["schemas"]["NewJob"]

@@ -27,7 +27,7 @@ class Level(IntEnum):
     VIEWER = 1
     """Look."""
     OPERATOR = 2
-    """Add, retry, cancel, reschedule and fail jobs, pause queues."""
+    """Add, retry, cancel, reschedule and fail jobs, pause, and set limits."""
     ADMIN = 3
     """Delete and edit jobs, clean up, and unlock pools."""
 

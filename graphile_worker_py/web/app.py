@@ -17,7 +17,17 @@ from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.postgres.connecting import AsyncPool
 from graphile_worker_py.web.access import LOOPBACK, Authorize, Door, HostDoor, Sessions, TokenDoor
 from graphile_worker_py.web.adding import Gate
-from graphile_worker_py.web.api import actions, bulk, facts, history, jobs, models, pauses, probes
+from graphile_worker_py.web.api import (
+    actions,
+    bulk,
+    facts,
+    history,
+    jobs,
+    limits,
+    models,
+    pauses,
+    probes,
+)
 from graphile_worker_py.web.context import Web
 from graphile_worker_py.web.live import Streams
 from graphile_worker_py.web.problems import CONTENT_TYPE, Fault, ProblemError, problem_of
@@ -234,7 +244,7 @@ def _root(request: Request) -> str:
 
 def _api() -> APIRouter:
     api = APIRouter(prefix="/api/v1")
-    parts = (bulk, actions, jobs, history, facts, pauses)
+    parts = (bulk, actions, jobs, history, facts, pauses, limits)
     for part in (each.router for each in parts):
         api.include_router(part)
     return api

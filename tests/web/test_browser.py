@@ -29,6 +29,7 @@ PAGES = (
     "/tasks",
     "/tasks/send_mail?range=24h",
     "/queues",
+    "/limits",
     "/workers",
     "/recurring",
     "/errors",
@@ -80,6 +81,16 @@ RECORDED = (
     (
         "insert into graphile_worker_py.crontab_items values ('graphile_worker', repeat('c', 400),"
         """ '{"task": "send_mail", "pattern": [[0], [4], [1], [1], [1]], "options": {}}', now())"""
+    ),
+    (
+        "insert into graphile_worker_py.limits values ('graphile_worker', repeat('l', 400),"
+        " array['send_mail', repeat('t', 128), '<script>alert(1)</script>'], 50, 37, 20, now()),"
+        " ('graphile_worker', '<b>\"&', array['send_mail'], 0, 0, null, null)"
+    ),
+    (
+        "insert into graphile_worker_py.limit_rates (worker_schema, name, tasks, rate, per, burst,"
+        " full_at) values ('graphile_worker', 'stripe', array['send_mail'], 100, 1, 20,"
+        " extract(epoch from now()) + 60)"
     ),
 )
 

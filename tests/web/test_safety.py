@@ -18,7 +18,7 @@ from tests.web.serving import client_of, problem, served
 
 HTML = {"accept": "text/html"}
 PATH = "/api/v1/jobs"
-PAGES = ("jobs", "tasks", "queues", "workers", "recurring", "errors", "maintenance")
+PAGES = ("jobs", "tasks", "queues", "limits", "workers", "recurring", "errors", "maintenance")
 
 
 class _Inline(HTMLParser):

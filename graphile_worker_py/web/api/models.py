@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from graphile_worker_py.checks import MAX_IDENTIFIER_LENGTH
+from graphile_worker_py.checks import LARGEST_WHOLE, MAX_IDENTIFIER_LENGTH
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.job.spec import (
     MAX_JOB_KEY_LENGTH,
@@ -15,6 +15,7 @@ from graphile_worker_py.job.spec import (
 )
 from graphile_worker_py.sql.inspect import JobState
 from graphile_worker_py.sql.job_ends import EndStatus
+from graphile_worker_py.sql.limits import LimitKind
 from graphile_worker_py.sql.pauses import PauseTarget
 from graphile_worker_py.web.changes import Action, Change
 
@@ -158,6 +159,42 @@ class PausesOut(BaseModel):
     """All pauses."""
 
     items: list[PauseOut]
+
+
+class NewNumber(_Strict):
+    """The number that a limit is to have."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1_000, pattern=TEXT)]
+    amount: Annotated[int, Field(ge=0, le=LARGEST_WHOLE)] = Field(
+        description="Jobs at once, or starts in the `per` seconds of a rate."
+    )
+    kind: LimitKind | None = Field(
+        None, description="Of two limits with one name. Default: jobs at once, if there are both."
+    )
+
+
+class LimitOut(BaseModel):
+    """A limit of tasks."""
+
+    name: str
+    kind: LimitKind
+    amount: float = Field(description="The number that counts.")
+    declared: float = Field(description="The number in the code.")
+    set_amount: float | None = Field(description="The number that an operator has set.")
+    per: float | None = Field(description="Seconds of a rate.")
+    burst: int | None = Field(description="Most starts at once, of a rate.")
+    in_use: int = Field(description="Permits that pools hold, or tokens that are used up.")
+    tokens: int | None = Field(description="Starts that a rate allows at this moment.")
+    state: str = Field(description="`free`, `full`, `draining` or `paused`.")
+    waiting_reason: str | None = Field(description="Why further jobs wait, if they do.")
+    tasks: list[str]
+    pools: dict[str, int] = Field(description="Permits of each pool that holds some.")
+
+
+class LimitsOut(BaseModel):
+    """All limits."""
+
+    items: list[LimitOut]
 
 
 class JobOut(BaseModel):

@@ -5,7 +5,7 @@ from importlib.resources import files
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from graphile_worker_py.web.pages import changing, entering, looking, overview, stacks
+from graphile_worker_py.web.pages import changing, entering, limits, looking, overview, stacks
 from graphile_worker_py.web.pages.rendering import error_page as error_page
 
 
@@ -17,6 +17,7 @@ def add_pages(app: FastAPI) -> None:
         entering.router,
         overview.router,
         changing.router,
+        limits.router,
         looking.router,
         stacks.router,
     ):

@@ -21,7 +21,17 @@ from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
 from graphile_worker_py.sql.windows import Filter
-from graphile_worker_py.web import charts, errors, facts, filters, history, listing, pausing, shown
+from graphile_worker_py.web import (
+    charts,
+    errors,
+    facts,
+    filters,
+    history,
+    limiting,
+    listing,
+    pausing,
+    shown,
+)
 from graphile_worker_py.web import recurring as recurring_items
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.census import Counts
@@ -188,6 +198,7 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
         jobs=None if standing.counts is None else standing.counts.of_task(name),
         note=count_note(standing),
         workers=[each for each in workers if each.pool and name in (each.pool.tasks or ())],
+        limits=[each for each in await limiting.read(site) if name in each.tasks],
         listed=page,
         reported=await history.reported(site, page.jobs),
         groups=groups if access.payloads else [],

@@ -27,6 +27,7 @@ NAVIGATION: Final = (
     ("jobs", "jobs", "Jobs"),
     ("tasks", "tasks", "Tasks"),
     ("queues", "queues", "Queues"),
+    ("limits", "limits", "Limits"),
     ("workers", "workers", "Workers"),
     ("recurring", "recurring", "Recurring"),
     ("errors", "errors", "Errors"),
@@ -43,6 +44,8 @@ SAYINGS: Final = {
     "unlock": ("lock", "released."),
     "pause": (None, "It is paused. Running jobs go on."),
     "resume": (None, "It was resumed."),
+    "set_limit": (None, "The limit was changed. Running jobs go on."),
+    "clear_limit": (None, "The number in the code counts again."),
     "cleanup": ("row", "deleted."),
 }
 """What a page says after a change; the text never comes from the address."""
@@ -91,6 +94,10 @@ STATE_MARKS: Final = {
     "late": "✕",
     "stopping": "◼",
     "unknown": "○",
+    "free": "○",
+    "full": "◼",
+    "draining": "▼",
+    "paused": "‖",
 }
 """A shape for each state, because colour alone says nothing to some people."""
 
