@@ -4,6 +4,7 @@ The development mode tells of what was never awaited, closed or freed, and does 
 """
 
 import asyncio
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -117,6 +118,12 @@ def of_this_run(mark: str) -> list[psutil.Process]:
     return found
 
 
+def complaints(stderr: str) -> list[str]:
+    """The lines of an output, without those that only say that the machine was slow."""
+    slow = re.compile(r"Executing <.*> took \d+\.\d+ seconds")
+    return [line for line in stderr.splitlines() if not slow.fullmatch(line)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "identifier", "proof"),
     [
@@ -148,7 +155,7 @@ def test_nothing_is_complained_of_and_nothing_is_left(
         [*STRICT, *arguments], cwd=folder, env={"DATABASE_URL": dsn, MARK: mark, **strict}
     )
     assert process.wait(timeout=15) == 0, process.stderr
-    assert process.stderr == ""
+    assert complaints(process.stderr) == []
     # What watches over processes of tasks reads of the end of the worker, and ends after it.
     asyncio.run(eventually(lambda: of_this_run(mark) == []))
     assert jobs.ids() == []
@@ -163,7 +170,7 @@ def test_what_is_left_or_complained_of_is_found(folder: Path, processes: Process
     (folder / "program.py").touch()
     process = processes.start([*STRICT, "-c", left], cwd=folder, env={MARK: mark})
     process.wait()
-    assert "ResourceWarning" in process.stderr
+    assert any("ResourceWarning" in line for line in complaints(process.stderr))
     (sleeping,) = of_this_run(mark)
     assert sleeping.name() == "sleep"
     sleeping.kill()
