@@ -148,6 +148,13 @@ def check_whole(name: str, value: object, *, smallest: int, or_else: str = "") -
     return value
 
 
+def check_share(name: str, value: object) -> float:
+    """Check a share of a whole: a number above 0 and at most 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ConfigurationError(f"{name} must be a number above 0 and at most 1, not {value!r}")
+    return value
+
+
 def check_seconds(
     name: str, value: object, *, above_zero: bool = False, longest: float = LONGEST
 ) -> float:

@@ -26,6 +26,7 @@ from graphile_worker_py.options import (
 )
 from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind, Option
 from graphile_worker_py.options.history import HistoryRetention, retention
+from graphile_worker_py.options.shedding import Shedding
 
 P = TypeVar("P")
 
@@ -195,6 +196,8 @@ def runner_values(settings: Mapping[str, Setting]) -> dict[str, Any]:
     kept = _below(_RETENTION, found)
     if kept:
         values["history_retention"] = HistoryRetention(**kept)
+    if shedding := _below("shedding.", found):
+        values["shedding"] = Shedding(**shedding)
     if queue:
         values["local_queue"] = LocalQueueOptions(**queue)
     worker_options({name: values[name] for name in values if name in WORKER_OPTION_NAMES})
@@ -266,7 +269,7 @@ def _typed(option: Option, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     match option.kind:
-        case Kind.WHOLE | Kind.SECONDS:
+        case Kind.WHOLE | Kind.SECONDS | Kind.NUMBER:
             try:
                 return int(value) if option.kind is Kind.WHOLE else float(value)
             except ValueError:

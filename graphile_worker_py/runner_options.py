@@ -163,7 +163,8 @@ CODE_OPTIONS: Final = (
         name="shedding",
         kind=Kind.OBJECT,
         check=partial(check_is, kind=Shedding, how="Shedding(...)"),
-        doc="`Shedding` with thresholds above which the worker fetches no jobs. Default: none.",
+        doc="`Shedding` with thresholds above which the worker fetches no jobs; in files, the "
+        "table `shedding`. Default: none.",
     ),
     Option(
         name="events",

@@ -114,6 +114,7 @@ SAMPLE_OF_KIND: dict[Kind, tuple[str, str, Any]] = {
     Kind.PATH: ("'/srv/it'", "/srv/it", "/srv/it"),
     Kind.WHOLE: ("7", "7", 7),
     Kind.SECONDS: ("500.5", "500.5", 500.5),
+    Kind.NUMBER: ("0.5", "0.5", 0.5),
     Kind.DURATION: ("'2w'", "2w", "2w"),
     Kind.YES_NO: ("false", "No", False),
     Kind.TEXTS: ("['a', 'b']", "a, b", ["a", "b"]),
@@ -601,6 +602,8 @@ def test_every_flag_of_run_sets_its_option(folder: Path) -> None:
         flag = option.flags[-1].partition("/")[0]
         words, value = ([flag], True) if option.kind is Kind.YES_NO else ([flag, text], value)
         value = ["a, b"] if option.kind is Kind.TEXTS else value
+        if name == "pools":
+            words, value = [flag, "a:7:b, c*"], {"a": {"concurrent_jobs": 7, "tasks": ["b", "c*"]}}
         with run.make_context("run", [*words]) as context:
             given = {name: context.params[name] for name in context.params.keys() - not_options}
         found = read_settings(values_of_flags(given), directory=folder, environment={})

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shlex
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from graphile_worker_py import (
 from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import PoolRelease
 from graphile_worker_py.observing import findings
+from graphile_worker_py.options.pool_flags import pools_of_flags
+from graphile_worker_py.options.pools import pools_of
 from graphile_worker_py.sql.backlog import RegisteredPool
 from tests.support.eventually import eventually
 from tests.support.processes import Processes
@@ -51,10 +54,14 @@ local_queue = {size = 5}
 [pools.default]
 concurrent_jobs = 3
 """
+FLAGS: Final = "--pool 'mail:2:mail/*,newsletter' --pool default:20"
+PAGE: Final = Path(__file__).parent.parent / "docs" / "limits.md"
 TASKS: Final = """
 from graphile_worker_py import task
 @task("mail/send")
 async def send(payload): print("ran mail", flush=True)
+@task
+async def newsletter(payload): pass
 @task
 async def other(payload): print("ran other", flush=True)
 """
@@ -221,8 +228,9 @@ async def test_a_pool_that_breaks_stops_the_others_and_its_error_is_raised(dsn: 
     assert len(told.of(PoolRelease)) == 2
 
 
-def test_a_file_divides_the_tasks_of_the_command(
-    dsn: str, tmp_path: Path, processes: Processes
+@pytest.mark.parametrize(("flags", "number"), [("", 5), (FLAGS, 22)], ids=["file", "flags"])
+def test_a_file_and_flags_that_win_over_it_divide_the_tasks_of_the_command(
+    dsn: str, tmp_path: Path, processes: Processes, flags: str, number: int
 ) -> None:
     (tmp_path / "several.py").write_text(TASKS)
     (tmp_path / "graphile_worker.toml").write_text(FILE)
@@ -230,9 +238,32 @@ def test_a_file_divides_the_tasks_of_the_command(
     jobs.add("mail/send")
     jobs.add("other")
     command = [sys.executable, "-m", "graphile_worker_py", "run", "--connection", dsn]
-    process = processes.start(command, cwd=tmp_path)
+    process = processes.start([*command, *shlex.split(flags)], cwd=tmp_path)
     process.wait_for("ran", count=2)
-    assert "5 jobs at a time" in process.stderr
+    assert f"{number} jobs at a time" in process.stderr
+    assert FLAGS in PAGE.read_text(encoding="utf-8")
+
+
+BAD_FLAGS: Final = [
+    ["mail"],
+    ["mail:"],
+    [":2"],
+    ["mail:two"],
+    ["mail:-1"],
+    ["mail:²"],
+    ["mail:2:"],
+    ["mail:2:a,,b"],
+    ["a:1:x", "a:2"],
+    ["mail:0"],
+    ["mail:" + "9" * 9999],
+]
+
+
+@pytest.mark.parametrize("given", BAD_FLAGS, ids=lambda given: given[-1][:12])
+def test_flags_that_are_no_pools_are_refused_with_their_form(given: list[str]) -> None:
+    said = r"--pool must be NAME:N\[:TASK,…\]|pool 'a' twice|concurrent_jobs must be"
+    with pytest.raises(ConfigurationError, match=said):
+        pools_of(pools_of_flags(given))
 
 
 def test_doctor_adds_up_the_connections_of_pools() -> None:

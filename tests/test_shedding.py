@@ -2,14 +2,19 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from graphile_worker_py import ConfigurationError, Runner, Shedding
+from graphile_worker_py.config import read_settings, runner_values
 from tests.support.eventually import eventually
+from tests.support.pages import blocks_of
 from tests.support.running import Jobs
+
+PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 
 
 class Shop:
@@ -99,3 +104,20 @@ async def test_a_pool_that_uses_too_much_memory_leaves_jobs_to_others(dsn: str) 
 def test_thresholds_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         Shedding(**given)
+
+
+def test_a_file_and_the_environment_give_thresholds(tmp_path: Path) -> None:
+    (block,) = [each for each in blocks_of(PAGE) if "[shedding]" in each.text]
+    file = tmp_path / "graphile_worker.toml"
+    file.write_text(block.text, encoding="utf-8")
+    whole = Shedding(loop_lag=0.25, memory=0.9, unrecorded=5000)
+    assert runner_values(read_settings({}, file=file, environment={}))["shedding"] == whole
+    environment = {"GRAPHILE_WORKER_SHEDDING_MEMORY": "0.5"}
+    found = runner_values(read_settings({}, directory=tmp_path / "none", environment=environment))
+    assert found["shedding"] == Shedding(memory=0.5)
+    assert "shedding" not in runner_values(
+        read_settings({}, directory=tmp_path / "none", environment={})
+    )
+    file.write_text("[shedding]\nmemory = 90\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"shedding\.memory must be .* at most 1, not 90"):
+        read_settings({}, file=file, environment={})

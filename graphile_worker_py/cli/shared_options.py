@@ -37,6 +37,9 @@ def values_of_flags(given: Mapping[str, Any]) -> dict[str, Any]:
 def _value(name: str, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
+    made = OPTIONS[name].of_flags
+    if made is not None:
+        return made(value) if value else None
     is_single = OPTIONS[name].is_repeatable and len(value) == 1
     return value[0] if is_single else list(value) or None
 

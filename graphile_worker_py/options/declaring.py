@@ -1,6 +1,6 @@
 """What an option is, and how a dataclass declares options as its fields."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from functools import partial
@@ -21,6 +21,7 @@ class Kind(StrEnum):
     PATH = "path"
     WHOLE = "whole number"
     SECONDS = "seconds"
+    NUMBER = "number"
     DURATION = "duration"
     YES_NO = "true or false"
     TEXTS = "list of strings"
@@ -43,6 +44,7 @@ class Option:
         metavar: What the help text shows in place of the value; empty chooses it by the kind.
         choices: The only values that are allowed; empty if there is no such list.
         is_repeatable: Whether its flag can be given several times, for several values.
+        of_flags: Makes its value of what its flags are given; None takes the texts themselves.
         env: Its environment variable; empty derives it from the name.
         in_code: Whether `run` and `Runner` take it from code.
     """
@@ -56,6 +58,7 @@ class Option:
     metavar: str = ""
     choices: tuple[str, ...] = ()
     is_repeatable: bool = False
+    of_flags: Callable[[Sequence[str]], object] | None = None
     env: str = ""
     in_code: bool = False
 

@@ -10,10 +10,14 @@ from graphile_worker_py.checks import (
     check_path,
     check_port,
     check_processes,
+    check_seconds,
+    check_share,
     check_table,
     check_texts,
+    check_whole,
 )
 from graphile_worker_py.options.declaring import Kind, Option
+from graphile_worker_py.options.pool_flags import METAVAR, pools_of_flags
 
 _LOG_FORMATS: Final = ("text", "json")
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -92,9 +96,34 @@ PROCESS_OPTIONS: Final = (
         name="pools",
         kind=Kind.TABLE,
         check=check_table,
-        doc="Several worker pools in each process: a table, in code a `Pool`, for each name; JSON "
-        "in the environment. See [Several pools](limits.md#several-pools).",
+        doc="Several worker pools in each process, each with a name, a number of jobs that it runs "
+        "at once, and tasks: a table in files, JSON in the environment, a `Pool` for each name in "
+        "code. The page about limits explains them.",
+        flags=("--pool",),
+        metavar=METAVAR,
+        is_repeatable=True,
+        of_flags=pools_of_flags,
         in_code=True,
+    ),
+    Option(
+        name="shedding.loop_lag",
+        kind=Kind.SECONDS,
+        check=partial(check_seconds, above_zero=True),
+        doc="Lateness of the event loop above which the worker fetches no jobs. Default: no bound.",
+    ),
+    Option(
+        name="shedding.memory",
+        kind=Kind.NUMBER,
+        check=check_share,
+        doc="Share of the memory of the container, or of the machine, above which the worker "
+        "fetches no jobs; above 0 and at most 1. Default: no bound.",
+    ),
+    Option(
+        name="shedding.unrecorded",
+        kind=Kind.WHOLE,
+        check=partial(check_whole, smallest=1),
+        doc="Number of jobs that have ended and whose outcome is not recorded, above which the "
+        "worker fetches no jobs. Default: no bound.",
     ),
     Option(
         name="processes",

@@ -1,9 +1,8 @@
 """When a worker pool that has too much to do fetches no more jobs."""
 
-import math
 from dataclasses import dataclass
 
-from graphile_worker_py.checks import check_seconds, check_whole
+from graphile_worker_py.checks import check_seconds, check_share, check_whole
 from graphile_worker_py.errors import ConfigurationError
 
 
@@ -36,13 +35,5 @@ class Shedding:
             check_seconds("loop_lag of Shedding", self.loop_lag, above_zero=True)
         if self.unrecorded is not None:
             check_whole("unrecorded of Shedding", self.unrecorded, smallest=1)
-        memory: object = self.memory
-        if memory is not None and (
-            not isinstance(memory, int | float)
-            or isinstance(memory, bool)
-            or math.isnan(memory)
-            or not 0 < memory <= 1
-        ):
-            raise ConfigurationError(
-                f"memory of Shedding must be a number above 0 and at most 1, not {memory!r}"
-            )
+        if self.memory is not None:
+            check_share("memory of Shedding", self.memory)
