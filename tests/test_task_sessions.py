@@ -52,6 +52,7 @@ async def state_of(conn: Conn) -> Any:
         conn.prepared_max,
         len(conn._notice_handlers),
         len(conn._notify_handlers),
+        sorted(name for name in vars(conn) if not name.startswith("_")),
     )
     with pytest.raises(psycopg.ProgrammingError):
         await conn.execute("select %s", [Odd()])
@@ -102,6 +103,11 @@ async def handlers(conn: Conn) -> None:
     conn.add_notify_handler(print)
 
 
+async def attributes(conn: Conn) -> None:
+    vars(conn)["tenant"] = "acme"
+    vars(conn)["commit"] = conn.rollback
+
+
 async def adapters(conn: Conn) -> None:
     conn.adapters.register_dumper(Odd, OddDumper)
     await conn.execute("select %s", [Odd()])
@@ -134,6 +140,7 @@ CHANGES: dict[str, Callable[[Conn], Awaitable[Any]]] = {
     "isolation": isolation,
     "factories": factories,
     "handlers": handlers,
+    "attributes": attributes,
     "adapters": adapters,
     "own prepared statement": statement("prepare mine as select 1"),
     "dropped prepared statements": dropped_statements,

@@ -69,7 +69,7 @@ class _Client:
             isolation_level=conn.isolation_level,
             read_only=conn.read_only,
             deferrable=conn.deferrable,
-            attributes={name: getattr(conn, name) for name in _ATTRIBUTES},
+            attributes=_attributes_of(conn),
             adapters=AdaptersMap(conn.adapters),
             notice_handlers=list(conn._notice_handlers),
             notify_handlers=list(conn._notify_handlers),
@@ -77,6 +77,11 @@ class _Client:
 
     async def restore(self, conn: AsyncConnection[Any]) -> None:
         """Let a connection behave like this again; it must not be in a transaction."""
+        # First: a method may have been replaced.
+        for name in _attributes_of(conn).keys() - self.attributes.keys():
+            delattr(conn, name)
+        for name, value in self.attributes.items():
+            setattr(conn, name, value)
         if conn.autocommit != self.autocommit:
             await conn.set_autocommit(self.autocommit)
         if conn.isolation_level != self.isolation_level:
@@ -85,20 +90,16 @@ class _Client:
             await conn.set_read_only(self.read_only)
         if conn.deferrable != self.deferrable:
             await conn.set_deferrable(self.deferrable)
-        for name, value in self.attributes.items():
-            setattr(conn, name, value)
         conn._adapters = AdaptersMap(self.adapters)
         conn._notice_handlers[:] = self.notice_handlers
         conn._notify_handlers[:] = self.notify_handlers
 
 
-_ATTRIBUTES: Final = (
-    "row_factory",
-    "cursor_factory",
-    "server_cursor_factory",
-    "prepare_threshold",
-    "prepared_max",
-)
+def _attributes_of(conn: AsyncConnection[Any]) -> dict[str, Any]:
+    """The attributes of a connection object, with those that a program has set itself."""
+    own = {name: value for name, value in vars(conn).items() if not name.startswith("_")}
+    kept = {"prepare_threshold": conn.prepare_threshold, "prepared_max": conn.prepared_max}
+    return own | kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
