@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -323,3 +324,31 @@ def test_commands_pause_list_and_resume(dsn: str) -> None:
     assert call("resume", "--queue", "q") == (0, "Resumed queue 'q'.\n")
     assert call("resume", "--queue", "q")[0] == 1
     assert call("pause", "--pool", "mail")[0] != 0
+
+
+COPIES: Final = """
+insert into graphile_worker._private_jobs (task_id, payload)
+select task_id, payload from graphile_worker._private_jobs, generate_series(2, %s)
+"""
+
+
+@pytest.mark.timeout(120)  # with `--long`
+async def test_paused_jobs_in_front_do_not_keep_others_waiting(
+    dsn: str, utils: WorkerUtils, request: pytest.FixtureRequest
+) -> None:
+    number = 500_000 if request.config.getoption("--long") else 20_000
+    jobs, work = Jobs(dsn), Work()
+    jobs.add("slow")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        await asyncio.to_thread(conn.execute, COPIES, (number,))
+        await asyncio.to_thread(conn.execute, "vacuum analyze graphile_worker._private_jobs")
+    await utils.pause(task="slow")
+    took: list[float] = []
+    async with Runner(dsn, tasks={"quick": work.quick, "slow": work.slow}, concurrent_jobs=10):
+        for each in map(str, range(10)):
+            begun = time.monotonic()
+            await utils.add_job("quick", each)
+            await eventually(lambda each=each: each in work.ran)
+            took.append(time.monotonic() - begun)
+    assert sorted(took)[len(took) // 2] < 1
+    assert "slow" not in work.ran
