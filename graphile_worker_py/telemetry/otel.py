@@ -3,15 +3,24 @@
 The names are those of the semantic conventions for messaging, which are still in development.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import Any, Final
 
-from opentelemetry import metrics, trace
+from opentelemetry import context, metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    format_span_id,
+    format_trace_id,
+)
 
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec
@@ -22,8 +31,8 @@ from graphile_worker_py.telemetry.trace_flags import traceparent_of, with_tracep
 
 NAME: Final = "graphile_worker_py"
 SYSTEM: Final = "graphile_worker"
-_PROPAGATOR: Final = TraceContextTextMapPropagator()
-_HEADER: Final = "traceparent"
+DECISIONS: Final = (Discard, RetryIn, Snooze)
+"""What tasks raise to decide; no errors."""
 
 
 class OpenTelemetry(Plugin):
@@ -44,6 +53,7 @@ class OpenTelemetry(Plugin):
         meter_provider: metrics.MeterProvider | None = None,
     ) -> None:
         self._tracer = trace.get_tracer(NAME, tracer_provider=tracer_provider)
+        self._tasks: dict[str, dict[str, str]] = {}
         self._duration = metrics.get_meter(NAME, meter_provider=meter_provider).create_histogram(
             "messaging.process.duration", unit="s", description="Duration of attempts of jobs."
         )
@@ -79,19 +89,31 @@ class OpenTelemetry(Plugin):
     ) -> Any:
         """Call a task within a span."""
         began = perf_counter()
-        attributes = {
-            "messaging.system": SYSTEM,
-            "messaging.operation.name": "process",
-            "messaging.destination.name": ctx.job.task_identifier,
-        }
+        attributes = self._about(ctx.job.task_identifier)
+        span = self._process_span(ctx.job, attributes)
+        token = context.attach(trace.set_span_in_context(span))
         try:
-            with self._processing(ctx.job, attributes):
-                return await proceed(ctx)
+            return await proceed(ctx)
         except Exception as error:
-            attributes["error.type"] = type(error).__qualname__
+            if not isinstance(error, DECISIONS):
+                _fail(span, error)
+            attributes = {**attributes, "error.type": type(error).__qualname__}
             raise
         finally:
+            context.detach(token)
+            span.end()
             self._duration.record(perf_counter() - began, attributes)
+
+    def _about(self, task: str) -> dict[str, str]:
+        """The attributes that all attempts of a task have."""
+        found = self._tasks.get(task)
+        if found is None:
+            found = self._tasks[task] = {
+                "messaging.system": SYSTEM,
+                "messaging.operation.name": "process",
+                "messaging.destination.name": task,
+            }
+        return found
 
     def _sending(self, task: str, count: int) -> Span:
         attributes: dict[str, str | int] = {
@@ -106,18 +128,17 @@ class OpenTelemetry(Plugin):
             f"send {task}", kind=SpanKind.PRODUCER, attributes=attributes
         )
 
-    @contextmanager
-    def _processing(self, job: Job, about: dict[str, str]) -> Iterator[None]:
+    def _process_span(self, job: Job, about: dict[str, str]) -> Span:
         sender = _sender_of(job)
         # An empty context makes a root span, whatever is current where the worker was started.
-        context, links = Context(), []
+        parent, links = Context(), []
         if sender is not None and job.attempts == 1:
-            context = trace.set_span_in_context(sender, context)
+            parent = trace.set_span_in_context(NonRecordingSpan(sender), parent)
         elif sender is not None:
-            links = [Link(sender.get_span_context())]
-        span = self._tracer.start_span(
+            links = [Link(sender)]
+        return self._tracer.start_span(
             f"process {job.task_identifier}",
-            context=context,
+            context=parent,
             kind=SpanKind.CONSUMER,
             links=links,
             attributes={
@@ -128,34 +149,29 @@ class OpenTelemetry(Plugin):
                 "graphile_worker.job.max_attempts": job.max_attempts,
             },
         )
-        with trace.use_span(
-            span, end_on_exit=True, record_exception=False, set_status_on_exception=False
-        ):
-            try:
-                yield
-            except (Snooze, Discard, RetryIn):
-                raise  # a decision of the task
-            except Exception as error:
-                _fail(span, error)
-                raise
 
 
 def _traceparent(span: Span) -> str | None:
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
-    return carrier.get(_HEADER)  # without an SDK there is no trace
+    own = span.get_span_context()
+    if not own.is_valid:  # without an SDK there is no trace
+        return None
+    trace_id, span_id = format_trace_id(own.trace_id), format_span_id(own.span_id)
+    return f"00-{trace_id}-{span_id}-{own.trace_flags:02x}"
 
 
 def _carrying(spec: JobSpec, traceparent: str | None) -> JobSpec:
     return spec if traceparent is None else with_traceparent(spec, traceparent)
 
 
-def _sender_of(job: Job) -> Span | None:
+def _sender_of(job: Job) -> SpanContext | None:
     traceparent = traceparent_of(job)
     if traceparent is None:
         return None
-    span = trace.get_current_span(_PROPAGATOR.extract({_HEADER: traceparent}, Context()))
-    return span if span.get_span_context().is_valid else None
+    _, trace_id, span_id, flags = traceparent.split("-")
+    sender = SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+    )
+    return sender if sender.is_valid else None
 
 
 def _fail(span: Span, error: Exception) -> None:
