@@ -355,6 +355,19 @@ def test_crontab_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
         read_crontab(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("lines", ["99 * * * * a", "99 * * * * a\n* 99 * * * b"])
+def test_an_error_names_its_file_and_keeps_its_place(tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "crontab"
+    path.write_text(lines)
+    with pytest.raises(CrontabError, match=r"^crontab file '.*/crontab': ") as caught:
+        read_crontab(path)
+    with pytest.raises(CrontabError) as alone:
+        parse_crontab(lines)
+    assert str(caught.value).endswith(str(alone.value))
+    assert (caught.value.line, caught.value.column) == (1, 1)
+    assert [str(each) for each in caught.value.errors] == [str(each) for each in alone.value.errors]
+
+
 def test_a_large_payload_is_read_at_once_if_it_is_json_and_refused_early_otherwise() -> None:
     items = ",".join('{"a":[1.0,"b"]}' for _ in range(13_000))
     started = time.monotonic()

@@ -152,7 +152,7 @@ def _read(file: str) -> list[ParsedCronItem]:
             return parse_crontab(sys.stdin.buffer.read().decode(errors="replace"))
         return read_crontab(file)
     except ConfigurationError as error:
-        raise click.ClickException(f"{file}: {error}") from error
+        raise click.ClickException(f"-: {error}" if file == "-" else str(error)) from error
 
 
 def _as_json(item: ParsedCronItem) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def read_crontab(path: str | Path) -> list[ParsedCronItem]:
     """Parse a crontab file.
 
     Raises:
-        CrontabError: Lines are invalid, as in `parse_crontab`.
+        CrontabError: Lines are invalid, as in `parse_crontab`; the message begins with the file.
         ConfigurationError: The file can't be read.
     """
     check_path("crontab_file", path)
@@ -101,7 +101,15 @@ def read_crontab(path: str | Path) -> list[ParsedCronItem]:
             f"crontab file {str(path)!r} can't be read: {error.strerror}"
         ) from error
     # As in Node: bytes that are not UTF-8 become U+FFFD, and a byte order mark is whitespace.
-    return parse_crontab(content.decode(errors="replace"))
+    try:
+        return parse_crontab(content.decode(errors="replace"))
+    except CrontabError as error:
+        raise CrontabError(
+            f"crontab file {str(path)!r}: {error}",
+            line=error.line,
+            column=error.column,
+            errors=error.errors,
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
