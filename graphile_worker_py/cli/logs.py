@@ -37,7 +37,7 @@ class PlainFormatter(logging.Formatter):
             level = f"\x1b[{_COLOURS[record.levelname]}m{level}\x1b[0m"
         process = f"[{number}] " if (number := getattr(record, PROCESS, None)) else ""
         text = f"{time} {level} {process}{harmless(_message(record))}"
-        if traceback := _traceback_of(record):
+        if traceback := _traceback_of(record) or record.stack_info:
             text += "".join(f"\n  {harmless(line)}" for line in traceback.split("\n"))
         return text
 
@@ -74,6 +74,8 @@ class JsonFormatter(logging.Formatter):
         line = {**own, **line}
         if traceback := _traceback_of(record):
             line["traceback"] = traceback
+        if record.stack_info:
+            line["stack"] = record.stack_info
         try:
             return json_codec.dumps(line).decode()
         except ValueError:

@@ -15,12 +15,14 @@ import asyncio
 import faulthandler
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
@@ -33,6 +35,10 @@ NATIVE_PATIENCE: Final = 2
 LOG_PATIENCE: Final = 5.0
 """Seconds that a log record may take to be written."""
 JOIN_PATIENCE: Final = 1.0
+LAST_FRAMES: Final = 5
+"""Frames that are shown where it can't be seen which of them the event loop has called."""
+_OURS: Final = str(Path(__file__).parent.parent)
+_LOOP: Final = re.compile(r"[/\\](asyncio|uvloop)[/\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,43 +157,60 @@ class Watchdog:
         self._still += passed
         if self._still >= self._warn_at:
             self._warn_at *= 2
-            self._log(logging.WARNING, self._standstill())
+            self._log(logging.WARNING, self._standstill(), self._stack())
 
     def _judge(self) -> None:
         pace = self._pace
         if self._limit == 0:
             return
         if self._still >= self._limit:
-            self._give_up(self._standstill())
+            self._give_up(self._standstill(), self._stack())
         elif pace is not None and self._fetch_still >= self._limit + pace.patience:
             unfetched = f"No job was fetched, nor looked for, for {self._fetch_still:.0f} s"
-            # A loop that stands still, too, is the cause.
-            self._give_up(self._standstill() if self._still >= self._limit / 2 else unfetched)
+            if self._still >= self._limit / 2:  # then this is the cause
+                self._give_up(self._standstill(), self._stack())
+            else:
+                self._give_up(unfetched)
         else:
             self._logged = False
 
     def _standstill(self) -> str:
-        """What the stalled loop is doing, with its stack."""
-        frame = sys._current_frames().get(self._loop_thread)
-        stack = "".join(traceback.format_stack(frame)) if frame else ""
+        """What the stalled loop is doing."""
         task = asyncio.current_task(self._loop)
         doing = "a callback" if task is None else self._at_work(task.get_name())
-        return f"The event loop has stood still for {_shown(self._still)}, in {doing}:\n{stack}"
+        return f"The event loop has stood still for {_shown(self._still)}, in {doing}:"
 
-    def _give_up(self, why: str) -> None:
+    def _stack(self) -> str | None:
+        """What the stalled loop has called, the last frame at the end; of tasks only their own."""
+        frame = sys._current_frames().get(self._loop_thread)
+        if frame is None:
+            return None
+        frames = traceback.extract_stack(frame)
+        loops = [at for at, each in enumerate(frames) if _LOOP.search(each.filename)]
+        called = (frames[loops[-1] + 1 :] if loops else []) or frames[-LAST_FRAMES:]
+        theirs = [at for at, each in enumerate(called) if not each.filename.startswith(_OURS)]
+        return "".join(traceback.format_list(called[theirs[0] :] if theirs else called)).rstrip()
+
+    def _give_up(self, why: str, stack: str | None = None) -> None:
         if self._logged:
             return
         self._logged = True
         if not self._exits:
-            self._log(logging.ERROR, why)
+            self._log(logging.ERROR, why, stack)
             return
-        self._log(logging.CRITICAL, f"Ending the process. {why}")
+        self._log(logging.CRITICAL, f"Ending the process. {why}", stack)
         _in_time(logging.shutdown)
         os._exit(EXIT_STANDSTILL)
 
-    def _log(self, level: int, message: str) -> None:
+    def _log(self, level: int, message: str, stack: str | None = None) -> None:
+        if not self._logger.isEnabledFor(level):
+            return
+        record = self._logger.makeRecord(
+            self._logger.name, level, __file__, 0, "%s", (message,), None,
+            extra=self._about, sinfo=stack,
+        )  # fmt: skip
         # The loop may be stalled because the reader of the log has stopped reading.
-        _in_time(lambda: self._logger.log(level, "%s", message, extra=self._about))
+        _in_time(lambda: self._logger.handle(record))
 
     def _watch_native_code(self, now: float) -> None:
         """Set a timer that ends the process even if no Python code runs any more."""
