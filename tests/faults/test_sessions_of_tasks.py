@@ -139,6 +139,7 @@ async def test_a_pool_that_is_held_back_for_too_long_is_not_live_and_ends(
                 await eventually(lambda: runner.health().held_back, timeout=10)
                 assert runner.health().live
                 await eventually(lambda: not runner.health().live, timeout=10)
+                await runner.wait()
 
 
 async def test_an_outage_does_not_count_as_being_held_back(dsn: str, ledger: Ledger) -> None:
