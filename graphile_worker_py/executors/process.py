@@ -37,8 +37,9 @@ from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.job_log import Capture
 from graphile_worker_py.tasks.task import Task
 
-JOBS_PER_PROCESS: Final = 100
-"""Number of jobs that a process runs before a new one takes its place."""
+JOBS_PER_PROCESS: Final = 1000
+"""Number of jobs that a process runs before a new one takes its place. A new one costs a fifth of a
+second of processor time: with 100 jobs, short ones ran 2.5 times as slowly (measured)."""
 GROWTH: Final = 256 * 1024**2
 """Bytes that a process may grow by, after its first job, before a new one takes its place."""
 IDLE_TIME: Final = 60.0
