@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import psycopg
 from psycopg import AsyncConnection
@@ -16,6 +15,7 @@ from graphile_worker_py.errors import CutOffError, one_line
 from graphile_worker_py.limits.breaker import PoolBreaker
 from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
 from graphile_worker_py.plugins import FetchRequest, Part, Plugin
+from graphile_worker_py.plugins.per_pool import PerPool
 from graphile_worker_py.schema.own import register_migrations
 from graphile_worker_py.sql import breakers as statements
 from graphile_worker_py.sql import limit_tables
@@ -245,37 +245,30 @@ class Breakers(Plugin):
     leaf = limit_tables.LEAF
 
     def __init__(self) -> None:
-        self._breakers: WeakKeyDictionary[Any, PoolBreakers] = WeakKeyDictionary()
-        self._by_id: WeakValueDictionary[str, PoolBreakers] = WeakValueDictionary()
-
-    def _of(self, pool: Any) -> PoolBreakers:
-        breakers = self._breakers.get(pool)
-        if breakers is None:
-            breakers = self._breakers[pool] = self._by_id[pool.pool_id] = PoolBreakers(pool)
-        return breakers
+        self._breakers = PerPool(PoolBreakers)
 
     async def get_jobs(
         self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
     ) -> Fetched:
         """Jobs whose breaker is open are left out."""
-        return await self._by_id[request.pool_id].fetch(request, proceed)
+        return await self._breakers.by_id(request.pool_id).fetch(request, proceed)
 
     async def run_job(
         self, ctx: JobContext, proceed: Callable[[JobContext], Awaitable[Any]]
     ) -> Any:
         """Failures are counted."""
-        return await self._by_id[ctx.pool_id].run_job(ctx, proceed)
+        return await self._breakers.by_id(ctx.pool_id).run_job(ctx, proceed)
 
     def parts(self, pool: Any) -> Iterable[Part]:
         """Breakers that other pools open are heard."""
-        breakers = self._of(pool)
+        breakers = self._breakers.of(pool)
         pool.listener.on(TOPIC, breakers.hear)
         return [Part(name="share breakers", run=breakers.run)]
 
     async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
         """Breakers are read that other pools have opened, or operators have closed."""
-        await self._of(pool).beat(conn)
+        await self._breakers.of(pool).beat(conn)
 
     def trouble(self, pool: Any) -> str | None:
         """Which breakers are open."""
-        return self._of(pool).trouble()
+        return self._breakers.of(pool).trouble()

@@ -2,12 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from psycopg import AsyncConnection
 
 from graphile_worker_py.pausing.gate import Gate
 from graphile_worker_py.plugins import FetchRequest, Part, PartEnd, Plugin
+from graphile_worker_py.plugins.per_pool import PerPool
 from graphile_worker_py.schema.own import register_migrations
 from graphile_worker_py.sql import pauses
 from graphile_worker_py.sql.get_jobs import Fetched
@@ -21,32 +21,24 @@ class Pausing(Plugin):
     leaf = pauses.LEAF
 
     def __init__(self) -> None:
-        self._gates: WeakKeyDictionary[Any, Gate] = WeakKeyDictionary()
-        self._by_id: WeakValueDictionary[str, Gate] = WeakValueDictionary()
-
-    def _gate(self, pool: Any) -> Gate:
-        gate = self._gates.get(pool)
-        if gate is None:
-            gate = self._gates[pool] = self._by_id[pool.pool_id] = Gate(pool)
-        return gate
+        self._gates = PerPool(Gate)
 
     async def get_jobs(
         self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
     ) -> Fetched:
         """Paused tasks take no lock and no attempt."""
-        gate = self._by_id.get(request.pool_id)
-        return await (proceed(request) if gate is None else gate.fetch(request, proceed))
+        return await self._gates.by_id(request.pool_id).fetch(request, proceed)
 
     async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
         """Pauses are read if they have changed."""
-        await self._gate(pool).beat(conn)
+        await self._gates.of(pool).beat(conn)
 
     def parts(self, pool: Any) -> Iterable[Part]:
         """Notifications about pauses are heard."""
-        gate = self._gate(pool)
+        gate = self._gates.of(pool)
         pool.listener.on(pauses.TOPIC, gate.hear)
         return [Part(name="heed pauses", run=gate.follow, ends=PartEnd.WITH_FETCHING)]
 
     def trouble(self, pool: Any) -> str | None:
         """What is paused."""
-        return self._gate(pool).trouble
+        return self._gates.of(pool).trouble
