@@ -17,8 +17,9 @@ class PoolBreaker:
         tasks: The pool's tasks that have it.
 
     Attributes:
-        probe: The job that is let through.
-        reason: The failure that has opened it.
+        name: Its name.
+        probe: The job that is let through; None if none is.
+        reason: The failure that has opened it; None if it is closed.
         unwritten: Whether other pools do not know its state yet.
         next_try: The loop's time of the next try to let a job through.
     """
