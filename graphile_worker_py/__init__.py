@@ -97,6 +97,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from graphile_worker_py.sql.admin import Unlocked as Unlocked
     from graphile_worker_py.sql.backlog import Backlog as Backlog
     from graphile_worker_py.sql.backlog import RegisteredPool as RegisteredPool
+    from graphile_worker_py.sql.breakers import Breaker as Breaker
     from graphile_worker_py.sql.cancel_jobs import Cancellation as Cancellation
     from graphile_worker_py.sql.cancel_jobs import CancelState as CancelState
     from graphile_worker_py.sql.cleanup import CleanupPreview as CleanupPreview

@@ -48,6 +48,7 @@ async def test_limits_are_listed_set_and_cleared_as_the_page_shows(dsn: str) -> 
     assert re.findall(r"graphile-worker-py limits (\w+)", PAGE.read_text()) == [
         "set",
         "clear",
+        "breakers",
         "reset",
     ]
     assert "operator (code: 50)" in call(dsn, "set", "stripe", "20")

@@ -1,4 +1,4 @@
-"""The commands that show the limits of tasks, and set their numbers."""
+"""The commands that show the limits and breakers of tasks, and change them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +9,9 @@ from graphile_worker_py.cli.admin import Change, changing
 from graphile_worker_py.cli.database import opened_utils
 from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.shared_options import database_options, json_option
-from graphile_worker_py.cli.tables import print_json, print_table
+from graphile_worker_py.cli.tables import print_json, print_table, relative
+from graphile_worker_py.clock import utc_now
+from graphile_worker_py.sql.breakers import Breaker
 from graphile_worker_py.sql.limits import Limit, LimitKind
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 
@@ -57,6 +59,33 @@ def clear_limit(change: Change, name: str, kind: str | None) -> None:
     with change.opened() as (utils, conn):
         now = SyncWorkerUtils.clear_limit(utils, name, kind=kind, conn=conn)
     _show([now], as_json=change.as_json)
+
+
+@limits.command(name="breakers")
+@database_options
+@json_option
+@told_clearly()
+def breakers(connection: str | None, schema: str | None, as_json: bool) -> None:
+    """List the circuit breakers of tasks: which are open, for how long, and why."""
+    with opened_utils(connection, schema) as utils:
+        found = utils.breakers()
+    if as_json:
+        print_json([{**asdict(each), "state": each.state} for each in found])
+        return
+    rows = [_row(each) for each in found]
+    print_table(rows, if_none="No breakers: no worker pool has had one.", whole=("name", "state"))
+
+
+def _row(breaker: Breaker) -> dict[str, object]:
+    return {
+        "name": breaker.name,
+        "state": breaker.state,
+        "failures": str(breaker.failures),
+        "opened": relative(breaker.opened_at, utc_now()),
+        "lets a job through": relative(breaker.open_until, utc_now()),
+        "last failure": breaker.reason,
+        "tasks": ", ".join(breaker.tasks),
+    }
 
 
 @limits.command(name="reset")

@@ -21,6 +21,7 @@ class PoolBreaker:
         probe: The job that is let through; None if none is.
         reason: The failure that has opened it; None if it is closed.
         unwritten: Whether other pools do not know its state yet.
+        failures: How many failures have opened it, or kept it open, that they do not know yet.
         next_try: The loop's time of the next try to let a job through.
     """
 
@@ -31,6 +32,7 @@ class PoolBreaker:
         self.probe: int | None = None
         self.reason: str | None = None
         self.unwritten = False
+        self.failures = 0
         self.next_try = 0.0
         self._is_open = False
         self._failures: deque[float] = deque(maxlen=settings.failures)
@@ -68,6 +70,9 @@ class PoolBreaker:
             oldest = now - self.settings.window
             if len(self._failures) < self.settings.failures or self._failures[0] < oldest:
                 return False
+            self.failures += len(self._failures)
+        else:
+            self.failures += 1
         self.open(self.settings.open_for, one_line(error))
         self.unwritten = True
         return True
@@ -80,6 +85,7 @@ class PoolBreaker:
     def close(self) -> None:
         """Let all jobs go on."""
         self._is_open, self.probe, self.reason = False, None, None
+        self.failures = 0
         self._failures.clear()
 
     def is_due(self) -> bool:

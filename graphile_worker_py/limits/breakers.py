@@ -196,11 +196,13 @@ class PoolBreakers:
             run = self._pool.database.run
             for each in self._breakers:
                 if each.unwritten:
-                    each.unwritten = False
+                    query = self._written(each)
+                    each.unwritten, failures, each.failures = False, each.failures, 0
                     try:
-                        await run(self._written(each), conn=conn)
+                        await run(query, conn=conn)
                     except BaseException:
                         each.unwritten = True
+                        each.failures += failures
                         raise
             found: list[Breaker] = await run(statements.read_breakers(self._schema), conn=conn)
             states = {each.name: each for each in found}
@@ -212,8 +214,13 @@ class PoolBreakers:
         if not breaker.is_open:
             return statements.close_breaker(self._schema, breaker.name)
         left = max(0.0, breaker.next_try - asyncio.get_running_loop().time())
-        reason = breaker.reason or ""
-        return statements.open_breaker(self._schema, breaker.name, seconds=left, reason=reason)
+        return statements.open_breaker(
+            self._schema,
+            breaker.name,
+            seconds=left,
+            reason=breaker.reason or "",
+            failures=breaker.failures,
+        )
 
     def _take(self, breaker: PoolBreaker, state: Breaker | None) -> None:
         """Take over what the database says."""

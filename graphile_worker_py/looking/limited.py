@@ -2,9 +2,8 @@
 
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
-from graphile_worker_py.sql.breakers import Breaker, read_breakers
+from graphile_worker_py.sql.breakers import Breaker, known_breakers
 from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
-from graphile_worker_py.sql.side_tables import reading
 
 
 def readable_limits(schema: str) -> Steps[list[Limit]]:
@@ -15,17 +14,21 @@ def readable_limits(schema: str) -> Steps[list[Limit]]:
         return []
 
 
+def readable_breakers(schema: str) -> Steps[list[Breaker]]:
+    """Read the breakers; none where the table is missing, or the role may not read it."""
+    try:
+        return (yield from known_breakers(schema))
+    except MissingTablesError:
+        return []
+
+
 def limits_reached(schema: str, task: str) -> Steps[list[tuple[str, str]]]:
     """Read what lets no job of a task start now, limits and breakers: the facts, and what to do.
 
     Nothing where the tables are missing, or the role may not read them.
     """
-    try:
-        limits = yield from read_limits(schema)
-        yield from reading("breakers")
-        breakers = yield read_breakers(schema)
-    except MissingTablesError:
-        return []
+    limits = yield from readable_limits(schema)
+    breakers = yield from readable_breakers(schema)
     told = [
         (_fact(each, reason), _remedy(each))
         for each in limits

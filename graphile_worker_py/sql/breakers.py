@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import check_text
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
 from graphile_worker_py.sql.side_tables import reading
 
@@ -21,13 +23,26 @@ class Breaker:
         name: Its name.
         tasks: Identifiers of the tasks that have it.
         open_for: Seconds until it lets one job through; 0 if it does; None if it is closed.
-        reason: The failure that has opened it.
+        reason: The last failure that has opened it, or kept it open; None if it is closed.
+        opened_at: When it was opened; None if it is closed.
+        open_until: When it lets one job through; None if it is closed.
+        failures: How many failures have opened it, and kept it open since.
     """
 
     name: str
     tasks: list[str]
     open_for: float | None
     reason: str | None
+    opened_at: datetime | None
+    open_until: datetime | None
+    failures: int
+
+    @property
+    def state(self) -> str:
+        """In a word: `closed`, `open`, or `half-open`: it lets one job through, which decides."""
+        if self.open_for is None:
+            return "closed"
+        return "open" if self.open_for > 0 else "half-open"
 
 
 _READ: Final = """
@@ -35,7 +50,7 @@ select breakers.name, breakers.tasks,
   case when breakers.open_until is not null then greatest(0::pg_catalog.float8, extract(
     epoch from breakers.open_until - pg_catalog.clock_timestamp()
   )::pg_catalog.float8) end,
-  breakers.reason
+  breakers.reason, breakers.opened_at, breakers.open_until, breakers.failures
 from graphile_worker_py.breakers as breakers
 where breakers.worker_schema = $1::pg_catalog.text
 order by breakers.name
@@ -49,9 +64,27 @@ def read_breakers(worker_schema: str) -> Query[list[Breaker]]:
 
 def _breakers(rows: list[tuple[Any, ...]]) -> list[Breaker]:
     return [
-        Breaker(name=name, tasks=tasks, open_for=open_for, reason=reason)
-        for name, tasks, open_for, reason in rows
+        Breaker(
+            name=name,
+            tasks=tasks,
+            open_for=open_for,
+            reason=reason,
+            opened_at=None if opened_at is None else from_timestamp(opened_at),
+            open_until=None if open_until is None else from_timestamp(open_until),
+            failures=failures,
+        )
+        for name, tasks, open_for, reason, opened_at, open_until, failures in rows
     ]
+
+
+def known_breakers(worker_schema: str) -> Steps[list[Breaker]]:
+    """Read the breakers of a schema, by name.
+
+    Raises:
+        MissingTablesError: The table of breakers is missing.
+    """
+    yield from reading("breakers")
+    return (yield read_breakers(worker_schema))  # type: ignore[no-any-return]
 
 
 _KNOW: Final = """
@@ -78,6 +111,12 @@ with changed as (
       breakers.open_until,
       pg_catalog.clock_timestamp() + $3::pg_catalog.float8 * interval '1 second'
     ) end,
+    opened_at = case when $3::pg_catalog.float8 is not null then
+      coalesce(breakers.opened_at, pg_catalog.clock_timestamp())
+    end,
+    failures = case when $3::pg_catalog.float8 is not null then
+      breakers.failures + $5::pg_catalog.int4 else 0
+    end,
     reason = $4::pg_catalog.text,
     probe_by = null
   where breakers.worker_schema = $1::pg_catalog.text
@@ -92,14 +131,20 @@ from changed
 """
 
 
-def open_breaker(worker_schema: str, name: str, *, seconds: float, reason: str) -> Query[None]:
-    """Open a breaker for some seconds, or for longer if it is open for longer."""
-    return Query(_CHANGE, (worker_schema, name, seconds, reason), no_result, prepare=False)
+def open_breaker(
+    worker_schema: str, name: str, *, seconds: float, reason: str, failures: int
+) -> Query[None]:
+    """Open a breaker for some seconds, or for longer if it is open for longer.
+
+    `failures` are added to those that have opened it.
+    """
+    values = (worker_schema, name, seconds, reason, failures)
+    return Query(_CHANGE, values, no_result, prepare=False)
 
 
 def close_breaker(worker_schema: str, name: str) -> Query[None]:
     """Close a breaker."""
-    return Query(_CHANGE, (worker_schema, name, None, None), no_result, prepare=False)
+    return Query(_CHANGE, (worker_schema, name, None, None, 0), no_result, prepare=False)
 
 
 # A pool whose jobs were freed has no probe any more.

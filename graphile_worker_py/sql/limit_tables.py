@@ -220,13 +220,16 @@ $$
 """
 
 # breakers: those that a worker pool has had. One is closed without `open_until`; one whose time is
-#   over lets one job through, of the pool `probe_by`, as long as that pool lives.
+#   over lets one job through, of the pool `probe_by`, as long as that pool lives. `failures` have
+#   opened it since `opened_at`, and kept it open.
 _BREAKERS: Final = """
 create table graphile_worker_py.breakers (
   worker_schema pg_catalog.text not null,
   name pg_catalog.text not null,
   tasks pg_catalog.text[] not null,
   open_until pg_catalog.timestamptz,
+  opened_at pg_catalog.timestamptz,
+  failures pg_catalog.int4 not null default 0,
   reason pg_catalog.text,
   probe_by pg_catalog.text,
   primary key (worker_schema, name)

@@ -5,6 +5,7 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import AsyncGiven, SyncGiven, taken, taken_blocking
 from graphile_worker_py.sql import breakers
 from graphile_worker_py.sql import limits as limiting
+from graphile_worker_py.sql.breakers import Breaker
 from graphile_worker_py.sql.limits import Limit
 
 
@@ -58,6 +59,15 @@ class LimitSteering:
         own = None if conn is None else await taken(conn)
         return await self._database.drive(change, conn=own)
 
+    async def breakers(self, *, conn: AsyncGiven | None = None) -> list[Breaker]:
+        """Read the circuit breakers that worker pools have had, by name.
+
+        Raises:
+            MissingTablesError: The table of breakers is missing.
+        """
+        own = None if conn is None else await taken(conn)
+        return await self._database.drive(breakers.known_breakers(self._database.schema), conn=own)
+
     async def reset_breaker(self, name: str, *, conn: AsyncGiven | None = None) -> None:
         """Close a circuit breaker, so that all its jobs go on; nothing happens if it is closed.
 
@@ -108,6 +118,12 @@ class SyncLimitSteering:
         own = None if conn is None else taken_blocking(conn)
         change = limiting.set_limit(schema, name, None, kind=kind)
         return self._database.drive(change, conn=own)
+
+    def breakers(self, *, conn: SyncGiven | None = None) -> list[Breaker]:
+        """Read the circuit breakers that worker pools have had. See `WorkerUtils.breakers`."""
+        own = None if conn is None else taken_blocking(conn)
+        schema = self._database.statements.schema
+        return self._database.drive(breakers.known_breakers(schema), conn=own)
 
     def reset_breaker(self, name: str, *, conn: SyncGiven | None = None) -> None:
         """Close a circuit breaker. See `WorkerUtils.reset_breaker`."""

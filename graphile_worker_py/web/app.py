@@ -19,6 +19,7 @@ from graphile_worker_py.web.access import LOOPBACK, Authorize, Door, HostDoor, S
 from graphile_worker_py.web.adding import Gate
 from graphile_worker_py.web.api import (
     actions,
+    breakers,
     bulk,
     facts,
     history,
@@ -244,7 +245,7 @@ def _root(request: Request) -> str:
 
 def _api() -> APIRouter:
     api = APIRouter(prefix="/api/v1")
-    parts = (bulk, actions, jobs, history, facts, pauses, limits)
+    parts = (bulk, actions, jobs, history, facts, pauses, limits, breakers)
     for part in (each.router for each in parts):
         api.include_router(part)
     return api

@@ -1,16 +1,20 @@
-"""Look at the limits of tasks, and set their numbers, for users of the pages."""
+"""Look at the limits and breakers of tasks, and change them, for users of the pages."""
 
 from http import HTTPStatus
 from typing import Any, Final
 
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.limits.plugin import Limits
-from graphile_worker_py.looking.limited import readable_limits, waiting_reason
+from graphile_worker_py.looking.limited import readable_breakers, readable_limits, waiting_reason
+from graphile_worker_py.postgres.masking import masked_text
+from graphile_worker_py.sql.breakers import Breaker
 from graphile_worker_py.sql.limits import Limit, LimitKind
 from graphile_worker_py.web import audit
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.facts import SHARED
 from graphile_worker_py.web.problems import ProblemError, unavailable
+from graphile_worker_py.web.redact import Redaction
+from graphile_worker_py.web.shown import moment
 from graphile_worker_py.web.site import Site
 
 LEAF: Final = Limits.leaf
@@ -20,6 +24,33 @@ LEAF: Final = Limits.leaf
 async def read(site: Site) -> list[Limit]:
     """The limits that pools have used; none where there are no tables of limits."""
     return await site.cache.get("limits", SHARED, lambda: site.drive(readable_limits(site.schema)))
+
+
+async def breakers(site: Site) -> list[Breaker]:
+    """The breakers that pools have had; none where there is no table of breakers."""
+    return await site.cache.get(
+        "breakers", SHARED, lambda: site.drive(readable_breakers(site.schema))
+    )
+
+
+async def reset(site: Site, access: Access, name: str) -> Breaker:
+    """Close a breaker.
+
+    Raises:
+        ProblemError: There is no such breaker (404), or there is no table of breakers (503).
+    """
+    utils = await site.utils()
+    try:
+        known = {each.name for each in await utils.breakers()}
+        if name not in known:
+            raise ProblemError(HTTPStatus.NOT_FOUND, f"no worker pool has had a breaker {name!r}")
+        await utils.reset_breaker(name)
+        now = {each.name: each for each in await utils.breakers()}[name]
+    except MissingTablesError as error:
+        raise unavailable(str(error), retry_after=60) from error
+    await audit.record(site, access, "reset_breaker", count=1, details={"breaker": name})
+    await site.changed()
+    return now
 
 
 async def set_number(
@@ -68,4 +99,27 @@ def as_json(limit: Limit) -> dict[str, Any]:
         "waiting_reason": waiting_reason(limit),
         "tasks": limit.tasks,
         "pools": limit.pools,
+    }
+
+
+def reason_of(breaker: Breaker, access: Access, redaction: Redaction) -> str | None:
+    """The failure that has opened a breaker, as far as a user may see it."""
+    if breaker.reason is None:
+        return None
+    if not access.payloads:
+        return "[not shown to you]"
+    return redaction.text(masked_text(breaker.reason))
+
+
+def breaker_json(breaker: Breaker, access: Access, redaction: Redaction) -> dict[str, Any]:
+    """A breaker as the API tells it."""
+    return {
+        "name": breaker.name,
+        "state": breaker.state,
+        "failures": breaker.failures,
+        "opened_at": moment(breaker.opened_at),
+        "open_until": moment(breaker.open_until),
+        "open_for": breaker.open_for,
+        "reason": reason_of(breaker, access, redaction),
+        "tasks": breaker.tasks,
     }

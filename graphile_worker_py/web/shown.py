@@ -16,6 +16,8 @@ from graphile_worker_py.web.redact import Redaction
 from graphile_worker_py.web.settings import SHOWN_PAYLOAD
 
 HIDDEN_FLAGS: Final = ("traceparent:", "gwpy:")
+ERRORS_WITHIN: Final = ("; last error:", "; it was opened by:")
+"""What stands before an error in the fact of a reason."""
 _WITHOUT_PAYLOAD: Final = b'"[not shown to you]"'
 _CUT: Final = b'"[1 MB or more: download it]"'
 
@@ -89,7 +91,8 @@ def explanation_json(found: Explanation, access: Access, redaction: Redaction) -
     told = found.as_json()
     for reason in told["reasons"]:
         if not access.payloads:
-            reason["fact"] = reason["fact"].partition("; last error:")[0]
+            for mark in ERRORS_WITHIN:
+                reason["fact"] = reason["fact"].partition(mark)[0]
         reason["fact"] = redaction.text(masked_text(reason["fact"]))
     return told
 

@@ -197,6 +197,31 @@ class LimitsOut(BaseModel):
     items: list[LimitOut]
 
 
+class BreakerName(_Strict):
+    """Which breaker is meant."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1_000, pattern=TEXT)]
+
+
+class BreakerOut(BaseModel):
+    """A circuit breaker of tasks."""
+
+    name: str
+    state: str = Field(description="`closed`, `open`, or `half-open`: one job is let through.")
+    failures: int = Field(description="How many failures have opened it, and kept it open.")
+    opened_at: str | None
+    open_until: str | None = Field(description="When it lets one job through.")
+    open_for: float | None = Field(description="Seconds until then.")
+    reason: str | None = Field(description="The last of these failures.")
+    tasks: list[str]
+
+
+class BreakersOut(BaseModel):
+    """All circuit breakers."""
+
+    items: list[BreakerOut]
+
+
 class JobOut(BaseModel):
     """A job."""
 

@@ -1,4 +1,4 @@
-"""The page of limits, and its form."""
+"""The page of limits and breakers, and its forms."""
 
 from http import HTTPStatus
 
@@ -16,8 +16,10 @@ router = APIRouter()
 
 @router.get("/limits")
 async def limits(request: Request, access: Viewer) -> Response:
-    """The limits of tasks, and how much of them is used."""
-    found = await limiting.read(web_of(request).site)
+    """The limits of tasks, and how much of them is used; their breakers."""
+    site = web_of(request).site
+    found = await limiting.read(site)
+    breakers = sorted(await limiting.breakers(site), key=lambda each: each.state == "closed")
     return render(
         request,
         "limits.html",
@@ -27,6 +29,9 @@ async def limits(request: Request, access: Viewer) -> Response:
         limits=found[: facts.MOST],
         number=len(found),
         reason=waiting_reason,
+        breakers=breakers[: facts.MOST],
+        number_of_breakers=len(breakers),
+        opened_by=lambda each: limiting.reason_of(each, access, site.redaction),
     )
 
 
@@ -45,3 +50,14 @@ async def change(request: Request, access: Operator) -> Response:
     name = given.get("name", "")
     await limiting.set_number(web_of(request).site, access, name, amount, kind=kind)
     return back(request, "limits", done="clear_limit" if amount is None else "set_limit")
+
+
+@router.post("/breakers/reset")
+async def reset(request: Request, access: Operator) -> Response:
+    """Close a breaker."""
+    async with request.form(max_fields=10, max_files=0) as form:
+        name = form.get("name")
+    if not isinstance(name, str):
+        raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, "choose a breaker")
+    await limiting.reset(web_of(request).site, access, name)
+    return back(request, "limits", done="reset_breaker")

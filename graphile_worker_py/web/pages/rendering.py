@@ -46,6 +46,7 @@ SAYINGS: Final = {
     "resume": (None, "It was resumed."),
     "set_limit": (None, "The limit was changed. Running jobs go on."),
     "clear_limit": (None, "The number in the code counts again."),
+    "reset_breaker": (None, "The breaker is closed."),
     "cleanup": ("row", "deleted."),
 }
 """What a page says after a change; the text never comes from the address."""
@@ -98,6 +99,9 @@ STATE_MARKS: Final = {
     "full": "◼",
     "draining": "▼",
     "paused": "‖",
+    "closed": "●",
+    "open": "✕",
+    "half-open": "◷",
 }
 """A shape for each state, because colour alone says nothing to some people."""
 
