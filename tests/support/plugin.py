@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -123,7 +123,8 @@ def server(pytestconfig: pytest.Config) -> Iterator[Server]:
         bin_dir=bin_dir, settings=SETTINGS, temp_dir=fast_directory()
     ) as postgres:
         hasten_logins(postgres)
-        yield Server(postgres)
+        with closing(Server(postgres, stays=True)) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")
@@ -286,16 +287,20 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 
 def task_processes() -> list[int]:
     """The processes of tasks, and their guards, that this process has started."""
+    children = [*Path("/proc/self/task").glob("*/children")]
+    assert children, "this kernel does not list the children of a process"
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            command = (path / "cmdline").read_bytes()
-            if TASK_PROCESS in command or TASK_GUARD in command:
-                # The name of a program may have a parenthesis in itself.
-                parent = (path / "stat").read_bytes().rpartition(b")")[2].split()[1]
-                if int(parent) == os.getpid():
-                    found.append(int(path.name))
+    for pid in {pid for path in children for pid in _words_of(path)}:
+        command = _words_of(Path(f"/proc/{pid.decode()}/cmdline"), b"\0")
+        if any(part in word for word in command for part in (TASK_PROCESS, TASK_GUARD)):
+            found.append(int(pid))
     return found
+
+
+def _words_of(path: Path, separator: bytes | None = None) -> list[bytes]:
+    with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+        return path.read_bytes().split(separator)
+    return []
 
 
 @pytest.hookimpl(wrapper=True)
