@@ -113,6 +113,34 @@ async def test_an_operators_number_counts_until_it_is_cleared_and_ends_no_job(ds
     assert gauge.most == 6
 
 
+async def test_once_a_limit_is_lowered_a_pool_starts_nothing_with_a_permit_that_is_left(
+    dsn: str,
+) -> None:
+    gauge, other = Gauge(), Gauge()
+    charge = gauge.task(4, identifier="charge")
+    refund = other.task(4, identifier="refund")
+    async with (
+        Runner(dsn, tasks=[charge], poll_interval=60, concurrent_jobs=3),
+        Runner(dsn, tasks=[refund], poll_interval=60),
+        WorkerUtils(dsn) as utils,
+    ):
+        Jobs(dsn).add_many(3, "charge")
+        await eventually(lambda: gauge.running == 3)
+        other.gate.set()
+        Jobs(dsn).add("refund")
+        await eventually(lambda: other.ended == 1)  # its pool keeps the permit for a second
+        await utils.set_limit("stripe", 3)
+
+        async def is_given_back() -> bool:
+            (limit,) = await utils.limits()
+            return limit.in_use == 3
+
+        await eventually(is_given_back, timeout=0.7)
+        Jobs(dsn).add("refund")
+        gauge.gate.set()
+        await eventually(lambda: other.ended == 2)
+
+
 async def test_what_one_pool_does_not_need_serves_another_at_once(dsn: str) -> None:
     gauge, other = Gauge(), Gauge()
     charge = gauge.task(1, identifier="charge")

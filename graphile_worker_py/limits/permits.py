@@ -99,6 +99,8 @@ class PoolPermits:
         if answer is None:
             return 0
         cap = min(self._permits, answer.amount)
+        if answer.in_use > answer.amount:  # the limit was lowered: what is idle must not start
+            cap = min(cap, max(0, answer.amount - (answer.in_use - answer.permits)))
         if answer.waiting and answer.amount:
             if answer.claimants > answer.amount and self._slice_is_over():
                 return 0

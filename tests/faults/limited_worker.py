@@ -1,19 +1,27 @@
-"""A worker whose jobs have a limit, in a process of its own: `python -m … DSN LIMIT OPTIONS`."""
+"""A worker whose jobs have a limit, in a process of its own: `python -m … DSN LIMIT OPTIONS`.
+
+Its task itself says when it begins and ends, by the clock that all processes share.
+"""
 
 import asyncio
 import json
 import sys
+import time
 from typing import Any
 
-from graphile_worker_py import ConcurrencyLimit, LocalQueueOptions, Runner, task
+from graphile_worker_py import ConcurrencyLimit, JobContext, LocalQueueOptions, Runner, task
 
 
 async def main(dsn: str, amount: int, options: dict[str, Any]) -> None:
     """Run jobs that last as long as their payload says, until told to stop."""
 
     @task("work", limits=[ConcurrencyLimit(amount, name="stripe")])
-    async def work(payload: Any) -> None:
-        await asyncio.sleep(payload["seconds"])
+    async def work(payload: Any, ctx: JobContext) -> None:
+        print("begin", ctx.job.id, time.monotonic(), flush=True)
+        try:
+            await asyncio.sleep(payload["seconds"])
+        finally:
+            print("end", ctx.job.id, time.monotonic(), flush=True)
 
     options["local_queue"] = LocalQueueOptions(size=options.get("local_queue", -1))
     async with Runner(dsn, tasks=[work], **options) as runner:
