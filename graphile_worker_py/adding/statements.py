@@ -93,7 +93,7 @@ class Addition:
         """
         if not self._is_awaited:
             return (yield from self._add_all(copy_to=copy_to, own_transaction=own_transaction))
-        yield from reading("awaited", right="insert")
+        yield from reading(self._schema, "awaited", right="insert")
         jobs = yield from self._add_all(copy_to=copy_to, own_transaction=own_transaction)
         pairs = zip(self._specs, jobs, strict=True)
         yield awaited.await_jobs(self._schema, [job.id for spec, job in pairs if spec.awaited])

@@ -12,7 +12,7 @@ from graphile_worker_py.sql.side_tables import reading
 def readable_pauses(schema: str) -> Steps[list[Pause]]:
     """Read what is paused; nothing where the table is missing, or the role may not read it."""
     try:
-        yield from reading("pauses")
+        yield from reading(schema, "pauses")
     except MissingTablesError:
         return []
     return (yield read_pauses(schema))  # type: ignore[no-any-return]

@@ -14,8 +14,16 @@ from graphile_worker_py.postgres.connecting import AsyncPool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.schema import rights
-from graphile_worker_py.sql import backlog, checkup, inspect, known_crontabs, table_sizes
+from graphile_worker_py.sql import (
+    backlog,
+    checkup,
+    inspect,
+    known_crontabs,
+    own_schema,
+    table_sizes,
+)
 from graphile_worker_py.sql.granted import read_rights
+from graphile_worker_py.sql.trust import read_strangers
 from graphile_worker_py.worker_utils import WorkerUtils
 
 
@@ -100,7 +108,8 @@ def examine(
     pools = yield from backlog.registered_pools(schema)
     total, empty = yield checkup.count_queues()
     known = yield known_crontabs.list_known()
-    found += findings.of_pools(pools, due)
+    strangers = yield read_strangers(own_schema.NAME, beside=schema)
+    found += findings.of_strangers(own_schema.NAME, strangers) or findings.of_pools(pools, due)
     allowed = yield checkup.read_allowed_connections()
     found += findings.of_connections(pools, allowed)
     found += findings.of_pauses((yield from readable_pauses(schema)))

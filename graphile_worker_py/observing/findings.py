@@ -13,6 +13,7 @@ from graphile_worker_py.sql.inspect import JobCounts
 from graphile_worker_py.sql.known_crontabs import KnownCrontab
 from graphile_worker_py.sql.pauses import Pause, PauseTarget
 from graphile_worker_py.sql.table_sizes import TableSize
+from graphile_worker_py.sql.trust import Stranger, untrusted
 
 LONGEST_TRANSACTION: Final = 300.0
 """Seconds from which on an open transaction is a finding."""
@@ -242,6 +243,14 @@ def of_jobs(
             f"{shortened(backlog.oldest_due)}{job}",
             "see why with `explain`, and start more workers if they are busy",
         )
+
+
+def of_strangers(schema: str, strangers: Sequence[Stranger]) -> list[Finding]:
+    """A schema that another role has planted, which is why no worker pools register."""
+    if not strangers:
+        return []
+    fact, _, remedy = untrusted(schema, strangers).partition(". ")
+    return [problem("pools", f"worker pools do not register here: {fact}", remedy)]
 
 
 def of_pools(pools: Sequence[RegisteredPool] | None, backlog: Backlog) -> Iterator[Finding]:

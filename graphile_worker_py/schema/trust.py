@@ -6,7 +6,7 @@ runs its code as the role of a worker.
 
 from graphile_worker_py.errors import MigrationError
 from graphile_worker_py.postgres.query import Steps
-from graphile_worker_py.sql.trust import read_strangers
+from graphile_worker_py.sql.trust import read_strangers, untrusted
 
 
 def check_trust(schema: str, *, beside: str | None = None) -> Steps[None]:
@@ -19,7 +19,4 @@ def check_trust(schema: str, *, beside: str | None = None) -> Steps[None]:
     """
     strangers = yield read_strangers(schema, beside=beside)
     if strangers:
-        raise MigrationError(
-            f"schema {schema!r} is not to be trusted: {'; '.join(map(str, strangers[:3]))}. Drop "
-            f"it if you did not make it, or give it to a superuser or to the owner of the database"
-        )
+        raise MigrationError(untrusted(schema, strangers))

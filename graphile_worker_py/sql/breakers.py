@@ -83,7 +83,7 @@ def known_breakers(worker_schema: str) -> Steps[list[Breaker]]:
     Raises:
         MissingTablesError: The table of breakers is missing.
     """
-    yield from reading("breakers")
+    yield from reading(worker_schema, "breakers")
     return (yield read_breakers(worker_schema))  # type: ignore[no-any-return]
 
 
@@ -191,7 +191,7 @@ def reset_breaker(worker_schema: str, name: str) -> Steps[None]:
         MissingTablesError: The table of breakers is missing.
     """
     check_text("name", name, shortest=1)
-    yield from reading("breakers", right="update")
+    yield from reading(worker_schema, "breakers", right="update")
     known: list[Breaker] = yield read_breakers(worker_schema)
     if name not in {each.name for each in known}:
         names = ", ".join(repr(each.name) for each in known) or "none"

@@ -51,7 +51,7 @@ def publish(worker_schema: str, items: Mapping[str, Mapping[str, Any]]) -> Steps
     Raises:
         MissingTablesError: The table is missing, or the role may not write to it.
     """
-    yield from reading(TABLE, right="insert")
+    yield from reading(worker_schema, TABLE, right="insert")
     about = [json_codec.dumps(item).decode() for item in items.values()]
     yield Query(_PUBLISH, (worker_schema, list(items), about), no_result, prepare=False)
 
@@ -83,5 +83,5 @@ def read_published(worker_schema: str) -> Steps[dict[str, PublishedItem]]:
             for row in rows
         }
 
-    yield from reading(TABLE)
+    yield from reading(worker_schema, TABLE)
     return (yield Query(_READ, (worker_schema,), read, prepare=False))  # type: ignore[no-any-return]

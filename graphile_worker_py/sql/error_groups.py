@@ -91,7 +91,7 @@ def error_groups(
     if task is not None:
         check_text("task", task)
     check_whole("limit", limit, smallest=1)
-    now = yield from reading("runs_failed")
+    now = yield from reading(worker_schema, "runs_failed")
     values = (worker_schema, as_moment("since", since, now), task, limit)
     return (yield Query(_GROUPS, values, _read, prepare=False))  # type: ignore[no-any-return]
 

@@ -45,7 +45,7 @@ def forget(worker_schema: str, *, job_id: int | str | None, key: str | None) -> 
     number = None if job_id is None else check_job_id("job_id", job_id)
     if key is not None:
         check_text("key", key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
-    yield from reading(*_TABLES, right="delete")
+    yield from reading(worker_schema, *_TABLES, right="delete")
     values = (worker_schema, number, key)
     query = Query(_FORGET, values, lambda rows: int(rows[0][0]), prepare=False)
     return (yield query)  # type: ignore[no-any-return]

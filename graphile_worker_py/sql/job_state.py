@@ -111,7 +111,7 @@ def read_reported(worker_schema: str, job_ids: Sequence[int]) -> Steps[dict[int,
             for job_id, created_at, done, total, message, is_cancelled in rows
         }
 
-    yield from reading("job_state")
+    yield from reading(worker_schema, "job_state")
     query = Query(_REPORTED, (worker_schema, list(job_ids)), read, prepare=False)
     return (yield query)  # type: ignore[no-any-return]
 

@@ -125,7 +125,7 @@ def read_limits(worker_schema: str) -> Steps[list[Limit]]:
     Raises:
         MissingTablesError: The tables of limits are missing.
     """
-    yield from reading(*TABLES)
+    yield from reading(worker_schema, *TABLES)
     return (yield Query(_READ, (worker_schema,), _read, prepare=False))  # type: ignore[no-any-return]
 
 
@@ -176,7 +176,7 @@ def set_limit(
         check_one_of("kind", kind, allowed=LimitKind)
     known = yield from read_limits(worker_schema)
     chosen = _chosen(known, name, kind)
-    yield from reading(*TABLES, right="update")
+    yield from reading(worker_schema, *TABLES, right="update")
     yield Query(_STATEMENTS[chosen], (worker_schema, name, amount), len, prepare=False)
     now = yield from read_limits(worker_schema)
     return next(each for each in now if (each.name, each.kind) == (name, chosen))

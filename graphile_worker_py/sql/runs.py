@@ -168,7 +168,7 @@ def list_runs(
     if limit is not None:
         most = min(check_whole("limit", limit, smallest=1, or_else="(None for all)"), BIGINT_MAX)
     place = _place(after)
-    now = yield from reading("runs", "runs_completed", "runs_failed")
+    now = yield from reading(worker_schema, "runs", "runs_completed", "runs_failed")
     begin = EARLIEST if since is None else as_moment("since", since, now)
     end = LATEST if until is None else as_moment("until", until, now)
     if place[0] is not None:

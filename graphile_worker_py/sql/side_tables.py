@@ -8,6 +8,8 @@ from graphile_worker_py.checks import check_aware, check_duration, check_seconds
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.sql import own_schema
+from graphile_worker_py.sql.trust import Stranger, read_strangers, untrusted
 
 Moment: TypeAlias = datetime | timedelta | float
 """A point in time: an aware datetime, or how long ago it was, also in seconds."""
@@ -32,12 +34,17 @@ select
 """
 
 
-def reading(*tables: str, right: str = "select") -> Steps[datetime]:
+def reading(worker_schema: str, *tables: str, right: str = "select") -> Steps[datetime]:
     """Check that tables can be read, or whatever `right` says; returns the database's time.
 
+    Where another role has planted the side schema, it is as if the tables were missing.
+
     Raises:
-        MissingTablesError: A table is missing, or the role lacks the right.
+        MissingTablesError: A table is missing or not to be trusted, or the role lacks the right.
     """
+    strangers: list[Stranger] = yield read_strangers(own_schema.NAME, beside=worker_schema)
+    if strangers:
+        raise MissingTablesError(untrusted(own_schema.NAME, strangers))
     values = (list(tables), right)
     missing, now = yield Query(_LOOK, values, lambda rows: rows[0], prepare=False, lasts=10.0)
     if missing:

@@ -281,7 +281,7 @@ def task_stats(
     if step is not None:
         # Counters are of whole minutes.
         step = max(MINUTE, MINUTE * round(check_seconds("step", step, above_zero=True) / MINUTE))
-    now = yield from reading("task_minutes")
+    now = yield from reading(worker_schema, "task_minutes")
     begin = as_moment("since", since, now).replace(second=0, microsecond=0)
     values = (worker_schema, begin, task, step)
     return (yield Query(_STATS, values, _read, prepare=False))  # type: ignore[no-any-return]

@@ -102,7 +102,7 @@ def read_trends(
     Raises:
         MissingTablesError: The table is missing, or the role may not read it.
     """
-    yield from reading("task_minutes")
+    yield from reading(worker_schema, "task_minutes")
     values = (worker_schema, seconds, task, step)
     return (yield Query(_TRENDS, values, _read, prepare=False))  # type: ignore[no-any-return]
 

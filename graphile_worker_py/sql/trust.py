@@ -1,5 +1,6 @@
 """Which roles could run code as ours in a schema, because they own it or a part of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -99,6 +100,14 @@ class Stranger:
                 return f"its table {self.table!r} belongs to the role {self.owner!r}"
             case _:
                 return f"there is a {self.kind} {self.name!r} on the table {self.table!r}"
+
+
+def untrusted(schema: str, strangers: Sequence[Stranger]) -> str:
+    """Say why a schema is not to be trusted, and what to do."""
+    return (
+        f"schema {schema!r} is not to be trusted: {'; '.join(map(str, strangers[:3]))}. Drop "
+        f"it if you did not make it, or give it to a superuser or to the owner of the database"
+    )
 
 
 def read_strangers(schema: str, *, beside: str | None = None) -> Query[list[Stranger]]:

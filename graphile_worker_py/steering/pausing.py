@@ -33,7 +33,7 @@ def pause(
         check_text("by", by, shortest=1)
     if until is not None:
         check_aware("until", until)
-    now = yield from reading("pauses", "changes", right="insert")
+    now = yield from reading(worker_schema, "pauses", "changes", right="insert")
     if until is not None and until <= now:
         raise ConfigurationError(
             f"until {until.isoformat()} is in the past; it is {now.isoformat(timespec='seconds')}"
@@ -47,7 +47,7 @@ def pause(
 def resume(worker_schema: str, targets: Mapping[str, object]) -> Steps[Pause | None]:
     """End the pause of one thing; None if it is not paused."""
     target, name = chosen(targets)
-    yield from reading("pauses", "changes", right="insert")
+    yield from reading(worker_schema, "pauses", "changes", right="insert")
     return (yield Transaction(_resume(worker_schema, target, name)))  # type: ignore[no-any-return]
 
 
@@ -60,7 +60,7 @@ def _resume(worker_schema: str, target: PauseTarget, name: str) -> Steps[Pause |
 
 def read(worker_schema: str) -> Steps[list[Pause]]:
     """Read all pauses."""
-    yield from reading("pauses")
+    yield from reading(worker_schema, "pauses")
     return (yield statements.read_pauses(worker_schema))  # type: ignore[no-any-return]
 
 
@@ -90,7 +90,7 @@ def quiet(worker_schema: str, pool: object, *, everything: object) -> Steps[list
     if (pool is None) == (everything is False):
         raise ConfigurationError("give either pool, a name or an id, or everything=True")
     name = None if pool is None else check_text("pool", pool, shortest=1)
-    yield from reading("pools", right="update")
+    yield from reading(worker_schema, "pools", right="update")
     told: list[str] = yield quiet_pools.quiet(worker_schema, name)
     if name is not None and not told:
         yield from _check_pool(worker_schema, name)
@@ -98,7 +98,7 @@ def quiet(worker_schema: str, pool: object, *, everything: object) -> Steps[list
 
 
 def _check_pool(worker_schema: str, name: str) -> Steps[None]:
-    yield from reading("pools")
+    yield from reading(worker_schema, "pools")
     known = {pool.name for pool in (yield read_pools(worker_schema)) if pool.name is not None}
     if name not in known:
         names = ", ".join(sorted(known)) or "none"

@@ -34,7 +34,7 @@ def cancel(
         check_text("reason", reason)
     check_seconds("grace", grace)
     try:
-        yield from reading("job_state", "runs_failed", right="insert")
+        yield from reading(worker_schema, "job_state", "runs_failed", right="insert")
     except MissingTablesError:
         has_tables = False
     else:
@@ -57,7 +57,7 @@ def begin_to_wait(worker_schema: str, job_ids: Sequence[int]) -> Steps[None]:
     Raises:
         MissingTablesError: The tables of history are missing.
     """
-    yield from reading("awaited", right="insert")
+    yield from reading(worker_schema, "awaited", right="insert")
     yield await_jobs(worker_schema, job_ids)
 
 
@@ -67,7 +67,7 @@ def read_state(worker_schema: str, job_id: int) -> Steps[JobProgress | None]:
     Raises:
         MissingTablesError: The tables of history are missing.
     """
-    yield from reading("job_state")
+    yield from reading(worker_schema, "job_state")
     state: JobProgress | None = yield read_progress(worker_schema, job_id)
     return state
 

@@ -118,7 +118,7 @@ async def is_kept(site: Site, table: str) -> bool:
     """Whether a table of history is there, and the role may write to it."""
 
     def look() -> Steps[bool]:
-        yield from reading(table, right="insert")
+        yield from reading(site.schema, table, right="insert")
         return True
 
     return await if_kept(site, look()) or False
@@ -128,7 +128,7 @@ async def end(site: Site, job_id: int) -> Look:
     """Whether a job has ended, and how as far as that is known."""
 
     def look() -> Steps[Look]:
-        yield from reading("runs")
+        yield from reading(site.schema, "runs")
         ends: dict[int, Look] = yield read_ends(site.schema, [(job_id, None)])
         return ends[job_id]
 

@@ -1,12 +1,19 @@
 """A role with CREATE on the database makes our schemas first, to run its code as the worker."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from graphile_worker_py import MigrationError, Runner, WorkerUtils, run_migrations
+from graphile_worker_py import (
+    MigrationError,
+    MissingTablesError,
+    Runner,
+    WorkerUtils,
+    doctor,
+    run_migrations,
+)
 from graphile_worker_py.events import JobSuccess
 from graphile_worker_py.schema import own
 from tests.faults.ledger import FAST, Ledger
@@ -56,6 +63,29 @@ create view graphile_worker.migrations as
   select graphile_worker.spy() as id, now() as ts, false as breaking;
 grant usage on schema graphile_worker to public;
 grant select on graphile_worker.migrations to public;
+"""
+
+VIEWS_OF_SPIES = """
+create function graphile_worker_py.spy(place text) returns text language plpgsql as
+  $$ begin insert into public.spied values (current_user, place); return null; end $$;
+"""
+COLUMNS = """
+select format(
+  'create view graphile_worker_py.%1$I as select %2$s from generate_series(1, 2);'
+    'grant all on graphile_worker_py.%1$I to public;',
+  relname, string_agg(
+    format('graphile_worker_py.spy(%L)::%s as %I', relname, type, attname), ', '
+    order by attnum
+  )
+) as text
+from (
+  select classes.relname, columns.attname, columns.attnum,
+    format_type(columns.atttypid, columns.atttypmod) as type
+  from pg_class as classes join pg_attribute as columns on columns.attrelid = classes.oid
+  where classes.relnamespace = 'graphile_worker_py'::regnamespace and columns.attnum > 0
+    and classes.relkind in ('r', 'p', 'v') and not classes.relispartition
+) as columns
+group by relname
 """
 
 
@@ -132,6 +162,52 @@ async def test_a_planted_side_schema_is_not_used_and_work_goes_on(
 async def test_a_superuser_does_not_use_a_planted_side_schema_either(roles: Roles) -> None:
     roles.plant("graphile_worker_py", SIDE)
     await run_a_job(roles.admin.dsn)
+    assert roles.spied() == []
+
+
+REFUSED: list[Callable[[WorkerUtils], Awaitable[object]]] = [
+    lambda utils: utils.add_job("work", awaited=True),
+    lambda utils: utils.clear_limit("stripe"),
+    lambda utils: utils.error_groups(),
+    lambda utils: utils.forget(job_id=1),
+    lambda utils: utils.handle(1).state(),
+    lambda utils: utils.handle(1).wait(timeout=5.0),
+    lambda utils: utils.limits(),
+    lambda utils: utils.list_runs(),
+    lambda utils: utils.pause(queue="mail"),
+    lambda utils: utils.pauses(),
+    lambda utils: utils.quiet(everything=True),
+    lambda utils: utils.reset_breaker("stripe"),
+    lambda utils: utils.resume(task="work"),
+    lambda utils: utils.set_limit("stripe", 5),
+    lambda utils: utils.task_stats(),
+]
+DONE_WITHOUT: list[Callable[[WorkerUtils], Awaitable[object]]] = [
+    lambda utils: utils.backlog(),
+    lambda utils: utils.cancel_jobs([1]),
+    lambda utils: utils.cleanup(),
+    lambda utils: utils.explain(1),
+    lambda utils: utils.force_unlock_workers(["pool"]),
+    lambda utils: utils.retry_jobs([1]),
+    lambda utils: utils.workers(),
+]
+
+
+async def test_programs_that_look_and_steer_do_not_use_a_planted_side_schema(
+    roles: Roles, dsn: str
+) -> None:
+    await run_migrations(dsn, side_schema=True)
+    views = "".join(row["text"] for row in Jobs(dsn).query(COLUMNS))
+    roles.plant("graphile_worker_py", f"{VIEWS_OF_SPIES}{views}")
+    roles.script("grant all on schema graphile_worker_py to public", by=roles.mallory)
+    async with WorkerUtils(roles.admin.dsn) as utils:
+        for call in DONE_WITHOUT:
+            await call(utils)
+        for call in REFUSED:
+            with pytest.raises(MissingTablesError, match=f"it belongs to .*{roles.mallory}"):
+                await call(utils)
+    (finding,) = [each for each in await doctor(roles.admin.dsn) if each.check == "pools"]
+    assert f"it belongs to the role '{roles.mallory}'" in finding.fact
     assert roles.spied() == []
 
 
