@@ -21,6 +21,7 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.schema import trust
 from graphile_worker_py.sql import own_schema
 from graphile_worker_py.sql.time_limits import limit_transaction
+from graphile_worker_py.sql.trust import read_strangers
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +115,12 @@ async def leaf_revisions(
 ) -> dict[str, int]:
     """Read how many migrations of each leaf were applied; a leaf without any is left out.
 
-    Where the role may not read that, it is as if there were none.
+    Where the role may not read that, or another role has planted the schema, it is as if there
+    were none.
     """
+    strangers = read_strangers(own_schema.NAME, beside=database.schema)
+    if await database.run(strangers, conn=conn):
+        return {}
     # Asked for first: a statement that fails would end the transaction of a caller's connection.
     if not await database.run(own_schema.read_leaf_table_is_readable(), conn=conn):
         return {}

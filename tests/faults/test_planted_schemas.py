@@ -16,8 +16,10 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.events import JobSuccess
 from graphile_worker_py.schema import own
+from graphile_worker_py.web import Access, create_app
 from tests.faults.ledger import FAST, Ledger
 from tests.support.running import Jobs, Told
+from tests.web.serving import client_of, served
 
 SPY = """
 create table public.spied (who text not null, what text not null);
@@ -208,6 +210,10 @@ async def test_programs_that_look_and_steer_do_not_use_a_planted_side_schema(
                 await call(utils)
     (finding,) = [each for each in await doctor(roles.admin.dsn) if each.check == "pools"]
     assert f"it belongs to the role '{roles.mallory}'" in finding.fact
+    app = create_app(roles.admin.dsn, authorize=lambda _request: Access.admin("anna"))
+    async with served(app) as url, client_of(url) as client:
+        for path in ("/readyz", "/", "/limits", "/api/v1/pauses", "/api/v1/audit"):
+            assert (await client.get(path)).status_code == 200
     assert roles.spied() == []
 
 
