@@ -213,6 +213,42 @@ async def test_a_job_is_completed_once(dsn: str, jobs: Jobs) -> None:
     assert job_id not in jobs.ids()
 
 
+async def nested(_payload: Any, ctx: JobContext) -> None:
+    async with ctx.transaction() as conn:
+        await conn.execute(EFFECT, [ctx.job.id])
+        async with ctx.transaction():
+            pass
+
+
+def nested_in_thread(_payload: Any, ctx: SyncJobContext) -> None:
+    with ctx.transaction() as conn:
+        conn.execute(EFFECT, [ctx.job.id])
+        with ctx.transaction():
+            pass
+
+
+async def side_by_side(_payload: Any, ctx: JobContext) -> None:
+    async with ctx.transaction() as conn, ctx.connection() as other:
+        await conn.execute(EFFECT, [ctx.job.id])
+        await ctx.complete_with(other)
+
+
+def side_by_side_in_thread(_payload: Any, ctx: SyncJobContext) -> None:
+    with ctx.transaction() as conn, ctx.connection() as other:
+        conn.execute(EFFECT, [ctx.job.id])
+        ctx.complete_with(other)
+
+
+@pytest.mark.parametrize("task", [nested, nested_in_thread, side_by_side, side_by_side_in_thread])
+async def test_an_open_block_lets_nothing_else_complete_the_job(
+    dsn: str, jobs: Jobs, task: Any
+) -> None:
+    job_id = jobs.add("work")
+    await run_once(dsn, tasks={"work": task}, max_pool_size=5)
+    assert effects(jobs) == []
+    assert f"job {job_id} has an open transaction() block" in jobs.one(job_id)["last_error"]
+
+
 async def test_more_blocks_than_connections_wait_for_their_turn(dsn: str, jobs: Jobs) -> None:
     running = 0
     most = 0

@@ -38,6 +38,8 @@ class Completion(StrEnum):
 
     OPEN = "open"
     """It was not."""
+    UNDERWAY = "underway"
+    """A block is open at whose end it is."""
     ASKED = "asked"
     """In a transaction that the task commits by itself; the row tells, when the task has ended."""
     DONE = "done"
@@ -73,8 +75,13 @@ def check_open(running: "RunningJob") -> None:
     """Check that the task has not completed its job already.
 
     Raises:
-        GraphileWorkerError: It has.
+        GraphileWorkerError: It has, or is about to.
     """
+    if running.completion is Completion.UNDERWAY:
+        raise GraphileWorkerError(
+            f"job {running.job.id} has an open transaction() block, which completes it: use its "
+            f"connection"
+        )
     if running.completion is not Completion.OPEN:
         raise GraphileWorkerError(f"job {running.job.id} was completed by its task already")
 
@@ -134,20 +141,32 @@ def complete_in_thread(running: "RunningJob", conn: Connection[Any]) -> None:
     check_held(running, run(statement.plain))
 
 
+@contextmanager
+def _underway(running: "RunningJob") -> Iterator[None]:
+    """Let no other block complete the job meanwhile: one of both would be rolled back."""
+    check_open(running)
+    running.completion = Completion.UNDERWAY
+    try:
+        yield
+    except BaseException:
+        running.completion = Completion.OPEN
+        raise
+    running.completion = Completion.DONE
+
+
 @asynccontextmanager
 async def completing(running: "RunningJob", conn: AsyncConnection[Any]) -> AsyncIterator[None]:
     """Run the block in a transaction on `conn` that ends with the completion of the job."""
-    check_open(running)
     is_complete = False
-    try:
-        async with conn.transaction():
-            yield
-            await complete(running, conn)
-            is_complete = True
-    except (psycopg.OperationalError, OSError):
-        if not is_complete or await still_held(running):
-            raise
-    running.completion = Completion.DONE
+    with _underway(running):
+        try:
+            async with conn.transaction():
+                yield
+                await complete(running, conn)
+                is_complete = True
+        except (psycopg.OperationalError, OSError):
+            if not is_complete or await still_held(running):
+                raise
 
 
 async def still_held(running: "RunningJob") -> bool:
@@ -161,14 +180,13 @@ def completing_in_thread(
     running: "RunningJob", conn: Connection[Any], ask: Callable[["RunningJob"], bool]
 ) -> Iterator[None]:
     """`completing` for tasks in threads; `ask` tells whether the row is still locked."""
-    check_open(running)
     is_complete = False
-    try:
-        with conn.transaction():
-            yield
-            complete_in_thread(running, conn)
-            is_complete = True
-    except (psycopg.OperationalError, OSError):
-        if not is_complete or ask(running):
-            raise
-    running.completion = Completion.DONE
+    with _underway(running):
+        try:
+            with conn.transaction():
+                yield
+                complete_in_thread(running, conn)
+                is_complete = True
+        except (psycopg.OperationalError, OSError):
+            if not is_complete or ask(running):
+                raise

@@ -237,9 +237,10 @@ class JobContext(JobAdder):
 
         Raises:
             JobLostError: Another worker has the job; nothing was committed.
-            GraphileWorkerError: The job was completed before.
+            GraphileWorkerError: The job was completed before, or another such block is open.
             psycopg.Error: A statement or the commit failed; nothing was committed.
         """
+        check_open(self._running)  # before it waits for the turn that the other block has
         async with (
             self._running.pool.completing,
             self.connection() as conn,
@@ -259,7 +260,7 @@ class JobContext(JobAdder):
 
         Raises:
             JobLostError: Another worker has the job; roll back.
-            GraphileWorkerError: The job was completed before.
+            GraphileWorkerError: The job was completed before, or a `transaction` block is open.
             psycopg.Error: The statement failed.
         """
         check_open(self._running)

@@ -115,6 +115,7 @@ class SyncJobContext:
 
         To add jobs in the transaction, use `SyncWorkerUtils.add_job(..., conn=conn)`.
         """
+        check_open(self._running)  # before it waits for the turn that another block has
         completing = self._running.pool.completing
         self.wait(completing.acquire())
         try:

@@ -97,12 +97,17 @@ class Caller:
     @property
     def may_be_completed(self) -> bool:
         """Whether the task of the last job has tried to complete it."""
-        return self.running is not None and self.running.completion is not Completion.OPEN
+        running = self.running
+        return (
+            running is not None
+            and running.completion is not Completion.OPEN
+            and running.completion is not Completion.UNDERWAY
+        )
 
     async def is_completed(self) -> bool:
         """Whether the task of the last job has completed it; asks the database if need be."""
         running = self.running
-        if running is None or running.completion is Completion.OPEN:
+        if running is None or not self.may_be_completed:
             return False
         if running.completion is Completion.ASKED:
             held = await still_held(running)
