@@ -9,13 +9,22 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 _PACKAGE: Final = str(Path(__file__).parent)
 
 
 class GraphileWorkerError(Exception):
-    """Base of every error that this package raises itself."""
+    """Base of every error that this package raises itself; each of them can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it was made: `args` has the message, which is not what every class is made from. An
+        # error that can't be unpickled would break the pool of processes that a task uses.
+        return _remade, (type(self), self.args), vars(self)
+
+
+def _remade(kind: type[GraphileWorkerError], args: tuple[object, ...]) -> GraphileWorkerError:
+    return kind.__new__(kind, *args)
 
 
 class StoppedError(GraphileWorkerError):

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
-from graphile_worker_py import json_codec
 from graphile_worker_py.checks import LONGEST, check_aware, check_seconds, check_whole
 from graphile_worker_py.errors import (
     BatchJobError,
     ConfigurationError,
     CutOffError,
     GraphileWorkerError,
-    kind_of,
     message_of,
     one_line,
     traceback_of,
@@ -86,6 +84,19 @@ class Discard(GraphileWorkerError):  # noqa: N818  # users raise it as a decisio
     def __init__(self, reason: str = "discarded") -> None:
         self.reason = _checked_reason("Discard", reason)
         super().__init__(reason)
+
+
+def decision_of(returned: object) -> RetryIn | Snooze | Discard | None:
+    """What a task has decided by returning it; None if that is no decision.
+
+    A class stands for an object that is made without values, as it does for `raise`.
+
+    Raises:
+        TypeError: An object of the class can't be made without values.
+    """
+    if isinstance(returned, type) and issubclass(returned, RetryIn | Snooze | Discard):
+        returned = returned()  # type: ignore[call-arg]
+    return returned if isinstance(returned, RetryIn | Snooze | Discard) else None
 
 
 def _checked_reason(name: str, reason: object) -> str:
@@ -227,32 +238,6 @@ DEFAULT_POLICY: Final = RetryPolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class OmittedResult:
-    """Stands for a result that a process could not send.
-
-    Args:
-        why: The reason.
-    """
-
-    why: str
-
-
-def written_result(result: Any, *, limit: int) -> tuple[str | None, str | None]:
-    """A result as JSON, and why it is missing: one of both is None."""
-    if isinstance(result, OmittedResult):
-        return None, result.why
-    try:
-        text = json_codec.dumps(result)
-    except ValueError as error:
-        return None, str(error)
-    except BaseException as error:  # of a user's type that is being written
-        return None, f"not JSON-serialisable: {kind_of(error)}"
-    if len(text) > limit:
-        return None, f"{len(text)} bytes, more than the result_limit of {limit}"
-    return text.decode(), None
-
-
-@dataclass(frozen=True, slots=True)
 class Completed:
     """The job has succeeded; its row is deleted.
 
@@ -344,9 +329,9 @@ def outcome_of(
         return NOTHING_RETURNED
     try:
         if raised is None:
-            if not isinstance(returned, Discard | RetryIn | Snooze):
+            raised = decision_of(returned)
+            if raised is None:
                 return Completed(returned)
-            raised = returned
         return _of_raised(job, raised, policy)
     except BaseException as broken:  # what the class of a result or an error, or a policy, may do
         if isinstance(broken, KeyboardInterrupt) and is_ctrl_c(broken):

@@ -190,9 +190,10 @@ async def test_a_job_that_was_taken_from_the_pool_has_no_run(dsn: str, jobs: Job
         (2**70, 2**70, None),
         ("\ud800\0", "\ud800\0", None),
         (object(), None, "not JSON-serialisable"),
+        ({"a": [float("nan")]}, None, "$.a[0] is nan, not a finite number"),
         ("x" * 70_000, None, "70002 bytes, more than the result_limit of 65536"),
     ],
-    ids=["object", "zero", "empty", "long", "odd text", "no JSON", "too large"],
+    ids=["object", "zero", "empty", "long", "odd text", "no JSON", "no number", "too large"],
 )
 async def test_a_result_is_kept_if_it_is_wanted_and_can_be(
     dsn: str,

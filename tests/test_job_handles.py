@@ -230,6 +230,8 @@ async def test_the_next_attempt_goes_on_from_the_checkpoint(place: Place) -> Non
     async def walk(_payload: Any, ctx: JobContext) -> None:
         seen.append(ctx.cursor)
         if ctx.cursor is None:
+            with pytest.raises(ConfigurationError, match=r"\$\.last is nan"):
+                await ctx.checkpoint({"last": float("nan")})
             await ctx.checkpoint({"last_id": 123})
             assert ctx.cursor == {"last_id": 123}
             raise RuntimeError("the network is down")

@@ -1,6 +1,8 @@
 """A task decides its fate: RetryIn, Snooze, Discard, and the retry policy of the task."""
 
 import asyncio
+import copy
+import pickle
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -10,13 +12,17 @@ import pytest
 
 from graphile_worker_py import (
     ConfigurationError,
+    CrontabError,
     Discard,
+    GraphileWorkerError,
     Job,
+    JobLostError,
     JobSpec,
     PayloadError,
     RetryIn,
     RetryPolicy,
     Snooze,
+    StoppedError,
     SyncWorkerUtils,
     Task,
     exponential,
@@ -123,6 +129,51 @@ async def test_discard_gives_up_at_once_and_is_no_error(
     assert len(told.of(JobDiscarded)) == len(tasks)
     assert told.of(JobError) + told.of(JobFailed) == []
     assert [each for each in caplog.records if each.levelname == "ERROR"] == []
+
+
+async def test_a_class_that_is_returned_decides_as_one_that_is_raised(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    discards, retries = kinds_of(lambda: Discard), kinds_of(lambda: RetryIn)
+
+    @task
+    async def items(_payload: Any) -> list[Any]:
+        async def item() -> Any:
+            return RetryIn
+
+        return [Discard, item(), None]
+
+    ids = [jobs.add(each.identifier) for each in discards]
+    batch = jobs.add("items", [1, 2, 3])
+    await run_once(dsn, tasks=[*discards, items])
+    for job_id in ids:
+        job = jobs.one(job_id)
+        assert (job["attempts"], job["last_error"]) == (25, "discarded")
+    assert jobs.one(batch)["json"] == "[2]"
+    ids = [batch, *(jobs.add(each.identifier) for each in retries)]
+    await run_once(dsn, tasks=retries)
+    for job_id in ids:
+        job = jobs.one(job_id)
+        assert job["attempts"] == 1
+        assert "missing 1 required positional argument: 'delay'" in job["last_error"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RetryIn(5, reason="429"),
+        Snooze(3),
+        Discard("gone"),
+        CrontabError("no such day", line=3),
+        PayloadError("wrong", faults=["$.a"]),
+        StoppedError("SIGTERM"),
+        JobLostError("taken"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_can_be_pickled_and_copied(error: GraphileWorkerError) -> None:
+    error.add_note("seen")
+    for same in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert (type(same), str(same), vars(same)) == (type(error), str(error), vars(error))
 
 
 async def test_a_reason_that_cannot_be_stored_is_escaped(dsn: str) -> None:

@@ -24,8 +24,9 @@ from graphile_worker_py.errors import (
 from graphile_worker_py.executors import wire
 from graphile_worker_py.executors.link import Link
 from graphile_worker_py.executors.process_context import ProcessJobContext
+from graphile_worker_py.job.results import written_result
 from graphile_worker_py.options.history import LARGEST_RESULT
-from graphile_worker_py.outcomes import Discard, RetryIn, Snooze, written_result
+from graphile_worker_py.outcomes import Discard, RetryIn, Snooze, decision_of
 from graphile_worker_py.tasks.batches import batch_of
 from graphile_worker_py.tasks.current import CURRENT, add_job_to_record
 from graphile_worker_py.tasks.importing import import_file, open_package
@@ -150,8 +151,9 @@ def _call(task: Task[Any], order: wire.Run, link: Link, variables: JobVariables)
     returned = task.function(*arguments)
     if inspect.isawaitable(returned):
         returned = asyncio.run(aio.awaited(returned))
-    if isinstance(returned, RetryIn | Snooze | Discard):
-        raise returned  # which is the same as returning it
+    decision = decision_of(returned)
+    if decision is not None:
+        raise decision  # which is the same as returning it
     is_set = returned is None
     result, omitted = None, None
     if not is_set or context.result is not None:
@@ -172,7 +174,7 @@ def _call(task: Task[Any], order: wire.Run, link: Link, variables: JobVariables)
 
 def _decides(item: object) -> bool:
     """Whether an item of a batch job has an outcome that is not known, or not a success."""
-    return inspect.isawaitable(item) or isinstance(item, RetryIn | Snooze | Discard)
+    return inspect.isawaitable(item) or isinstance(item, RetryIn | Snooze | Discard | type)
 
 
 def _failure(error: BaseException) -> wire.Failure:

@@ -18,7 +18,7 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.checks import check_progress
 from graphile_worker_py.errors import GraphileWorkerError, message_of
 from graphile_worker_py.job import Job
-from graphile_worker_py.outcomes import OmittedResult
+from graphile_worker_py.job.results import OmittedResult
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.locating import TaskPlace
 

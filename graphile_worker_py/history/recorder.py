@@ -13,6 +13,7 @@ from graphile_worker_py.history.counters import Counters
 from graphile_worker_py.history.error_groups import error_group
 from graphile_worker_py.history.settings import Kept, kept_of
 from graphile_worker_py.history.texts import LARGEST_STATEMENT, LONGEST_TEXT
+from graphile_worker_py.job.results import written_result
 from graphile_worker_py.options.history import HistoryLevel
 from graphile_worker_py.outcomes import (
     Cancelled,
@@ -21,7 +22,6 @@ from graphile_worker_py.outcomes import (
     Returned,
     Settled,
     Snoozed,
-    written_result,
 )
 from graphile_worker_py.sql import awaited
 from graphile_worker_py.sql.fail_jobs import storable

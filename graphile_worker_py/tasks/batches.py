@@ -20,7 +20,7 @@ from graphile_worker_py.errors import (
     TaskTimeoutError,
     presentable,
 )
-from graphile_worker_py.outcomes import Discard, RetryIn, Snooze
+from graphile_worker_py.outcomes import Discard, RetryIn, Snooze, decision_of
 from graphile_worker_py.processes.interrupts import as_failure, is_ctrl_c
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None), dict, list, tuple})
@@ -46,8 +46,7 @@ class Batch:
             at: result for at, result in enumerate(results) if inspect.isawaitable(result)
         }
         for at, result in enumerate(results):
-            if isinstance(result, Discard | RetryIn | Snooze):
-                self.failures[at] = result
+            self._look_at(at, result)
 
     async def settle(self) -> None:
         """Await all awaitable results, at the same time."""
@@ -99,8 +98,16 @@ class Batch:
             self.failures[at] = presentable(error)
         else:
             del self._unfinished[at]
-            if isinstance(answer, Discard | RetryIn | Snooze):
-                self.failures[at] = answer
+            self._look_at(at, answer)
+
+    def _look_at(self, at: int, answer: object) -> None:
+        try:
+            decision = decision_of(answer)
+        except TypeError as error:
+            self.failures[at] = error
+            return
+        if decision is not None:
+            self.failures[at] = decision
 
 
 def _of_item(error: BaseException) -> BaseException:

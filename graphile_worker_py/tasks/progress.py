@@ -38,7 +38,7 @@ def checkpoint_of(running: "RunningJob", cursor: Any) -> Query[set[int]]:
         ConfigurationError: It can't be written as JSON.
     """
     try:
-        text = json_codec.dumps(cursor).decode()
+        text = json_codec.dumps_finite(cursor).decode()
     except ValueError as error:
         raise ConfigurationError(f"the cursor of a checkpoint is {error}") from error
     pool = running.pool
