@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
 
 from tests.support.node import Node
@@ -55,6 +55,8 @@ SEQUENCES = """
     (select array[last_value, is_called::int] from graphile_worker.job_queues_id_seq) as queues,
     (select array[last_value, is_called::int] from graphile_worker.tasks_id_seq) as tasks
 """
+# In this order, and at once.
+TABLES = f"{TASKS}; {QUEUES}; {SEQUENCES}; {JOBS}"
 CLEAR = """
   with jobs as (delete from graphile_worker._private_jobs),
     queues as (delete from graphile_worker._private_job_queues),
@@ -203,25 +205,36 @@ class Side:
         shuffled = False
         with self.connection.transaction():
             for step in steps:
+                if step.prepares:
+                    self.connection.execute(step.text.encode(), step.parameters)
+                    continue
                 shuffled = shuffled or step.shuffles
-                # A failed step loses what it changed, as a failed statement of a caller would.
-                try:
-                    with self.connection.transaction():
-                        if step.role is not None:
-                            self.connection.execute("set local role " + step.role)
-                        cursor = self.connection.execute(step.text.encode(), step.parameters)
-                        if step.role is not None:
-                            self.connection.execute("reset role")
-                        outcome = self._outcome(step, cursor, shuffled=shuffled)
-                except psycopg.Error as error:
-                    if step.prepares or error.sqlstate in OURS:
-                        raise
-                    outcome = describe_error(error)
-                if not step.prepares:
-                    state = self.state(shuffled=shuffled)
-                    history.append((step.text, step.parameters, outcome, state))
+                outcome = self._perform(step)
+                tables = self._tables()
+                if isinstance(outcome, Jobs):
+                    outcome = tables.readable(outcome.rows, shuffled=shuffled)
+                state = tables.state(shuffled=shuffled)
+                history.append((step.text, step.parameters, outcome, state))
         history.append(self.notifications())
         return history
+
+    def _perform(self, step: Step) -> Any:
+        # A failed step loses what it changed, as a failed statement of a caller would.
+        try:
+            with self.connection.transaction():
+                if step.role is not None:
+                    self.connection.execute("set local role " + step.role)
+                cursor = self.connection.execute(step.text.encode(), step.parameters)
+                if step.role is not None:
+                    self.connection.execute("reset role")
+        except psycopg.Error as error:
+            if error.sqlstate in OURS:
+                raise
+            return describe_error(error)
+        if cursor.description is None:
+            return cursor.rowcount
+        rows = cursor.fetchall()
+        return Jobs(rows) if step.returns_jobs else rows
 
     def clear(self) -> None:
         """Empty the tables and start the ids at 1.
@@ -229,37 +242,21 @@ class Side:
         To truncate them would take longer than the test: PostgreSQL makes each table and each of
         its indexes anew.
         """
+        # What was notified before arrives with the answer.
         self.connection.execute(CLEAR)
-        self.notifications()
+        self._notifications.clear()
 
-    def state(self, *, shuffled: bool = False) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What the tables hold, and where the sequences stand."""
-        jobs = self.connection.execute(JOBS).fetchall()
-        queues = self.connection.execute(QUEUES).fetchall()
-        tasks = self.connection.execute(TASKS).fetchall()
-        return {
-            "jobs": self.readable(jobs, shuffled=shuffled),
-            "job ids": sorted(job["id"] for job in jobs),
-            "queues": in_order(without_id(queue) for queue in queues),
-            "queue ids": sorted(queue["id"] for queue in queues),
-            "tasks": sorted(task["identifier"] for task in tasks),
-            "task ids": sorted(task["id"] for task in tasks),
-            "sequences": self.connection.execute(SEQUENCES).fetchone(),
-        }
+        return self._tables().state()
 
-    def readable(self, jobs: Sequence[DictRow], *, shuffled: bool = False) -> list[DictRow]:
-        """The jobs in a fixed order, with the names of their tasks and queues."""
-        tasks = {row["id"]: row["identifier"] for row in self.connection.execute(TASKS)}
-        queues = {row["id"]: row["queue_name"] for row in self.connection.execute(QUEUES)}
-        named = [
-            {
-                **(without_id(job) if shuffled else job),
-                "task_id": tasks.get(job["task_id"], job["task_id"]),
-                "job_queue_id": queues.get(job["job_queue_id"], job["job_queue_id"]),
-            }
-            for job in jobs
-        ]
-        return in_order(named)
+    def _tables(self) -> "Tables":
+        cursor = self.connection.execute(TABLES.encode())
+        found = [cursor.fetchall()]
+        while cursor.nextset():
+            found.append(cursor.fetchall())
+        tasks, queues, [sequences], jobs = found
+        return Tables(tasks, queues, sequences, jobs)
 
     def notifications(self) -> list[tuple[str, str]]:
         """What was notified since last asked, with the random numbers blotted out."""
@@ -272,12 +269,48 @@ class Side:
         self._notifications.clear()
         return received
 
-    def _outcome(self, step: Step, cursor: Cursor[DictRow], *, shuffled: bool) -> Any:
-        if step.returns_jobs:
-            return self.readable(cursor.fetchall(), shuffled=shuffled)
-        if cursor.description is None:
-            return cursor.rowcount
-        return cursor.fetchall()
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """The jobs that a step returned."""
+
+    rows: Sequence[DictRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What was read from all tables at once."""
+
+    tasks: Sequence[DictRow]
+    queues: Sequence[DictRow]
+    sequences: DictRow
+    jobs: Sequence[DictRow]
+
+    def state(self, *, shuffled: bool = False) -> dict[str, Any]:
+        """It in a form to be compared."""
+        return {
+            "jobs": self.readable(self.jobs, shuffled=shuffled),
+            "job ids": sorted(job["id"] for job in self.jobs),
+            "queues": in_order(without_id(queue) for queue in self.queues),
+            "queue ids": sorted(queue["id"] for queue in self.queues),
+            "tasks": sorted(task["identifier"] for task in self.tasks),
+            "task ids": sorted(task["id"] for task in self.tasks),
+            "sequences": self.sequences,
+        }
+
+    def readable(self, jobs: Sequence[DictRow], *, shuffled: bool = False) -> list[DictRow]:
+        """The jobs in a fixed order, with the names of their tasks and queues."""
+        tasks = {row["id"]: row["identifier"] for row in self.tasks}
+        queues = {row["id"]: row["queue_name"] for row in self.queues}
+        named = [
+            {
+                **(without_id(job) if shuffled else job),
+                "task_id": tasks.get(job["task_id"], job["task_id"]),
+                "job_queue_id": queues.get(job["job_queue_id"], job["job_queue_id"]),
+            }
+            for job in jobs
+        ]
+        return in_order(named)
 
 
 @dataclass(frozen=True, slots=True)
