@@ -328,3 +328,10 @@ def check_progress(
     if amounts[0] > amounts[1]:
         raise ConfigurationError(f"progress {done} is above its total {total}")
     return amounts[0], float(amounts[1]), text
+
+
+def similar(task: str, known: Iterable[str]) -> str | None:
+    """The known task with the most similar name; None if all are different."""
+    import difflib  # noqa: PLC0415  # read only for a message
+
+    return next(iter(difflib.get_close_matches(task, sorted(known), n=1)), None)

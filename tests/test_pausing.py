@@ -315,6 +315,7 @@ def test_commands_pause_list_and_resume(dsn: str) -> None:
         result = CliRunner().invoke(main, [*args, "--connection", dsn])
         return result.exit_code, result.output
 
+    Jobs(dsn).add("a", queue_name="q")
     assert call("pause", "--queue", "q", "--reason", "no more") == (0, "Paused queue 'q'.\n")
     assert call("pause", "--task", "a", "--until", "+10m") == (0, "Paused task 'a'.\n")
     code, listed = call("pauses", "--json")
@@ -325,6 +326,38 @@ def test_commands_pause_list_and_resume(dsn: str) -> None:
     assert call("resume", "--queue", "q") == (0, "Resumed queue 'q'.\n")
     assert call("resume", "--queue", "q")[0] == 1
     assert call("pause", "--pool", "mail")[0] != 0
+    for command in ("pause", "resume"):
+        for given in ((), ("--task", "a", "--queue", "q"), ("--task", "")):
+            code, said = call(command, *given)
+            assert (code, "exactly one of --task, --queue" in said) == (2, True)
+    code, said = call("quiet")
+    assert (code, "either POOL, a name or an id, or --everything" in said) == (2, True)
+
+
+UNKNOWN = [
+    ("task", "send_mal", "no worker and no job has had the task 'send_mal' so far; did you mean "),
+    ("task", "wholly else", "no worker and no job has had the task 'wholly else' so far"),
+    ("queue", "mial", "no job has had the queue 'mial' so far"),
+]
+
+
+@pytest.mark.parametrize(("target", "name", "notice"), UNKNOWN)
+async def test_a_pause_of_what_nobody_knows_says_so(
+    dsn: str, utils: WorkerUtils, target: str, name: str, notice: str
+) -> None:
+    await asyncio.to_thread(Jobs(dsn).add, "send_mail", queue_name="mail")
+    made = await utils.pause(**{target: name})  # type: ignore[arg-type]
+    assert str(made.notice).startswith(notice)
+    assert ("did you mean 'send_mail'?" in str(made.notice)) == (name == "send_mal")
+    assert [each.notice for each in await utils.pauses()] == [None]
+    known = await utils.pause(task="send_mail")
+    assert known.notice is None
+    result = await asyncio.to_thread(
+        CliRunner().invoke, main, ["pause", f"--{target}", name, "--connection", dsn]
+    )
+    assert (result.exit_code, result.stdout) == (0, f"Paused {target} '{name}'.\n")
+    # A queue is known from its first pause on.
+    assert (f"Note: {notice}" in result.stderr) == (target == "task")
 
 
 COPIES: Final = """

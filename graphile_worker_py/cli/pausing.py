@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from functools import wraps
+from typing import Any, Final
 
 import click
 
@@ -12,21 +13,31 @@ from graphile_worker_py.cli.exits import told_clearly
 from graphile_worker_py.cli.moments import moment_callback
 from graphile_worker_py.cli.shared_options import database_options, json_option
 from graphile_worker_py.cli.tables import print_json, print_table, relative
+from graphile_worker_py.cli.text import harmless
 from graphile_worker_py.clock import utc_now
-from graphile_worker_py.sql.pauses import Pause
+from graphile_worker_py.sql.pauses import Pause, PauseTarget
 
 Command = Callable[..., None]
+TARGETS: Final = tuple(PauseTarget)
 
 
 def _target_options(command: Command) -> Command:
+    """Give a command the options of what is paused, of which one must be given."""
+
+    @wraps(command)
+    def call(**given: Any) -> None:
+        if sum(bool(given[name]) for name in TARGETS) != 1:
+            raise click.UsageError("give exactly one of --task, --queue, --pool and --everything")
+        command(**given)
+
     for option in (
         click.option("--everything", is_flag=True, help="All Python pools."),
         click.option("--pool", metavar="NAME", help="The pools of this name."),
         click.option("--queue", metavar="NAME", help="A queue, in Node's workers, too."),
         click.option("--task", metavar="IDENTIFIER", help="A task."),
     ):
-        command = option(command)
-    return command
+        call = option(call)
+    return call
 
 
 @click.command()
@@ -50,6 +61,8 @@ def pause(
         print_json(made.as_json())
     else:
         click.echo(change.done("paused", made.what))
+    if made.notice is not None:
+        click.echo(f"Note: {harmless(made.notice)}", err=True)
 
 
 @click.command()
@@ -83,6 +96,8 @@ def quiet(
 
     POOL is a name, or the id of one pool. Pools that start later fetch jobs.
     """
+    if (pool is None) == (not everything):
+        raise click.UsageError("give either POOL, a name or an id, or --everything")
     with opened_utils(connection, schema) as utils:
         told = utils.quiet(pool=pool, everything=everything)
     if as_json:

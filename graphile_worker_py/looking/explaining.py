@@ -1,12 +1,12 @@
 """Why a job is not running: reasons in order, each with the fact and what to do about it."""
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from graphile_worker_py.checks import similar
 from graphile_worker_py.looking.limited import limits_reached
 from graphile_worker_py.looking.paused import pauses_of, readable_pauses
 from graphile_worker_py.postgres.query import Steps
@@ -147,11 +147,6 @@ def unserved_by(pools: list[RegisteredPool] | None) -> Steps[dict[str, str | Non
     due: list[str] = yield facts.read_due_tasks()
     known = {task for pool in living for task in pool.tasks or ()}
     return {task: similar(task, known) for task in due if task not in known}
-
-
-def similar(task: str, known: Iterable[str]) -> str | None:
-    """The known task with the most similar name; None if all are different."""
-    return next(iter(difflib.get_close_matches(task, sorted(known), n=1)), None)
 
 
 NO_SIDE_SCHEMA: Final = (

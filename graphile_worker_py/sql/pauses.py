@@ -69,6 +69,7 @@ class Pause:
         until: When it ends by itself; None for never.
         ending: Whether a queue was resumed, and is freed when its running job has ended.
         queue_id: Id of a paused queue.
+        notice: In the answer of `pause`: that no such task or queue is known.
     """
 
     target: PauseTarget
@@ -79,6 +80,7 @@ class Pause:
     until: datetime | None
     ending: bool
     queue_id: int | None = None
+    notice: str | None = None
 
     @property
     def what(self) -> str:
@@ -102,6 +104,7 @@ class Pause:
             "at": self.at.isoformat(),
             "until": None if self.until is None else self.until.isoformat(),
             "ending": self.ending,
+            "notice": self.notice,
         }
 
 

@@ -1,20 +1,30 @@
 """The steps of pausing and resuming, for programs with and without an event loop."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from graphile_worker_py.checks import check_aware, check_flag, check_text
+from graphile_worker_py.checks import (
+    MAX_IDENTIFIER_LENGTH,
+    check_aware,
+    check_flag,
+    check_text,
+    similar,
+)
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import MAX_QUEUE_NAME_LENGTH
 from graphile_worker_py.postgres.query import Steps, Transaction
+from graphile_worker_py.sql import known_names, quiet_pools
 from graphile_worker_py.sql import pauses as statements
-from graphile_worker_py.sql import quiet_pools
 from graphile_worker_py.sql.backlog import read_pools
 from graphile_worker_py.sql.pauses import Pause, PauseTarget
 from graphile_worker_py.sql.side_tables import reading
 
-_LONGEST: Final = {PauseTarget.QUEUE: MAX_QUEUE_NAME_LENGTH}
+_LONGEST: Final = {
+    PauseTarget.TASK: MAX_IDENTIFIER_LENGTH,
+    PauseTarget.QUEUE: MAX_QUEUE_NAME_LENGTH,
+}
 
 
 def pause(
@@ -40,8 +50,27 @@ def pause(
         )
     if target is PauseTarget.POOL:
         yield from _check_pool(worker_schema, name)
-    query = statements.pause(worker_schema, target, name, reason=reason, by=by, until=until)
-    return (yield query)  # type: ignore[no-any-return]
+    notice = yield from _unknown(target, name)
+    made: Pause = yield statements.pause(
+        worker_schema, target, name, reason=reason, by=by, until=until
+    )
+    return replace(made, notice=notice)
+
+
+def _unknown(target: PauseTarget, name: str) -> Steps[str | None]:
+    """That there is no such task or queue yet, as after a slip of the keyboard."""
+    if target is PauseTarget.QUEUE:
+        if (yield known_names.has_queue(name)):
+            return None
+        return f"no job has had the queue {name!r} so far"
+    if target is not PauseTarget.TASK:
+        return None
+    known: set[str] = yield known_names.read_task_identifiers()
+    if name in known:
+        return None
+    close = similar(name, known)
+    meant = "" if close is None else f"; did you mean {close!r}?"
+    return f"no worker and no job has had the task {name!r} so far{meant}"
 
 
 def resume(worker_schema: str, targets: Mapping[str, object]) -> Steps[Pause | None]:

@@ -6,10 +6,11 @@ from types import ModuleType
 from typing import Any, TypeAlias, Unpack
 
 from graphile_worker_py.adding.adder import JobAdder
+from graphile_worker_py.checks import similar
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.loading.given import collected_tasks
-from graphile_worker_py.looking.explaining import Cause, similar
+from graphile_worker_py.looking.explaining import Cause
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database

@@ -153,6 +153,9 @@ class PauseOut(BaseModel):
     ending: bool = Field(
         description="Whether it was resumed, and a queue is freed when its running job has ended."
     )
+    notice: str | None = Field(
+        None, description="What a new pause has to say: that no such task or queue is known."
+    )
 
 
 class PausesOut(BaseModel):
