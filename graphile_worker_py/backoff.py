@@ -1,11 +1,11 @@
 """How long to wait before trying again."""
 
 import random
-from dataclasses import dataclass
+
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Record, kw_only=False):
     """Growing delays with jitter, so that many clients do not retry at the same moment.
 
     Args:

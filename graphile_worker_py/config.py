@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -27,6 +26,7 @@ from graphile_worker_py.options import (
 from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind, Option
 from graphile_worker_py.options.history import HistoryRetention, retention
 from graphile_worker_py.options.shedding import Shedding
+from graphile_worker_py.records import Record
 
 P = TypeVar("P")
 
@@ -119,8 +119,7 @@ class Origin(StrEnum):
     FLAG = "flag"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(Record):
     """The value of an option, and its source.
 
     Attributes:

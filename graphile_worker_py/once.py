@@ -2,7 +2,6 @@
 
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Final, Unpack
 
 from graphile_worker_py import aio, events
@@ -13,14 +12,14 @@ from graphile_worker_py.observing.log import log_events
 from graphile_worker_py.postgres.connecting import AsyncPool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.processes.signals import handle_signals
+from graphile_worker_py.records import Record
 from graphile_worker_py.runner import Runner
 from graphile_worker_py.runner_options import RunnerOptions, Setup
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.workers.stopping import Stopping
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOnceResult:
+class RunOnceResult(Record):
     """What `run_once` did.
 
     Attributes:

@@ -24,6 +24,7 @@ from graphile_worker_py.errors import (
 )
 from graphile_worker_py.job import Job
 from graphile_worker_py.processes.interrupts import is_ctrl_c
+from graphile_worker_py.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +171,7 @@ def fixed(seconds: float) -> DelayFunction:
     return lambda _attempt, _error: checked
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(Record):
     """What a failed attempt of a task leads to. It acts in the worker, whoever added the job.
 
     Args:
@@ -248,8 +248,7 @@ class Completed:
     result: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(Record):
     """The attempt has failed; the job waits for its next attempt, unless it is final.
 
     Attributes:
@@ -271,8 +270,7 @@ class Failed:
     payload: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Snoozed:
+class Snoozed(Record, kw_only=False):
     """The job is available again, with its attempt, after a delay.
 
     Attributes:
@@ -282,8 +280,7 @@ class Snoozed:
     delay: float | datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(Record, kw_only=False):
     """The job was cancelled while it ran; its row is deleted.
 
     Attributes:
@@ -293,8 +290,7 @@ class Cancelled:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Record, kw_only=False):
     """The job was not run to an end; it is available again with its attempt.
 
     Attributes:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
 from types import TracebackType
@@ -35,6 +34,7 @@ from graphile_worker_py.postgres.connecting import opened_pool, opened_sync_pool
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
 from graphile_worker_py.postgres.query import Query, Steps, can_copy
+from graphile_worker_py.records import Record
 from graphile_worker_py.schema import migrate, rights
 from graphile_worker_py.sql import admin
 from graphile_worker_py.sql import cleanup as cleaning
@@ -47,8 +47,7 @@ from graphile_worker_py.steering.sync_steering import SyncSteering
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Opening:
+class _Opening(Record, kw_only=False):
     """What a process has opened.
 
     Args:

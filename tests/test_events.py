@@ -1,9 +1,6 @@
 """What can be observed, and when it is told."""
 
 import logging
-import pickle
-from copy import copy
-from dataclasses import FrozenInstanceError, asdict, fields, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -27,7 +24,6 @@ from graphile_worker_py.events import (
     WorkerEvent,
     WorkerFatalError,
     WorkerGetJobStart,
-    WorkerRelease,
     WorkerStop,
 )
 from tests.support.running import Jobs, Told
@@ -285,37 +281,6 @@ def test_a_subscription_that_can_not_work_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Events().subscribe(event, subscriber)
-
-
-def test_events_cannot_be_changed() -> None:
-    with pytest.raises(FrozenInstanceError):
-        released().pool_id = "other"  # type: ignore[misc]
-    with pytest.raises(FrozenInstanceError):
-        del released().pool_id
-
-
-def test_events_are_dataclasses() -> None:
-    event = WorkerStop(pool_id="pool-1", worker_id="worker-1")
-    assert [field.name for field in fields(WorkerStop)] == ["pool_id", "worker_id", "error"]
-    assert asdict(event) == {"pool_id": "pool-1", "worker_id": "worker-1", "error": None}
-    assert repr(event) == "WorkerStop(pool_id='pool-1', worker_id='worker-1', error=None)"
-    other = replace(event, worker_id="worker-2")
-    assert (other.pool_id, other.worker_id) == ("pool-1", "worker-2")
-    same = replace(other, worker_id="worker-1")
-    assert event == same != other
-    assert len({event, same, other}) == 2
-    assert event != WorkerRelease(pool_id="pool-1", worker_id="worker-1")
-    assert pickle.loads(pickle.dumps(event)) == copy(event) == event
-
-
-def test_events_cannot_be_made_of_too_little_or_too_much() -> None:
-    make: Any = WorkerStop
-    with pytest.raises(TypeError, match=r"WorkerStop\(\) needs \['pool_id', 'worker_id'\]"):
-        make(pool_id="pool-1")
-    with pytest.raises(TypeError, match=r"given were \['pool_id', 'reason', 'worker_id'\]"):
-        make(pool_id="pool-1", worker_id="worker-1", reason="none")
-    with pytest.raises(TypeError):
-        make("pool-1", "worker-1")
 
 
 def test_every_event_has_a_name_of_its_own_and_says_when_it_is_told() -> None:

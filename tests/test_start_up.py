@@ -43,6 +43,19 @@ from graphile_worker_py.cli.main import main
 main(["--once", "--tasks", "few_tasks"], standalone_mode=False)
 print(*sys.modules)
 """
+# Prints the package's classes for which `dataclass` has compiled methods.
+COMPILED = """
+from dataclasses import is_dataclass
+
+for name in [name for name in sys.modules if name.startswith("graphile_worker_py.")]:
+    for kind in vars(sys.modules[name]).values():
+        if isinstance(kind, type) and kind.__module__ == name and is_dataclass(kind):
+            about = kind.__dataclass_params__
+            if about.init or about.repr or about.eq or about.frozen:
+                print(f"compiled:{name}.{kind.__qualname__}")
+"""
+# What is made so often that it is to be as quick and as small as it can.
+MADE_FOR_EVERY_JOB = {f"{PACKAGE}.{name}" for name in ("job.spec.JobSpec", "outcomes.Completed")}
 FEW_TASKS = """
 from graphile_worker_py import task
 
@@ -127,6 +140,22 @@ def test_a_worker_reads_only_modules_that_it_needs(
     read = modules_after(processes, ONCE, tmp_path, dsn)
     assert f"{PACKAGE}.workers.pool" in read
     assert read & set(NOT_FOR_A_WORKER) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "compiled"),
+    [
+        pytest.param(FEW_TASKS + "\nimport sys\n", MADE_FOR_EVERY_JOB, id="tasks"),
+        pytest.param(ONCE, MADE_FOR_EVERY_JOB | {f"{PACKAGE}.postgres.query.Query"}, id="worker"),
+    ],
+)
+def test_only_classes_that_are_made_for_every_job_are_compiled_at_the_start(
+    processes: Processes, tmp_path: Path, dsn: str, code: str, compiled: set[str]
+) -> None:
+    (tmp_path / "few_tasks.py").write_text(FEW_TASKS, encoding="utf-8")
+    printed = modules_after(processes, code + COMPILED, tmp_path, dsn)
+    found = [each.removeprefix("compiled:") for each in printed if each.startswith("compiled:")]
+    assert set(found) == compiled
 
 
 def test_help_does_not_wait_for_the_database_driver(processes: Processes, tmp_path: Path) -> None:

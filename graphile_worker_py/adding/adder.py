@@ -3,7 +3,6 @@
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, Unpack
 
@@ -20,12 +19,12 @@ from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.given import AsyncGiven, OtherConnection, taken_to_add
 from graphile_worker_py.postgres.query import can_copy
+from graphile_worker_py.records import Record
 
 AddJobs: TypeAlias = Callable[[Sequence[JobSpec]], Awaitable[Sequence[Job]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Around:
+class Around(Record):
     """What happens around adding jobs.
 
     Args:

@@ -31,6 +31,7 @@ from graphile_worker_py.cron.pattern import (
     words_of,
 )
 from graphile_worker_py.errors import ConfigurationError, CrontabError
+from graphile_worker_py.records import Record
 
 PYTHON_ONLY: Final = "#py:"
 
@@ -112,8 +113,7 @@ def read_crontab(path: str | Path) -> list[ParsedCronItem]:
         ) from None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(Record, kw_only=False):
     """A line that is neither empty nor a comment: its trimmed text, and the offset of that."""
 
     number: int

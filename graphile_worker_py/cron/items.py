@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -20,6 +20,7 @@ from graphile_worker_py.checks import (
 from graphile_worker_py.cron.pattern import Pattern, parse_pattern
 from graphile_worker_py.errors import ConfigurationError, CrontabError
 from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH, MAX_QUEUE_NAME_LENGTH, JobKeyMode
+from graphile_worker_py.records import Record
 
 
 class Overlap(StrEnum):
@@ -31,8 +32,7 @@ class Overlap(StrEnum):
     """No job is added while a job with the item's key is waiting or running."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CronItemOptions:
+class CronItemOptions(Record):
     """How the jobs of an item are added.
 
     Args:
@@ -61,8 +61,7 @@ class CronItemOptions:
     max_backfill: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CronDigest:
+class CronDigest(Record):
     """A minute as passed to a matcher function, in the time zone of its item.
 
     Attributes:
@@ -85,8 +84,7 @@ class CronDigest:
 Matcher = Callable[[CronDigest], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class CronItem:
+class CronItem(Record, kw_only=False):
     """A recurring job defined in code, for `parse_cron_items`.
 
     Args:
@@ -106,8 +104,7 @@ class CronItem:
     identifier: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedCronItem:
+class ParsedCronItem(Record):
     """A recurring job as parsed and checked; the parse functions return these.
 
     Attributes:

@@ -17,13 +17,13 @@ croniter steps through one item at a time, at 17 to 96 µs a step, and would nee
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
 from graphile_worker_py.cron.items import CronDigest, Matcher, ParsedCronItem, zone_named
 from graphile_worker_py.cron.pattern import FIELDS, Pattern
+from graphile_worker_py.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +184,7 @@ class _UnevenHour:
         return mask | calendar.matched(minute, local) if calendar.matchers else mask
 
 
-@dataclass(frozen=True, slots=True)
-class _CallableItem:
+class _CallableItem(Record, kw_only=False):
     bit: int
     identifier: str
     matcher: Matcher

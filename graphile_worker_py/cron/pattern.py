@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from graphile_worker_py.records import Record
 
 # The whitespace of JavaScript's \s and trim(); Python's \s differs in a few characters.
 WHITESPACE: Final = "\t\n\v\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
@@ -17,16 +18,14 @@ LONGEST_NUMBER: Final = 300
 """Longest number in digits. Longer ones are out of every range, and `int` refuses thousands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Record, kw_only=False):
     """An error in a text, and its offset."""
 
     offset: int
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Record, kw_only=False):
     """One of the five fields: its name and its allowed values."""
 
     name: str
@@ -44,8 +43,7 @@ FIELDS: Final = (
 _DAY_OF_WEEK: Final = FIELDS[4]
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Record, kw_only=False):
     """When an item is due: the values of each field, sorted and without duplicates.
 
     Minute, hour and month must all match. A day field is restricted if it has fewer values than

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
 
@@ -94,10 +93,10 @@ class _Hearers(dict[type[Event], tuple[Callable[[Any], object], ...]]):
         return subscribers
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Subscription:
-    event: type[Event] | str
-    subscriber: Callable[[Any], object]
+    def __init__(self, event: type[Event] | str, subscriber: Callable[[Any], object]) -> None:
+        self.event = event
+        self.subscriber = subscriber
 
     def hears(self, kind: type[Event]) -> bool:
         if isinstance(self.event, str):

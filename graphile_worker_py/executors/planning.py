@@ -3,11 +3,11 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.injection import Inject, State, marker_in, shown
 from graphile_worker_py.tasks.signature import (
     contexts_in,
@@ -39,8 +39,7 @@ class Kind(Enum):
         return self in (Kind.ASYNC_FUNCTION, Kind.ASYNC_MANAGER)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(Record):
     """The call of a factory.
 
     Attributes:

@@ -8,7 +8,7 @@ freed. Pools that do this at the same time do not get in each other's way.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from graphile_worker_py.options import WorkerOptions
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.deadlines import ended_after
+from graphile_worker_py.records import Record
 from graphile_worker_py.schema import own, rights
 from graphile_worker_py.sql import admin, notifications, pools, suspects
 from graphile_worker_py.sql.pools import DeadPool
@@ -48,8 +49,7 @@ DEADLINE: Final = 300.0
 """Seconds that a recovery may take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovered:
+class Recovered(Record):
     """What was done for dead pools.
 
     Args:

@@ -1,14 +1,13 @@
 """What is kept of each task's jobs: the settings of the worker pool, and those of the task."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from graphile_worker_py.options.history import HistoryLevel, HistoryOptions
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.task import Task
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class Kept(Record):
     """What is kept of a task's jobs.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ from graphile_worker_py.checks import check_duration
 from graphile_worker_py.options.history import HistoryOptions
 from graphile_worker_py.plugins import Chore
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import awaited, job_state, partitions
 from graphile_worker_py.sql.cancel_jobs import delete_cancelled
 from graphile_worker_py.sql.partitions import Attachment, Partition
@@ -31,8 +31,7 @@ MISSING: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table:
+class _Table(Record):
     """A partitioned table.
 
     Args:

@@ -1,14 +1,13 @@
 """What a task has returned, as JSON, which is how results are kept and sent."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.errors import kind_of
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class OmittedResult:
+class OmittedResult(Record, kw_only=False):
     """Stands for a result that a process could not send.
 
     Args:

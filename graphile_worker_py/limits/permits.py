@@ -12,20 +12,19 @@ back, and counts what it takes after the answer.
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from psycopg import AsyncConnection
 
 from graphile_worker_py.job import Job
 from graphile_worker_py.options.limits import ConcurrencyLimit
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.limit_permits import Permits, take_permits
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pauses:
+class Pauses(Record):
     """Seconds that a pool waits. They are no options: only tests need other values.
 
     Attributes:

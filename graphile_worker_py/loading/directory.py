@@ -7,7 +7,6 @@ import re
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.executors.executable import executable_task
 from graphile_worker_py.loading.modules import collect_tasks, is_module
 from graphile_worker_py.loading.watching import reloaded
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.importing import forget, import_file, line_of, open_package
 from graphile_worker_py.tasks.task import Task
 
@@ -105,8 +105,7 @@ async def watch_tasks(
             yield tasks
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _TaskFile:
+class _TaskFile(Record):
     """A file that may hold tasks.
 
     Attributes:

@@ -1,7 +1,6 @@
 """Why a job is not running: reasons in order, each with the fact and what to do about it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -10,6 +9,7 @@ from graphile_worker_py.checks import similar
 from graphile_worker_py.looking.limited import limits_reached
 from graphile_worker_py.looking.paused import pauses_of, readable_pauses
 from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import explain as facts
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.explain import MOST_AHEAD, JobFacts
@@ -55,8 +55,7 @@ class Cause(StrEnum):
     """Nothing keeps it from running."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
+class Reason(Record):
     """One reason.
 
     Attributes:
@@ -72,8 +71,7 @@ class Reason:
     blocks: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class Explanation(Record):
     """Why a job is not running.
 
     Attributes:

@@ -1,12 +1,12 @@
 """What the facts about a server and its jobs mean, and what to do about it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from graphile_worker_py.clock import shortened
 from graphile_worker_py.looking.explaining import NO_SIDE_SCHEMA
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.backlog import Backlog, RegisteredPool
 from graphile_worker_py.sql.checkup import Holder, ServerFacts
 from graphile_worker_py.sql.inspect import JobCounts
@@ -42,8 +42,7 @@ class Severity(StrEnum):
     """Good to know; it may be intended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(Record):
     """Something that is wrong, or will be.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Every option once: files, variables, flags, checks and documentation are made from its entry."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from enum import StrEnum
 from functools import partial
 from typing import Final
@@ -31,6 +31,7 @@ from graphile_worker_py.options.declaring import (
 )
 from graphile_worker_py.options.history import HistoryOptions
 from graphile_worker_py.options.process import PROCESS_OPTIONS
+from graphile_worker_py.records import Record
 
 ForbiddenFlags = (
     Sequence[str]
@@ -59,8 +60,7 @@ class RecordingDurability(StrEnum):
     RELAXED = "relaxed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefetchDelay:
+class RefetchDelay(Record):
     """How long a local queue waits after a fetch that returned few jobs."""
 
     # By `field` itself, so that type checkers see that there is no default.
@@ -90,8 +90,7 @@ class RefetchDelay:
         check_fields(self, "local_queue.refetch_delay.")
 
 
-@dataclass(frozen=True, slots=True)
-class LocalQueueOptions:
+class LocalQueueOptions(Record, kw_only=False):
     """Prefetching: jobs are fetched in batches before a worker is free to run them."""
 
     size: int = option(
@@ -114,7 +113,6 @@ class LocalQueueOptions:
         check_fields(self, "local_queue.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions(HistoryOptions):
     """The checked options of a worker pool. Names are Graphile Worker's, durations are seconds.
 

@@ -1,12 +1,13 @@
 """What an option is, and how a dataclass declares options as its fields."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py.checks import check_is
+from graphile_worker_py.records import Record
 
 VARIABLE_PREFIX: Final = "GRAPHILE_WORKER_"
 
@@ -29,8 +30,7 @@ class Kind(StrEnum):
     OBJECT = "Python object"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Record):
     """The one entry of an option: its checks, its flag and its documentation are made from it.
 
     Attributes:

@@ -1,7 +1,7 @@
 """The options of history: what worker pools keep of jobs that ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -9,6 +9,7 @@ from typing import Any, Final
 from graphile_worker_py.checks import check_duration, check_flag, check_one_of, check_whole
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options.declaring import Kind, check_fields, group, made, option
+from graphile_worker_py.records import Record
 
 LARGEST_RESULT: Final = 1024**2
 """Bytes; the most that `result_limit` can be."""
@@ -22,8 +23,7 @@ class HistoryLevel(StrEnum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryRetention:
+class HistoryRetention(Record):
     """For how long history is kept: durations such as `12h`, `3d` or `1d12h`, or a `timedelta`."""
 
     completed: Any = option(
@@ -56,8 +56,7 @@ def _check_result_limit(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be at most {LARGEST_RESULT}, not {value!r}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryOptions:
+class HistoryOptions(Record):
     """What a worker pool keeps of jobs that ended."""
 
     history: str = option(

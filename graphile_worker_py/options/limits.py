@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py.checks import check_seconds, check_text, check_whole
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.records import Record
 
 LONGEST_NAME: Final = 128
 """Characters of a limit's name."""
@@ -17,8 +17,7 @@ FASTEST: Final = 1e6
 """Starts a second that a rate may have, at least and at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConcurrencyLimit:
+class ConcurrencyLimit(Record, kw_only=False):
     """At most this many jobs at once, in all Python worker pools of the schema together.
 
     Args:
@@ -37,8 +36,7 @@ class ConcurrencyLimit:
         _check_name("ConcurrencyLimit", self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(Record, kw_only=False):
     """At most this many starts in a time, in all Python worker pools of the schema together.
 
     Each attempt is a start, so retries count. In any `per` seconds there are at most
@@ -85,8 +83,7 @@ class RateLimit:
         return max(1, int(self.rate / self.per * FULL_USE))
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitBreaker:
+class CircuitBreaker(Record, kw_only=False):
     """Start no jobs of a task for a time after too many of them failed in a short time.
 
     Then one job is let through: if it succeeds, all go on, and if it fails, all wait again. Each

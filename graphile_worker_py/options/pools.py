@@ -2,12 +2,13 @@
 
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 from graphile_worker_py.checks import check_identifier, check_is, check_texts
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.options import LocalQueueOptions, WorkerOptions
+from graphile_worker_py.records import Record
 
 DEFAULT_NAME: Final = "default"
 """The name of the pool of a runner that has one."""
@@ -15,8 +16,7 @@ OWN: Final = 3
 """Connections that a pool keeps to itself where there are enough."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class Pool(Record):
     """One of the worker pools of a runner. None means the runner's own option.
 
     Args:

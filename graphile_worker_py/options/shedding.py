@@ -1,13 +1,11 @@
 """When a worker pool that has too much to do fetches no more jobs."""
 
-from dataclasses import dataclass
-
 from graphile_worker_py.checks import check_seconds, check_share, check_whole
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shedding:
+class Shedding(Record):
     """Thresholds above which a worker pool fetches no jobs; None switches one off.
 
     The pool stays live and ready meanwhile; its jobs go on, and other pools take the others.

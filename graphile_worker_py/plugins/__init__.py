@@ -5,7 +5,6 @@ the first plugin is the outermost. A step that no plugin wraps costs nothing.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -15,14 +14,14 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.outcomes import Settled
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.tasks.context import JobContext
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchemaStep:
+class SchemaStep(Record):
     """What a plugin learns about the schema that is prepared or migrated.
 
     Attributes:
@@ -36,8 +35,7 @@ class SchemaStep:
     server_version: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchRequest:
+class FetchRequest(Record):
     """A fetch that is about to happen.
 
     Attributes:
@@ -62,8 +60,7 @@ class PartEnd(StrEnum):
     """Once the outcomes of all jobs are recorded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(Record):
     """A coroutine that runs as long as a worker pool does.
 
     Attributes:
@@ -78,8 +75,7 @@ class Part:
     ends: PartEnd = PartEnd.AFTER_OUTCOMES
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rider:
+class Rider(Record):
     """A statement that is part of those that record outcomes: both are committed, or neither.
 
     It can write rows elsewhere, call functions, and add jobs. It can't fail or delay an outcome:
@@ -96,8 +92,7 @@ class Rider:
     bind: Callable[[Sequence[Settled]], BoundRider | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chore:
+class Chore(Record):
     """Work that one pool of the schema, the leader, does for all of them.
 
     Attributes:
@@ -115,8 +110,7 @@ class Chore:
     leaf: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beating:
+class Beating(Record):
     """What a plugin does after each heartbeat.
 
     Attributes:

@@ -16,6 +16,7 @@ from psycopg.types.array import BaseListDumper, ListBinaryDumper, ListDumper
 from psycopg.types.string import ByteaBinaryLoader
 
 from graphile_worker_py.errors import one_line
+from graphile_worker_py.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +87,7 @@ class _OnlyNullsDumper(ListDumper):
 psycopg.adapters.register_dumper(_ListWithNulls, _NullsDumper)
 
 
-@dataclass(frozen=True, slots=True)
-class Pipelined:
+class Pipelined(Record, kw_only=False):
     """Statements that do not depend on each other's results; the result is a list of theirs.
 
     While the server works on one, the next one is taken from `queries`.
@@ -96,30 +96,26 @@ class Pipelined:
     queries: Iterable[Query[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class CopyIn:
+class CopyIn(Record, kw_only=False):
     """A COPY statement and the data to write; each block is taken when it is needed."""
 
     query: Query[None]
     blocks: Iterable[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(Record, kw_only=False):
     """Statements without values, separated by semicolons."""
 
     text: LiteralString
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Record, kw_only=False):
     """Seconds to wait before the next step."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(Record, kw_only=False):
     """Steps to send within a transaction; their result is the result."""
 
     steps: "Steps[Any]"

@@ -12,7 +12,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from graphile_worker_py.errors import one_line
 from graphile_worker_py.forks import Origin
 from graphile_worker_py.postgres.connecting import AsyncPool, configure_like
 from graphile_worker_py.postgres.idle import has_ended
+from graphile_worker_py.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ select name from pg_catalog.pg_prepared_statements
 _IN_TRANSACTION: Final = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Client:
+class _Client(Record):
     """How a connection object behaves, apart from its session on the server."""
 
     autocommit: bool
@@ -102,11 +101,11 @@ def _attributes_of(conn: AsyncConnection[Any]) -> dict[str, Any]:
     return own | kept
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Session:
-    conn: AsyncConnection[Any]
-    client: _Client
-    since: float
+    def __init__(self, conn: AsyncConnection[Any], client: _Client, since: float) -> None:
+        self.conn = conn
+        self.client = client
+        self.since = since
 
 
 class TaskSessions:

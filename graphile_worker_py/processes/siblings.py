@@ -1,16 +1,16 @@
 """The health ports of the processes that one supervisor has started."""
 
 import os
-from dataclasses import dataclass
 from typing import Final
+
+from graphile_worker_py.records import Record
 
 VARIABLE: Final = "GRAPHILE_WORKER_PY_HEALTH_PORTS"
 """Holds the supervisor's process id, the first and the number of the ports, and the host."""
 _ASKED_AT: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where to ask, not to listen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Siblings:
+class Siblings(Record):
     """The processes of one supervisor.
 
     Attributes:

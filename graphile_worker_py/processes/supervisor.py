@@ -34,6 +34,7 @@ from graphile_worker_py.processes.early import ENDING
 from graphile_worker_py.processes.ends import end_of
 from graphile_worker_py.processes.signals import REPEAT_WINDOW
 from graphile_worker_py.processes.supervised import KILL, STOP, VARIABLE
+from graphile_worker_py.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ SIGNALLED: Final = 128
 """Added to the number of the signal that ended a process, as shells do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class Patience(Record):
     """How long the parent waits, in seconds.
 
     Attributes:
@@ -55,7 +55,7 @@ class Patience:
     """
 
     healthy: float = 10.0
-    restart: Backoff = Backoff(shortest=1.0, longest=60.0, factor=2.0)  # noqa: RUF009  # frozen
+    restart: Backoff = Backoff(shortest=1.0, longest=60.0, factor=2.0)
     deaths: int = 3
     forced: float = 15.0
 

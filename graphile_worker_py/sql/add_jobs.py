@@ -1,7 +1,6 @@
 """Adding jobs, through the public SQL functions that triggers and Node workers use too."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final
 
@@ -9,6 +8,7 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 
 _ADD_JOB: Final = (
@@ -193,8 +193,7 @@ where queues.queue_name = any($2::pg_catalog.text[])
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(Record, kw_only=False):
     """Names of tasks and queues by their ids."""
 
     tasks: Mapping[int, str]

@@ -6,7 +6,6 @@ nobody has.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
 from graphile_worker_py.job import JOB_COLUMNS, Job
 from graphile_worker_py.job.spec import MAX_JOB_KEY_LENGTH
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.backlog import registered_pools
 from graphile_worker_py.sql.pauses import PAUSE_PREFIX
@@ -141,8 +141,7 @@ def remove_job(job_key: str) -> Query[Job | None]:
     return Query(_REMOVE, (job_key,), read)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unlocked:
+class Unlocked(Record):
     """What was freed.
 
     Args:

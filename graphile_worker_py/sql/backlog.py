@@ -1,10 +1,11 @@
 """How a schema fares: what is due, what is locked for too long, and which pools have registered."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import own_schema
 from graphile_worker_py.sql.trust import read_strangers
 
@@ -49,8 +50,7 @@ from (
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
+class Backlog(Record):
     """The work that is due, and the locks that are too old.
 
     Attributes:
@@ -117,8 +117,7 @@ order by pools.started_at, pools.pool_id
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisteredPool:
+class RegisteredPool(Record):
     """A Python worker pool, as the table of pools shows it.
 
     Attributes:

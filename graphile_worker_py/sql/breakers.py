@@ -1,7 +1,6 @@
 """Circuit breakers in the side schema: what worker pools and operators read and write."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -9,14 +8,14 @@ from graphile_worker_py.checks import check_text
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import reading
 
 TOPIC: Final = "breaker"
 """Topic of notifications that a breaker was opened or closed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Breaker:
+class Breaker(Record):
     """A circuit breaker that a worker pool has had.
 
     Attributes:

@@ -1,11 +1,11 @@
 """Cancelling: waiting jobs are deleted, running ones are asked to end and never tried again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
 class CancelState(StrEnum):
@@ -21,8 +21,7 @@ class CancelState(StrEnum):
     """There is no such job, or no more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancellation:
+class Cancellation(Record):
     """What has become of a job that is to be cancelled.
 
     Attributes:
@@ -176,8 +175,7 @@ def _read(job_ids: Sequence[int], rows: list[tuple[Any, ...]]) -> list[Cancellat
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelRequest:
+class CancelRequest(Record):
     """A running job that is to end.
 
     Attributes:

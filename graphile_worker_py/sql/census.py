@@ -1,9 +1,9 @@
 """Count jobs in chunks of ids, so that a table of millions is never read by one statement."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 
 CHUNK: Final = 20_000
@@ -12,8 +12,7 @@ NEWEST: Final = 500
 """How many ids of running and of failed jobs each statement returns at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Group(Record):
     """Jobs of one chunk that have the same task, queue and state.
 
     Args:
@@ -31,8 +30,7 @@ class Group:
     oldest: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
+class Chunk(Record):
     """What a chunk of jobs counts.
 
     Args:
@@ -110,8 +108,7 @@ def count_chunk(after_id: int, *, by_queue: bool) -> Query[Chunk]:
     return Query(_COUNT, (after_id, CHUNK, by_queue, NEWEST), read)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class Sizes(Record):
     """How large the tables are, as the server's statistics estimate it.
 
     Args:

@@ -1,15 +1,15 @@
 """What `doctor` reads of the server: its settings, what holds back vacuum, queues, large tables."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 from graphile_worker_py.json_codec import loads
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerFacts:
+class ServerFacts(Record):
     """The server and the session, as they are now.
 
     Args:
@@ -63,8 +63,7 @@ def read_server() -> Query[ServerFacts]:
     return Query(_SERVER, (), read, prepare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class Holder(Record):
     """What keeps old rows from being removed.
 
     Args:

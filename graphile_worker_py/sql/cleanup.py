@@ -1,7 +1,6 @@
 """Cleanup: delete rows that are no longer needed. Only users start it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final, assert_never
@@ -9,6 +8,7 @@ from typing import Any, Final, assert_never
 from graphile_worker_py.checks import check_duration, check_one_of, check_texts
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
 class CleanupTask(StrEnum):
@@ -68,8 +68,7 @@ select
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CleanupPreview:
+class CleanupPreview(Record):
     """What a cleanup task would delete.
 
     Attributes:

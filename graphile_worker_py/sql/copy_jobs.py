@@ -11,10 +11,10 @@ the rest of a new row is known.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.migrations import LATEST_REVISION
 from graphile_worker_py.sql.notifications import JOBS_INSERT, announcement
 
@@ -52,8 +52,7 @@ where pg_catalog.has_sequence_privilege(jobs.sequence, 'usage')
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
+class Reserved(Record, kw_only=False):
     """What is known of jobs before they are there.
 
     Args:

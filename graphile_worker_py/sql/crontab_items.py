@@ -1,20 +1,19 @@
 """The crontab items of workers, as far as programs that only look want to know them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import reading
 
 TABLE: Final = "crontab_items"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedItem:
+class PublishedItem(Record):
     """A crontab item that a worker schedules, or did.
 
     Args:

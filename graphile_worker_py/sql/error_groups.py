@@ -1,20 +1,19 @@
 """Errors that are the same: of one task and exception type, raised at one place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import check_text, check_whole
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import Moment, as_moment, reading
 
 DEFAULT_LIMIT: Final = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorGroup:
+class ErrorGroup(Record):
     """Errors that are the same.
 
     Attributes:

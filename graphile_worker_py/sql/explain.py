@@ -1,20 +1,20 @@
 """What stands between a job and its run: the facts that `explaining` makes reasons of."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import check_job_id
 from graphile_worker_py.job import LOCK_LIFETIME, from_timestamp
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 
 MOST_AHEAD: Final = 10_000
 """How many jobs before a job are counted at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobFacts:
+class JobFacts(Record):
     """A job as far as it matters for when it runs. Durations are seconds.
 
     Args:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -12,6 +12,7 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import LONGEST_MESSAGE, shortened
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.outcomes import BoundRider, ids, record
 
 # `attempts` was counted by the fetch. By default the delay grows with it: e^attempts seconds, six
@@ -46,8 +47,7 @@ returning jobs.id, jobs.job_queue_id
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Record, kw_only=False):
     """A job that failed.
 
     Args:

@@ -1,13 +1,13 @@
 """Fetching: lock the next jobs, and the queues they belong to, for one worker pool."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import IntFlag
 from typing import Any, Final
 
 from graphile_worker_py.job import ID, TASK_ID, Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.task_ids import TaskIds
 
@@ -228,8 +228,7 @@ Place = tuple[int, datetime]
 """Where a job stands in the order of jobs: priority and time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Record, kw_only=False):
     """The result of a fetch.
 
     Args:

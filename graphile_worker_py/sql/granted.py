@@ -1,14 +1,13 @@
 """Which rights the role of a connection has in a schema, and which rows it can see there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rights:
+class Rights(Record):
     """The rights of a role.
 
     Args:

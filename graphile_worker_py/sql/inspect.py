@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -16,6 +15,7 @@ from graphile_worker_py.checks import (
 )
 from graphile_worker_py.job import JOB_COLUMNS, Job, from_timestamp
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 
 DEFAULT_LIMIT: Final = 100
@@ -166,8 +166,7 @@ def _listed(row: tuple[Any, ...]) -> ListedJob:
     return ListedJob(columns, identifier, queue_name=queue_name, state=JobState(state))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateCounts:
+class StateCounts(Record):
     """How many jobs are in each state.
 
     Args:
@@ -188,7 +187,6 @@ class StateCounts:
         return self.ready + self.scheduled + self.running + self.failed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobCounts(StateCounts):
     """How many jobs there are, in all and by task.
 
@@ -238,8 +236,7 @@ def _by_state(counted: Mapping[str, int]) -> dict[str, int]:
     return {str(state): counted.get(state, 0) for state in JobState}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobQueue:
+class JobQueue(Record):
     """A serial queue.
 
     Args:
@@ -280,8 +277,7 @@ def list_queues() -> Query[list[JobQueue]]:
     return Query(_QUEUES, (), read)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockHolder:
+class LockHolder(Record):
     """A worker pool that has something locked, whether it still lives or not.
 
     Args:

@@ -1,7 +1,6 @@
 """How jobs have ended, and how far running ones are, as any process can read it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -9,6 +8,7 @@ from typing import Any, Final
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 
 
@@ -25,8 +25,7 @@ class EndStatus(StrEnum):
     """It has ended, and no record of how was kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobOutcome:
+class JobOutcome(Record):
     """How a job has ended.
 
     Attributes:
@@ -50,8 +49,7 @@ class JobOutcome:
     pool_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobProgress:
+class JobProgress(Record):
     """How far a job is.
 
     Attributes:
@@ -114,8 +112,7 @@ left join lateral (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Record, kw_only=False):
     """What a look at a job has found.
 
     Attributes:

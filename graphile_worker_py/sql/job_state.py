@@ -1,19 +1,18 @@
 """What is known of a job while it has its row: its progress, and where its next attempt goes on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job, from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.side_tables import reading
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Record, kw_only=False):
     """What a task has reported of its progress.
 
     Args:
@@ -62,8 +61,7 @@ def write_progress(worker_schema: str, jobs: Sequence[tuple[Job, Progress]]) -> 
     return Query(_WRITE, values, no_result)
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
+class Reported(Record, kw_only=False):
     """What the table says of a running job.
 
     Args:
@@ -141,8 +139,7 @@ def checkpoint(worker_schema: str, job_id: int, *, pool_id: str, cursor: str) ->
     return Query(_CHECKPOINT, values, lambda rows: {row[0] for row in rows})
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(Record, kw_only=False):
     """What earlier attempts of a job have left.
 
     Args:

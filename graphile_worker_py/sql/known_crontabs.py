@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,10 +10,10 @@ from psycopg.errors import DivisionByZero
 from graphile_worker_py.job import EARLIEST, LATEST
 from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownCrontab:
+class KnownCrontab(Record):
     """A cron item that was registered.
 
     Attributes:
@@ -31,8 +30,7 @@ class KnownCrontab:
     is_ahead: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CronJob:
+class CronJob(Record):
     """A job that a cron item adds.
 
     Args:
@@ -46,8 +44,7 @@ class CronJob:
     skip_if_there: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddedRun:
+class AddedRun(Record):
     """A run that was ours to add; `skipped` if the job of the last one was still there."""
 
     cron_identifier: str

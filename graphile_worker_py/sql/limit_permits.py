@@ -1,18 +1,17 @@
 """What worker pools take of limits and give back: permits to run jobs, tokens to start them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py.options.limits import ConcurrencyLimit, RateLimit
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 
 TOPIC: Final = "limit"
 """Topic of notifications that permits came free, are wanted, or that a limit was changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Permits:
+class Permits(Record, kw_only=False):
     """The answer to a pool that asks for permits, or gives some back.
 
     Args:
@@ -71,8 +70,7 @@ def take_permits(
     return Query(_TAKE, values, lambda rows: Permits(*rows[0]))
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(Record, kw_only=False):
     """The answer to a pool that wants to start jobs.
 
     Args:

@@ -1,13 +1,13 @@
 """The limits of tasks as operators see and set them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, LiteralString
 
 from graphile_worker_py.checks import check_one_of, check_text, check_whole
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import reading
 
 TABLES: Final = ("limits", "limit_permits", "limit_rates")
@@ -22,8 +22,7 @@ class LimitKind(StrEnum):
     """Jobs that start in a time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
+class Limit(Record):
     """A limit of tasks, and how much of it is used.
 
     Attributes:

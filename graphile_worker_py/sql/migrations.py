@@ -1,10 +1,10 @@
 """Which revision the schema has, and the table that records it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 
 LATEST_REVISION: Final = 20
 """The revision that this release installs and works on."""
@@ -14,8 +14,7 @@ BREAKING_REVISIONS: Final = frozenset({1, 3, 11, 13, 14, 16, 19})
 """Revisions on which workers of earlier releases can't work."""
 
 
-@dataclass(frozen=True, slots=True)
-class Revisions:
+class Revisions(Record, kw_only=False):
     """What the database says about its revisions.
 
     Args:
@@ -46,8 +45,7 @@ def read_revisions() -> Query[Revisions]:
     return Query(_READ, (), lambda rows: Revisions(*rows[0]), prepare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Record, kw_only=False):
     """What the catalogs of the database say about the schema.
 
     Args:

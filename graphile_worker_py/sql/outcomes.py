@@ -8,13 +8,14 @@ the same statement: the release of the jobs' queues, and *riders*.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, LiteralString
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 _UNLOCK: Final = """
   update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
@@ -43,8 +44,7 @@ select
 """
 
 
-@dataclass(frozen=True, slots=True)
-class BoundRider:
+class BoundRider(Record, kw_only=False):
     """A statement that rides on the one that records outcomes, for one batch.
 
     Args:

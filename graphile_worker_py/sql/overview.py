@@ -1,13 +1,12 @@
 """The small tables, for people who look: tasks, queues that are locked, the server."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockedQueue:
+class LockedQueue(Record):
     """A queue that a pool has locked, or a person has paused.
 
     Args:

@@ -1,12 +1,12 @@
 """Partitions of tables in the side schema: add those of the next days, and drop old ones."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from psycopg import sql
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 
 LOCK_TIMEOUT: Final = "50ms"
 """How long a chore waits for a lock: statements that come after it wait with it."""
@@ -84,8 +84,7 @@ class Attachment(StrEnum):
     """It was detached, and not dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Partition:
+class Partition(Record, kw_only=False):
     """A partition whose rows are all older than wanted.
 
     Args:

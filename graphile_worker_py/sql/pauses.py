@@ -5,13 +5,13 @@ by a holder that is no pool, and for so long that no sweep frees it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, LiteralString
 
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 
 LEAF: Final = "pausing"
 """Name under which the table is registered in the side schema."""
@@ -56,8 +56,7 @@ class PauseTarget(StrEnum):
     """No Python pool starts a job."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
+class Pause(Record):
     """A pause.
 
     Attributes:

@@ -1,14 +1,13 @@
 """The advisory lock that a pool holds for as long as its listening session lasts."""
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True)
-class PoolLock:
+class PoolLock(Record, kw_only=False):
     """An advisory lock that proves that a pool lives.
 
     Args:

@@ -1,11 +1,11 @@
 """The registered worker pools: register, send heartbeats, and find dead pools."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.pool_locks import PoolLock
 from graphile_worker_py.sql.suspects import HeldJob
 
@@ -51,8 +51,7 @@ class Standing(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class HeartbeatReply:
+class HeartbeatReply(Record, kw_only=False):
     """The answer to a heartbeat.
 
     Args:
@@ -72,8 +71,7 @@ class HeartbeatReply:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolReport:
+class PoolReport(Record):
     """What a pool reports about itself with each heartbeat.
 
     Args:
@@ -207,8 +205,7 @@ def beat(
     return Query(_BEAT, values, read)
 
 
-@dataclass(frozen=True, slots=True)
-class DeadPool:
+class DeadPool(Record, kw_only=False):
     """A pool that was declared dead.
 
     Args:

@@ -7,11 +7,12 @@ seconds ago the job ended.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.suspects import HeldJob
 from graphile_worker_py.sql.task_ids import TaskIds
@@ -196,8 +197,7 @@ def completed_runs(
     return BoundRider(_COMPLETED, (*values, *columns), covers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedRun:
+class EndedRun(Record):
     """An attempt that ended, and not with success; see `JobRun` and the top of this module."""
 
     job_id: int

@@ -1,7 +1,7 @@
 """Runs: a row for each attempt that ended, written with its outcome, and how they are read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -18,6 +18,7 @@ from graphile_worker_py.checks import (
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job import EARLIEST, LATEST, from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import Moment, as_moment, reading
 
 DEFAULT_LIMIT: Final = 100
@@ -45,8 +46,7 @@ class RunOutcome(StrEnum):
     """The worker process died while the job was running."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRun:
+class JobRun(Record):
     """An attempt of a job that ended.
 
     Attributes:

@@ -4,12 +4,12 @@ A job that has begun its last attempt is marked too, with 0 crashes, where its p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 
 # A job that is already a suspect counts another crash only if the dead pool had started it. Jobs
 # that it had only fetched keep their count.
@@ -101,8 +101,7 @@ def forget_marks(worker_schema: str, pool_ids: Sequence[str]) -> Query[None]:
     return Query(_FORGET_MARKS, (worker_schema, list(pool_ids)), no_result, prepare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldJob:
+class HeldJob(Record, kw_only=False):
     """A job that a dead pool has locked.
 
     Args:

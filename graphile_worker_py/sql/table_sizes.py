@@ -1,13 +1,13 @@
 """How much room the tables take, and what keeps the server from cleaning them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableSize:
+class TableSize(Record):
     """A table, with all its partitions.
 
     Args:

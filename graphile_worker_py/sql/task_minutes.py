@@ -7,7 +7,6 @@ before it, so a percentile is off by an eighth at most.
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import orjson
 from graphile_worker_py.checks import check_seconds, check_text
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps, no_result
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import Moment, as_moment, reading
 
 SMALLEST_BUCKET: Final = 1e-4
@@ -38,8 +38,7 @@ def longest_of(bucket: int) -> float:
     return _BOUNDS[min(bucket, LAST_BUCKET - 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Percentiles:
+class Percentiles(Record, kw_only=False):
     """Lengths of time, in seconds, that a half, 95 % and 99 % of the runs did not exceed."""
 
     p50: float
@@ -67,23 +66,25 @@ def _percentile(histogram: Mapping[int, int], rank: float) -> float:
     raise AssertionError("unreachable")
 
 
-@dataclass(slots=True, kw_only=True)
 class TaskMinute:
     """What was counted of a task in a minute.
 
-    Attributes:
+    Args:
         task: Identifier of the task.
         minute: Its begin, in seconds since 1970.
+
+    Attributes:
         outcomes: How many runs ended in which way.
         wait: How many runs waited so long, by the number of the bucket.
         run: How many runs took so long.
     """
 
-    task: str
-    minute: int
-    outcomes: Counter[str] = field(default_factory=Counter)
-    wait: Counter[int] = field(default_factory=Counter)
-    run: Counter[int] = field(default_factory=Counter)
+    def __init__(self, *, task: str, minute: int) -> None:
+        self.task = task
+        self.minute = minute
+        self.outcomes: Counter[str] = Counter()
+        self.wait: Counter[int] = Counter()
+        self.run: Counter[int] = Counter()
 
     def add(self, other: "TaskMinute") -> None:
         """Add what was counted elsewhere."""
@@ -177,8 +178,7 @@ def _as_json(histogram: Mapping[int, int]) -> str:
     return orjson.dumps({str(bucket): runs for bucket, runs in histogram.items()}).decode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskStats:
+class TaskStats(Record):
     """How the jobs of a task ended in a step of time.
 
     Attributes:

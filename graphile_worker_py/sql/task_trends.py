@@ -1,7 +1,7 @@
 """The counters of tasks over a range of time, added up by one statement: by step, and by task."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Final
 
@@ -9,11 +9,11 @@ import orjson
 
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import reading
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trend:
+class Trend(Record):
     """How jobs ended, of all tasks in a step of time, or of one task in the whole range.
 
     Args:

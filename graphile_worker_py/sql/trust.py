@@ -1,10 +1,10 @@
 """Which roles could run code as ours in a schema, because they own it or a part of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 
 # Reads only the catalogs: reading a table or view of the schema might run code of its owner.
 # Memberships are followed here because pg_has_role says yes to superusers for every role.
@@ -76,8 +76,7 @@ order by 1, 2, 3
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Stranger:
+class Stranger(Record, kw_only=False):
     """A part of a schema that is not trusted.
 
     Args:

@@ -5,10 +5,10 @@ few. Expired rows are deleted in small chunks when new ones are written.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 from graphile_worker_py.postgres.query import Query, no_result
+from graphile_worker_py.records import Record
 
 LEAF: Final = "web"
 MIGRATIONS: Final[Sequence[Sequence[LiteralString]]] = (
@@ -45,8 +45,7 @@ KEPT: Final = 24 * 3600.0
 """Seconds that answers are kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditRow:
+class AuditRow(Record):
     """A change: when, by whom, what.
 
     Args:
@@ -131,8 +130,7 @@ def read_audit(
     return Query(_READ_AUDIT, (worker_schema, job_id, before, limit), read, prepare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Record):
     """A stored answer.
 
     Args:

@@ -6,13 +6,14 @@ window ends is part of the answer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import BIGINT_MAX
 from graphile_worker_py.job import JOB_COLUMNS
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 
@@ -20,8 +21,7 @@ WINDOW: Final = 20_000
 """How many ids a statement looks at."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class Filter(Record):
     """Which jobs are wanted; conditions that are given must all hold.
 
     Args:
@@ -58,8 +58,7 @@ class Filter:
         return all(getattr(self, field.name) is None for field in fields(self))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Window(Record):
     """Jobs that a filter found in a window of ids, the newest first.
 
     Args:
@@ -197,8 +196,7 @@ from bounds
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matches:
+class Matches(Record):
     """Ids that a filter found in a window.
 
     Args:

@@ -10,7 +10,6 @@ The task's own statements and the one that completes the job are one transaction
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from time import perf_counter
@@ -23,6 +22,7 @@ from graphile_worker_py.errors import GraphileWorkerError, JobLostError
 from graphile_worker_py.outcomes import Completed, Settled
 from graphile_worker_py.postgres.blocking import run_blocking
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.held_jobs import is_held
 from graphile_worker_py.sql.time_limits import wait_shortly
 
@@ -46,8 +46,7 @@ class Completion(StrEnum):
     """It was."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompletingStatement:
+class CompletingStatement(Record, kw_only=False):
     """The statement that completes a job; it returns the ids of jobs that were still the pool's.
 
     Args:

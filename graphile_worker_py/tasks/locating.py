@@ -3,15 +3,14 @@
 import inspect
 import operator
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.importing import private_directory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskPlace:
+class TaskPlace(Record):
     """Where another process finds the function of a task.
 
     Attributes:

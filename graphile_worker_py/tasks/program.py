@@ -6,17 +6,16 @@ import operator
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import ConfigurationError, GraphileWorkerError
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.importing import import_fault, import_named
 from graphile_worker_py.tasks.injection import NO_STATE, State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetUp:
+class SetUp(Record):
     """A call of `setup` that has been made.
 
     Attributes:
@@ -28,8 +27,7 @@ class SetUp:
     path: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provided:
+class Provided(Record):
     """What the program provides for its tasks.
 
     Attributes:

@@ -1,6 +1,6 @@
 """The health of a worker pool, for probes and people."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 
@@ -9,6 +9,7 @@ from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.events import Events
 from graphile_worker_py.postgres.masking import masked_text
+from graphile_worker_py.records import Record
 from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.workers.listener import NoEchoError
 from graphile_worker_py.workers.local_queue import Fetch
@@ -23,8 +24,7 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class Health(Record):
     """The state of a worker pool at one moment.
 
     Attributes:

@@ -1,7 +1,6 @@
 """The parts of a worker pool, made and connected, not running yet."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from graphile_worker_py.executors.executor import Executors
 from graphile_worker_py.fleet.followers import Followers
@@ -11,6 +10,7 @@ from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
 from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.workers.fetcher import Fetcher
 from graphile_worker_py.workers.holdings import Holdings
@@ -23,8 +23,7 @@ from graphile_worker_py.workers.team import Team
 from graphile_worker_py.workers.watchdog import Watchdog
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Parts(Record):
     """The parts of one pool; see `wiring` for how they are connected.
 
     Attributes:

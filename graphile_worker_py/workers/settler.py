@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Final
@@ -28,6 +28,7 @@ from graphile_worker_py.plugins import Rider
 from graphile_worker_py.postgres.outages import backoff_for
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.records import Record
 from graphile_worker_py.schema.rights import check_visible
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
@@ -46,8 +47,7 @@ PostgreSQL takes no message above 1 GB.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Statement:
+class _Statement(Record, kw_only=False):
     """How one kind of outcome is recorded.
 
     Args:

@@ -1,16 +1,15 @@
 """How long a worker pool waits for answers, and for tasks to end."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from graphile_worker_py.backoff import Backoff
+from graphile_worker_py.records import Record
 
 RECONNECT: Final = Backoff(shortest=0.1, longest=40.0, factor=2.7)
 DEAF: Final = Backoff(shortest=60.0, longest=600.0, factor=2.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waits:
+class Waits(Record):
     """Seconds that a worker pool waits. They are no options: only tests need other values.
 
     Attributes:

@@ -21,11 +21,11 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from graphile_worker_py.records import Record
 from graphile_worker_py.workers.waits import Waits
 
 EXIT_STANDSTILL: Final = 70
@@ -41,8 +41,7 @@ _OURS: Final = str(Path(__file__).parent.parent)
 _LOOP: Final = re.compile(r"[/\\](asyncio|uvloop)[/\\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(Record, kw_only=False):
     """How far the fetching of jobs has come.
 
     Attributes:
