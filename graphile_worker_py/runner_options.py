@@ -191,6 +191,19 @@ _CHECKS: Final = {
 }
 
 
+def _given(options: RunnerOptions) -> dict[str, Any]:
+    """The options that are set, after checks of all that need no other option."""
+    names = RunnerOptions.__annotations__
+    unknown = set(options) - set(names)
+    if unknown:
+        raise config.unknown_option(min(unknown), sorted(names))
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, check in _CHECKS.items():
+        if name in given:
+            check(name, given[name])
+    return given
+
+
 class Setup:
     """The checked options of a runner, and the parts that are built from them.
 
@@ -206,17 +219,8 @@ class Setup:
         waits: Waits | None = None,
         once: bool = False,
     ) -> None:
-        names = RunnerOptions.__annotations__
-        unknown = set(options) - set(names)
-        if unknown:
-            raise config.unknown_option(min(unknown), sorted(names))
-        given: dict[str, Any] = {
-            name: value for name, value in options.items() if value is not None
-        }
+        given = _given(options)
         self._source = config.source(source, AsyncConnectionPool)
-        for name, check in _CHECKS.items():
-            if name in given:
-                check(name, given[name])
         logger: logging.Logger = given.get("logger", logging.getLogger("graphile_worker_py"))
         self.logger = keeping_fields(logger)
         self.events: Events = given.get("events", Events())

@@ -1,5 +1,9 @@
 """The `web` command: HTTP API and pages."""
 
+import importlib
+from collections.abc import Callable
+from functools import partial
+
 import click
 
 from graphile_worker_py.cli.exits import EXIT_USAGE, exit_with, told_clearly
@@ -66,15 +70,11 @@ def web(
     Without authentication it listens on this machine only, and prints a link that is good for one
     log-in.
     """
-    try:
-        from graphile_worker_py.web import app as building
-        from graphile_worker_py.web import serving
-        from graphile_worker_py.web.settings import Settings
-    except ModuleNotFoundError as error:
-        exit_with(
-            f"the package {error.name} is missing: pip install 'graphile-worker-py[web]'",
-            EXIT_USAGE,
-        )
+    _check_installed()
+    from graphile_worker_py.web import app as building
+    from graphile_worker_py.web import serving
+    from graphile_worker_py.web.settings import Settings
+
     door = serving.choose_door(
         host=host,
         user=user,
@@ -85,20 +85,27 @@ def web(
     )
     app = building.build(
         connection,
-        Settings(
-            schema=schema,
-            read_only=True if read_only else None,
-            audit_retention=audit_retention,
-        ),
+        Settings(schema=schema, read_only=read_only or None, audit_retention=audit_retention),
         door=door,
         hosts=serving.hosts_for(host, door, allowed_hosts),
     )
-
-    def ready(at: int) -> None:
-        link = serving.link_of(door, host, at)
-        click.echo(link)
-        if opens:
-            click.launch(link)
-
+    ready = partial(_show_link, partial(serving.link_of, door, host), opens)
     forwarding = () if trust_header is not None else trusted_proxies
     run_in_loop(serving.serve(app, host=host, port=port, ready=ready, trusted_proxies=forwarding))
+
+
+def _show_link(link_of: Callable[[int], str], opens: bool, port: int) -> None:
+    link = link_of(port)
+    click.echo(link)
+    if opens:
+        click.launch(link)
+
+
+def _check_installed() -> None:
+    try:
+        importlib.import_module("graphile_worker_py.web.app")
+    except ModuleNotFoundError as error:
+        exit_with(
+            f"the package {error.name} is missing: pip install 'graphile-worker-py[web]'",
+            EXIT_USAGE,
+        )

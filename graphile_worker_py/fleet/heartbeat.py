@@ -134,8 +134,7 @@ class Heartbeat:
         self._has_row = False
         self._late_at = math.inf
         self._failures = self._misses = 0
-        self._turn = asyncio.Lock()
-        self._wake = asyncio.Event()
+        self._turn, self._wake = asyncio.Lock(), asyncio.Event()
         self._left_locks: bool | None = None  # until it is closed
 
     @property

@@ -283,6 +283,10 @@ def _pool_reasons(job: JobFacts, living: Sequence[RegisteredPool]) -> Iterator[R
         if job.task:
             yield _task_unknown(job.task, living)
         return
+    yield from _reasons_with_task(job, with_task)
+
+
+def _reasons_with_task(job: JobFacts, with_task: Sequence[RegisteredPool]) -> Iterator[Reason]:
     allowing = [pool for pool in with_task if not set(job.flags) & set(pool.forbidden_flags or ())]
     if not allowing:
         forbidden = {flag for pool in with_task for flag in pool.forbidden_flags or ()}

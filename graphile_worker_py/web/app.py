@@ -112,11 +112,20 @@ def create_app(
         links=dict(links or {}),
         audit_retention=audit_retention,
     )
+    return _behind_door(dsn_or_pool, databases, settings, authorize)
+
+
+def _behind_door(
+    source: str | AsyncPool | None,
+    databases: Mapping[str, str | AsyncPool] | None,
+    settings: Settings,
+    authorize: Authorize | None,
+) -> FastAPI:
     door: Door = TokenDoor() if authorize is None else HostDoor(authorize)
     hosts = LOOPBACK if authorize is None else None
     if databases is None:
-        return build(dsn_or_pool, settings, door=door, hosts=hosts)
-    if dsn_or_pool is not None or not databases:
+        return build(source, settings, door=door, hosts=hosts)
+    if source is not None or not databases:
         raise ConfigurationError("give either one database, or at least one in databases")
     return build_many(databases, settings, door=door, hosts=hosts)
 

@@ -115,20 +115,18 @@ class LocalQueue:
         self._events = events
         self._mode = Mode.STARTING
         self._stored: deque[Job] = deque()
-        self._stored_since = 0.0
+        self._stored_since = self._next_poll = 0.0
         self._waiting: deque[asyncio.Future[Job | None]] = deque()
         # Whether there is a reason to fetch at once, apart from announcements.
         self._due = True
         self._announced = Announcements()
         # Whether the last fetch brought as many jobs as it asked for.
         self._plenty = False
-        self._next_poll = 0.0
         self._failures = 0
         # In how many fetches in a row another transaction had locked a queue with due jobs.
         self._hidden = 0
         self._changed = asyncio.Event()
-        self._stopped = asyncio.Event()
-        self._closed = asyncio.Event()
+        self._stopped, self._closed = asyncio.Event(), asyncio.Event()
 
     @property
     def mode(self) -> Mode:

@@ -126,6 +126,13 @@ FAIL: Final = _Statement("fail", _fail, _simpler, lambda settled: _failure(settl
 CANCEL: Final = _Statement("cancel", _complete)
 SNOOZE: Final = _Statement("snooze", _snooze)
 RETURN: Final = _Statement("return", _return)
+STATEMENTS: Final[dict[type[Outcome], _Statement]] = {
+    Completed: COMPLETE,
+    Failed: FAIL,
+    Cancelled: CANCEL,
+    Snoozed: SNOOZE,
+    Returned: RETURN,
+}
 
 
 REFUSALS: Final = ("22", "23", "27", "44", "P0")
@@ -172,27 +179,20 @@ class Settler:
         self._events = events
         self._logger = logger
         self._broken = broken
-        self._completed = self._batcher(COMPLETE, options.complete_job_batch_delay)
-        self._failed = self._batcher(FAIL, options.fail_job_batch_delay)
-        self._cancelled = self._batcher(CANCEL, 0.0)
-        self._snoozed = self._batcher(SNOOZE, 0.0)
-        self._returned = self._batcher(RETURN, 0.0)
         self.returned: list[Job] = []
         """Jobs that were cut off, or must not begin, and were returned."""
-        self._batchers = (
-            self._completed,
-            self._failed,
-            self._cancelled,
-            self._snoozed,
-            self._returned,
-        )
-        self._put: dict[type[Outcome], Callable[[Settled], None]] = {
-            Completed: self._completed.put,
-            Failed: self._failed.put,
-            Cancelled: self._cancelled.put,
-            Snoozed: self._snoozed.put,
-            Returned: self._put_returned,
+        delays: dict[type[Outcome], float] = {
+            Completed: options.complete_job_batch_delay,
+            Failed: options.fail_job_batch_delay,
         }
+        self._batchers = {
+            kind: self._batcher(statement, delays.get(kind, 0.0))
+            for kind, statement in STATEMENTS.items()
+        }
+        self._put: dict[type[Outcome], Callable[[Settled], None]] = {
+            kind: batcher.put for kind, batcher in self._batchers.items()
+        }
+        self._put[Returned] = self._put_returned
 
     def _batcher(self, statement: _Statement, delay: float) -> Batcher[Settled]:
         async def write(batch: Sequence[Settled]) -> None:
@@ -203,21 +203,18 @@ class Settler:
     def parts(self) -> list[tuple[Awaitable[None], str]]:
         """The coroutines that must run for outcomes to be recorded, and what each does."""
         return [
-            (self._completed.run(), "complete jobs"),
-            (self._failed.run(), "fail jobs"),
-            (self._cancelled.run(), "cancel jobs"),
-            (self._snoozed.run(), "snooze jobs"),
-            (self._returned.run(), "return jobs"),
+            (batcher.run(), f"{STATEMENTS[kind].verb} jobs")
+            for kind, batcher in self._batchers.items()
         ]
 
     @property
     def unrecorded(self) -> int:
         """How many outcomes are not recorded yet."""
-        return sum(batcher.unwritten for batcher in self._batchers)
+        return sum(batcher.unwritten for batcher in self._batchers.values())
 
     def close(self) -> None:
         """Let the parts end once every outcome is recorded."""
-        for batcher in self._batchers:
+        for batcher in self._batchers.values():
             batcher.close()
 
     def record(self, job: Job, outcome: Outcome, duration: float = 0.0) -> None:
@@ -226,7 +223,7 @@ class Settler:
 
     def _put_returned(self, settled: Settled) -> None:
         self.returned.append(settled[0])
-        self._returned.put(settled)
+        self._batchers[Returned].put(settled)
 
     def completion(self, batch: Sequence[Settled]) -> CompletingStatement:
         """The statement that records completed jobs, for a transaction of their task."""
