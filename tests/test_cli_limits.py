@@ -1,5 +1,6 @@
 """The command `limits`."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -60,6 +61,29 @@ async def test_limits_are_listed_set_and_cleared_as_the_page_shows(dsn: str) -> 
     assert "50 at once" in call(dsn, "clear", "stripe")
     assert "there is no breaker 'paypal'" in call(dsn, "reset", "paypal", code=2)
     assert "there is no limit 'paypal'" in call(dsn, "set", "paypal", "1", code=2)
+
+
+async def test_a_limit_with_a_key_is_listed_with_what_each_value_may_have(dsn: str) -> None:
+    await run_migrations(dsn, side_schema=True)
+    go_on = asyncio.Event()
+
+    @task("export", limits=[ConcurrencyLimit(2, key="tenant")])
+    async def export(_payload: Any) -> None:
+        await go_on.wait()
+
+    async with Runner(dsn, tasks=[export], concurrent_jobs=4) as runner, WorkerUtils(dsn) as utils:
+        for _ in range(3):
+            await utils.add_job("export", {"tenant": "a"})
+
+        async def reached() -> bool:
+            return [limit.state for limit in await utils.limits()] == ["full"]
+
+        await eventually(reached)
+        assert "2 at once for each tenant" in call(dsn)
+        (listed,) = json.loads(call(dsn, "--json"))
+        assert (listed["key"], listed["values"]) == ("tenant", {"a": 2})
+        assert listed["pools"] == {runner.pool_id: 2}
+        go_on.set()
 
 
 async def test_a_breaker_is_closed_by_its_name(dsn: str) -> None:

@@ -288,6 +288,7 @@ def test_a_worker_role_has_the_rights_that_a_worker_needs_and_no_more(roles: Rol
         "changes": ["select", "insert", "update"],
         "limits": ["select", "insert", "update"],
         "limit_permits": everything,
+        "limit_leases": everything,
         "limit_rates": ["select", "insert", "update"],
         "breakers": ["select", "insert", "update"],
     }

@@ -122,5 +122,6 @@ def _show(found: Sequence[Limit], *, as_json: bool) -> None:
 
 def _number(limit: Limit) -> str:
     if limit.kind is LimitKind.CONCURRENCY:
-        return f"{limit.amount:g} at once"
+        by = "" if limit.key is None else f" for each {limit.key}"
+        return f"{limit.amount:g} at once{by}"
     return f"{limit.amount:g} in {limit.per:g} s, {limit.burst} at once"

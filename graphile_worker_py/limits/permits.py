@@ -226,13 +226,20 @@ class PoolPermits:
         if not self._permits and answer.permits:
             self._busy_since = self._now()
         self._permits, self._answer = answer.permits, answer
-        numbers = (answer.least_declared, answer.most_declared)
-        if numbers[0] != numbers[1] and numbers != self._warned and not answer.is_set:
-            logger.warning(
-                "Limit %r is %d in one version of the code and %d in another one that runs; the "
-                "smaller one counts",
-                self.name,
-                *numbers,
-                extra={"pool_id": self._pool.pool_id},
-            )
-        self._warned = numbers
+        self._warned = warn_if_versions_differ(self.name, answer, self._warned, pool=self._pool)
+
+
+def warn_if_versions_differ(
+    name: str, answer: Permits, warned: tuple[int, int] | None, *, pool: Any
+) -> tuple[int, int]:
+    """Warn once of each two numbers that versions of the code have; returns the numbers."""
+    numbers = (answer.least_declared, answer.most_declared)
+    if numbers[0] != numbers[1] and numbers != warned and not answer.is_set:
+        logger.warning(
+            "Limit %r is %d in one version of the code and %d in another one that runs; the "
+            "smaller one counts",
+            name,
+            *numbers,
+            extra={"pool_id": pool.pool_id},
+        )
+    return numbers

@@ -13,9 +13,10 @@ from psycopg import AsyncConnection
 from graphile_worker_py import aio
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.job import Job
+from graphile_worker_py.limits.keys import KeyedLimit, KeyedLook
 from graphile_worker_py.limits.permits import PoolPermits
 from graphile_worker_py.limits.tokens import PoolTokens
-from graphile_worker_py.options.limits import ConcurrencyLimit, limits_of
+from graphile_worker_py.options.limits import RateLimit, limits_of
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.plugins import FetchRequest
 from graphile_worker_py.postgres.outages import is_outage
@@ -46,18 +47,39 @@ class Group:
         tasks: Their identifiers.
         permits: The limits of jobs at once; none in the group of unlimited tasks.
         tokens: The rates.
+        keys: The limits of jobs at once of each value.
+        look: How these are fetched; None without such limits.
         look_from: The loop's time before which nothing is looked for.
     """
 
     tasks: frozenset[str]
     permits: Sequence[PoolPermits] = ()
     tokens: Sequence[PoolTokens] = ()
+    keys: Sequence[KeyedLimit] = ()
+    look: KeyedLook | None = None
     look_from: float = 0.0
 
     @property
-    def limits(self) -> list[PoolPermits | PoolTokens]:
+    def is_limited(self) -> bool:
+        """Whether its tasks have limits."""
+        return bool(self.permits or self.tokens or self.keys)
+
+
+@dataclass(slots=True)
+class _Limits:
+    """The limits of a task."""
+
+    permits: list[PoolPermits] = field(default_factory=list)
+    tokens: list[PoolTokens] = field(default_factory=list)
+    keys: list[KeyedLimit] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[PoolPermits | PoolTokens | KeyedLimit]:
         """All of them."""
-        return [*self.permits, *self.tokens]
+        return [*self.permits, *self.tokens, *self.keys]
+
+
+_NO_LIMITS: Final = _Limits()
 
 
 @dataclass(slots=True)
@@ -91,7 +113,8 @@ class PoolLimits:
         self._pool = pool
         self._permits: dict[str, PoolPermits] = {}
         self._tokens: dict[str, PoolTokens] = {}
-        self._by_task: dict[str, tuple[list[PoolPermits], list[PoolTokens]]] = {}
+        self._keys: dict[str, KeyedLimit] = {}
+        self._by_task: dict[str, _Limits] = {}
         self._make(pool.tasks)
         self._groups: dict[frozenset[str], list[Group]] = {}
         self._first = 0
@@ -110,16 +133,20 @@ class PoolLimits:
         for identifier, name, limit in named:
             sharing[type(limit), name].append(identifier)
         for identifier, name, limit in named:
-            permits, tokens = self._by_task.setdefault(identifier, ([], []))
+            limits = self._by_task.setdefault(identifier, _Limits())
             sharers = sorted(sharing[type(limit), name])
-            if isinstance(limit, ConcurrencyLimit):
-                if name not in self._permits:
-                    self._permits[name] = PoolPermits(name, limit, tasks=sharers, pool=self._pool)
-                permits.append(self._permits[name])
-            else:
+            if isinstance(limit, RateLimit):
                 if name not in self._tokens:
                     self._tokens[name] = PoolTokens(name, limit, tasks=sharers, pool=self._pool)
-                tokens.append(self._tokens[name])
+                limits.tokens.append(self._tokens[name])
+            elif limit.key is None:
+                if name not in self._permits:
+                    self._permits[name] = PoolPermits(name, limit, tasks=sharers, pool=self._pool)
+                limits.permits.append(self._permits[name])
+            else:
+                if name not in self._keys:
+                    self._keys[name] = KeyedLimit(name, limit, tasks=sharers, pool=self._pool)
+                limits.keys.append(self._keys[name])
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -154,7 +181,7 @@ class PoolLimits:
     ) -> None:
         room = request.count
         try:
-            allowed = await self._allowed(group, room) if group.limits else room
+            allowed = await self._allowed(group, room) if group.is_limited else room
         except (psycopg.Error, OSError) as error:
             for permits in group.permits:
                 permits.fetched([], room=room)
@@ -167,13 +194,18 @@ class PoolLimits:
             return
         began = self._now()
         try:
-            fetched = await proceed(replace(request, tasks=group.tasks, count=allowed))
+            allowed_request = replace(request, tasks=group.tasks, count=allowed)
+            if group.look is None:
+                fetched = await proceed(allowed_request)
+            else:
+                fetched = await group.look.fetch(allowed_request, proceed)
         except BaseException:
             for permits in group.permits:
                 permits.fetched([], room=room)
             raise
         took = self._now() - began
-        if not fetched.jobs and took > SLOW_LOOK and not self._pool.once:
+        is_looking = group.look is not None
+        if not fetched.jobs and took > SLOW_LOOK and not is_looking and not self._pool.once:
             group.look_from = self._now() + REST * took
         go_on = await self._note(group, fetched.jobs, room)
         found.add(fetched, more=go_on or (fetched.more and allowed == room))
@@ -182,7 +214,7 @@ class PoolLimits:
         """How many jobs of a group may be fetched."""
         if not self.ready or self._now() < self._broken_until:
             return 0
-        allowed = room
+        allowed = 0 if any(each.is_paused for each in group.keys) else room
         for tokens in group.tokens:
             tokens.is_short = False
         for permits in group.permits:
@@ -201,7 +233,8 @@ class PoolLimits:
                 await tokens.fetched(len(jobs), room=room)
             except (psycopg.Error, OSError) as error:
                 self._failed(error)
-        asks = [each.next_ask() for each in group.limits if each.backlog]
+        limits: list[PoolPermits | PoolTokens] = [*group.permits, *group.tokens]
+        asks = [each.next_ask() for each in limits if each.backlog]
         now = self._now()
         return bool(asks) and bool(jobs) and all(at is not None and at <= now for at in asks)
 
@@ -217,8 +250,14 @@ class PoolLimits:
         )
 
     @property
-    def _all(self) -> list[PoolPermits | PoolTokens]:
-        return [*self._permits.values(), *self._tokens.values()]
+    def _looks(self) -> list[KeyedLook]:
+        groups = (group for grouping in self._groups.values() for group in grouping)
+        return [group.look for group in groups if group.look is not None]
+
+    @property
+    def _looking(self) -> list[PoolPermits | KeyedLimit]:
+        """The limits of jobs at once, which read the database beside fetches."""
+        return [*self._permits.values(), *self._keys.values()]
 
     @property
     def _about(self) -> dict[str, str]:
@@ -247,12 +286,14 @@ class PoolLimits:
     def _grouped(self, tasks: frozenset[str]) -> list[Group]:
         limited: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
         for task in sorted(tasks):
-            permits, tokens = self._by_task.get(task, ([], []))
-            limited[tuple(sorted(map(id, (*permits, *tokens))))].append(task)
-        return [
-            Group(frozenset(names), *self._by_task.get(names[0], ([], [])))
-            for names in limited.values()
-        ]
+            limits = self._by_task.get(task, _NO_LIMITS)
+            limited[tuple(sorted(map(id, limits.all)))].append(task)
+        return [self._group(names) for names in limited.values()]
+
+    def _group(self, names: Sequence[str]) -> Group:
+        limits = self._by_task.get(names[0], _NO_LIMITS)
+        look = KeyedLook(limits.keys, pool=self._pool) if limits.keys else None
+        return Group(frozenset(names), limits.permits, limits.tokens, limits.keys, look)
 
     # What follows.
 
@@ -260,9 +301,10 @@ class PoolLimits:
         """Note that outcomes are recorded, and fetch what waits for the permits of these jobs."""
         freed = 0
         for job, *_ in batch:
-            if job.task_identifier in self._by_task:
-                for permits in self._by_task[job.task_identifier][0]:
-                    freed += permits.ended(job.id) and permits.backlog
+            limits = self._by_task.get(job.task_identifier, _NO_LIMITS)
+            freed += bool(limits.keys) and any(look.waits for look in self._looks)
+            for permits in limits.permits:
+                freed += permits.ended(job.id) and permits.backlog
         if freed:
             self._pool.nudge(freed)
         self._changed.set()
@@ -272,7 +314,7 @@ class PoolLimits:
         if said is not None and said.get("p") == self._pool.pool_id:
             return
         name = None if said is None else said.get("n")
-        for each in self._all:
+        for each in (*self._looking, *self._tokens.values()):
             if name in (None, each.name):
                 each.hear()
         self._changed.set()
@@ -281,9 +323,10 @@ class PoolLimits:
     async def beat(self, conn: AsyncConnection[Any]) -> None:
         """Read what operators and other pools have changed."""
         wakes = not self.ready
-        for permits in self._permits.values():
-            await permits.refresh(conn)
-            wakes = wakes or (permits.backlog and not permits.is_paused)
+        for limit in self._looking:
+            await limit.refresh(conn)
+        waiting = (each.backlog and not each.is_paused for each in self._permits.values())
+        wakes = wakes or any(waiting)
         self.ready = True
         if wakes:
             self._pool.nudge(1)
@@ -303,13 +346,16 @@ class PoolLimits:
         now = self._now()
         times = [at for at in self._retries() if at > self._seen]
         if self.ready:
-            looks = (each.next_look() for each in self._permits.values())
+            looks = (each.next_look() for each in self._looking)
             times += [max(at, self._broken_until) for at in looks if at is not None]
         return max(0.0, min(times) - now) if times else None
 
     def _retries(self) -> list[float]:
         """When something is to be fetched again that was left alone."""
-        asks = [at for each in self._all if (at := each.next_ask()) is not None]
+        permits = [each.next_ask() for each in self._permits.values()]
+        tokens = [each.next_ask() for each in self._tokens.values()]
+        looks = [each.next_ask() for each in self._looks]
+        asks = [at for at in (*permits, *tokens, *looks) if at is not None]
         rests = [group.look_from for groups in self._groups.values() for group in groups]
         return [*asks, *rests, self._broken_until]
 
@@ -319,8 +365,8 @@ class PoolLimits:
         self._seen = now
         if self.ready and now >= self._broken_until:
             try:
-                for permits in self._permits.values():
-                    await permits.look()
+                for limit in self._looking:
+                    await limit.look()
             except (psycopg.Error, OSError) as error:
                 self._failed(error)
         if is_due:

@@ -122,7 +122,7 @@ def explain_facts(
     can_crash = pools is not None and job.locked_by is None
     crashes = (yield facts.read_crashes(schema, job_id)) if can_crash else 0
     paused = (yield from readable_pauses(schema)) if can_crash else []
-    limited = (yield from limits_reached(schema, job.task)) if can_crash else []
+    limited = (yield from limits_reached(schema, job.task, job_id)) if can_crash else []
     return Explanation(
         job_id=job_id,
         state=job.state,

@@ -1,9 +1,15 @@
 """Which limits of its task keep a job from starting."""
 
+from typing import Final
+
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql.breakers import Breaker, known_breakers
+from graphile_worker_py.sql.keyed_jobs import value_of
 from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
+
+LONGEST_SHOWN: Final = 100
+"""Characters of a value that are shown."""
 
 
 def readable_limits(schema: str) -> Steps[list[Limit]]:
@@ -22,31 +28,50 @@ def readable_breakers(schema: str) -> Steps[list[Breaker]]:
         return []
 
 
-def limits_reached(schema: str, task: str) -> Steps[list[tuple[str, str]]]:
-    """Read what lets no job of a task start now, limits and breakers: the facts, and what to do.
+def limits_reached(schema: str, task: str, job_id: int) -> Steps[list[tuple[str, str]]]:
+    """Read what lets a job of a task not start now, limits and breakers: facts, and what to do.
 
     Nothing where the tables are missing, or the role may not read them.
     """
     limits = yield from readable_limits(schema)
     breakers = yield from readable_breakers(schema)
-    told = [
-        (_fact(each, reason), _remedy(each))
-        for each in limits
-        if task in each.tasks and (reason := waiting_reason(each)) is not None
-    ]
+    told = []
+    for each in limits:
+        if task in each.tasks:
+            reason = yield from _reason(each, job_id)
+            told += [] if reason is None else [(_fact(each, reason), _remedy(each))]
     return told + [
         _broken(each) for each in breakers if task in each.tasks and each.open_for is not None
     ]
 
 
+def _reason(limit: Limit, job_id: int) -> Steps[str | None]:
+    """Why a limit does not let a job start now; None if it does."""
+    if limit.key is None or limit.state not in ("full", "draining"):
+        return waiting_reason(limit)
+    value = yield value_of(job_id, limit.key)
+    if value is None or limit.values.get(value, 0) < limit.amount:
+        return None
+    return _reached_by(limit, value)
+
+
+def _reached_by(limit: Limit, value: str) -> str:
+    running = f"{limit.values[value]} of {limit.amount:g} jobs at once run"
+    if not value:
+        return f"{running} that have nothing at {limit.key!r}"
+    return f"{running} with {value[:LONGEST_SHOWN]!r} at {limit.key!r}"
+
+
 def waiting_reason(limit: Limit) -> str | None:
-    """Why a limit lets no job start now; None if it lets one start."""
+    """Why a limit lets no job start now, of one value at least; None if it lets one start."""
     if limit.state == "free":
         return None
     if limit.amount == 0:
         return "the limit is 0"
     if limit.kind is LimitKind.RATE:
         return f"{limit.amount:g} jobs may start in {limit.per:g} s, and all tokens are used up"
+    if limit.key is not None:
+        return _reached_by(limit, next(iter(limit.values)))
     return f"{limit.in_use} of {limit.amount:g} jobs at once are in use"
 
 

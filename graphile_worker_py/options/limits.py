@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import field
 from typing import Any, Final, TypeAlias
 
 from graphile_worker_py.checks import check_seconds, check_text, check_whole
@@ -10,6 +11,12 @@ from graphile_worker_py.records import Record
 
 LONGEST_NAME: Final = 128
 """Characters of a limit's name."""
+LONGEST_KEY: Final = 128
+"""Characters of what tells jobs of a limit apart."""
+FLAG_KEY: Final = "flag:"
+"""With this a key begins that is found in the flags of jobs."""
+MOST_KEYS: Final = 4
+"""Limits with a key that a task may have."""
 FULL_USE: Final = 0.25
 """A rate without `burst` may save up the starts of this many seconds."""
 SLOWEST: Final = 1e-6
@@ -22,7 +29,11 @@ class ConcurrencyLimit(Record, kw_only=False):
 
     Args:
         amount: Most jobs at once; 0 pauses the tasks.
-        name: Tasks whose limits have one name share it; None means the identifier of the task.
+        name: Tasks whose limits have one name share it. None means the identifier of the task, and
+            with `key` the identifier, a colon and the key.
+        key: Counts the jobs of each value apart: `"tenant"` is a field of the payload,
+            `"customer.id"` a field of a field, and `"flag:tenant="` what follows `tenant=` in a
+            flag of the job. Jobs without a value count together. None counts all jobs together.
 
     Raises:
         ConfigurationError: A value is not allowed.
@@ -30,10 +41,13 @@ class ConcurrencyLimit(Record, kw_only=False):
 
     amount: int
     name: str | None = None
+    key: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_whole("the amount of a ConcurrencyLimit", self.amount, smallest=0)
         _check_name("ConcurrencyLimit", self.name)
+        if self.key is not None:
+            _check_key(self.key)
 
 
 class RateLimit(Record, kw_only=False):
@@ -121,15 +135,20 @@ def check_limits(name: str, value: object) -> None:
     """Check the limits of a task: a list, with one of each kind and name."""
     if not isinstance(value, Iterable) or isinstance(value, str | bytes):
         raise ConfigurationError(f"{name} must be a list of {_KINDS}, not {value!r}")
-    seen: set[tuple[type, str | None]] = set()
+    seen: set[tuple[type, str | None, str | None]] = set()
+    keyed = 0
     for each in value:
         if not isinstance(each, LIMITS):
             raise ConfigurationError(f"{name} must be a list of {_KINDS}; got {each!r}")
-        key = (type(each), each.name)
-        if key in seen:
+        key = key_of(each)
+        keyed += key is not None
+        kind = (type(each), each.name, key if each.name is None else None)
+        if kind in seen:
             named = "without a name" if each.name is None else f"named {each.name!r}"
             raise ConfigurationError(f"{name} has two of {type(each).__name__} {named}")
-        seen.add(key)
+        seen.add(kind)
+    if keyed > MOST_KEYS:
+        raise ConfigurationError(f"{name} may have {MOST_KEYS} limits with a key, not {keyed}")
 
 
 _KINDS: Final = "ConcurrencyLimit(...) and RateLimit(...)"
@@ -137,7 +156,16 @@ _KINDS: Final = "ConcurrencyLimit(...) and RateLimit(...)"
 
 def limits_of(identifier: str, limits: Iterable[TaskLimit]) -> list[tuple[str, TaskLimit]]:
     """The limits of a task with their names; one without a name has that of the task."""
-    return [(identifier if each.name is None else each.name, each) for each in limits]
+    return [(each.name or _own_name(identifier, key_of(each)), each) for each in limits]
+
+
+def key_of(limit: TaskLimit) -> str | None:
+    """What a limit tells jobs apart by; None if it does not."""
+    return limit.key if isinstance(limit, ConcurrencyLimit) else None
+
+
+def _own_name(identifier: str, key: str | None) -> str:
+    return identifier if key is None else f"{identifier}:{key}"
 
 
 def check_agreement(settings: Iterable[tuple[str, Iterable[TaskLimit]]]) -> None:
@@ -184,10 +212,22 @@ def check_breakers(settings: Iterable[tuple[str, CircuitBreaker | None]]) -> Non
 
 def _values(limit: TaskLimit) -> tuple[object, ...]:
     if isinstance(limit, ConcurrencyLimit):
-        return (limit.amount,)
+        return (limit.amount,) if limit.key is None else (limit.amount, limit.key)
     return (limit.rate, limit.per, limit.most_at_once)
 
 
 def _check_name(kind: str, name: object) -> None:
     if name is not None:
         check_text(f"name of a {kind}", name, shortest=1, longest=LONGEST_NAME)
+
+
+def _check_key(key: object) -> None:
+    what = "key of a ConcurrencyLimit"
+    text = check_text(what, key, shortest=1, longest=LONGEST_KEY)
+    if text == FLAG_KEY:
+        raise ConfigurationError(f"{what} must name the flag, such as 'flag:tenant=', not {key!r}")
+    if not text.startswith(FLAG_KEY) and not all(text.split(".")):
+        raise ConfigurationError(
+            f"{what} must be a field of the payload, such as 'tenant' or 'customer.id', or "
+            f"'flag:' and how a flag begins, not {key!r}"
+        )

@@ -14,8 +14,9 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.outcomes import Settled
+from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.records import Record
-from graphile_worker_py.sql.get_jobs import Fetched
+from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.pools import DeadPool
 from graphile_worker_py.tasks.context import JobContext
@@ -43,12 +44,15 @@ class FetchRequest(Record):
         count: Most jobs to lock.
         forbidden_flags: Jobs with one of these flags are not fetched; None forbids no flag.
         tasks: Identifiers of the tasks whose jobs are fetched.
+        lock: Makes the statement that locks the jobs. Parts of this package have others; it is not
+            for plugins of users, because it has to know the tables.
     """
 
     pool_id: str
     count: int
     forbidden_flags: Sequence[str] | None
     tasks: frozenset[str]
+    lock: Callable[..., Query[Fetched | None]] = get_jobs
 
 
 class PartEnd(StrEnum):

@@ -11,7 +11,7 @@ from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
 from graphile_worker_py.sql.task_ids import TaskIds
 
-_KNOWN: Final = """
+KNOWN: Final = """
 known as materialized (
   select pg_catalog.count(*) = pg_catalog.cardinality($2::pg_catalog.int4[]) as is_right
   from :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks
@@ -20,6 +20,31 @@ known as materialized (
       pg_catalog.array_position($2::pg_catalog.int4[], tasks.id)
     ]
 ),
+"""
+
+# The jobs `next` become those of the pool.
+TAKEN: Final = (
+    """
+taken as (
+  update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+  set attempts = job.attempts + 1,
+    locked_by = $1::pg_catalog.text,
+    locked_at = pg_catalog.now()
+  where job.id = any (array(select next.id from next))
+  returning """  # noqa: S608  # all parts are constants
+    + fragments.JOB
+    + """
+)"""
+)
+LOCKED: Final = """
+locked as (
+  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
+  set locked_by = $1::pg_catalog.text,
+    locked_at = pg_catalog.now()
+  where queues.id = any (
+    array(select taken.job_queue_id from taken where taken.job_queue_id is not null)
+  )
+)
 """
 
 # Step by step:
@@ -53,7 +78,7 @@ known as materialized (
 # that compares all with all. See also the settings in planning.py.
 _GET_JOBS: Final = (
     "with "  # noqa: S608  # all parts are constants
-    + _KNOWN
+    + KNOWN
     + """
 sight as materialized (
   select
@@ -136,25 +161,11 @@ next as (
   select unqueued.id, unqueued.priority, unqueued.run_at from unqueued
   order by priority, run_at
   limit $3::pg_catalog.int4
-),
-taken as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
-  set attempts = job.attempts + 1,
-    locked_by = $1::pg_catalog.text,
-    locked_at = pg_catalog.now()
-  where job.id = any (array(select next.id from next))
-  returning """
-    + fragments.JOB
-    + """
-),
-locked as (
-  update :GRAPHILE_WORKER_SCHEMA._private_job_queues as queues
-  set locked_by = $1::pg_catalog.text,
-    locked_at = pg_catalog.now()
-  where queues.id = any (
-    array(select taken.job_queue_id from taken where taken.job_queue_id is not null)
-  )
-),
+),"""
+    + TAKEN
+    + ","
+    + LOCKED
+    + """,
 found as (
   select
     1 * exists (select from sight where sight.job_queue_id is not null)::pg_catalog.int4
@@ -182,7 +193,7 @@ order by taken.priority, taken.run_at, taken.id
 # else, and many times longer beside an old transaction, to which the jobs may still be visible.
 _GET_FURTHER_JOBS: Final = (
     "with "  # noqa: S608  # all parts are constants
-    + _KNOWN
+    + KNOWN
     + """
 next as materialized (
   select jobs.id
@@ -197,17 +208,9 @@ next as materialized (
   order by jobs.priority, jobs.run_at
   limit $3::pg_catalog.int4
   for update skip locked
-),
-taken as (
-  update :GRAPHILE_WORKER_SCHEMA._private_jobs as job
-  set attempts = job.attempts + 1,
-    locked_by = $1::pg_catalog.text,
-    locked_at = pg_catalog.now()
-  where job.id = any (array(select next.id from next))
-  returning """
-    + fragments.JOB
+),"""
+    + TAKEN
     + """
-)
 select taken.*
 from taken
 order by taken.priority, taken.run_at, taken.id

@@ -70,6 +70,20 @@ def take_permits(
     return Query(_TAKE, values, lambda rows: Permits(*rows[0]))
 
 
+_SET_KEY: Final = """
+update graphile_worker_py.limits as limits
+set key = $3::pg_catalog.text
+where limits.worker_schema = $1::pg_catalog.text
+  and limits.name = $2::pg_catalog.text
+  and limits.key is distinct from $3::pg_catalog.text
+"""
+
+
+def set_key(worker_schema: str, name: str, key: str | None) -> Query[None]:
+    """Note what a limit tells jobs apart by; None if it counts all together."""
+    return Query(_SET_KEY, (worker_schema, name, key), no_result, prepare=False)
+
+
 class Tokens(Record, kw_only=False):
     """The answer to a pool that wants to start jobs.
 

@@ -1,6 +1,8 @@
 """The limits of tasks as operators see and set them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Final, LiteralString
 
@@ -10,7 +12,10 @@ from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.records import Record
 from graphile_worker_py.sql.side_tables import reading
 
-TABLES: Final = ("limits", "limit_permits", "limit_rates")
+TABLES: Final = ("limits", "limit_permits", "limit_rates", "limit_leases")
+
+MOST_VALUES: Final = 100
+"""Values of a limit with a key that are listed."""
 
 
 class LimitKind(StrEnum):
@@ -34,9 +39,13 @@ class Limit(Record):
         per: Seconds; None for jobs at once.
         burst: Most starts at once after a quiet time; None for jobs at once.
         in_use: Permits that the pools have for jobs at once, or tokens that are used up. A pool
-            has a permit for each job that it has locked, and keeps unused ones for a second.
+            has a permit for each job that it has locked, and keeps unused ones for a second. With
+            a key, the jobs that are locked.
         tasks: Identifiers of the tasks that have it, as far as pools have reported them.
-        pools: Permits of each pool.
+        pools: Permits of each pool; with a key, its jobs.
+        key: What it tells jobs apart by; None if it counts all jobs together.
+        values: With a key, how many jobs of each value are locked: those that have most come
+            first, at most 100.
     """
 
     name: str
@@ -49,6 +58,13 @@ class Limit(Record):
     in_use: int
     tasks: list[str]
     pools: dict[str, int]
+    key: str | None = None
+    values: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def most_in_use(self) -> int:
+        """How much is used of what `amount` limits: with a key, by the value that has most."""
+        return self.in_use if self.key is None else max(self.values.values(), default=0)
 
     @property
     def state(self) -> str:
@@ -57,9 +73,9 @@ class Limit(Record):
             return "paused"
         if self.kind is LimitKind.RATE:
             return "full" if self.in_use >= (self.burst or 1) else "free"
-        if self.in_use > self.amount:
+        if self.most_in_use > self.amount:
             return "draining"
-        return "full" if self.in_use == self.amount else "free"
+        return "full" if self.most_in_use == self.amount else "free"
 
 
 # Permits of pools whose jobs were freed no longer count, although their rows may still be there.
@@ -67,7 +83,8 @@ _READ: Final = """
 select limits.name, 'concurrency', coalesce(limits.set_amount, held.declared, limits.amount),
   coalesce(held.declared, limits.amount), limits.set_amount, null::pg_catalog.float8,
   null::pg_catalog.int4, coalesce(held.permits, 0), limits.tasks,
-  coalesce(held.pools, '{}'), coalesce(held.each, '{}')
+  coalesce(held.pools, '{}'), coalesce(held.each, '{}'), limits.key,
+  coalesce(leased.keys, '{}'), coalesce(leased.pools, '{}')
 from graphile_worker_py.limits as limits
 left join lateral (
   select pg_catalog.min(permits.declared) as declared, pg_catalog.sum(permits.permits) as permits,
@@ -82,6 +99,16 @@ left join lateral (
       where pools.pool_id = permits.pool_id and pools.unlocked_at is null
     )
 ) as held on true
+left join lateral (
+  select pg_catalog.array_agg(leases.key) as keys, pg_catalog.array_agg(leases.pool_id) as pools
+  from graphile_worker_py.limit_leases as leases
+  where leases.worker_schema = limits.worker_schema
+    and leases.name = limits.name
+    and exists (
+      select from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+      where jobs.id = leases.job_id and jobs.locked_by = leases.pool_id
+    )
+) as leased on limits.key is not null
 where limits.worker_schema = $1::pg_catalog.text
 union all
 select rates.name, 'rate', coalesce(rates.set_rate, rates.rate), rates.rate, rates.set_rate,
@@ -91,7 +118,7 @@ select rates.name, 'rate', coalesce(rates.set_rate, rates.rate), rates.rate, rat
       rates.full_at - extract(epoch from pg_catalog.clock_timestamp())::pg_catalog.float8
     ) * coalesce(rates.set_rate, rates.rate) / rates.per)))::pg_catalog.int4
   else rates.burst end,
-  rates.tasks, '{}', '{}'
+  rates.tasks, '{}', '{}', null, '{}', '{}'
 from graphile_worker_py.limit_rates as rates
 where rates.worker_schema = $1::pg_catalog.text
 order by 1, 2
@@ -99,23 +126,28 @@ order by 1, 2
 
 
 def _read(rows: list[tuple[Any, ...]]) -> list[Limit]:
-    return [
-        Limit(
-            name=name,
-            kind=LimitKind(kind),
-            amount=amount,
-            declared=declared,
-            set_amount=set_amount,
-            per=per,
-            burst=burst,
-            in_use=int(in_use),
-            tasks=tasks,
-            pools=dict(zip(pools, permits, strict=True)),
-        )
-        for name, kind, amount, declared, set_amount, per, burst, in_use, tasks, pools, permits in (
-            rows
-        )
-    ]
+    return [_limit(*row) for row in rows]
+
+
+def _limit(*row: Any) -> Limit:
+    name, kind, amount, declared, set_amount, per, burst, in_use, tasks, *held = row
+    pools, permits, key, keys_leased, pools_leased = held
+    return Limit(
+        name=name,
+        kind=LimitKind(kind),
+        amount=amount,
+        declared=declared,
+        set_amount=set_amount,
+        per=per,
+        burst=burst,
+        in_use=int(in_use) if key is None else len(keys_leased),
+        tasks=tasks,
+        pools=dict(zip(pools, permits, strict=True))
+        if key is None
+        else dict(Counter(pools_leased)),
+        key=key,
+        values=dict(Counter(keys_leased).most_common(MOST_VALUES)),
+    )
 
 
 def read_limits(worker_schema: str) -> Steps[list[Limit]]:

@@ -99,6 +99,8 @@ def as_json(limit: Limit) -> dict[str, Any]:
         "waiting_reason": waiting_reason(limit),
         "tasks": limit.tasks,
         "pools": limit.pools,
+        "key": limit.key,
+        "values": limit.values,
     }
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -158,23 +158,15 @@ class Fetcher:
         tasks = frozenset(request.tasks)
         if not tasks:
             return Fetched([], more=False)
+        if request.lock is not get_jobs:
+            return await self._lock_known(request, tasks, {})
         scan = self._scan_of(tasks)
         now = asyncio.get_running_loop().time
         began = now()
         queues_freed = self._holdings.queues_freed
         resumes = began < scan.until and scan.queues_freed == queues_freed
         after, scan.place = scan.place if resumes else None, None
-        fetched = await self._lock(request, tasks, after)
-        if fetched is None:
-            logger.warning(
-                "Ids of tasks have changed: the schema was installed again, or rows of tasks were "
-                "deleted. Registering the tasks again",
-                extra={"pool_id": self._pool_id},
-            )
-            await self.register_tasks(self._connection.run)
-            fetched = await self._lock(request, tasks, after) or Fetched([], more=False)
-        if self._has_plugins:
-            self._holdings.withhold(fetched.jobs)
+        fetched = await self._lock_known(request, tasks, {"after": after})
         if after is None:
             took = now() - began
             resume_for = self._waits.resume_for(took, jobs=len(fetched.jobs))
@@ -185,16 +177,32 @@ class Fetcher:
             scan.place, scan.queues_freed = (last.priority, last.run_at), queues_freed
         return fetched
 
+    async def _lock_known(
+        self, request: FetchRequest, tasks: frozenset[str], where: Mapping[str, Any]
+    ) -> Fetched:
+        fetched = await self._lock(request, tasks, where)
+        if fetched is None:
+            logger.warning(
+                "Ids of tasks have changed: the schema was installed again, or rows of tasks were "
+                "deleted. Registering the tasks again",
+                extra={"pool_id": self._pool_id},
+            )
+            await self.register_tasks(self._connection.run)
+            fetched = await self._lock(request, tasks, where) or Fetched([], more=False)
+        if self._has_plugins:
+            self._holdings.withhold(fetched.jobs)
+        return fetched
+
     async def _lock(
-        self, request: FetchRequest, tasks: frozenset[str], after: Place | None
+        self, request: FetchRequest, tasks: frozenset[str], where: Mapping[str, Any]
     ) -> Fetched | None:
-        query = get_jobs(
+        query = request.lock(
             pool_id=self._pool_id,
             task_ids=self._ids_of(tasks),
             count=request.count,
             forbidden_flags=request.forbidden_flags,
             now=self._database.now(),
-            after=after,
+            **where,
         )
         with self._holdings.locking():
             return await self._connection.run(query)

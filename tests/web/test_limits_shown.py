@@ -1,6 +1,7 @@
 """Limits on the pages and in the API."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -98,6 +99,30 @@ async def test_only_operators_of_this_site_may_change_a_limit(limited: str, dsn:
             problem(await client.delete(URL, params={"name": "stripe/a"}, headers=headers), 403)
             assert (await client.post("/limits", data=form, headers=headers)).status_code == 403
         assert (await client.post(URL, json=given, headers=operator)).json()["amount"] == 2
+
+
+async def test_a_limit_with_a_key_shows_which_values_have_most(
+    dsn: str, client: httpx.AsyncClient
+) -> None:
+    begun, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    @task("export", limits=[ConcurrencyLimit(2, key="tenant")])
+    async def export(_payload: Any) -> None:
+        begun.release()
+        await go_on.wait()
+
+    async with Runner(dsn, tasks=[export], concurrent_jobs=4), WorkerUtils(dsn) as utils:
+        for tenant in ("<b>large", "<b>large", "small"):
+            await utils.add_job("export", {"tenant": tenant})
+        for _ in range(3):
+            await begun.acquire()
+        (item,) = (await client.get(URL)).json()["items"]
+        assert (item["key"], item["values"]) == ("tenant", {"<b>large": 2, "small": 1})
+        assert item["waiting_reason"] == "2 of 2 jobs at once run with '<b>large' at 'tenant'"
+        text = (await client.get("/limits")).text
+        assert re.search(r"&lt;b&gt;large</span>\s+\(2\)", text)
+        assert "3 by 2" in text
+        go_on.set()
 
 
 async def test_without_tables_of_limits_the_page_is_empty_and_a_change_gets_503(

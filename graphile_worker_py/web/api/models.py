@@ -192,6 +192,10 @@ class LimitOut(BaseModel):
     waiting_reason: str | None = Field(description="Why further jobs wait, if they do.")
     tasks: list[str]
     pools: dict[str, int] = Field(description="Permits of each pool that holds some.")
+    key: str | None = Field(description="What it tells jobs apart by; null if it does not.")
+    values: dict[str, int] = Field(
+        description="With a key, how many jobs of each value run: at most 100, the most first."
+    )
 
 
 class LimitsOut(BaseModel):
