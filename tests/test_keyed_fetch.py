@@ -7,7 +7,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import RawCursor
 
@@ -133,6 +133,7 @@ steps = st.one_of(
 )
 
 
+@settings(max_examples=30)
 @given(program=st.lists(steps, min_size=5, max_size=25))
 def test_a_fetch_takes_all_that_the_limit_allows_and_no_more_whatever_happens(
     session: Session, program: list[tuple[Any, ...]]

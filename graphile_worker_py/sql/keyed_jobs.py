@@ -1,7 +1,6 @@
 """Fetching under limits that count the jobs of each value of a key apart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import IntFlag
 from functools import lru_cache
@@ -289,8 +288,7 @@ class InSight(IntFlag):
     DEEPER = 16
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedFetched(Fetched):
+class KeyedFetched(Fetched, kw_only=False):
     """The result of a fetch under limits with a key.
 
     Args:
