@@ -2,12 +2,26 @@
 
 import asyncio
 import os
+import socket
 import sys
 import threading
 import weakref
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol
+
+
+class _Connection(Protocol):
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def pgconn(self) -> Any: ...
+
+    def fileno(self) -> int: ...
+
 
 _origins: "weakref.WeakSet[Origin]" = weakref.WeakSet()
+_kept: dict[int, _Connection] = {}
 
 
 class Origin:
@@ -54,9 +68,47 @@ class Origin:
             ready.rotate(1)  # before what was to be called next
 
 
+@contextmanager
+def ending_forks() -> Iterator[None]:
+    """End a fork that leaves the block, which is for the process that has entered it to leave."""
+    origin = Origin()
+    try:
+        yield
+    finally:
+        if origin.is_left:
+            origin.end()
+
+
+@contextmanager
+def kept_from_forks(conn: _Connection) -> Iterator[None]:
+    """Let no fork send anything by a connection, for the block, such as a commit or its end.
+
+    A fork that leaves the block ends.
+    """
+    _kept[id(conn)] = conn
+    try:
+        with ending_forks():
+            yield
+    finally:
+        del _kept[id(conn)]
+
+
+def _cut_off(conn: _Connection) -> None:
+    """Close a connection in this process only: what that sends leads nowhere."""
+    if conn.closed:
+        return
+    nowhere, other_end = socket.socketpair()
+    with nowhere:
+        other_end.close()
+        os.dup2(nowhere.fileno(), conn.fileno(), inheritable=False)
+    conn.pgconn.finish()
+
+
 def _leave_all() -> None:
     for origin in list(_origins):
         origin.leave()
+    for conn in list(_kept.values()):
+        _cut_off(conn)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from graphile_worker_py import Events, JobContext, Runner, WorkerUtils, task
+from graphile_worker_py import Events, JobContext, Runner, SyncJobContext, WorkerUtils, task
 from graphile_worker_py.events import JobComplete, PoolListenError
 
 WAYS = ("return", "raise", "exit", "exit text")
@@ -105,6 +105,46 @@ async def connected(payload: Any, ctx: JobContext) -> None:
 
 
 @task
+async def completes(payload: Any, ctx: JobContext) -> None:
+    """Fork in the transaction that completes the job, and leave it in the fork."""
+    async with ctx.transaction() as conn:
+        await conn.execute("insert into done select 1")
+        if forks(f"completes {payload}"):
+            end(payload)
+
+
+@task
+async def commits(payload: Any, ctx: JobContext) -> None:
+    """Leave a transaction in the fork."""
+    async with ctx.connection() as conn:
+        async with conn.transaction():
+            forked = forks("commits")
+            await conn.execute("insert into done select 1")
+        if forked:
+            said("a fork has committed")
+
+
+@task(executor="thread")
+def thread_completes(payload: Any, ctx: SyncJobContext) -> None:
+    """Fork in the transaction that completes the job, and leave it in the fork."""
+    with ctx.transaction() as conn:
+        conn.execute("insert into done select 1")
+        if forks(f"thread completes {payload}"):
+            end(payload)
+
+
+@task(executor="thread")
+def thread_commits(payload: Any, ctx: SyncJobContext) -> None:
+    """Leave a transaction in the fork."""
+    with ctx.connection() as conn:
+        with conn.transaction():
+            forked = forks("thread commits")
+            conn.execute("insert into done select 1")
+        if forked:
+            said("a fork has committed")
+
+
+@task
 async def adds(payload: Any, ctx: JobContext) -> None:
     """Use the context in the fork."""
     if forks("adds"):
@@ -137,6 +177,10 @@ TASKS: dict[str, Any] = {
     "nothing_given": nothing_given,
     "waits": waits,
     "connected": connected,
+    "completes": completes,
+    "commits": commits,
+    "thread_completes": thread_completes,
+    "thread_commits": thread_commits,
     "adds": adds,
     "last": last,
     "final": final,
@@ -156,8 +200,10 @@ async def main(dsn: str) -> None:
             done.set()
 
     events.subscribe(JobComplete, completed)
-    jobs = [(name, way) for name in ("thread", "inline", "loop", "connected") for way in WAYS]
-    jobs += [(name, "") for name in ("nothing_given", "waits", "adds", "thread_adds")]
+    names = ("thread", "inline", "loop", "connected", "completes", "thread_completes")
+    jobs = [(name, way) for name in names for way in WAYS]
+    others = ("nothing_given", "waits", "commits", "thread_commits", "adds", "thread_adds")
+    jobs += [(name, "") for name in others]
     runner = Runner(
         dsn,
         tasks=TASKS,

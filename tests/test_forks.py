@@ -91,12 +91,13 @@ def test_the_fork_of_a_task_ends_without_a_word_and_the_worker_goes_on(
     statuses = {"return": 0, "raise": 1, "exit": 7, "exit text": 1}
     ends = {
         f"{name} {way}": status
-        for name in ("thread", "inline", "loop", "connected")
+        for name in ("thread", "inline", "loop", "connected", "completes", "thread completes")
         for way, status in statuses.items()
     }
-    ends |= {"nothing given": 1, "waits": 1, "adds": 1, "thread adds": 1}
+    ends |= dict.fromkeys(("nothing given", "waits", "adds", "thread adds"), 1)
+    ends |= dict.fromkeys(("commits", "thread commits"), 1)
     expected: list[Any] = [[name, status] for name, status in ends.items()]
     expected += 2 * [["GraphileWorkerError"]] + [["connected", [1]], ["final"]]
     assert sorted(said, key=str) == sorted(expected, key=str)
-    assert len(Jobs(dsn).query("select n from done")) == len(statuses)
+    assert len(Jobs(dsn).query("select n from done")) == 3 * len(statuses) + 2
     assert Jobs(dsn).ids() == []

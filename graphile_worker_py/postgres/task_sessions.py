@@ -24,7 +24,7 @@ from psycopg.rows import tuple_row
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import one_line
-from graphile_worker_py.forks import Origin
+from graphile_worker_py.forks import kept_from_forks
 from graphile_worker_py.postgres.connecting import AsyncPool, configure_like
 from graphile_worker_py.postgres.idle import has_ended
 from graphile_worker_py.records import Record
@@ -120,7 +120,6 @@ class TaskSessions:
     def __init__(self, pool: AsyncPool, *, keep: bool) -> None:
         self._pool = pool
         self._keep = keep
-        self._origin = Origin()
         self._idle: deque[_Session] = deque()
         self._turns = asyncio.Semaphore(pool.max_size) if keep else None
 
@@ -137,11 +136,8 @@ class TaskSessions:
             conn = session.conn
             try:
                 async with conn:
-                    try:
+                    with kept_from_forks(conn):
                         yield conn
-                    finally:
-                        if self._origin.is_left:
-                            self._origin.end()  # before it sends COMMIT
             except psycopg.Error as error:
                 # As in `Database.connection`.
                 if isinstance(error, errors.ReadOnlySqlTransaction):

@@ -19,6 +19,7 @@ import psycopg
 from psycopg import AsyncConnection, Connection
 
 from graphile_worker_py.errors import GraphileWorkerError, JobLostError
+from graphile_worker_py.forks import ending_forks
 from graphile_worker_py.outcomes import Completed, Settled
 from graphile_worker_py.postgres.blocking import run_blocking
 from graphile_worker_py.postgres.query import Query
@@ -160,7 +161,8 @@ async def completing(running: "RunningJob", conn: AsyncConnection[Any]) -> Async
     with _underway(running):
         try:
             async with conn.transaction():
-                yield
+                with ending_forks():
+                    yield
                 await complete(running, conn)
                 is_complete = True
         except (psycopg.OperationalError, OSError):
@@ -183,7 +185,8 @@ def completing_in_thread(
     with _underway(running):
         try:
             with conn.transaction():
-                yield
+                with ending_forks():
+                    yield
                 complete_in_thread(running, conn)
                 is_complete = True
         except (psycopg.OperationalError, OSError):

@@ -20,6 +20,7 @@ from psycopg import (
 )
 
 from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.forks import kept_from_forks
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.connecting import connection_target
@@ -106,7 +107,10 @@ class SyncJobContext:
         dsn, kwargs = self.wait(connection_target(pool))
         if "cursor_factory" in kwargs:
             kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
-        with Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn:
+        with (
+            Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn,
+            kept_from_forks(conn),
+        ):
             yield conn
 
     @contextmanager
