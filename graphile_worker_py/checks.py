@@ -21,6 +21,8 @@ LARGEST_AMOUNT: Final = sys.float_info.max
 LONGEST: Final = 1e9
 """Seconds, about thirty years: within the range of clocks and of PostgreSQL's intervals."""
 HIGHEST_PORT: Final = 65535
+MOST_PROCESSES: Final = 1000
+"""A slip of the keyboard must not take a whole machine's memory."""
 AUTO: Final = "auto"
 
 
@@ -138,13 +140,20 @@ def _bytes_of(text: str) -> float:
         return math.inf
 
 
-def check_whole(name: str, value: object, *, smallest: int, or_else: str = "") -> int:
-    """Check a whole number; the upper bound is that of PostgreSQL's integers."""
+def check_whole(
+    name: str,
+    value: object,
+    *,
+    smallest: int,
+    largest: int = LARGEST_WHOLE,
+    or_else: str = "",
+) -> int:
+    """Check a whole number; without `largest`, the bound is that of PostgreSQL's integers."""
     if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
         allowed = f"a whole number of at least {smallest} {or_else}".rstrip()
         raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
-    if value > LARGEST_WHOLE:
-        raise ConfigurationError(f"{name} must be at most {LARGEST_WHOLE}, not {value!r}")
+    if value > largest:
+        raise ConfigurationError(f"{name} must be at most {largest}, not {value!r}")
     return value
 
 
@@ -242,7 +251,8 @@ def check_port(name: str, value: object) -> None:
 def check_processes(name: str, value: object) -> None:
     """Check a number of processes."""
     if value != AUTO:
-        check_whole(name, value, smallest=1, or_else=f"or {AUTO!r} for one per processor core")
+        or_else = f"or {AUTO!r} for one per processor core"
+        check_whole(name, value, smallest=1, largest=MOST_PROCESSES, or_else=or_else)
 
 
 def check_filled(name: str, value: object) -> None:

@@ -246,7 +246,8 @@ def test_defaults_are_left_to_the_runner(tmp_path: Path) -> None:
             'forbidden_flags = ["eu", "\\u0000"]',
             f"{OWN}: forbidden_flags[1] '\\x00' contains U+0000",
         ),
-        ("concurrent_jobs = 2147483648", f"{OWN}: concurrent_jobs must be at most 2147483647, not"),
+        ("concurrent_jobs = 100001", f"{OWN}: concurrent_jobs must be at most 100000, not 100001"),
+        ("processes = 1001", f"{OWN}: processes must be at most 1000, not 1001"),
         ("log_level = 'loud'", f"{OWN}: log_level must be one of debug, info, warning, error, not"),
         (
             "tasks = 'a'\ntask_directory = 'b'",

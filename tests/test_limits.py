@@ -299,6 +299,7 @@ def test_settings_that_can_not_be_kept_are_refused_at_the_start(dsn: str) -> Non
         (lambda: RateLimit(0), "above 0"),
         (lambda: RateLimit(float("inf")), "finite"),
         (lambda: RateLimit(float("nan")), "above 0"),
+        (lambda: RateLimit(10**400), "finite"),
         (lambda: RateLimit(1, per=0), "above 0"),
         (lambda: RateLimit(1, burst=0), "at least 1"),
         (lambda: ConcurrencyLimit(1, name=""), "name of a ConcurrencyLimit"),

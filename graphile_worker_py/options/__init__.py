@@ -41,6 +41,8 @@ ForbiddenFlags = (
 """Flags whose jobs are left to other workers: a list, or a function called before each fetch."""
 
 DEFAULT_SCHEMA: Final = "graphile_worker"
+MOST_CONCURRENT_JOBS: Final = 100_000
+"""Each takes some kilobytes, also while there are no jobs."""
 
 
 _at_least_0: Final = partial(check_whole, smallest=0)
@@ -131,8 +133,8 @@ class WorkerOptions(HistoryOptions):
     concurrent_jobs: int = option(
         1,
         Kind.WHOLE,
-        _at_least_1,
-        "Number of jobs that each process runs at the same time.",
+        partial(check_whole, smallest=1, largest=MOST_CONCURRENT_JOBS),
+        "Number of jobs that each process runs at the same time, at most 100,000.",
         flags=("-j", "--jobs"),
     )
     poll_interval: float = option(

@@ -1,11 +1,15 @@
 """The limits of tasks: how many of their jobs run at once, and how many start in a time."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, Final, TypeAlias
 
-from graphile_worker_py.checks import check_seconds, check_text, check_whole
+from graphile_worker_py.checks import (
+    LARGEST_AMOUNT,
+    check_seconds,
+    check_text,
+    check_whole,
+)
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.records import Record
 
@@ -74,7 +78,8 @@ class RateLimit(Record, kw_only=False):
 
     def __post_init__(self) -> None:
         rate: object = self.rate
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not is_number or not 0 < rate <= LARGEST_AMOUNT:  # type: ignore[operator]
             raise ConfigurationError(
                 f"the rate of a RateLimit must be a number above 0, and finite, not {rate!r}; "
                 f"ConcurrencyLimit(0) pauses a task"

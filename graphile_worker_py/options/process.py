@@ -130,8 +130,8 @@ PROCESS_OPTIONS: Final = (
         kind=Kind.WHOLE,
         default=1,
         check=check_processes,
-        doc="Number of worker processes, each with all of these options. More than one process is "
-        "supervised; `auto` starts one for each processor core.",
+        doc="Number of worker processes, each with all of these options, at most 1,000. More than "
+        "one process is supervised; `auto` starts one for each processor core.",
         flags=("-P", "--processes"),
     ),
     Option(
