@@ -8,11 +8,11 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from graphile_worker_py import EndStatus, JobSpec, Runner, WorkerUtils, run_migrations, run_once
+from graphile_worker_py import EndStatus, JobSpec, WorkerUtils, run_migrations, run_once
 from graphile_worker_py.events import JobComplete
 from graphile_worker_py.history import upkeep
 from tests.support.eventually import eventually
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 FAST: Final[dict[str, Any]] = {"heartbeat_interval": 0.1, "dead_after": 5, "poll_interval": 3600}
 PARTS: Final = """
@@ -69,15 +69,18 @@ def tables(jobs: Jobs) -> set[str]:
     return {row["name"] for row in jobs.query(TABLES)}
 
 
+AWAITED_IN_VAIN = """
+insert into graphile_worker_py.awaited (worker_schema, job_id, job_created_at, until)
+select 'graphile_worker', 1000000 + n, now(), now() + interval '1 day'
+from generate_series(1, %s) as n
+"""
+Hurried = impatient(chores=0.0)
+"""Does chores with each heartbeat."""
+
+
 def gone(jobs: Jobs, job_id: int) -> Callable[[], bool]:
     """Asks whether a job is gone."""
     return lambda: job_id not in jobs.ids()
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let chores be done with each heartbeat."""
-    monkeypatch.setattr(upkeep, "INTERVAL", 0.0)
 
 
 async def test_there_are_partitions_for_the_next_seven_days_of_utc(dsn: str, jobs: Jobs) -> None:
@@ -91,10 +94,8 @@ async def test_there_are_partitions_for_the_next_seven_days_of_utc(dsn: str, job
     assert len(jobs.query(PARTS, "graphile_worker_py.task_minutes")) == 3
 
 
-async def test_the_leader_adds_partitions_that_are_missing(
-    dsn: str, jobs: Jobs, hurried: None
-) -> None:
-    async with Runner(dsn, tasks={"work": work}, **FAST) as runner:
+async def test_the_leader_adds_partitions_that_are_missing(dsn: str, jobs: Jobs) -> None:
+    async with Hurried(dsn, tasks={"work": work}, **FAST) as runner:
         await eventually(lambda: runner.health().leads)
         before = tables(jobs)
         newest = max(name for name in before if name.startswith("runs_failed"))
@@ -103,14 +104,12 @@ async def test_the_leader_adds_partitions_that_are_missing(
         assert runner.health().plugin_failures == 0
 
 
-async def test_old_partitions_are_dropped_and_others_are_kept(
-    dsn: str, jobs: Jobs, hurried: None
-) -> None:
+async def test_old_partitions_are_dropped_and_others_are_kept(dsn: str, jobs: Jobs) -> None:
     await run_once(dsn, tasks={"work": work})
     old = [*make_old(jobs, 100, 92), *make_old(jobs, 5, table="runs_completed")]
     young = [*make_old(jobs, 89), *make_old(jobs, 2, table="runs_completed")]
     await jobs.in_thread("create table graphile_worker_py.runs_failed_extra ()")
-    async with Runner(dsn, tasks={"work": work}, **FAST) as runner:
+    async with Hurried(dsn, tasks={"work": work}, **FAST) as runner:
         await eventually(lambda: not tables(jobs) & set(old))
         assert set(young) <= tables(jobs)
         assert runner.health().plugin_failures == 0
@@ -119,16 +118,16 @@ async def test_old_partitions_are_dropped_and_others_are_kept(
     ]
 
 
-async def test_the_retention_is_an_option(dsn: str, jobs: Jobs, hurried: None) -> None:
+async def test_the_retention_is_an_option(dsn: str, jobs: Jobs) -> None:
     await run_once(dsn, tasks={"work": work})
     (old,) = make_old(jobs, 3)
     options: Any = {**FAST, "history_retention": {"failed": "1d12h"}}
-    async with Runner(dsn, tasks={"work": work}, **options):
+    async with Hurried(dsn, tasks={"work": work}, **options):
         await eventually(lambda: old not in tables(jobs))
 
 
 async def test_no_outcome_waits_while_a_reader_keeps_an_old_partition_from_being_dropped(
-    dsn: str, jobs: Jobs, hurried: None
+    dsn: str, jobs: Jobs
 ) -> None:
     await run_once(dsn, tasks={"work": work})
     (old,) = make_old(jobs, 100)
@@ -136,7 +135,7 @@ async def test_no_outcome_waits_while_a_reader_keeps_an_old_partition_from_being
     options: Any = {**FAST, "history": "all", "events": told.events}
     with psycopg.connect(dsn) as reader:
         reader.execute("select count(*) from graphile_worker_py.runs")
-        async with Runner(dsn, tasks={"work": work}, **options) as runner:
+        async with Hurried(dsn, tasks={"work": work}, **options) as runner:
             await eventually(lambda: runner.health().leads)
             for count in range(1, 31):
                 began = time.perf_counter()
@@ -163,23 +162,21 @@ async def test_no_outcome_waits_while_a_reader_keeps_an_old_partition_from_being
 
 
 async def test_a_partition_that_was_detached_and_not_dropped_is_dropped(
-    dsn: str, jobs: Jobs, hurried: None
+    dsn: str, jobs: Jobs
 ) -> None:
     await run_once(dsn, tasks={"work": work})
     (old,) = make_old(jobs, 100)
     await jobs.in_thread(
         f"alter table graphile_worker_py.runs_failed detach partition graphile_worker_py.{old}"
     )
-    async with Runner(dsn, tasks={"work": work}, **FAST):
+    async with Hurried(dsn, tasks={"work": work}, **FAST):
         await eventually(lambda: old not in tables(jobs))
 
 
-async def test_a_job_stays_awaited_until_its_end_is_recorded(
-    dsn: str, jobs: Jobs, hurried: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upkeep, "CHUNK", 2)
+async def test_a_job_stays_awaited_until_its_end_is_recorded(dsn: str, jobs: Jobs) -> None:
     await run_migrations(dsn, side_schema=True)
-    async with WorkerUtils(dsn) as utils, Runner(dsn, tasks={"work": work}, **FAST):
+    jobs.query(AWAITED_IN_VAIN, 2 * upkeep.CHUNK + 1)
+    async with WorkerUtils(dsn) as utils, Hurried(dsn, tasks={"work": work}, **FAST):
         later = await utils.add_job("work", {}, run_in=3 * 86400, awaited=True)
         # Three days are longer than a job that has failed for good stays awaited.
         jobs.query("update graphile_worker_py.awaited set until = now() - interval '1 s'")

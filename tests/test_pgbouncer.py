@@ -19,7 +19,6 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
-from graphile_worker_py.history import upkeep
 from tests.support.eventually import eventually
 from tests.support.missing import missing
 from tests.support.pgbouncer import PgBouncer, find_pgbouncer, running_pgbouncer
@@ -251,16 +250,15 @@ async def test_a_restart_of_the_pooler_under_load_loses_nothing(
 
 
 async def test_history_is_kept_and_dropped_through_the_pooler(
-    dsn: str, pooled: Callable[[str], PgBouncer], monkeypatch: pytest.MonkeyPatch
+    dsn: str, pooled: Callable[[str], PgBouncer]
 ) -> None:
-    monkeypatch.setattr(upkeep, "INTERVAL", 0.0)
     await run_migrations(dsn, side_schema=True)
     bouncer, jobs = pooled(dsn), Jobs(dsn)
     jobs.query(OLD_PARTITION)
     newest = jobs.query(NEWEST_PARTITION)[0]["name"]
     await jobs.in_thread(f"drop table {newest}")
     job_id = jobs.add("work")
-    async with Runner(
+    async with impatient(chores=0.0)(
         bouncer.dsn,
         tasks={"work": lambda _payload: None},
         history="all",

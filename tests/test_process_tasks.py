@@ -26,14 +26,15 @@ from graphile_worker_py.events import (
     JobStart,
     JobSuccess,
 )
-from graphile_worker_py.executors import guard, memory, process
+from graphile_worker_py.executors import guard, memory
 from graphile_worker_py.executors.process import TaskMemoryError
+from graphile_worker_py.executors.process_use import ProcessUse
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.loading.directory import load_tasks
 from tests import process_tasks as tasks
 from tests.support.eventually import eventually
 from tests.support.processes import Processes, is_alive
-from tests.support.running import Jobs, Told
+from tests.support.running import Jobs, Told, impatient
 
 ALL = [value for value in vars(tasks).values() if isinstance(value, Task)]
 
@@ -312,13 +313,11 @@ async def test_at_its_memory_limit_it_is_killed(dsn: str, inside: bool) -> None:
 
 
 async def test_memory_that_cannot_be_measured_for_a_moment_fails_no_job(
-    dsn: str, monkeypatch: pytest.MonkeyPatch
+    dsn: str,
 ) -> None:
-    monkeypatch.setattr(memory, "GROUP_AGE", 0)
-    monkeypatch.setattr(process, "MEMORY_INTERVAL", 0.01)
-    monkeypatch.setattr(process, "LOOKS_PER_GROUP", 2)
     jobs, told = Jobs(dsn), Told()
-    async with Runner(dsn, tasks=ALL, events=told.events):
+    often = ProcessUse(look=0.01, looks_per_group=2, group_age=0.0)
+    async with impatient(process_use=often)(dsn, tasks=ALL, events=told.events):
         jobs.add("take", {"bytes": 2**20, "hold": 0, "inside": True})
         await told.seen(JobSuccess)
         jobs.add("take", {"bytes": 2**20, "hold": 1, "inside": True}, max_attempts=1)
@@ -329,50 +328,53 @@ async def test_memory_that_cannot_be_measured_for_a_moment_fails_no_job(
     assert [event.error for event in told.of(JobError)] == []
 
 
-async def test_a_process_that_has_grown_is_not_used_again(
-    dsn: str, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "GROWTH", 30 * 2**20)
-    jobs = Jobs(dsn)
+async def test_a_process_that_has_grown_is_not_used_again(dsn: str, path: Path) -> None:
+    jobs, told = Jobs(dsn), Told()
     for megabytes in (1, 20, 20, 20, 1):
         jobs.add("leak", {"path": str(path), "megabytes": megabytes})
-    await run_once(dsn, tasks=ALL)
+    use = ProcessUse(growth=30 * 2**20)
+    async with impatient(process_use=use)(dsn, tasks=ALL, events=told.events):
+        await told.seen(JobSuccess, count=5)
     one, two, three, four, five = lines(path)
     assert one == two == three != four
     assert four == five
 
 
-async def test_a_process_is_replaced_after_so_many_jobs(
-    dsn: str, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "JOBS_PER_PROCESS", 2)
-    jobs = Jobs(dsn)
+async def test_a_process_is_replaced_after_so_many_jobs(dsn: str, path: Path) -> None:
+    jobs, told = Jobs(dsn), Told()
     for _ in range(4):
         jobs.add("pid", str(path))
-    await run_once(dsn, tasks=ALL)
+    use = ProcessUse(jobs=2)
+    async with impatient(process_use=use)(dsn, tasks=ALL, events=told.events):
+        await told.seen(JobSuccess, count=4)
     one, two, three, four = lines(path)
     assert one == two != three
     assert three == four
 
 
-async def test_a_process_that_was_killed_while_idle_or_is_idle_for_long_is_not_missed(
-    dsn: str, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "IDLE_TIME", 0.3)
+async def test_a_process_without_a_job_is_ended(dsn: str, path: Path) -> None:
+    jobs, told = Jobs(dsn), Told()
+    use = ProcessUse(idle=0.3)
+    async with impatient(process_use=use)(dsn, tasks=ALL, events=told.events):
+        jobs.add("pid", str(path))
+        await told.seen(JobSuccess)
+        first = int(lines(path)[0].split()[0])
+        await eventually(lambda: not is_alive(first))
+        jobs.add("pid", str(path))
+        await told.seen(JobSuccess, count=2)
+    assert int(lines(path)[1].split()[0]) != first
+
+
+async def test_a_process_that_was_killed_while_idle_is_not_missed(dsn: str, path: Path) -> None:
     jobs, told = Jobs(dsn), Told()
     async with Runner(dsn, tasks=ALL, events=told.events):
         jobs.add("pid", str(path))
         await told.seen(JobSuccess)
         first = int(lines(path)[0].split()[0])
-        await eventually(lambda: not is_alive(first))
-        monkeypatch.setattr(process, "IDLE_TIME", 60.0)
+        os.kill(first, signal.SIGKILL)
         jobs.add("pid", str(path))
         await told.seen(JobSuccess, count=2)
-        second = int(lines(path)[1].split()[0])
-        os.kill(second, signal.SIGKILL)
-        jobs.add("pid", str(path))
-        await told.seen(JobSuccess, count=3)
-    assert len({first, second, int(lines(path)[2].split()[0])}) == 3
+    assert int(lines(path)[1].split()[0]) != first
     assert told.of(JobError) == []
 
 
@@ -593,17 +595,14 @@ def test_memory_is_measured_alike_in_both_ways(processes: Processes) -> None:
     wait_until(lambda: memory.resident_of_groups().get(pid, 0) == 0)
 
 
-async def test_one_look_at_all_processes_is_for_all_groups(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_one_look_at_all_processes_is_for_all_groups() -> None:
     looks: list[None] = []
 
     def look() -> dict[int, int]:
         looks.append(None)
         return {1: 10, 2: 20}
 
-    monkeypatch.setattr(memory, "resident_of_groups", look)
-    groups = memory.Groups()
+    groups = memory.Groups(60.0, look)
     async with asyncio.TaskGroup() as group:
         asked = [group.create_task(groups.resident(leader)) for leader in (1, 2, 3)]
     assert [each.result() for each in asked] == [10, 20, 0]

@@ -11,6 +11,7 @@ from graphile_worker_py.errors import TaskTimeoutError
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.executable import Executable, ExecutableExecutor
 from graphile_worker_py.executors.guarding import Guard
+from graphile_worker_py.executors.process_use import ProcessUse
 from graphile_worker_py.executors.thread import Threads
 from graphile_worker_py.executors.time_limit import TimeLimits
 from graphile_worker_py.forks import Origin
@@ -45,6 +46,7 @@ class Executors:
         most_processes: Most processes of tasks at a time.
         observed: Where to report tasks that run on after they were cut off.
         patience: Seconds that a task gets to end after it was cancelled at its time limit.
+        process_use: How long processes of tasks are used.
         exit_codes: Whether executables can discard their jobs by exit codes.
 
     Attributes:
@@ -63,13 +65,14 @@ class Executors:
         most_processes: int,
         observed: Events,
         patience: float,
+        process_use: ProcessUse,
         exit_codes: bool = False,
     ) -> None:
         self.threads = Threads()
         self.time_limits = TimeLimits(observed, patience=patience)
         self._pool = pool
         self._guard = Guard()
-        self._processes = self._process_executor(most_processes)
+        self._processes = self._process_executor(most_processes, process_use)
         large = LargePayloads()
         # What a task forks must neither record an outcome nor run the event loop.
         origin = Origin(asyncio.get_running_loop())
@@ -144,14 +147,18 @@ class Executors:
             case None:
                 return self._on_loop
 
-    def _process_executor(self, most: int) -> "ProcessExecutor | None":
+    def _process_executor(self, most: int, use: ProcessUse) -> "ProcessExecutor | None":
         if not any(task.is_process for task in self._pool.tasks.values()):
             return None
         # A pool without such tasks does not pay for the import.
         from graphile_worker_py.executors.process import ProcessExecutor  # noqa: PLC0415
 
         return ProcessExecutor(
-            self._pool.tasks.values(), most=most, logger=self._pool.logger, guard=self._guard
+            self._pool.tasks.values(),
+            most=most,
+            use=use,
+            logger=self._pool.logger,
+            guard=self._guard,
         )
 
 

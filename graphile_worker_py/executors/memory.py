@@ -6,14 +6,11 @@ import importlib.util
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
 from graphile_worker_py.errors import ConfigurationError
-
-GROUP_AGE: Final = 0.9
-"""Seconds for which a measurement of all processes of the machine is used again."""
 
 _GROUP: Final = 2
 _PAGES: Final = 21
@@ -49,21 +46,28 @@ class Groups:
 
     To measure it, each process of the machine is read, which takes some milliseconds for hundreds
     of them. So that is done in a thread, and one measurement serves all groups.
+
+    Args:
+        age: Seconds for which a measurement is used again.
+        measure: Measures the bytes that the processes of each group hold; None reads those of all
+            processes of the machine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, age: float, measure: Callable[[], dict[int, int]] | None = None) -> None:
+        self._age = age
+        self._measure = resident_of_groups if measure is None else measure
         self._found: dict[int, int] = {}
-        self._looked_at = -GROUP_AGE
+        self._looked_at = -age
         self._looking = asyncio.Lock()
 
     async def resident(self, leader: int) -> int:
         """Bytes that all processes of a group hold; shared memory counts for each of them."""
         clock = asyncio.get_running_loop().time
         async with self._looking:
-            if clock() - self._looked_at >= GROUP_AGE:
+            if clock() - self._looked_at >= self._age:
                 # If no more files or threads are allowed, the last measurement has to do.
                 with suppress(OSError, RuntimeError):
-                    self._found = await asyncio.to_thread(resident_of_groups)
+                    self._found = await asyncio.to_thread(self._measure)
                 self._looked_at = clock()
         return self._found.get(leader, 0)
 

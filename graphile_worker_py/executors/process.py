@@ -3,7 +3,7 @@
 A process is a new interpreter that leads a new process group and session: Ctrl-C in a terminal
 does not reach it, and a signal to the group reaches all processes that it has started. It imports
 the module of a task by name and runs one job after another. It is replaced after
-`JOBS_PER_PROCESS` jobs, when it has grown, or when it was killed. It is not forked from the
+`ProcessUse.jobs` jobs, when it has grown, or when it was killed. It is not forked from the
 worker, whose threads and connections would not survive that.
 
 Why no library: the processes of pebble, loky and the standard library's pool share a pipe and a
@@ -30,6 +30,7 @@ from graphile_worker_py.errors import ConfigurationError, TaskTimeoutError
 from graphile_worker_py.executors import memory, wire
 from graphile_worker_py.executors.guarding import Guard
 from graphile_worker_py.executors.interpreter import END_TIME, STRAY_TIME, Process
+from graphile_worker_py.executors.process_use import ProcessUse
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.processes.ends import end_of
@@ -37,19 +38,8 @@ from graphile_worker_py.tasks.context import JobContext, RunningJob
 from graphile_worker_py.tasks.job_log import Capture
 from graphile_worker_py.tasks.task import Task
 
-JOBS_PER_PROCESS: Final = 1000
-"""Number of jobs that a process runs before a new one takes its place. A new one costs a fifth of a
-second of processor time: with 100 jobs, short ones ran 2.5 times as slowly (measured)."""
-GROWTH: Final = 256 * 1024**2
-"""Bytes that a process may grow by, after its first job, before a new one takes its place."""
-IDLE_TIME: Final = 60.0
-"""Seconds after which a process without a job is ended."""
 START_TIME: Final = 60.0
 """Seconds that a process may take to start, and to import the module of its task."""
-MEMORY_INTERVAL: Final = 0.05
-"""Seconds between two measurements of a process's memory."""
-LOOKS_PER_GROUP: Final = 20
-"""One of this many measurements includes the processes that it has started."""
 
 
 class TaskMemoryError(ProcessTaskError):
@@ -62,6 +52,7 @@ class ProcessExecutor:
     Args:
         tasks: All tasks, those that run elsewhere included.
         most: Most processes at a time.
+        use: How long each is used, and how closely its memory is watched.
         logger: The logger of jobs.
         guard: Kills them if the worker is killed.
 
@@ -71,7 +62,13 @@ class ProcessExecutor:
     """
 
     def __init__(
-        self, tasks: Iterable[Task[Any]], *, most: int, logger: logging.Logger, guard: Guard
+        self,
+        tasks: Iterable[Task[Any]],
+        *,
+        most: int,
+        use: ProcessUse,
+        logger: logging.Logger,
+        guard: Guard,
     ) -> None:
         if not sys.executable:
             raise ConfigurationError(
@@ -81,11 +78,12 @@ class ProcessExecutor:
         if any(task.memory is not None for task in tasks):
             memory.check_supported()
         self._most = most
+        self._use = use
         self._logger = logger
         self._idle: list[Process] = []
         self._all: set[Process] = set()
         self._guard = guard
-        self._groups = memory.Groups()
+        self._groups = memory.Groups(use.group_age)
         self._none_left = asyncio.Event()
         self._numbers = itertools.count(1)
 
@@ -123,13 +121,13 @@ class ProcessExecutor:
             levels=_levels(self._logger, context.log_capture),
         )
         process = await self._take(task)
-        talk = _Talk(process, task, context, self._logger, self._groups)
+        talk = _Talk(process, task, context, self._logger, self._groups, self._use)
         try:
             outcome = await talk.hold(order)
             if outcome is None and process.jobs > 0 and not talk.is_begun:
                 # It had ended while it was idle, or because of what an earlier job left behind.
                 process = await self._take(task, is_fresh=True)
-                talk = _Talk(process, task, context, self._logger, self._groups)
+                talk = _Talk(process, task, context, self._logger, self._groups, self._use)
                 outcome = await talk.hold(order)
         finally:
             # In any case, cancellation included. If the process still runs the job, it is killed.
@@ -185,12 +183,12 @@ class ProcessExecutor:
             return
         process.resident = memory.resident(process.pid)
         process.first_resident = process.first_resident or process.resident
-        has_grown = process.resident > process.first_resident + GROWTH
-        if has_grown or process.jobs >= JOBS_PER_PROCESS:
+        has_grown = process.resident > process.first_resident + self._use.growth
+        if has_grown or process.jobs >= self._use.jobs:
             process.end()
         else:
             self._idle.append(process)
-            process.end_in(IDLE_TIME)
+            process.end_in(self._use.idle)
 
     async def _start(self) -> None:
         await self._guard.stand_by()
@@ -223,6 +221,7 @@ class _Talk:
         context: JobContext,
         logger: logging.Logger,
         groups: memory.Groups,
+        use: ProcessUse,
     ) -> None:
         self.is_begun = False
         self._process = process
@@ -230,6 +229,7 @@ class _Talk:
         self._context = context
         self._logger = logger
         self._groups = groups
+        self._use = use
         self._why: Exception | None = None
 
     async def hold(self, order: wire.Run) -> wire.Done | wire.Failure | None:
@@ -314,7 +314,7 @@ class _Talk:
         pid, looks = self._process.pid, 0
         while True:
             looks += 1
-            is_whole = looks % LOOKS_PER_GROUP == 0
+            is_whole = looks % self._use.looks_per_group == 0
             taken = await self._groups.resident(pid) if is_whole else memory.resident(pid)
             if taken > most:
                 self._why = TaskMemoryError(
@@ -323,7 +323,7 @@ class _Talk:
                 )
                 self._process.kill()
                 return
-            await asyncio.sleep(MEMORY_INTERVAL)
+            await asyncio.sleep(self._use.look)
 
     def _too_late(self) -> Exception:
         if self.is_begun:

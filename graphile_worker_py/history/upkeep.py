@@ -17,8 +17,6 @@ from graphile_worker_py.sql.cancel_jobs import delete_cancelled
 from graphile_worker_py.sql.partitions import Attachment, Partition
 from graphile_worker_py.sql.time_limits import limit_transaction
 
-INTERVAL: Final = 60.0
-"""Seconds between two runs of a chore."""
 CHUNK: Final = 1000
 """Most rows that a statement deletes."""
 MOST_CHUNKS: Final = 30
@@ -68,7 +66,8 @@ def chores(pool: Any) -> list[Chore]:
         "delete cancelled jobs": partial(_delete_cancelled, database),
         "delete what is known of jobs that are gone": partial(_forget_gone, database),
     }
-    return [Chore(name=name, interval=INTERVAL, run=run) for name, run in does.items()]
+    pause = pool.waits.chores
+    return [Chore(name=name, interval=pause, run=run) for name, run in does.items()]
 
 
 async def _add(database: Database, tables: Sequence[_Table], conn: AsyncConnection[Any]) -> None:

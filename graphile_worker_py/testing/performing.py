@@ -9,6 +9,7 @@ from graphile_worker_py.checks import check_whole
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.executor import Executors
+from graphile_worker_py.executors.process_use import ProcessUse
 from graphile_worker_py.job import JOB_COLUMNS, Job, as_timestamp
 from graphile_worker_py.job.spec import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, JobSpec
 from graphile_worker_py.json_codec import dumps
@@ -94,7 +95,9 @@ async def perform(
         provided=Provided(state=state),
     )
     context.complete = _completed
-    executors = Executors(context, most_processes=1, observed=Events(), patience=1.0)
+    executors = Executors(
+        context, most_processes=1, observed=Events(), patience=1.0, process_use=ProcessUse()
+    )
     caller = Caller(POOL_ID, pool=context, executors=executors, hooks=Hooks())
     try:
         return await caller.call(job)

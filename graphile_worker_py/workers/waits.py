@@ -3,6 +3,7 @@
 from typing import Final
 
 from graphile_worker_py.backoff import Backoff
+from graphile_worker_py.executors.process_use import ProcessUse
 from graphile_worker_py.records import Record
 
 RECONNECT: Final = Backoff(shortest=0.1, longest=40.0, factor=2.7)
@@ -38,6 +39,8 @@ class Waits(Record):
         look: The pause between two looks of the watchdog, if `watchdog_timeout` allows it.
         first_warning: How long the event loop stands still before the watchdog first warns. It
             warns again each time that this has doubled.
+        chores: The pause between two times that a chore of history is done.
+        process_use: How long processes of tasks are used.
     """
 
     stop: float = 3.0
@@ -59,6 +62,8 @@ class Waits(Record):
     old_locks: float = 600.0
     look: float = 1.0
     first_warning: float = 10.0
+    chores: float = 60.0
+    process_use: ProcessUse = ProcessUse()
 
     def resume_for(self, took: float, *, jobs: int) -> float:
         """Seconds for which fetches may resume after a scan from the start that brought jobs."""

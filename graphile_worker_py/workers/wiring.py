@@ -168,6 +168,7 @@ def _executors(pool: WorkerPool, context: PoolContext) -> Executors:
         most_processes=pool.options.concurrent_jobs,
         observed=pool.events,
         patience=pool.waits.overrun,
+        process_use=pool.waits.process_use,
         exit_codes=pool.options.executable_exit_codes,
     )
 
