@@ -177,6 +177,26 @@ def test_a_thread_that_outlived_its_worker_is_told_so(dsn: str) -> None:
         contexts[0].add_job("later")
 
 
+async def test_a_blocking_context_is_refused_on_the_event_loop_that_it_waits_for(dsn: str) -> None:
+    jobs = Jobs(dsn)
+    jobs.add("work")
+    refused: list[str] = []
+
+    async def work_on_loop(ctx: SyncJobContext) -> None:
+        for call in (lambda: ctx.add_job("later"), lambda: ctx.checkpoint(1)):
+            with pytest.raises(GraphileWorkerError, match=r"await the same .* ctx\.async_context"):
+                call()
+        await ctx.async_context.add_job("later")
+        refused.append("both")
+
+    def work(payload: Any, ctx: SyncJobContext) -> None:
+        ctx.wait(work_on_loop(ctx))
+
+    await run_once(dsn, tasks={"work": work}, raise_errors=True)
+    assert refused == ["both"]
+    assert [job["task_identifier"] for job in jobs.all()] == ["later"]
+
+
 async def test_a_job_that_is_added_with_the_tasks_own_data_goes_with_it(dsn: str) -> None:
     jobs = Jobs(dsn)
     jobs.query("create table sent (id int)")

@@ -70,7 +70,7 @@ def pools_of(value: object, *, name: str = "pools") -> dict[str, Pool]:
 
 def _made(given: object) -> Pool:
     if not isinstance(given, Mapping):
-        check_is("it", given, Pool, how="Pool(...)")
+        check_is("it", given, Pool, how="Pool(...), or a table of its options in a file")
         assert isinstance(given, Pool)  # noqa: S101  # for type checkers
         return given
     known = [each.name for each in fields(Pool)]

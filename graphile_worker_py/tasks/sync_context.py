@@ -185,7 +185,7 @@ class SyncJobContext:
         """Have the event loop of the worker await a coroutine, and return what it returns.
 
         Raises:
-            GraphileWorkerError: The worker has ended.
+            GraphileWorkerError: The worker has ended, or the event loop itself calls this.
             Exception: What the coroutine raises.
         """
         begun_by = self._running.pool.database.process_id
@@ -195,6 +195,12 @@ class SyncJobContext:
                 f"job {self.job.id} was begun by process {begun_by}, whose connections and event "
                 f"loop a fork can't use: use SyncWorkerUtils in the fork"
             )
+        if _runs_here(self._loop):
+            work.close()
+            raise GraphileWorkerError(
+                f"the context of job {self.job.id} blocks until the event loop has done its work, "
+                f"which is what calls it here: await the same method of ctx.async_context"
+            )
         try:
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:  # the loop is closed
@@ -203,6 +209,13 @@ class SyncJobContext:
                 f"the worker that began job {self.job.id} has ended"
             ) from error
         return done.result()
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _blocking(cursor_factory: type[AsyncCursor[Any]]) -> type[Cursor[Any]]:
