@@ -21,6 +21,7 @@ from psycopg import sql
 from benchmarks.sides import (
     Floor,
     Keeping,
+    Keyed,
     Limited,
     NodeWorker,
     ObanSide,
@@ -167,6 +168,7 @@ class Lab:
         sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide(), Floor(node)]
         sides += [Keeping(node, "none"), Keeping(node, "all")]
         sides += [Limited(node, limited=False), Limited(node, limited=True)]
+        sides += [Keyed(node)]
         self.sides = {side.name: side for side in sides}
         self._made = 0
         self._templates: dict[str, str] = {}

@@ -299,6 +299,13 @@ def _limits(lab: Lab, name: str) -> Outcome:
         return {"rate": drain(lab, side, dsn, lab.jobs(5_000), settings, 4).rate}
 
 
+def _keyed(lab: Lab, name: str) -> Outcome:
+    """What a limit with a key costs where it lets every job start."""
+    side = lab.sides[name]
+    with lab.database(side) as dsn:
+        return {"rate": drain(lab, side, dsn, lab.jobs(20_000), DEFAULT).rate}
+
+
 def _rate(title: str) -> dict[str, Figure]:
     return {"rate": Figure(title, "jobs/s", more_is_better=True)}
 
@@ -381,5 +388,8 @@ MEASURES: Final = (
         ("unlimited", "limited"),
         _limits,
         _rate("48 jobs of 50 ms at once in four workers, by their size or by a limit"),
+    ),
+    Measure(
+        "keyed", ("unlimited", "keyed"), _keyed, _rate("24 at a time, under a limit with a key")
     ),
 )

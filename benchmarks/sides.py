@@ -149,6 +149,22 @@ class Limited(Ours):
         self.title = f"graphile_worker_py, {self.name}"
 
 
+class Keyed(Ours):
+    """This package with a limit for each number in the payload, which lets every job start.
+
+    Args:
+        node: The Node that installs the schema.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.name = "keyed"
+        self.title = "graphile_worker_py, a limit with a key"
+
+    def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
+        return super().command(dsn, {**settings, "limit": 2, "key": "n"})
+
+
 class Floor(Graphile):
     """Not a worker: a loop that locks a job as soon as it is notified, with psycopg."""
 

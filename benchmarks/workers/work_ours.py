@@ -16,7 +16,7 @@ async def main(dsn: str, settings: dict[str, Any]) -> None:
 
     limit, lasts = settings.get("limit"), settings.get("lasts", 0)
 
-    @task(limits=None if limit is None else [ConcurrencyLimit(limit)])
+    @task(limits=None if limit is None else [ConcurrencyLimit(limit, key=settings.get("key"))])
     async def noop(_payload: Any) -> None:
         if lasts:
             await asyncio.sleep(lasts)
