@@ -1,16 +1,15 @@
 """Where looking at all jobs is slow, fetches go on where the last one ended, and miss nothing."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
 import pytest
 
-from graphile_worker_py import Runner, run_once
+from graphile_worker_py import FetchRequest, Plugin, Runner, run_once
 from graphile_worker_py.events import JobStart, JobSuccess
-from graphile_worker_py.postgres.query import Query
-from graphile_worker_py.sql.get_jobs import Fetched, get_jobs
-from graphile_worker_py.workers import fetcher
+from graphile_worker_py.sql.get_jobs import Fetched
 from graphile_worker_py.workers.waits import Waits
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
@@ -25,24 +24,38 @@ where datname = current_database() and application_name = 'graphile_worker_py'
 ALWAYS_RESUME = Waits(slow_scan=(0, 0), resume_factor=1e9, resume_longest=3600)
 
 
-class Looks:
+class Looks(Plugin):
     """What the fetches looked at: `all`, or what comes `further` on."""
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
 
-    def get_jobs(self, **about: Any) -> Query[Fetched | None]:
-        """Note it, and make the query."""
-        self.kinds.append("all" if about["after"] is None else "further")
-        return get_jobs(**about)
+    async def get_jobs(
+        self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+    ) -> Fetched:
+        """Note the fetch: only after a look at all is it decided for how long to resume it."""
+        before = len(self.kinds)
+        fetched = await proceed(request)
+        if len(self.kinds) == before:
+            self.kinds.append("further")
+        return fetched
+
+    def noted(self, resume_for: Callable[..., float]) -> Waits:
+        """Waits that note when a look at all decides for how long fetches resume it."""
+
+        class Noted(Waits):
+            def resume_for(_self, took: float, *, jobs: int) -> float:  # noqa: N805
+                self.kinds.append("all")
+                return resume_for(took, jobs=jobs)
+
+        return Noted()
 
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """Note the looks, and take each for a slow one, after which others go on for an hour."""
+    """Take each look at all jobs for a slow one, after which others go on for an hour."""
     looks = Looks()
-    monkeypatch.setattr(fetcher, "get_jobs", looks.get_jobs)
-    monkeypatch.setattr(Runner, "_waits", ALWAYS_RESUME)
+    monkeypatch.setattr(Runner, "_waits", looks.noted(ALWAYS_RESUME.resume_for))
     return looks
 
 
@@ -53,7 +66,7 @@ async def test_a_backlog_is_run_in_order_and_at_its_end_all_is_looked_at(
     seen: list[Any] = []
     for n in range(6):
         jobs.add("work", n, priority=n % 3)
-    await run_once(dsn, tasks={"work": seen.append})
+    await run_once(dsn, tasks={"work": seen.append}, hooks=[looks])
     assert seen == [0, 3, 1, 4, 2, 5]
     # At the end there may be one more look, for what the last outcome has freed.
     assert looks.kinds[:8] == ["all", *["further"] * 6, "all"]
@@ -63,29 +76,28 @@ async def test_a_backlog_is_run_in_order_and_at_its_end_all_is_looked_at(
 async def test_a_quick_look_at_all_jobs_is_made_each_time(
     dsn: str, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Runner, "_waits", Waits(slow_scan=(60, 0)))
+    quick = Waits(slow_scan=(60, 0))
+    monkeypatch.setattr(Runner, "_waits", looks.noted(quick.resume_for))
     Jobs(dsn).add_many(3, "work")
-    await run_once(dsn, tasks={"work": print})
+    await run_once(dsn, tasks={"work": print}, hooks=[looks])
     assert set(looks.kinds) == {"all"}
 
 
 async def test_what_is_more_urgent_is_found_as_soon_as_all_is_looked_at_again(
-    dsn: str, looks: Looks, monkeypatch: pytest.MonkeyPatch
+    dsn: str, looks: Looks
 ) -> None:
     jobs, told = Jobs(dsn), Told()
     jobs.add_many(3, "work")
     go_on = asyncio.Event()
 
-    class Resuming(Waits):
-        def resume_for(self, took: float, *, jobs: int) -> float:
-            return 0 if go_on.is_set() else 3600
-
-    monkeypatch.setattr(Runner, "_waits", Resuming())
+    class ResumingRunner(Runner):
+        _waits = looks.noted(lambda _took, **_jobs: 0 if go_on.is_set() else 3600)
 
     async def work(_payload: Any) -> None:
         await go_on.wait()
 
-    async with Runner(dsn, tasks={"work": work, "urgent": print}, events=told.events):
+    tasks = {"work": work, "urgent": print}
+    async with ResumingRunner(dsn, tasks=tasks, events=told.events, hooks=[looks]):
         await told.seen(JobStart)
         jobs.add("urgent", priority=-1)
         go_on.set()
@@ -108,7 +120,7 @@ async def test_when_a_queue_is_freed_all_is_looked_at(dsn: str, looks: Looks) ->
         if payload.startswith("other"):
             await eventually(lambda: jobs.query(LOCKED_QUEUES) == [])
 
-    await run_once(dsn, tasks={"work": work})
+    await run_once(dsn, tasks={"work": work}, hooks=[looks])
     queued = [seen.index(f"queued {n}") for n in range(3)]
     assert queued == sorted(queued)
     assert queued[-1] < 15
@@ -122,7 +134,7 @@ async def test_jobs_of_free_queues_in_sight_are_not_passed(dsn: str, looks: Look
     jobs.add("work", 0)
     jobs.add("work", 1, queue_name="q")
     jobs.add("work", 2)
-    await run_once(dsn, tasks={"work": seen.append})
+    await run_once(dsn, tasks={"work": seen.append}, hooks=[looks])
     assert seen == [0, 1, 2]
 
 
@@ -142,7 +154,7 @@ async def test_what_is_gone_costs_the_next_fetches_nothing(dsn: str, looks: Look
         )
         jobs.query("delete from graphile_worker._private_jobs")
         jobs.add_many(10, "work")
-        await run_once(dsn, tasks={"work": lambda _payload: None})
+        await run_once(dsn, tasks={"work": lambda _payload: None}, hooks=[looks])
         # They count what they have read when they end.
         await eventually(lambda: jobs.query(OF_WORKERS) == [])
         passed = jobs.query(
