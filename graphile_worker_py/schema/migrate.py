@@ -57,10 +57,12 @@ _BOOTSTRAP_TRIES: Final = 10
 # installed right now, or old. It is old if its revision did not change for this many seconds.
 _INSTALL_PATIENCE: Final = 3.0
 # Another installer may legitimately take hours, but the log should say what the process waits for.
-_WARN_AFTER: Final = 10.0
+WARN_AFTER: Final = 10.0
 
 
-async def migrate(database: Database, hooks: Hooks | None = None) -> None:
+async def migrate(
+    database: Database, hooks: Hooks | None = None, *, warn_after: float = WARN_AFTER
+) -> None:
     """Bring the schema to the revision of this release, or do nothing if it is up to date.
 
     Safe to run from many processes at once, Python and Node alike.
@@ -68,6 +70,7 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
     Args:
         database: The database, and the schema's name in it.
         hooks: Plugins that wrap the steps; None means none.
+        warn_after: Seconds after which the log says that it is still under way.
 
     Raises:
         UnsupportedPostgresError: The server is older than PostgreSQL 12.
@@ -77,7 +80,7 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
         MigrationError: The role may not create the schema or its objects.
     """
     async with database.connection() as conn:
-        waiting = asyncio.get_running_loop().call_later(_WARN_AFTER, _warn, database.schema)
+        waiting = asyncio.get_running_loop().call_later(warn_after, _warn, database.schema)
         # Each revision needs a separate transaction, whatever the caller's pool is set to.
         autocommit = conn.autocommit
         await conn.set_autocommit(True)
@@ -97,7 +100,7 @@ async def migrate(database: Database, hooks: Hooks | None = None) -> None:
 def migrate_blocking(database: SyncDatabase) -> None:
     """`migrate` without an event loop, and without plugins."""
     schema = database.statements.schema
-    waiting = threading.Timer(_WARN_AFTER, _warn, [schema])
+    waiting = threading.Timer(WARN_AFTER, _warn, [schema])
     waiting.daemon = True
     with database.connection() as conn:
         waiting.start()

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from graphile_worker_py import WorkerUtils, run_once
+from graphile_worker_py import WorkerUtils
 from graphile_worker_py.events import (
     JobSuccess,
     PoolListenError,
@@ -142,11 +142,15 @@ async def test_a_listening_connection_is_made_anew_where_no_other_connection_ans
 
 
 async def test_a_start_that_waits_for_the_schema_says_so(
-    dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(migrate, "_WARN_AFTER", 0.2)
     said = "Still installing or checking schema 'graphile_worker'"
-    async with asyncio.TaskGroup() as group, table_locked(dsn, "graphile_worker.migrations"):
-        group.create_task(run_once(dsn, tasks={"work": print}))
+    async with (
+        opened_pool(dsn, max_size=1) as pool,
+        asyncio.TaskGroup() as group,
+        table_locked(dsn, "graphile_worker.migrations"),
+    ):
+        database = Database(pool, schema="graphile_worker")
+        group.create_task(migrate.migrate(database, warn_after=0.2))
         await eventually(lambda: said in caplog.text)
     assert caplog.text.count(said) == 1
