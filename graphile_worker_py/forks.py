@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 
 class _Connection(Protocol):
@@ -22,6 +22,18 @@ class _Connection(Protocol):
 
 _origins: "weakref.WeakSet[Origin]" = weakref.WeakSet()
 _kept: dict[int, _Connection] = {}
+
+
+class Unsendable:
+    """What uses connections of its process: it can't be pickled, for another one."""
+
+    _send_instead: ClassVar[str]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} can't be pickled or copied, because it uses connections of "
+            f"this process: send {self._send_instead}"
+        )
 
 
 class Origin:

@@ -1,6 +1,8 @@
 """Handles: any process waits for the end of a job, gets its result, and sees how far it is."""
 
 import asyncio
+import copy
+import pickle
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from graphile_worker_py import (
     MissingTablesError,
     Runner,
     Snooze,
+    SyncJobContext,
     SyncWorkerUtils,
     WorkerUtils,
     run_migrations,
+    run_once,
     task,
 )
 from graphile_worker_py.events import JobStart, PoolListenSuccess
@@ -222,6 +226,31 @@ async def test_another_process_sees_how_far_a_job_is(place: Place) -> None:
     assert isinstance(updates[-1], JobOutcome)
     assert updates[-1].status is EndStatus.COMPLETED
     assert await handle.state() is None
+
+
+async def test_what_belongs_to_a_process_says_what_to_send_in_its_place(
+    dsn: str, place: Place
+) -> None:
+    contexts: list[JobContext | SyncJobContext] = []
+
+    async def on_loop(_payload: Any, ctx: JobContext) -> None:
+        contexts.append(ctx)
+
+    def in_thread(_payload: Any, ctx: SyncJobContext) -> None:
+        contexts.append(ctx)
+
+    job = await place.utils.add_job("on_loop")
+    await place.utils.add_job("in_thread")
+    await run_once(dsn, tasks={"on_loop": on_loop, "in_thread": in_thread}, raise_errors=True)
+    assert pickle.loads(pickle.dumps(job)).id == job.id
+    with SyncWorkerUtils(dsn) as blocking:
+        handles = [place.utils.handle(job), blocking.handle(job)]
+    assert len(contexts) == len(handles)
+    for each in (*handles, *contexts):
+        instead = "its job_id" if each in handles else "ctx.job.id"
+        for send in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match=f"can't be pickled or copied.* send {instead}"):
+                send(each)
 
 
 async def test_the_next_attempt_goes_on_from_the_checkpoint(place: Place) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.errors import JobCancelledError, JobFailedError, JobGoneError
+from graphile_worker_py.forks import Unsendable
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.job_ends import EndStatus, JobOutcome, JobProgress
 from graphile_worker_py.steering.steps import read_state
@@ -19,12 +20,14 @@ GONE: Final = (
 )
 
 
-class JobHandle:
+class JobHandle(Unsendable):
     """One job, made by `utils.handle(job)` or `utils.handle(job_id)`; costs nothing by itself.
 
     Attributes:
         job_id: Id of the job.
     """
+
+    _send_instead = "its job_id, and call utils.handle(job_id) there"
 
     def __init__(
         self, job_id: int, *, created_at: datetime | None, database: Database, waiter: Waiter

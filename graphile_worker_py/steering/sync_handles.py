@@ -6,6 +6,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from graphile_worker_py.checks import check_seconds
+from graphile_worker_py.forks import Unsendable
 from graphile_worker_py.postgres.blocking import SyncDatabase
 from graphile_worker_py.sql.job_ends import (
     EndStatus,
@@ -18,12 +19,14 @@ from graphile_worker_py.steering.steps import begin_to_wait, read_state
 from graphile_worker_py.steering.waiter import GONE_AFTER, LOOKS, Key
 
 
-class SyncJobHandle:
+class SyncJobHandle(Unsendable):
     """One job, made by `utils.handle(job)` of a `SyncWorkerUtils`. See `JobHandle`.
 
     Attributes:
         job_id: Id of the job.
     """
+
+    _send_instead = "its job_id, and call utils.handle(job_id) there"
 
     def __init__(self, job_id: int, *, created_at: datetime | None, database: SyncDatabase) -> None:
         self.job_id = job_id

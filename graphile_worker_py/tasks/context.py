@@ -16,6 +16,7 @@ from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.errors import GraphileWorkerError, one_line
+from graphile_worker_py.forks import Unsendable
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec
 from graphile_worker_py.postgres.given import AsyncGiven, taken
@@ -146,7 +147,7 @@ class RunningJob:
         self._context = None
 
 
-class JobContext(JobAdder):
+class JobContext(Unsendable, JobAdder):
     """What an async task knows of its job, and what it can do with its pool's database.
 
     Attributes:
@@ -154,6 +155,8 @@ class JobContext(JobAdder):
         worker_id: Id of the worker that runs it.
         pool_id: Id of the worker's pool, which has locked the job under this name.
     """
+
+    _send_instead = "ctx.job.id or the payload"
 
     def __init__(self, running: RunningJob) -> None:
         super().__init__(running.pool.database, running.pool.adding)

@@ -20,7 +20,7 @@ from psycopg import (
 )
 
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.forks import kept_from_forks
+from graphile_worker_py.forks import Unsendable, kept_from_forks
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.connecting import connection_target
@@ -39,7 +39,7 @@ from graphile_worker_py.tasks.job_log import delay_to_log
 T = TypeVar("T")
 
 
-class SyncJobContext:
+class SyncJobContext(Unsendable):
     """What a task in a thread knows of its job, and what it can do with its pool's database.
 
     Its methods are those of `JobContext`. They block the thread, not the event loop.
@@ -49,6 +49,8 @@ class SyncJobContext:
         worker_id: Id of the worker that runs it.
         pool_id: Id of the worker's pool, which has locked the job under this name.
     """
+
+    _send_instead = "ctx.job.id or the payload"
 
     def __init__(self, running: RunningJob) -> None:
         self.job = running.job
