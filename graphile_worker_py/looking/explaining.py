@@ -9,9 +9,15 @@ from graphile_worker_py.checks import similar
 from graphile_worker_py.looking.limited import limits_reached
 from graphile_worker_py.looking.paused import pauses_of, readable_pauses
 from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.together import one, side_by_side
 from graphile_worker_py.records import Record
 from graphile_worker_py.sql import explain as facts
-from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
+from graphile_worker_py.sql.backlog import (
+    RegisteredPool,
+    can_read_pools,
+    read_pools,
+    registered_pools,
+)
 from graphile_worker_py.sql.explain import MOST_AHEAD, JobFacts
 from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause
 
@@ -108,27 +114,24 @@ def explain(job_id: int | str, schema: str) -> Steps[Explanation]:
     """Read the facts about a job, and make reasons of them."""
     query = facts.read_facts(job_id)
     number = int(query.values[0])
-    job: JobFacts | None = yield query
+    job, can_read = yield from side_by_side(one(query), can_read_pools(schema))
     if job is None:
         return Explanation(job_id=number, state=None, reasons=[_GONE], missing=None)
-    pools: list[RegisteredPool] | None = yield from registered_pools(schema)
-    return (yield from explain_facts(number, schema, job, pools))
-
-
-def explain_facts(
-    job_id: int, schema: str, job: JobFacts, pools: list[RegisteredPool] | None
-) -> Steps[Explanation]:
-    """Make reasons of what was read about a job; `pools` is None where they do not register."""
-    can_crash = pools is not None and job.locked_by is None
-    crashes = (yield facts.read_crashes(schema, job_id)) if can_crash else 0
-    paused = (yield from readable_pauses(schema)) if can_crash else []
-    limited = (yield from limits_reached(schema, job.task, job_id)) if can_crash else []
-    return Explanation(
-        job_id=job_id,
-        state=job.state,
-        reasons=list(_reasons(job, pools, crashes, paused, limited)),
-        missing=None if pools is not None else NO_SIDE_SCHEMA,
-    )
+    if not can_read:
+        reasons = list(_reasons(job, None, 0, [], []))
+        return Explanation(job_id=number, state=job.state, reasons=reasons, missing=NO_SIDE_SCHEMA)
+    if job.locked_by is not None:
+        pools = yield read_pools(schema)
+        reasons = list(_reasons(job, pools, 0, [], []))
+    else:
+        pools, crashes, paused, limited = yield from side_by_side(
+            one(read_pools(schema)),
+            one(facts.read_crashes(schema, number)),
+            readable_pauses(schema),
+            limits_reached(schema, job.task, number),
+        )
+        reasons = list(_reasons(job, pools, crashes, paused, limited))
+    return Explanation(job_id=number, state=job.state, reasons=reasons, missing=None)
 
 
 def unserved_tasks(schema: str) -> Steps[dict[str, str | None]]:

@@ -4,6 +4,7 @@ from typing import Final
 
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.together import side_by_side
 from graphile_worker_py.sql.breakers import Breaker, known_breakers
 from graphile_worker_py.sql.keyed_jobs import value_of
 from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
@@ -33,13 +34,14 @@ def limits_reached(schema: str, task: str, job_id: int) -> Steps[list[tuple[str,
 
     Nothing where the tables are missing, or the role may not read them.
     """
-    limits = yield from readable_limits(schema)
-    breakers = yield from readable_breakers(schema)
-    told = []
-    for each in limits:
-        if task in each.tasks:
-            reason = yield from _reason(each, job_id)
-            told += [] if reason is None else [(_fact(each, reason), _remedy(each))]
+    known, breakers = yield from side_by_side(readable_limits(schema), readable_breakers(schema))
+    limits: list[Limit] = [each for each in known if task in each.tasks]
+    reasons = yield from side_by_side(*(_reason(each, job_id) for each in limits))
+    told = [
+        (_fact(each, reason), _remedy(each))
+        for each, reason in zip(limits, reasons, strict=True)
+        if reason is not None
+    ]
     return told + [
         _broken(each) for each in breakers if task in each.tasks and each.open_for is not None
     ]

@@ -181,16 +181,23 @@ class Database:
             lambda: self.run(query), what=what, log=logger, availability=self.availability
         )
 
-    async def drive(self, steps: Steps[T], *, conn: AsyncConnection[Any] | None = None) -> T:
+    async def drive(
+        self,
+        steps: Steps[T],
+        *,
+        conn: AsyncConnection[Any] | None = None,
+        within: float | None = None,
+    ) -> T:
         """Send what a generator yields, and return its result.
 
-        The generator is sent each result; it may catch what a statement raises.
+        The generator is sent each result; it may catch what a statement raises. `within` is as for
+        `run`, for each statement that is sent by itself.
         """
         try:
             step = next(steps)
             while True:
                 try:
-                    result = await self._take(step, conn)
+                    result = await self._take(step, conn, within)
                 except psycopg.Error as error:
                     step = steps.throw(error)
                 else:
@@ -198,10 +205,12 @@ class Database:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    async def _take(self, step: Step, conn: AsyncConnection[Any] | None) -> Any:
+    async def _take(
+        self, step: Step, conn: AsyncConnection[Any] | None, within: float | None
+    ) -> Any:
         match step:
             case Query():
-                return await self.run(step, conn=conn)
+                return await self.run(step, conn=conn, within=within)
             case Pipelined():
                 async with self._given_or_own(conn) as own:
                     return await self._run_each(step.queries, own)

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from graphile_worker_py.job import LOCK_LIFETIME
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.postgres.together import together
 from graphile_worker_py.records import Record
 from graphile_worker_py.sql import own_schema
 from graphile_worker_py.sql.trust import read_strangers
@@ -180,12 +181,19 @@ select exists (
 
 def registered_pools(schema: str) -> Steps[list[RegisteredPool] | None]:
     """Read the pools that work on a schema; None where they do not register, or not readably."""
-    if (yield read_strangers(own_schema.NAME, beside=schema)):
-        return None  # reading it might run code of the role that planted it
-    can_be_read = Query(_POOLS_CAN_BE_READ, (), lambda rows: rows[0][0], prepare=False, lasts=10.0)
-    if not (yield can_be_read):
+    if not (yield from can_read_pools(schema)):
         return None
     return (yield read_pools(schema))  # type: ignore[no-any-return]
+
+
+def can_read_pools(schema: str) -> Steps[bool]:
+    """Whether pools register, and the tables where they do may be read."""
+    can_be_read = Query(_POOLS_CAN_BE_READ, (), lambda rows: rows[0][0], prepare=False, lasts=10.0)
+    strangers, is_readable = yield together(
+        [read_strangers(own_schema.NAME, beside=schema), can_be_read]
+    )
+    # Reading a table might run code of a role that has planted it.
+    return bool(is_readable and not strangers)
 
 
 def read_pools(schema: str) -> Query[list[RegisteredPool]]:

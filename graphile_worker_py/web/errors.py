@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.windows import read_by_ids
 from graphile_worker_py.web import facts
+from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.site import Site
 
 _VARIABLE: Final = re.compile(
@@ -44,11 +46,16 @@ def kind_of(error: str) -> str:
 
 async def groups(site: Site) -> list[ErrorGroup]:
     """The groups of the newest jobs that were given up, the largest first."""
+    return await site.fact(await groups_fact(site))
 
-    async def read() -> list[ErrorGroup]:
-        counts = (await facts.standing(site)).counts
-        ids = [] if counts is None else counts.failed[:MOST]
-        jobs = await site.read(read_by_ids(ids)) if ids else []
+
+async def groups_fact(site: Site) -> Fact[list[ErrorGroup]]:
+    """See `groups`."""
+    counts = (await facts.standing(site)).counts
+    ids = [] if counts is None else counts.failed[:MOST]
+
+    def steps() -> Steps[list[ErrorGroup]]:
+        jobs: list[ListedJob] = (yield read_by_ids(ids)) if ids else []
         found: dict[tuple[str, str], list[ListedJob]] = defaultdict(list)
         for job in jobs:
             if job.state is JobState.FAILED:
@@ -65,4 +72,4 @@ async def groups(site: Site) -> list[ErrorGroup]:
         ]
         return sorted(made, key=lambda group: (-len(group.jobs), group.task, group.kind))
 
-    return await site.cache.get("errors", facts.SHARED, read)
+    return Fact(key="errors", shared=facts.SHARED, steps=steps)

@@ -9,13 +9,16 @@ from graphile_worker_py.looking.explaining import (
     NO_SIDE_SCHEMA,
     counted,
     duration,
-    unserved_by,
+    unserved_tasks,
 )
+from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.together import one
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.overview import LockedQueue, read_locked_queues, read_task_names
 from graphile_worker_py.sql.pauses import PAUSE_PREFIX
 from graphile_worker_py.sql.windows import read_by_ids
+from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.census import Standing
 from graphile_worker_py.web.site import Site
 
@@ -72,29 +75,49 @@ async def standing(site: Site) -> Standing:
 
 async def pools(site: Site) -> list[RegisteredPool] | None:
     """The registered pools; None where they do not register."""
-    return await site.cache.get("pools", SHARED, lambda: site.drive(registered_pools(site.schema)))
+    return await site.fact(pools_fact(site.schema))
+
+
+def pools_fact(schema: str) -> Fact[list[RegisteredPool] | None]:
+    """See `pools`."""
+    return Fact(key="pools", shared=SHARED, steps=lambda: registered_pools(schema))
 
 
 async def running(site: Site) -> list[ListedJob]:
     """Running jobs that the census has found, some of the newest, the oldest lock first."""
+    return await site.fact(await running_fact(site))
 
-    async def read() -> list[ListedJob]:
-        counts = (await standing(site)).counts
-        ids = [] if counts is None else counts.running[:MOST]
-        jobs = await site.read(read_by_ids(ids)) if ids else []
+
+async def running_fact(site: Site) -> Fact[list[ListedJob]]:
+    """See `running`."""
+    counts = (await standing(site)).counts
+    ids = [] if counts is None else counts.running[:MOST]
+
+    def steps() -> Steps[list[ListedJob]]:
+        jobs = (yield read_by_ids(ids)) if ids else []
         kept = [job for job in jobs if job.state is JobState.RUNNING]
         return sorted(kept, key=lambda job: job.locked_at or job.run_at)
 
-    return await site.cache.get("running", SHARED, read)
+    return Fact(key="running", shared=SHARED, steps=steps)
 
 
 async def locked_queues(site: Site) -> list[LockedQueue]:
     """The queues that are locked, the oldest lock first."""
-    return await site.cache.get("queues", SHARED, lambda: site.read(read_locked_queues(limit=MOST)))
+    return await site.fact(QUEUES)
+
+
+QUEUES: Final = Fact(key="queues", shared=SHARED, steps=lambda: one(read_locked_queues(limit=MOST)))
+"""See `locked_queues`."""
+
+
+async def of_workers(site: Site) -> list[Fact[Any]]:
+    """What `workers` makes use of."""
+    return [pools_fact(site.schema), await running_fact(site), QUEUES]
 
 
 async def workers(site: Site) -> list[Worker]:
     """All pools that are known: registered ones, and those that have locks."""
+    await site.know(*await of_workers(site))
     registered = {pool.pool_id: pool for pool in await pools(site) or ()}
     jobs: dict[str, list[ListedJob]] = {}
     for job in await running(site):
@@ -151,13 +174,23 @@ def locked_for(job: ListedJob) -> float | None:
 
 async def task_names(site: Site) -> list[str]:
     """The tasks that had a job, or that a pool has."""
-    names = await site.cache.get("tasks", 10.0, lambda: site.read(read_task_names(limit=2_000)))
+    names = await site.fact(NAMES)
     reported = {task for pool in await pools(site) or () for task in pool.tasks or ()}
     return sorted({*names, *reported})
 
 
+NAMES: Final = Fact(key="tasks", shared=10.0, steps=lambda: one(read_task_names(limit=2_000)))
+"""The tasks that had a job."""
+
+
+def unserved_fact(schema: str) -> Fact[dict[str, str | None]]:
+    """The tasks of due jobs that no live pool has, each with a similar one that a pool has."""
+    return Fact(key="unserved", shared=5.0, steps=lambda: unserved_tasks(schema))
+
+
 async def troubles(site: Site) -> list[Trouble]:
     """What a person should look at, the worst first."""
+    await site.know(*await of_workers(site), unserved_fact(site.schema))
     registered = await pools(site)
     found = [
         _late(worker.pool, worker)
@@ -170,8 +203,7 @@ async def troubles(site: Site) -> list[Trouble]:
         fact = f"{held} been locked for more than four hours"
         remedy = "unlock the pools that hold them, if they are dead"
         found.append(Trouble(fact=fact, remedy=remedy, page="workers"))
-    unserved = await site.cache.get("unserved", 5.0, lambda: site.drive(unserved_by(registered)))
-    for task, close in unserved.items():
+    for task, close in (await site.fact(unserved_fact(site.schema))).items():
         meant = "" if close is None else f": did you mean {close!r}?"
         shown = task if len(task) <= 60 else task[:59] + "…"
         fact = f"jobs of task {shown!r} are due, and no live Python pool has it{meant}"

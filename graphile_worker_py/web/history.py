@@ -18,6 +18,7 @@ from graphile_worker_py.sql.job_state import Reported, read_reported
 from graphile_worker_py.sql.runs import JobRun
 from graphile_worker_py.sql.side_tables import reading
 from graphile_worker_py.sql.task_trends import Trend, read_trends
+from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.site import Site
 
 T = TypeVar("T")
@@ -63,8 +64,13 @@ RANGES: Final = {
 
 async def job_runs(site: Site, job_id: int) -> list[JobRun] | None:
     """The attempts of a job, the first one first."""
+    return await site.drive(runs_of(site.schema, job_id))
+
+
+def runs_of(schema: str, job_id: int) -> Steps[list[JobRun] | None]:
+    """Read the attempts of a job, the first one first."""
     steps = runs.list_runs(
-        site.schema,
+        schema,
         job_id=job_id,
         task=None,
         outcome=None,
@@ -73,7 +79,7 @@ async def job_runs(site: Site, job_id: int) -> list[JobRun] | None:
         limit=MOST_RUNS,
         after=None,
     )
-    found = await if_kept(site, steps)
+    found = yield from kept(steps)
     return None if found is None else found[::-1]
 
 
@@ -82,36 +88,48 @@ async def reported(site: Site, jobs: Sequence[ListedJob]) -> dict[int, Reported]
     running = {job.id: job.created_at for job in jobs if job.state is JobState.RUNNING}
     if not running:
         return {}
-
-    async def read() -> dict[int, Reported]:
-        return await if_kept(site, read_reported(site.schema, list(running))) or {}
-
-    found = await site.cache.get(("reported", *running), 1.0, read)
+    fact = Fact(
+        key=("reported", *running),
+        shared=1.0,
+        steps=lambda: kept(read_reported(site.schema, list(running))),
+    )
+    found = await site.fact(fact) or {}
     return {
         job_id: each for job_id, each in found.items() if each.created_at == running.get(job_id)
     }
 
 
+IS_REPORTED: Final = Fact(key="is reported", shared=1.0, steps=lambda: kept(reading("job_state")))
+"""Whether `reported` may read; to be asked together with what jobs there are."""
+
+
 async def trends(site: Site, wanted: Range, *, task: str | None = None) -> list[Trend] | None:
     """The counters of one task or of all, within a range: by step, and by task."""
+    return await site.fact(trends_fact(site.schema, wanted, task=task))
 
-    async def read() -> list[Trend] | None:
-        steps = read_trends(site.schema, task=task, seconds=wanted.seconds, step=wanted.step)
-        return await if_kept(site, steps)
 
-    return await site.cache.get(("trends", wanted.name, task), SHARED, read)
+def trends_fact(schema: str, wanted: Range, *, task: str | None = None) -> Fact[list[Trend] | None]:
+    """See `trends`."""
+
+    def steps() -> Steps[list[Trend] | None]:
+        return kept(read_trends(schema, task=task, seconds=wanted.seconds, step=wanted.step))
+
+    return Fact(key=("trends", wanted.name, task), shared=SHARED, steps=steps)
 
 
 async def groups(site: Site, *, task: str | None = None) -> list[ErrorGroup] | None:
     """The groups of errors of the last day."""
+    return await site.fact(groups_fact(site.schema, task=task))
 
-    async def read() -> list[ErrorGroup] | None:
-        steps = error_groups.error_groups(
-            site.schema, task=task, since=timedelta(days=1), limit=100
-        )
-        return await if_kept(site, steps)
 
-    return await site.cache.get(("groups", task), SHARED, read)
+def groups_fact(schema: str, *, task: str | None = None) -> Fact[list[ErrorGroup] | None]:
+    """See `groups`."""
+
+    def steps() -> Steps[list[ErrorGroup] | None]:
+        since = timedelta(days=1)
+        return kept(error_groups.error_groups(schema, task=task, since=since, limit=100))
+
+    return Fact(key=("groups", task), shared=SHARED, steps=steps)
 
 
 async def is_kept(site: Site, table: str) -> bool:
@@ -144,7 +162,12 @@ async def end(site: Site, job_id: int) -> Look:
 
 async def if_kept(site: Site, steps: Steps[T]) -> T | None:
     """What steps have read of the side schema; None where its tables are missing."""
+    return await site.drive(kept(steps))
+
+
+def kept(steps: Steps[T]) -> Steps[T | None]:
+    """The same steps; None where tables of the side schema are missing."""
     try:
-        return await site.drive(steps)
+        return (yield from steps)
     except (MissingTablesError, *GONE):
         return None

@@ -11,6 +11,7 @@ from graphile_worker_py.sql.breakers import Breaker
 from graphile_worker_py.sql.limits import Limit, LimitKind
 from graphile_worker_py.web import audit
 from graphile_worker_py.web.access import Access
+from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.facts import SHARED
 from graphile_worker_py.web.problems import ProblemError, unavailable
 from graphile_worker_py.web.redact import Redaction
@@ -23,14 +24,22 @@ LEAF: Final = Limits.leaf
 
 async def read(site: Site) -> list[Limit]:
     """The limits that pools have used; none where there are no tables of limits."""
-    return await site.cache.get("limits", SHARED, lambda: site.drive(readable_limits(site.schema)))
+    return await site.fact(limits_fact(site.schema))
+
+
+def limits_fact(schema: str) -> Fact[list[Limit]]:
+    """See `read`."""
+    return Fact(key="limits", shared=SHARED, steps=lambda: readable_limits(schema))
 
 
 async def breakers(site: Site) -> list[Breaker]:
     """The breakers that pools have had; none where there is no table of breakers."""
-    return await site.cache.get(
-        "breakers", SHARED, lambda: site.drive(readable_breakers(site.schema))
-    )
+    return await site.fact(breakers_fact(site.schema))
+
+
+def breakers_fact(schema: str) -> Fact[list[Breaker]]:
+    """See `breakers`."""
+    return Fact(key="breakers", shared=SHARED, steps=lambda: readable_breakers(schema))
 
 
 async def reset(site: Site, access: Access, name: str) -> Breaker:

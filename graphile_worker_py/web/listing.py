@@ -6,10 +6,12 @@ from http import HTTPStatus
 from typing import Final
 
 from graphile_worker_py.checks import BIGINT_MAX
+from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.sql.inspect import JobState, ListedJob
-from graphile_worker_py.sql.windows import Filter, list_window, read_by_ids
+from graphile_worker_py.sql.windows import Filter, Window, list_window, read_by_ids
 from graphile_worker_py.web import filters
 from graphile_worker_py.web.access import Access
+from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.problems import Fault, ProblemError
 from graphile_worker_py.web.site import Site
 
@@ -55,15 +57,24 @@ def check_allowed(wanted: Filter, access: Access, site: Site) -> None:
 
 async def list_page(site: Site, wanted: Filter, *, limit: int, cursor: str | None = None) -> Page:
     """Read a page of jobs."""
+    return await site.fact(await page_fact(site, wanted, limit=limit, cursor=cursor))
+
+
+async def page_fact(
+    site: Site, wanted: Filter, *, limit: int, cursor: str | None = None
+) -> Fact[Page]:
+    """See `list_page`."""
     before = None if cursor is None else _read_cursor(cursor, wanted)
-    key = ("jobs", filters.written(wanted), before, limit)
-    return await site.cache.get(
-        key, CACHED, lambda: _list(site, wanted, before=before, limit=limit)
+    kept = (await _kept(site, wanted))[:limit]
+    return Fact(
+        key=("jobs", filters.written(wanted), before, limit),
+        shared=CACHED,
+        steps=lambda: _list(wanted, kept, before=before, limit=limit),
     )
 
 
-async def _list(site: Site, wanted: Filter, *, before: int | None, limit: int) -> Page:
-    found = await site.read(list_window(wanted, before_id=before, limit=limit))
+def _list(wanted: Filter, kept: list[int], *, before: int | None, limit: int) -> Steps[Page]:
+    found: Window = yield list_window(wanted, before_id=before, limit=limit)
     jobs = found.jobs
     if found.more:
         following = jobs[-1].id
@@ -71,10 +82,10 @@ async def _list(site: Site, wanted: Filter, *, before: int | None, limit: int) -
         following = found.from_id
     else:
         following = None
-    if not jobs and before is None and following is not None:
-        kept = await _kept(site, wanted, limit)
-        if kept:
-            return Page(jobs=kept, next=None, complete=False, from_id=found.from_id, sampled=True)
+    if kept and not jobs and before is None and following is not None:
+        sample = [job for job in (yield read_by_ids(kept)) if job.state is wanted.state]
+        if sample:
+            return Page(jobs=sample, next=None, complete=False, from_id=found.from_id, sampled=True)
     return Page(
         jobs=jobs,
         next=None if following is None else _cursor(following, wanted),
@@ -84,16 +95,14 @@ async def _list(site: Site, wanted: Filter, *, before: int | None, limit: int) -
     )
 
 
-async def _kept(site: Site, wanted: Filter, limit: int) -> list[ListedJob]:
-    """The jobs of a state whose ids the census keeps, where the newest ids have none."""
+async def _kept(site: Site, wanted: Filter) -> list[int]:
+    """The ids of jobs of a state that the census keeps, for when the newest ids have none."""
     if wanted not in {Filter(state=JobState.RUNNING), Filter(state=JobState.FAILED)}:
         return []
     counts = (await (await site.census()).look(patience=0)).counts
     if counts is None:
         return []
-    ids = counts.running if wanted.state is JobState.RUNNING else counts.failed
-    jobs = await site.read(read_by_ids(ids[:limit]))
-    return [job for job in jobs if job.state is wanted.state]
+    return counts.running if wanted.state is JobState.RUNNING else counts.failed
 
 
 def _mark(wanted: Filter) -> str:

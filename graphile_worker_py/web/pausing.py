@@ -9,6 +9,8 @@ from graphile_worker_py.pausing.plugin import Pausing
 from graphile_worker_py.sql.pauses import Pause
 from graphile_worker_py.web import audit
 from graphile_worker_py.web.access import Access
+from graphile_worker_py.web.cache import Fact
+from graphile_worker_py.web.facts import SHARED
 from graphile_worker_py.web.problems import unavailable
 from graphile_worker_py.web.site import Site
 
@@ -18,7 +20,12 @@ LEAF: Final = Pausing.leaf
 
 async def read(site: Site) -> list[Pause]:
     """What is paused; nothing where there is no table of pauses."""
-    return await site.drive(readable_pauses(site.schema))
+    return await site.fact(fact(site.schema))
+
+
+def fact(schema: str) -> Fact[list[Pause]]:
+    """See `read`."""
+    return Fact(key="pauses", shared=SHARED, steps=lambda: readable_pauses(schema))
 
 
 async def pause(

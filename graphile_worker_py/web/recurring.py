@@ -13,9 +13,12 @@ from graphile_worker_py.cron.published import from_json, in_words
 from graphile_worker_py.cron.schedule import PUBLISH_INTERVAL, cron_job
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import JobSpec
+from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.together import one, side_by_side
 from graphile_worker_py.sql.crontab_items import PublishedItem, read_published
 from graphile_worker_py.sql.known_crontabs import KnownCrontab, list_known
 from graphile_worker_py.web import history
+from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.shown import moment
 from graphile_worker_py.web.site import Site
 
@@ -81,13 +84,15 @@ class Recurring:
 async def items(site: Site) -> list[Recurring]:
     """All items that a worker ever registered."""
 
-    async def read() -> list[Recurring]:
-        known = {each.identifier: each for each in await site.read(list_known())}
-        published = await history.if_kept(site, read_published(site.schema)) or {}
+    def steps() -> Steps[list[Recurring]]:
+        found, told = yield from side_by_side(
+            one(list_known()), history.kept(read_published(site.schema))
+        )
+        known, published = {each.identifier: each for each in found}, told or {}
         names = sorted({*known, *published})
         return [_made(name, known.get(name), published.get(name)) for name in names]
 
-    return await site.cache.get("recurring", SHARED, read)
+    return await site.fact(Fact(key="recurring", shared=SHARED, steps=steps))
 
 
 def run_of(item: ParsedCronItem) -> JobSpec:

@@ -12,12 +12,13 @@ from graphile_worker_py import config
 from graphile_worker_py.errors import GraphileWorkerError, MigrationError, one_line
 from graphile_worker_py.postgres.connecting import AsyncPool, opened_pool
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.postgres.query import Query, Step, Steps
+from graphile_worker_py.postgres.together import Together, side_by_side, together
 from graphile_worker_py.schema import own
 from graphile_worker_py.sql import web_tables
 from graphile_worker_py.sql.census import Sizes, read_sizes
 from graphile_worker_py.sql.migrations import BASELINE_REVISION
-from graphile_worker_py.web.cache import Cache
+from graphile_worker_py.web.cache import Cache, Fact
 from graphile_worker_py.web.census import Census
 from graphile_worker_py.web.redact import Redaction
 from graphile_worker_py.web.settings import Settings
@@ -167,31 +168,66 @@ class Site:
         """Send what a generator yields, each within `statement_timeout` seconds."""
         database = await self.open()
         async with asyncio.timeout(2 * self.settings.statement_timeout + CONNECT_PATIENCE):
-            return await database.drive(self._remembering(steps), conn=conn)
+            remembering = self._remembering(steps)
+            return await database.drive(
+                remembering, conn=conn, within=self.settings.statement_timeout
+            )
+
+    async def know(self, *facts: Fact[Any]) -> None:
+        """Read what is not known yet of some facts, with as few statements as possible."""
+        async with self.cache.missing(*facts) as missing:
+            if missing:
+                found = await self.drive(side_by_side(*(each.steps() for each in missing)))
+                for fact, value in zip(missing, found, strict=True):
+                    self.cache.keep(fact.key, fact.shared, value)
+
+    async def fact(self, fact: Fact[T]) -> T:
+        """A fact, which requests share."""
+        return await self.cache.get(fact.key, fact.shared, lambda: self.drive(fact.steps()))
 
     def _remembering(self, steps: Steps[T]) -> Steps[T]:
         """The same steps without statements whose last result is still good."""
-        now = asyncio.get_running_loop().time
         try:
             step = next(steps)
             while True:
-                key = repr((step.text, step.values)) if isinstance(step, Query) else ""
-                kept = self._lasting.get(key)
-                if kept is not None and kept[0] > now():
-                    step = steps.send(kept[1])
-                    continue
                 try:
-                    result = yield step
+                    result = yield from self._remembered(step)
                 except psycopg.Error as error:
                     step = steps.throw(error)
-                    continue
-                if isinstance(step, Query) and step.lasts:
-                    self._lasting[key] = now() + step.lasts, result
-                step = steps.send(result)
+                else:
+                    step = steps.send(result)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+    def _remembered(self, step: Step) -> Steps[Any]:
+        if not isinstance(step, Query):
+            return (yield step)
+        asked = step.queries if isinstance(step, Together) else [step]
+        kept = {at: self._lasting.get(_key(each)) for at, each in enumerate(asked)}
+        now = asyncio.get_running_loop().time()
+        results = {at: each[1] for at, each in kept.items() if each is not None and each[0] > now}
+        missing = {at: each for at, each in enumerate(asked) if at not in results}
+        if len(missing) == 1:
+            ((at, only),) = missing.items()
+            results[at] = yield only
+        elif missing:
+            results |= zip(missing, (yield together(missing.values())), strict=True)
+        for at, each in missing.items():
+            if each.lasts:
+                self._lasting[_key(each)] = now + each.lasts, results[at]
+        found = [results[at] for at in range(len(asked))]
+        return found if isinstance(step, Together) else found[0]
+
+    def forget(self) -> None:
+        """Forget all answers, also those that change seldom."""
+        self.cache.clear()
+        self._lasting.clear()
 
     async def changed(self) -> None:
         """Show a change at once."""
         self.cache.clear()
         await (await self.census()).fresh()
+
+
+def _key(query: Query[Any]) -> str:
+    return repr((query.text, query.values))

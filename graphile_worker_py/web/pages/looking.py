@@ -12,11 +12,13 @@ from markupsafe import Markup
 from graphile_worker_py import json_codec
 from graphile_worker_py.clock import utc_now
 from graphile_worker_py.looking import explaining
-from graphile_worker_py.looking.explaining import Explanation, counted
+from graphile_worker_py.looking.explaining import counted
+from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.together import one, side_by_side
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.error_groups import ErrorGroup as RecordedErrors
-from graphile_worker_py.sql.explain import read_facts
 from graphile_worker_py.sql.inspect import JobState, get_job
+from graphile_worker_py.sql.job_state import read_reported
 from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
 from graphile_worker_py.sql.web_tables import AuditRow, read_audit
@@ -61,7 +63,9 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         fault = str(error)
     else:
         listing.check_allowed(wanted, access, site)
-        page = await listing.list_page(site, wanted, limit=PAGE_SIZE, cursor=after or None)
+        fact = await listing.page_fact(site, wanted, limit=PAGE_SIZE, cursor=after or None)
+        await site.know(fact, history.IS_REPORTED)
+        page = await site.fact(fact)
     standing = await facts.standing(site)
     return render(
         request,
@@ -100,29 +104,24 @@ def _narrowed(wanted: Filter, state: JobState | None) -> str:
     return filters.written(replace(wanted, state=state))
 
 
-async def _explained(site: Site, job_id: int) -> Explanation:
-    found = await site.read(read_facts(job_id))
-    if found is None:
-        raise await gone(site, job_id)
-    pools = await facts.pools(site)
-    return await site.drive(explaining.explain_facts(job_id, site.schema, found, pools))
-
-
 @router.get("/jobs/{job_id}")
 async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     """One job: why it does not run, its payload, its last error."""
     site = web_of(request).site
-    found = await site.read(get_job(job_id))
+    found, explanation, runs, changes, reported = await site.drive(
+        side_by_side(
+            one(get_job(job_id)),
+            explaining.explain(job_id, site.schema),
+            history.runs_of(site.schema, job_id),
+            _audit(site, job_id=job_id, before=None, limit=20),
+            history.kept(read_reported(site.schema, [job_id])),
+        )
+    )
     if found is None:
         raise await gone(site, job_id)
-    explanation = await _explained(site, job_id)
     payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
-    changes = (
-        await site.read(read_audit(site.schema, job_id=job_id, before=None, limit=20))
-        if site.has_tables
-        else []
-    )
-    reported = await history.reported(site, [found])
+    known = (reported or {}).get(job_id)
+    is_its = found.state is JobState.RUNNING and known and known.created_at == found.created_at
     return render(
         request,
         "job.html",
@@ -138,9 +137,9 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
         error=shown.error_of(found, access, site.redaction),
         flags=shown.flags_of(found),
         changes=changes,
-        runs=await history.job_runs(site, job_id),
+        runs=runs,
         hide_json=lambda value: site.redaction.payload(json_codec.dumps(value)).decode(),
-        reported=reported.get(job_id),
+        reported=known if is_its else None,
         locked_for=facts.locked_for(found),
         copies=copies(
             found,
@@ -156,6 +155,7 @@ async def tasks(request: Request, access: Viewer, find: Text = "") -> Response:
     """All tasks with their jobs by state."""
     site = web_of(request).site
     standing = await facts.standing(site)
+    await site.know(facts.pools_fact(site.schema), facts.NAMES, pausing.fact(site.schema))
     pools = await facts.pools(site)
     names = [name for name in await facts.task_names(site) if find.lower() in name.lower()]
     return render(
@@ -184,9 +184,18 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
     """One task."""
     site = web_of(request).site
     standing = await facts.standing(site)
-    workers = await facts.workers(site)
     wanted = trends.chosen(request)
-    page = await listing.list_page(site, Filter(task=name), limit=20)
+    page_fact = await listing.page_fact(site, Filter(task=name), limit=20)
+    await site.know(
+        *await facts.of_workers(site),
+        page_fact,
+        history.IS_REPORTED,
+        await errors.groups_fact(site),
+        limiting.limits_fact(site.schema),
+        history.trends_fact(site.schema, wanted, task=name),
+    )
+    workers = await facts.workers(site)
+    page = await site.fact(page_fact)
     groups = [group for group in await errors.groups(site) if group.task == name]
     return render(
         request,
@@ -222,6 +231,7 @@ async def queues(request: Request, access: Viewer) -> Response:
     site = web_of(request).site
     standing = await facts.standing(site)
     counts = standing.counts
+    await site.know(*await facts.of_workers(site), pausing.fact(site.schema))
     jobs = {} if counts is None or counts.queues is None else dict(counts.queues)
     locked = {queue.name: queue for queue in await facts.locked_queues(site)}
     names = [*locked, *sorted({*jobs} - {*locked}, key=lambda name: -jobs[name])]
@@ -247,6 +257,11 @@ async def queues(request: Request, access: Viewer) -> Response:
 async def workers(request: Request, access: Viewer) -> Response:
     """All pools."""
     site = web_of(request).site
+    await site.know(
+        *await facts.of_workers(site),
+        pausing.fact(site.schema),
+        history.IS_REPORTED,
+    )
     found = await facts.workers(site)
     return render(
         request,
@@ -282,6 +297,8 @@ async def errors_page(request: Request, access: Viewer) -> Response:
     """The groups of errors."""
     site = web_of(request).site
     standing = await facts.standing(site)
+    if access.payloads:
+        await site.know(await errors.groups_fact(site), history.groups_fact(site.schema))
     found = await errors.groups(site) if access.payloads else []
     return render(
         request,
@@ -317,10 +334,13 @@ async def maintenance(request: Request, access: Viewer, before: int | None = Non
     """Sizes of tables, cleanup, and the audit log."""
     site = web_of(request).site
     standing = await facts.standing(site)
-    sizes = await site.cache.get("sizes", 10.0, lambda: site.read(read_table_sizes(site.schema)))
-    audit: list[AuditRow] | None = None
-    if site.has_tables:
-        audit = await site.read(read_audit(site.schema, job_id=None, before=before, limit=50))
+    sizes, oldest, audit = await site.drive(
+        side_by_side(
+            one(read_table_sizes(site.schema)),
+            one(read_oldest_transaction()),
+            _audit(site, job_id=None, before=before, limit=50),
+        )
+    )
     failed = None if standing.counts is None else standing.counts.of_state(JobState.FAILED)
     return render(
         request,
@@ -329,11 +349,20 @@ async def maintenance(request: Request, access: Viewer, before: int | None = Non
         title="Maintenance",
         access=access,
         sizes=sizes,
-        oldest=await site.read(read_oldest_transaction()),
-        audit=audit,
+        oldest=oldest,
+        audit=audit if site.has_tables else None,
         cleanups=_cleanups(failed),
         decode=json.loads,
     )
+
+
+def _audit(
+    site: Site, *, job_id: int | None, before: int | None, limit: int
+) -> Steps[list[AuditRow]]:
+    """Read changes by people; none where there is no audit log."""
+    if not site.has_tables:
+        return []
+    return (yield read_audit(site.schema, job_id=job_id, before=before, limit=limit))  # type: ignore[no-any-return]
 
 
 AGES: Final = (

@@ -7,7 +7,7 @@ from graphile_worker_py.web import charts, facts
 from graphile_worker_py.web.census import Standing
 from graphile_worker_py.web.charts import Series
 from graphile_worker_py.web.context import viewer, web_of
-from graphile_worker_py.web.history import RANGES
+from graphile_worker_py.web.history import RANGES, trends_fact
 from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.entering import entered_by_link
 from graphile_worker_py.web.pages.rendering import count_note, render
@@ -27,6 +27,11 @@ async def overview(request: Request) -> Response:
     standing = await facts.standing(site)
     counts = standing.counts
     wanted = trends.chosen(request)
+    await site.know(
+        *await facts.of_workers(site),
+        facts.unserved_fact(site.schema),
+        trends_fact(site.schema, wanted),
+    )
     workers = await facts.workers(site)
     slots = sum(each.pool.concurrency or 0 for each in workers if each.pool and not each.is_dead)
     busy = sum(len(each.jobs) for each in workers if each.pool and not each.is_dead)
