@@ -23,6 +23,7 @@ from graphile_worker_py.postgres.query import (
     Steps,
     Transaction,
 )
+from graphile_worker_py.postgres.together import Together
 from graphile_worker_py.sql import fragments
 
 T = TypeVar("T")
@@ -90,10 +91,10 @@ class AsyncpgConnection(given.OtherConnection):
 
     async def _take(self, step: Step, statements: Statements) -> Any:
         match step:
+            case Together() | Pipelined():  # asyncpg can't read arrays of unnamed rows
+                return [await self._run(query, statements) for query in step.queries]
             case Query():
                 return await self._run(step, statements)
-            case Pipelined():
-                return [await self._run(query, statements) for query in step.queries]
             case Transaction():
                 return await self.drive(step.steps, statements, in_transaction=True)
             case CopyIn() | Script() | Pause():

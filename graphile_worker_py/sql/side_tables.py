@@ -8,8 +8,9 @@ from graphile_worker_py.checks import check_aware, check_duration, check_seconds
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.job import from_timestamp
 from graphile_worker_py.postgres.query import Query, Steps
+from graphile_worker_py.postgres.together import together
 from graphile_worker_py.sql import own_schema
-from graphile_worker_py.sql.trust import Stranger, read_strangers, untrusted
+from graphile_worker_py.sql.trust import read_strangers, untrusted
 
 Moment: TypeAlias = datetime | timedelta | float
 """A point in time: an aware datetime, or how long ago it was, also in seconds."""
@@ -42,11 +43,13 @@ def reading(worker_schema: str, *tables: str, right: str = "select") -> Steps[da
     Raises:
         MissingTablesError: A table is missing or not to be trusted, or the role lacks the right.
     """
-    strangers: list[Stranger] = yield read_strangers(own_schema.NAME, beside=worker_schema)
+    values = (list(tables), right)
+    look = Query(_LOOK, values, lambda rows: rows[0], prepare=False, lasts=10.0)
+    strangers, (missing, now) = yield together(
+        [read_strangers(own_schema.NAME, beside=worker_schema), look]
+    )
     if strangers:
         raise MissingTablesError(untrusted(own_schema.NAME, strangers))
-    values = (list(tables), right)
-    missing, now = yield Query(_LOOK, values, lambda rows: rows[0], prepare=False, lasts=10.0)
     if missing:
         raise MissingTablesError(_message(missing, right))
     return from_timestamp(now)

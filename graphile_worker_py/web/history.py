@@ -99,8 +99,9 @@ async def reported(site: Site, jobs: Sequence[ListedJob]) -> dict[int, Reported]
     }
 
 
-IS_REPORTED: Final = Fact(key="is reported", shared=1.0, steps=lambda: kept(reading("job_state")))
-"""Whether `reported` may read; to be asked together with what jobs there are."""
+def is_reported(schema: str) -> Fact[object]:
+    """Whether `reported` may read; to be asked together with what jobs there are."""
+    return Fact(key="is reported", shared=1.0, steps=lambda: kept(reading(schema, "job_state")))
 
 
 async def trends(site: Site, wanted: Range, *, task: str | None = None) -> list[Trend] | None:

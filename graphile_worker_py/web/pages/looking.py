@@ -64,7 +64,7 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
     else:
         listing.check_allowed(wanted, access, site)
         fact = await listing.page_fact(site, wanted, limit=PAGE_SIZE, cursor=after or None)
-        await site.know(fact, history.IS_REPORTED)
+        await site.know(fact, history.is_reported(site.schema))
         page = await site.fact(fact)
     standing = await facts.standing(site)
     return render(
@@ -189,7 +189,7 @@ async def task(request: Request, access: Viewer, name: str) -> Response:
     await site.know(
         *await facts.of_workers(site),
         page_fact,
-        history.IS_REPORTED,
+        history.is_reported(site.schema),
         await errors.groups_fact(site),
         limiting.limits_fact(site.schema),
         history.trends_fact(site.schema, wanted, task=name),
@@ -260,7 +260,7 @@ async def workers(request: Request, access: Viewer) -> Response:
     await site.know(
         *await facts.of_workers(site),
         pausing.fact(site.schema),
-        history.IS_REPORTED,
+        history.is_reported(site.schema),
     )
     found = await facts.workers(site)
     return render(
