@@ -239,5 +239,6 @@ async def _about_counts(site: Site, registered: list[RegisteredPool] | None) -> 
         found.append(Trouble(fact=fact, remedy=remedy, page="jobs?q=state:ready"))
     if failed:
         fact = "1 job was given up" if failed == 1 else f"{failed:,} jobs were given up"
-        found.append(Trouble(fact=fact, remedy="retry or delete them", page="jobs?q=state:failed"))
+        remedy = "retry or delete it" if failed == 1 else "retry or delete them"
+        found.append(Trouble(fact=fact, remedy=remedy, page="jobs?q=state:failed"))
     return found
