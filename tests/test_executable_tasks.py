@@ -16,7 +16,6 @@ import pytest
 
 from graphile_worker_py import JobContext, Runner, WorkerUtils, run_once
 from graphile_worker_py.events import JobReturned
-from graphile_worker_py.executors import executable
 from graphile_worker_py.executors.executable import LINE_LIMIT, STDERR_TAIL, executable_task
 from tests.support.eventually import eventually
 from tests.support.running import Told
@@ -345,13 +344,12 @@ async def test_a_task_that_is_cut_off_while_it_starts_leaves_nothing_behind(
     utils: WorkerUtils,
     tmp_path: Path,
     alive: Alive,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # SIGTERM alone must do, although there was nobody to send it to when the time was up.
-    monkeypatch.setattr(executable, "TERMINATION_GRACE", 600.0)
     body = f"exec 3>{alive.path}\nsleep 600\n"
     await utils.add_job("job")
-    await run_once(dsn, tasks=[executable_task(script(tmp_path, body), "job", timeout=1e-6)])
+    # SIGTERM alone must do, although there was nobody to send it to when the time was up.
+    task = executable_task(script(tmp_path, body), "job", timeout=1e-6, grace=600.0)
+    await run_once(dsn, tasks=[task])
     assert await last_errors(dsn) == ["task 'job' ran longer than its timeout of 1e-06 s"]
     await eventually(lambda: not alive.read())
 

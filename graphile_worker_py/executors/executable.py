@@ -25,7 +25,6 @@ from graphile_worker_py.tasks.task import Task
 DEFAULT_TIMEOUT: Final = LOCK_LIFETIME
 """Seconds; after this time another worker may free the job and run it."""
 TERMINATION_GRACE: Final = 2.0
-"""Seconds between SIGTERM and SIGKILL; the worker pool itself waits five."""
 LINE_LIMIT: Final = 16_384
 STDERR_TAIL: Final = 2048
 _ENDED_BY_SIGTERM: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -50,7 +49,13 @@ class ExecutableTaskError(GraphileWorkerError):
         self.stderr = stderr
 
 
-def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIMEOUT) -> Task[Any]:
+def executable_task(
+    path: Path,
+    identifier: str,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    grace: float = TERMINATION_GRACE,
+) -> Task[Any]:
     """Make an executable file a task.
 
     The file is run without arguments, in the worker's working directory and in a new session. It
@@ -62,24 +67,26 @@ def executable_task(path: Path, identifier: str, *, timeout: float = DEFAULT_TIM
 
     When the worker pool's abort event is set, its process group gets SIGTERM. If that ends it, the
     job is returned with its attempt; else its exit code counts as ever. When the task is
-    cut off (forced stop, timeout), the group gets SIGTERM, and SIGKILL two seconds later or when
-    the program has exited.
+    cut off (forced stop, timeout), the group gets SIGTERM, and SIGKILL `grace` seconds later or
+    when the program has exited.
 
     Args:
         path: The file.
         identifier: The name that its jobs carry.
         timeout: Seconds after which it is cut off and the job fails.
+        grace: Seconds between SIGTERM and SIGKILL; the worker pool itself waits five.
     """
-    executable = Executable(path.absolute(), identifier)
+    executable = Executable(path.absolute(), identifier, grace)
     return Task(executable, identifier, timeout=timeout, capture_logs="ERROR")
 
 
 class Executable:
     """An executable file: what the task of one calls."""
 
-    def __init__(self, path: Path, identifier: str) -> None:
+    def __init__(self, path: Path, identifier: str, grace: float) -> None:
         self._path = path
         self._identifier = identifier
+        self._grace = grace
 
     def __repr__(self) -> str:
         return f"<executable {self._path}>"
@@ -101,7 +108,7 @@ class Executable:
             exit_codes: Whether code 65 discards the job.
         """
         # The stored JSON goes to the program unchanged, so that no number loses digits on its way.
-        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx, guard)
+        child = _Child(b'{"payload":' + ctx.job.payload_json + b"}", ctx, guard, self._grace)
         try:
             await aio.run_to_end(self._run(child, ctx), on_cancel=child.stop)
         except ExecutableTaskError as error:
@@ -179,9 +186,10 @@ class ExecutableExecutor:
 class _Child(asyncio.SubprocessProtocol):
     """A running program: writes its input, logs its output, and ends it."""
 
-    def __init__(self, stdin: bytes, ctx: JobContext, guard: Guard) -> None:
+    def __init__(self, stdin: bytes, ctx: JobContext, guard: Guard, grace: float) -> None:
         self.closed = asyncio.Event()
         self.guard = guard
+        self._grace = grace
         self.is_terminated = False
         self.is_stopped = False
         self.stderr = ""
@@ -209,7 +217,7 @@ class _Child(asyncio.SubprocessProtocol):
         self.is_stopped = True
         self._terminate()
         if self.returncode is None:
-            self._later(TERMINATION_GRACE, self._kill)
+            self._later(self._grace, self._kill)
         else:
             self._kill()  # only processes that it left behind are still there
 
