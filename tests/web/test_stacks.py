@@ -11,7 +11,7 @@ from graphile_worker_py import JobContext, Runner
 from graphile_worker_py.web import Access, create_app
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
-from tests.web.serving import client_of, served
+from tests.web.serving import client_of, problem, served
 
 HTML = {"accept": "text/html"}
 
@@ -60,6 +60,7 @@ async def test_the_stack_of_a_running_task_is_shown(
             text = await eventually(shown) or ""
             page = (await client.get(f"/jobs/{job_id}", headers=HTML)).text
             assert f'href="/jobs/{job_id}/stack"' in page
+            told = (await client.get(f"/api/v1/jobs/{job_id}/stack")).json()
             waiting.on_loop.set()
             waiting.in_thread.set()
     finally:
@@ -68,6 +69,9 @@ async def test_the_stack_of_a_running_task_is_shown(
     assert places == sorted(places)
     assert "graphile_worker_py/executors" not in text
     assert "hunter2" not in text
+    assert (told["job_id"], told["state"]) == (job_id, "running")
+    assert calls[0] in told["stack"]
+    assert "hunter2" not in told["stack"]
 
 
 async def test_a_viewer_without_payloads_sees_no_stack_and_a_pool_of_node_shows_none(
@@ -76,10 +80,14 @@ async def test_a_viewer_without_payloads_sees_no_stack_and_a_pool_of_node_shows_
     job_id = stored.add("work")
     waiting = await client.get(f"/jobs/{job_id}/stack", headers=HTML)
     assert "The job does not run now." in waiting.text
+    told = (await client.get(f"/api/v1/jobs/{job_id}/stack")).json()
+    assert told == {"job_id": job_id, "state": "ready", "stack": None}
+    problem(await client.get("/api/v1/jobs/987654/stack"), 404)
     stored.lock(job_id)
     running = await client.get(f"/jobs/{job_id}/stack", headers=HTML)
     assert "No pool has answered." in running.text
     app = create_app(dsn, authorize=lambda _request: Access.viewer("bob"))
     async with served(app) as url, client_of(url) as viewer:
         assert (await viewer.get(f"/jobs/{job_id}/stack")).status_code == 403
+        problem(await viewer.get(f"/api/v1/jobs/{job_id}/stack"), 403)
         assert "/stack" not in (await viewer.get(f"/jobs/{job_id}", headers=HTML)).text

@@ -11,10 +11,10 @@ from graphile_worker_py import json_codec
 from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.inspect import JobState, get_job
 from graphile_worker_py.sql.runs import JobRun, RunOutcome
-from graphile_worker_py.web import errors, history
+from graphile_worker_py.web import errors, history, stacking
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.api.answers import answer, problems
-from graphile_worker_py.web.api.models import JobId
+from graphile_worker_py.web.api.models import JobId, StackOut
 from graphile_worker_py.web.changes import gone
 from graphile_worker_py.web.context import Viewer, WebDep
 from graphile_worker_py.web.redact import Redaction
@@ -89,6 +89,18 @@ async def job_outcome(
     last = run_json(runs[-1], access, web.site.redaction) if runs else None
     state = "ended" if job is None else str(job.state)
     return answer({"state": state, "over": is_over, "last_run": last})
+
+
+@router.get(
+    "/jobs/{job_id}/stack",
+    response_model=StackOut,
+    responses=problems(404, 410),
+    summary="Where is a running job?",
+)
+async def job_stack(web: WebDep, access: Viewer, job_id: JobId) -> Response:
+    """Where the task of a running job is at this moment, as its Python pool answers."""
+    job, stack = await stacking.look(web.site, access, job_id)
+    return answer({"job_id": job.id, "state": str(job.state), "stack": stack})
 
 
 @router.get("/errors", response_model=Object, responses=problems(), summary="List groups of errors")

@@ -317,6 +317,16 @@ class Done(BaseModel):
     skipped: int = Field(description="Jobs that run, or are gone.")
 
 
+class StackOut(BaseModel):
+    """Where the task of a job is at this moment."""
+
+    job_id: int
+    state: JobState
+    stack: str | None = Field(
+        description="None if it does not run, or no Python pool has answered."
+    )
+
+
 class ReasonOut(BaseModel):
     """One reason why a job does not run."""
 
