@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from graphile_worker_py import JobContext, Runner, run_once
 from graphile_worker_py.events import JobError, JobSuccess
+from graphile_worker_py.postgres.task_sessions import TaskSessions
 from tests.support.running import Jobs, Told
 
 Conn = AsyncConnection[Any]
@@ -349,3 +350,23 @@ async def test_no_connection_is_left_open_at_the_end(
         "select 1 from pg_stat_activity"
         " where application_name ~ 'task|graphile' and datname = current_database()"
     )
+
+
+async def test_a_stream_that_is_left_open_does_not_hold_up_its_task_for_good(dsn: str) -> None:
+    async with AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False) as pool:
+        sessions = TaskSessions(pool, keep=True, patience=0.05)
+        with pytest.raises(psycopg.OperationalError, match="unfinished stream"):
+            async with sessions.borrow() as conn:
+                stream = conn.cursor().stream("select generate_series(1, 100000)")
+                assert await anext(stream) == (1,)
+        async with sessions.borrow() as conn:
+            assert await (await conn.execute("select 1")).fetchone() == (1,)
+        with pytest.raises(ValueError, match="of the task"):
+            async with sessions.borrow() as conn:
+                left = conn.cursor().stream("select generate_series(1, 100000)")
+                await anext(left)
+                raise ValueError("of the task")
+        await sessions.give_up_idle()
+        for each in (stream, left):
+            with pytest.raises(psycopg.OperationalError):
+                await anext(each)

@@ -33,6 +33,12 @@ logger = logging.getLogger(__name__)
 
 RESET_PATIENCE: Final = 5.0
 """Seconds after which a session that is not reset is closed."""
+IN_USE_PATIENCE: Final = 60.0
+"""Seconds that a statement may go on at the end of the block."""
+_IN_USE: Final = (
+    "the connection was closed, because a statement or an unfinished stream of the task still used "
+    "it at the end of its block"
+)
 LIFETIME: Final = 3600.0
 """Seconds after which a session is not used again, as in a pool."""
 
@@ -115,10 +121,12 @@ class TaskSessions:
         pool: The pool.
         keep: Whether to keep sessions for the next task. A pool that the program uses, too, gets
             them back once they are reset.
+        patience: Seconds until a connection is closed that is still used at the end of its block.
     """
 
-    def __init__(self, pool: AsyncPool, *, keep: bool) -> None:
+    def __init__(self, pool: AsyncPool, *, keep: bool, patience: float = IN_USE_PATIENCE) -> None:
         self._pool = pool
+        self._patience = patience
         self._keep = keep
         self._idle: deque[_Session] = deque()
         self._turns = asyncio.Semaphore(pool.max_size) if keep else None
@@ -129,15 +137,21 @@ class TaskSessions:
 
         Raises:
             psycopg_pool.PoolTimeout: There was none in time.
-            psycopg.OperationalError: The database can't be reached.
+            psycopg.OperationalError: The database can't be reached, or something goes on using the
+                connection after the block.
         """
         async with self._turn():
             session = await self._take()
             conn = session.conn
             try:
                 async with conn:
-                    with kept_from_forks(conn):
-                        yield conn
+                    try:
+                        with kept_from_forks(conn):
+                            yield conn
+                    finally:
+                        is_used = await self._is_used(conn)
+                    if is_used:
+                        raise psycopg.OperationalError(_IN_USE)
             except psycopg.Error as error:
                 # As in `Database.connection`.
                 if isinstance(error, errors.ReadOnlySqlTransaction):
@@ -148,6 +162,20 @@ class TaskSessions:
                 raise
             finally:
                 await aio.finish(self._take_back(session))
+
+    async def _is_used(self, conn: AsyncConnection[Any]) -> bool:
+        """Whether something goes on using a connection, which then is closed.
+
+        A commit or rollback would wait for it: for ever, if it is a stream that nobody reads.
+        """
+        if not conn.lock.locked():
+            return False
+        try:
+            async with asyncio.timeout(self._patience), conn.lock:
+                return False
+        except TimeoutError:
+            conn.pgconn.finish()
+            return True
 
     async def make_room(self) -> None:
         """Give up a session if the pool has no connection left for the worker itself."""
