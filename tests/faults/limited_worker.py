@@ -1,21 +1,38 @@
 """A worker whose jobs have a limit, in a process of its own: `python -m … DSN LIMIT OPTIONS`.
 
-Its task itself says when it begins and ends, by the clock that all processes share.
+LIMIT is how many jobs run at once, or how many start a second and at once: `5` or `200,20`. The
+task itself says when it begins and ends, by the clock that all processes share.
 """
 
 import asyncio
 import json
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Any
 
-from graphile_worker_py import ConcurrencyLimit, JobContext, LocalQueueOptions, Runner, task
+from graphile_worker_py import (
+    ConcurrencyLimit,
+    JobContext,
+    LocalQueueOptions,
+    RateLimit,
+    Runner,
+    task,
+)
 
 
-async def main(dsn: str, amount: int, options: dict[str, Any]) -> None:
+def limit_of(text: str) -> ConcurrencyLimit | RateLimit:
+    """The limit that is given."""
+    amount, _, burst = text.partition(",")
+    if burst:
+        return RateLimit(float(amount), burst=int(burst), name="stripe")
+    return ConcurrencyLimit(int(amount), name="stripe")
+
+
+async def main(dsn: str, limit: ConcurrencyLimit | RateLimit, options: dict[str, Any]) -> None:
     """Run jobs that last as long as their payload says, until told to stop."""
 
-    @task("work", limits=[ConcurrencyLimit(amount, name="stripe")])
+    @task("work", limits=[limit])
     async def work(payload: Any, ctx: JobContext) -> None:
         print("begin", ctx.job.id, time.monotonic(), flush=True)
         try:
@@ -25,9 +42,9 @@ async def main(dsn: str, amount: int, options: dict[str, Any]) -> None:
 
     options["local_queue"] = LocalQueueOptions(size=options.get("local_queue", -1))
     async with Runner(dsn, tasks=[work], **options) as runner:
-        print("up", runner.pool_id, flush=True)
+        print("up", runner.pool_id, time.time(), datetime.now(UTC).timestamp(), flush=True)
         await runner.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], limit_of(sys.argv[2]), json.loads(sys.argv[3])))
