@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -126,6 +127,64 @@ async def test_when_a_queue_is_freed_all_is_looked_at(dsn: str, looks: Looks) ->
     assert queued[-1] < 15
     assert len(seen) == 33
     assert "further" in looks.kinds
+
+
+class LeavesOut(Plugin):
+    """Leaves jobs of the task `slow` out of all fetches, as a pause does."""
+
+    async def get_jobs(
+        self, request: FetchRequest, proceed: Callable[[FetchRequest], Awaitable[Fetched]]
+    ) -> Fetched:
+        """Fetch the others."""
+        return await proceed(replace(request, tasks=request.tasks - {"slow"}))
+
+
+@pytest.mark.parametrize("queues", [0, 2])
+async def test_what_is_left_out_is_passed_once_although_others_are_in_queues(
+    dsn: str, looks: Looks, queues: int
+) -> None:
+    jobs = Jobs(dsn)
+    jobs.add_many(3, "slow")
+    for n in range(20):
+        jobs.add("work", n, queue_name=f"queue {n % 4}" if n % 4 < queues else None)
+    seen: list[int] = []
+
+    def work(n: int) -> None:
+        seen.append(n)
+        if n == 0:
+            jobs.add("work", 99, priority=-1)  # before all that the fetches look at
+
+    await run_once(dsn, tasks={"work": work, "slow": print}, hooks=[looks, LeavesOut])
+    assert sorted(seen) == [*range(20), 99]
+    for queue in range(queues):
+        lane = [n for n in seen if n < 20 and n % 4 == queue]
+        assert lane == sorted(lane)
+    assert looks.kinds[0] == "all"
+    assert looks.kinds.count("all") <= 4
+    assert looks.kinds.count("further") >= 20
+    assert len(jobs.ids()) == 3
+
+
+async def test_what_is_more_urgent_than_jobs_that_are_left_out_is_found_a_moment_later(
+    dsn: str, looks: Looks
+) -> None:
+    jobs, seen = Jobs(dsn), list[str]()
+    jobs.add_many(3, "slow")
+    jobs.add("work", "first")
+    tasks: dict[str, Any] = {"work": seen.append, "slow": print}
+    # It would poll when the test is over.
+    options: dict[str, Any] = {
+        "concurrent_jobs": 5,
+        "poll_interval": 60,
+        "hooks": [looks, LeavesOut],
+    }
+    async with Runner(dsn, tasks=tasks, **options):
+        await eventually(lambda: seen == ["first"])
+        jobs.add("work", "urgent", priority=-1)
+        await eventually(lambda: seen == ["first", "urgent"])
+        jobs.add("work", "last")
+        await eventually(lambda: seen == ["first", "urgent", "last"])
+    assert {"all", "further"} <= set(looks.kinds)
 
 
 async def test_jobs_of_free_queues_in_sight_are_not_passed(dsn: str, looks: Looks) -> None:

@@ -76,10 +76,7 @@ locked as (
 # jobs); array_position() has no estimate. Ids in an array, instead of a join, are looked up by the
 # primary key. `(… in (…)) is true` is looked up in a hash table; without the test it becomes a join
 # that compares all with all. See also the settings in planning.py.
-_GET_JOBS: Final = (
-    "with "  # noqa: S608  # all parts are constants
-    + KNOWN
-    + """
+_SIGHT: Final = """
 sight as materialized (
   select
     jobs.id,
@@ -107,6 +104,8 @@ sight as materialized (
           where queues.is_available = true
         )
       )
+"""
+_UNQUEUED: Final = """
     order by jobs.priority, jobs.run_at
     limit 2 * $3::pg_catalog.int4 + 8
   ) as jobs
@@ -151,6 +150,9 @@ unqueued as materialized (
     and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
     and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
     and ($4::pg_catalog.text[] is null or (jobs.flags ?| $4::pg_catalog.text[]) is not true)
+"""
+_TAKE: Final = (
+    """
   order by jobs.priority, jobs.run_at
   limit $3::pg_catalog.int4
   for update skip locked
@@ -161,7 +163,7 @@ next as (
   select unqueued.id, unqueued.priority, unqueued.run_at from unqueued
   order by priority, run_at
   limit $3::pg_catalog.int4
-),"""
+),"""  # noqa: S608  # all parts are constants
     + TAKEN
     + ","
     + LOCKED
@@ -186,6 +188,12 @@ left join taken on true
 order by taken.priority, taken.run_at, taken.id
 """
 )
+_FROM_PLACE: Final = """
+  and (jobs.priority, jobs.run_at) >= ($7::pg_catalog.int2, $8::pg_catalog.timestamptz)
+"""
+_GET_JOBS: Final = "with " + KNOWN + _SIGHT + _UNQUEUED + _TAKE
+# The same from a place in their order on, because what stands before is left out of the fetch.
+_GET_JOBS_SINCE: Final = "with " + KNOWN + _SIGHT + _FROM_PLACE + _UNQUEUED + _FROM_PLACE + _TAKE
 
 # The same for jobs without a queue only, from a place in their order on. The jobs before it were
 # fetched a moment ago and most of them are gone, but their index entries stay until a vacuum, and
@@ -255,6 +263,7 @@ def get_jobs(
     forbidden_flags: Sequence[str] | None,
     now: datetime | None = None,
     after: Place | None = None,
+    since: Place | None = None,
 ) -> Query[Fetched | None]:
     """Lock up to `count` jobs for a pool, in the order in which they are to run.
 
@@ -267,6 +276,7 @@ def get_jobs(
         forbidden_flags: Jobs with one of these flags are not fetched; None forbids no flag.
         now: Jobs that are due at this time are fetched; None means the database's time.
         after: Fetch only jobs without a queue, from this place on; None means all jobs.
+        since: Fetch jobs with and without a queue, from this place on; None means all jobs.
 
     Returns:
         None if an id no longer stands for its task; nothing is locked then. With `after` the result
@@ -292,4 +302,6 @@ def get_jobs(
         more = len(jobs) >= count or InSight.MORE in in_sight
         return Fetched(jobs, more=more, queued=queued, hidden=hidden)
 
+    if since is not None:
+        return Query(_GET_JOBS_SINCE, (*values, *since), read)
     return Query(_GET_JOBS, values, read)

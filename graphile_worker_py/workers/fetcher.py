@@ -5,11 +5,13 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from graphile_worker_py.checks import check_texts
 from graphile_worker_py.errors import GraphileWorkerError
+from graphile_worker_py.job import Job
 from graphile_worker_py.options import ForbiddenFlags
 from graphile_worker_py.plugins import FetchRequest
 from graphile_worker_py.plugins.hooks import Hooks
@@ -36,11 +38,19 @@ class _Scan:
     of jobs and none belongs to a queue, the next fetch resumes where the last one stopped. What
     was added or returned before that place is found by the next scan from the start: after a
     while, when a queue was freed, or when nothing else is left.
+
+    If some tasks are left out, because they are paused or at a limit, their jobs may stand before
+    all others. Then fetches start at the first job that the last scan from the start has found,
+    also if jobs belong to queues. If they find few, the next scan from the start follows, but not
+    within a moment after the last one.
     """
 
     def __init__(self) -> None:
         self.place: Place | None = None
+        self.first: Place | None = None
         self.until = 0.0
+        self.rests_until = 0.0
+        self.queued = False
         self.queues_freed = 0
 
 
@@ -166,16 +176,35 @@ class Fetcher:
         queues_freed = self._holdings.queues_freed
         resumes = began < scan.until and scan.queues_freed == queues_freed
         after, scan.place = scan.place if resumes else None, None
-        fetched = await self._lock_known(request, tasks, {"after": after})
-        if after is None:
-            took = now() - began
-            resume_for = self._waits.resume_for(took, jobs=len(fetched.jobs))
-            scan.until = now() + (0.0 if fetched.queued else resume_for)
+        since = scan.first if after is None and began < scan.until else None
+        fetched = await self._lock_known(request, tasks, {"after": after, "since": since})
+        if after is None and since is None:
+            self._note_scan(scan, fetched, took=now() - began, is_part=tasks != self._tasks)
+        scan.queued = scan.queued or fetched.queued
         # A plugin may have asked for no jobs.
         if fetched.jobs and len(fetched.jobs) >= request.count:
-            last = fetched.jobs[-1]
-            scan.place, scan.queues_freed = (last.priority, last.run_at), queues_freed
+            if not scan.queued:
+                scan.place, scan.queues_freed = place_of(fetched.jobs[-1]), queues_freed
+        elif since is not None:
+            if now() < scan.rests_until:
+                return replace(fetched, hidden=True)
+            scan.until = 0.0
+            return replace(fetched, more=True)
         return fetched
+
+    def _note_scan(self, scan: _Scan, fetched: Fetched, *, took: float, is_part: bool) -> None:
+        """Decide where the next fetches start, after a scan from the start."""
+        resume_for = self._waits.resume_for(took, jobs=len(fetched.jobs))
+        scan.queued = fetched.queued
+        if not is_part or resume_for == 0:
+            scan.first = None
+        elif fetched.jobs:
+            scan.first = place_of(fetched.jobs[0])
+        if fetched.queued and scan.first is None:
+            resume_for = 0.0
+        now = asyncio.get_running_loop().time()
+        scan.until = now + resume_for
+        scan.rests_until = now + (max(self._waits.rest, took) if self._waits.rest else 0.0)
 
     async def _lock_known(
         self, request: FetchRequest, tasks: frozenset[str], where: Mapping[str, Any]
@@ -225,3 +254,8 @@ class Fetcher:
         if inspect.isawaitable(answer):
             answer = await answer
         return None if answer is None else check_texts("forbidden_flags", answer)
+
+
+def place_of(job: Job) -> Place:
+    """Where a job stands in the order of jobs."""
+    return job.priority, job.run_at

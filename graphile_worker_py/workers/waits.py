@@ -25,6 +25,8 @@ class Waits(Record):
             seconds, plus the second one for each job that it brings.
         resume_factor: After a slow scan, fetches resume for this many times as long as it took.
         resume_longest: But for at most this long.
+        rest: How long a fetch that starts at the first wanted job, and finds few, is not followed
+            by a slow scan from the start.
         begin_listening: How long a new listening connection gets for each of its first statements.
         echo: How long the listener waits for its own notification.
         late_echo: How long it waits in addition: the time may be up because the event loop stood
@@ -52,6 +54,7 @@ class Waits(Record):
     slow_scan: tuple[float, float] = (0.002, 10e-6)
     resume_factor: float = 10.0
     resume_longest: float = 2.0
+    rest: float = 0.5
     begin_listening: float = 10.0
     echo: float = 5.0
     late_echo: float = 1.0

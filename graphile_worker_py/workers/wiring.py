@@ -207,7 +207,8 @@ def _fetcher(pool: WorkerPool, holdings: Holdings, connection: OwnConnection) ->
         forbidden_flags=pool.options.forbidden_flags,
         hooks=pool.hooks,
         holdings=holdings,
-        waits=pool.waits,
+        # It must see all jobs before it ends.
+        waits=replace(pool.waits, rest=0.0) if pool.once else pool.waits,
     )
 
 
