@@ -83,7 +83,8 @@ async def test_processes_whose_clocks_are_hours_apart_keep_a_rate_and_use_it(
     begun = sorted(at for each in workers for at in times(each))
     granted = Jobs(dsn).query(GRANTED)
     tokens = [row["tokens"] for row in granted]
-    assert len(begun) == sum(tokens) == count
+    # After a quiet time, tokens that were not used are not given back.
+    assert len(begun) == count <= sum(tokens)
     assert most_in_a_second([row["at"] for row in granted], tokens) <= RATE + BURST
     used = (count - BURST) / (begun[-1] - begun[0]) / RATE
     record_property("starts in a second, at most", most_in_a_second(begun, [1] * count))
