@@ -36,6 +36,8 @@ from tests.support.eventually import eventually
 from tests.support.processes import Processes, is_alive
 from tests.support.running import Jobs, Told, impatient
 
+INSTALLER = "worker"
+
 ALL = [value for value in vars(tasks).values() if isinstance(value, Task)]
 
 

@@ -17,6 +17,8 @@ from graphile_worker_py.events import JobError, JobSuccess
 from graphile_worker_py.postgres.task_sessions import TaskSessions
 from tests.support.running import Jobs, Told
 
+INSTALLER = "worker"
+
 Conn = AsyncConnection[Any]
 STATE = """
 select current_user, session_user,

@@ -148,24 +148,29 @@ def node(processes: Processes) -> Node:
 
 @pytest.fixture(scope="session")
 def install(request: pytest.FixtureRequest) -> Install:
-    """Install the schema with `install(installer, dsn, schema="graphile_worker")`."""
+    """Install the schema with `install(installer, dsn, schema="graphile_worker")`.
+
+    The installers: `node`; `python`, which is our `run_migrations`; and `worker`, by which the side
+    schema is there too, as any worker of ours leaves a database.
+    """
 
     def install_schema(installer: str, dsn: str, schema: str = SCHEMA) -> None:
         if installer == "node":
             node: Node = request.getfixturevalue("node")
             node.cli(LATEST, "--schema-only", "--connection", dsn, "--schema", schema)
         else:
-            _install_with_python(dsn, schema)
+            _install_with_python(dsn, schema, side_schema=installer == "worker")
 
     return install_schema
 
 
-def _install_with_python(dsn: str, schema: str) -> None:
+def _install_with_python(dsn: str, schema: str, *, side_schema: bool) -> None:
     from graphile_worker_py import run_migrations
 
     # In a thread of its own, where no event loop runs yet.
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, run_migrations(dsn, schema=schema)).result()
+        installing = run_migrations(dsn, schema=schema, side_schema=side_schema)
+        thread.submit(asyncio.run, installing).result()
 
 
 @pytest.fixture(scope="session")
@@ -190,13 +195,15 @@ def leak_patience(pytestconfig: pytest.Config) -> float:
 
 
 @pytest.fixture
-def installer() -> str:
-    """Which package installs the schema of `dsn`: ours.
+def installer(request: pytest.FixtureRequest) -> str:
+    """Who installs the schema of `dsn`: our package, or `INSTALLER` of the module of the test.
 
-    Both install the same, as `compat_tests/test_catalog.py` shows. A test for which the installer
-    matters all the same is marked with `BOTH_INSTALLERS`.
+    Both packages install the same, as `compat_tests/test_catalog.py` shows. A test for which the
+    installer matters all the same is marked with `BOTH_INSTALLERS`. Where many tests run workers,
+    `worker` saves each of them the installation of the side schema, which takes longer than all
+    else that they do.
     """
-    return "python"
+    return str(getattr(request.module, "INSTALLER", "python"))
 
 
 @pytest.fixture
