@@ -45,13 +45,11 @@ print(*sys.modules)
 """
 # Prints the package's classes for which `dataclass` has compiled methods.
 COMPILED = """
-from dataclasses import is_dataclass
-
 for name in [name for name in sys.modules if name.startswith("graphile_worker_py.")]:
     for kind in vars(sys.modules[name]).values():
-        if isinstance(kind, type) and kind.__module__ == name and is_dataclass(kind):
-            about = kind.__dataclass_params__
-            if about.init or about.repr or about.eq or about.frozen:
+        if isinstance(kind, type) and kind.__module__ == name:
+            about = vars(kind).get("__dataclass_params__")
+            if about and (about.init or about.repr or about.eq or about.frozen):
                 print(f"compiled:{name}.{kind.__qualname__}")
 """
 # What is made so often that it is to be as quick and as small as it can.

@@ -6,8 +6,7 @@ their rows are read as if each had been sent by itself.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
 
@@ -17,15 +16,29 @@ T = TypeVar("T")
 _VALUE: Final = re.compile(r"\$(\d+)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Together(Query[list[Any]]):
     """One statement for several ones; its result is a list of theirs.
 
     Args:
+        text: As of `Query`.
+        values: As of `Query`.
+        read: As of `Query`.
         queries: The statements; see `together`.
     """
 
+    __slots__ = ("queries",)
     queries: Sequence[Query[Any]]
+
+    def __init__(
+        self,
+        text: LiteralString,
+        values: Sequence[Any],
+        read: Callable[[list[tuple[Any, ...]]], list[Any]],
+        *,
+        queries: Sequence[Query[Any]],
+    ) -> None:
+        super().__init__(text, values, read, prepare=False)
+        object.__setattr__(self, "queries", queries)
 
 
 def together(queries: Iterable[Query[Any]]) -> Together:
@@ -45,7 +58,7 @@ def together(queries: Iterable[Query[Any]]) -> Together:
         return [each.read(rows[0][places[_key(each)]]) for each in asked]
 
     text: Any = "select " + ",\n".join(parts)  # a LiteralString, as it has constants alone
-    return Together(text, values, read, prepare=False, queries=asked)
+    return Together(text, values, read, queries=asked)
 
 
 def _key(query: Query[Any]) -> str:
