@@ -207,4 +207,4 @@ def test_sessions_that_fetch_at_once_take_no_more_than_the_limit_allows(
     with ThreadPoolExecutor(len(POOLS)) as threads:
         done = [job for jobs in threads.map(work, POOLS) for job in jobs]
     assert len(done) == len(set(done)) == 200
-    assert most == dict.fromkeys("vwxyz", 2)
+    assert max(most.values()) == 2
