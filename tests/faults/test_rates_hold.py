@@ -3,7 +3,7 @@
 import bisect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import pytest
@@ -58,7 +58,6 @@ async def test_processes_whose_clocks_are_hours_apart_keep_a_rate_and_use_it(
     dsn: str,
     processes: Processes,
     pytestconfig: pytest.Config,
-    record_property: Callable[[str, object], None],
 ) -> None:
     is_long = pytestconfig.getoption("--long")
     count = RATE * (30 if is_long else 3) + BURST
@@ -87,8 +86,6 @@ async def test_processes_whose_clocks_are_hours_apart_keep_a_rate_and_use_it(
     assert len(begun) == count <= sum(tokens)
     assert most_in_a_second([row["at"] for row in granted], tokens) <= RATE + BURST
     used = (count - BURST) / (begun[-1] - begun[0]) / RATE
-    record_property("starts in a second, at most", most_in_a_second(begun, [1] * count))
-    record_property("use", used)
     assert used >= (0.95 if is_long else 0.5)
     if is_long:  # a busy machine begins jobs late, and then more of them at once
         assert most_in_a_second(begun, [1] * count) <= RATE + BURST
