@@ -118,14 +118,18 @@ class Database:
         self, timeout: float | None
     ) -> AsyncIterator[AsyncConnection[Any]]:
         # A connection that ended while it was idle is closed here, so that it leaves the pool.
-        await self.task_sessions.make_room()
-        while True:
-            async with self.pool.connection(timeout) as conn:
-                if not has_ended(conn):
-                    yield conn
-                    return
-                await conn.close()
-            await self.pool.drain()  # where one was closed, more were
+        try:
+            while True:
+                async with AsyncExitStack() as stack:
+                    with self.task_sessions.giving_way():
+                        conn = await stack.enter_async_context(self.pool.connection(timeout))
+                    if not has_ended(conn):
+                        yield conn
+                        return
+                    await conn.close()
+                await self.pool.drain()  # where one was closed, more were
+        finally:
+            self.task_sessions.has_room()
 
     @asynccontextmanager
     async def new_connection(self) -> AsyncIterator[AsyncConnection[Any]]:

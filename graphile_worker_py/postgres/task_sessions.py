@@ -5,113 +5,40 @@ take advisory locks, change how rows are made. Nothing of it may reach the next 
 reset undoes must not reach the statements of the worker. So a session that a task had stays with
 the tasks. It still counts as one of the connections of its pool, and is given up when the worker
 itself needs one and the pool has no other left.
+
+A session is reset while the job that had it goes on: a job waits for no reset, only for a session.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from time import monotonic
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from types import TracebackType
 from typing import Any, Final
 
 import psycopg
 import psycopg_pool
-from psycopg import AsyncConnection, AsyncCursor, IsolationLevel, errors
-from psycopg.adapt import AdaptersMap
-from psycopg.pq import PipelineStatus, TransactionStatus
-from psycopg.rows import tuple_row
+from psycopg import AsyncConnection, errors
+from psycopg.pq import TransactionStatus
+from psycopg.waiting import Ready, Wait
 
 from graphile_worker_py import aio
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.forks import kept_from_forks
 from graphile_worker_py.postgres.connecting import AsyncPool, configure_like
-from graphile_worker_py.postgres.idle import has_ended
-from graphile_worker_py.records import Record
+from graphile_worker_py.postgres.lent_session import RESET_PATIENCE, Session
 
 logger = logging.getLogger(__name__)
 
-RESET_PATIENCE: Final = 5.0
-"""Seconds after which a session that is not reset is closed."""
 IN_USE_PATIENCE: Final = 60.0
 """Seconds that a statement may go on at the end of the block."""
 _IN_USE: Final = (
     "the connection was closed, because a statement or an unfinished stream of the task still used "
     "it at the end of its block"
 )
-LIFETIME: Final = 3600.0
-"""Seconds after which a session is not used again, as in a pool."""
 
-# Not `discard all`, which would drop the statements that psycopg has prepared. One string, so
-# that it takes one round trip.
-_RESET: Final = """
-reset session authorization; reset role; reset all; close all; unlisten *;
-select pg_catalog.pg_advisory_unlock_all(); discard sequences; discard temp;
-select name from pg_catalog.pg_prepared_statements
-"""
-
-
-_IN_TRANSACTION: Final = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
-
-
-class _Client(Record):
-    """How a connection object behaves, apart from its session on the server."""
-
-    autocommit: bool
-    isolation_level: IsolationLevel | None
-    read_only: bool | None
-    deferrable: bool | None
-    attributes: dict[str, Any]
-    adapters: AdaptersMap
-    notice_handlers: list[Any]
-    notify_handlers: list[Any]
-
-    @classmethod
-    def of(cls, conn: AsyncConnection[Any]) -> "_Client":
-        """How a connection behaves now."""
-        return cls(
-            autocommit=conn.autocommit,
-            isolation_level=conn.isolation_level,
-            read_only=conn.read_only,
-            deferrable=conn.deferrable,
-            attributes=_attributes_of(conn),
-            adapters=AdaptersMap(conn.adapters),
-            notice_handlers=list(conn._notice_handlers),
-            notify_handlers=list(conn._notify_handlers),
-        )
-
-    async def restore(self, conn: AsyncConnection[Any]) -> None:
-        """Let a connection behave like this again; it must not be in a transaction."""
-        # First: a method may have been replaced.
-        for name in _attributes_of(conn).keys() - self.attributes.keys():
-            delattr(conn, name)
-        for name, value in self.attributes.items():
-            setattr(conn, name, value)
-        if conn.autocommit != self.autocommit:
-            await conn.set_autocommit(self.autocommit)
-        if conn.isolation_level != self.isolation_level:
-            await conn.set_isolation_level(self.isolation_level)
-        if conn.read_only != self.read_only:
-            await conn.set_read_only(self.read_only)
-        if conn.deferrable != self.deferrable:
-            await conn.set_deferrable(self.deferrable)
-        conn._adapters = AdaptersMap(self.adapters)
-        conn._notice_handlers[:] = self.notice_handlers
-        conn._notify_handlers[:] = self.notify_handlers
-
-
-def _attributes_of(conn: AsyncConnection[Any]) -> dict[str, Any]:
-    """The attributes of a connection object, with those that a program has set itself."""
-    own = {name: value for name, value in vars(conn).items() if not name.startswith("_")}
-    kept = {"prepare_threshold": conn.prepare_threshold, "prepared_max": conn.prepared_max}
-    return own | kept
-
-
-class _Session:
-    def __init__(self, conn: AsyncConnection[Any], client: _Client, since: float) -> None:
-        self.conn = conn
-        self.client = client
-        self.since = since
+AsyncSession = Session[AsyncConnection[Any]]
 
 
 class TaskSessions:
@@ -128,42 +55,51 @@ class TaskSessions:
         self._pool = pool
         self._patience = patience
         self._keep = keep
-        self._idle: deque[_Session] = deque()
-        self._turns = asyncio.Semaphore(pool.max_size) if keep else None
+        self._idle: deque[AsyncSession] = deque()
+        self._resets: dict[AsyncSession, _Reset] = {}
+        self._waiting: deque[asyncio.Future[AsyncSession]] = deque()
+        self._kept = 0  # lent, idle, and being reset
+        self._asking: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._wanted = 0  # by the worker itself
 
-    @asynccontextmanager
-    async def borrow(self) -> AsyncIterator[AsyncConnection[Any]]:
+    def borrow(self) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
         """A connection for the block, which commits or rolls back at its end.
 
-        Raises:
+        The block raises:
             psycopg_pool.PoolTimeout: There was none in time.
             psycopg.OperationalError: The database can't be reached, or something goes on using the
                 connection after the block.
         """
-        async with self._turn():
-            session = await self._take()
-            conn = session.conn
-            try:
-                async with conn:
-                    try:
-                        with kept_from_forks(conn):
-                            yield conn
-                    finally:
-                        is_used = await self._is_used(conn)
-                    if is_used:
-                        raise psycopg.OperationalError(_IN_USE)
-            except psycopg.Error as error:
-                # As in `Database.connection`.
-                if isinstance(error, errors.ReadOnlySqlTransaction):
-                    await conn.close()
-                if conn.closed:
-                    await self.give_up_idle()
-                    await self._pool.drain()
-                raise
-            finally:
-                await aio.finish(self._take_back(session))
+        return _Loan(self)
 
-    async def _is_used(self, conn: AsyncConnection[Any]) -> bool:
+    async def take(self) -> AsyncSession:
+        """A session for a task, which must give it back."""
+        if not self._keep:
+            return Session(await self._pool.getconn(), is_kept=False)
+        while self._idle:
+            session = self._idle.pop()
+            if session.is_usable:
+                return session
+            self._leave(session)
+        return await self._wait()
+
+    async def give_back(self, session: AsyncSession) -> None:
+        """Take back a session; it is reset while the caller goes on."""
+        if not self._keep:
+            await aio.finish(self._put_back(session))
+        elif session.conn.lock.locked():
+            self._leave(session)  # something still uses it
+        else:
+            try:
+                await session.conn.lock.acquire()  # at once, unless something still uses it
+            except BaseException:
+                self._leave(session)
+                raise
+            self._resets[session] = reset = _Reset(session, self._has_reset)
+            reset.begin()
+
+    async def is_used(self, conn: AsyncConnection[Any]) -> bool:
         """Whether something goes on using a connection, which then is closed.
 
         A commit or rollback would wait for it: for ever, if it is a stream that nobody reads.
@@ -177,94 +113,273 @@ class TaskSessions:
             conn.pgconn.finish()
             return True
 
-    async def make_room(self) -> None:
-        """Give up a session if the pool has no connection left for the worker itself."""
-        if self._idle:
-            stats = self._pool.get_stats()
-            if not stats["pool_available"] and stats["pool_size"] >= stats["pool_max"]:
-                await self._give_up(self._idle.popleft())
+    def has_room(self) -> None:
+        """Note that the worker itself has given a connection back."""
+        if self._waiting:
+            self._ask()
+
+    async def lost(self) -> None:
+        """Note that a connection was lost: where one was, more were."""
+        await self.give_up_idle()
+        await self._pool.drain()
+
+    @contextmanager
+    def giving_way(self) -> Iterator[None]:
+        """A block in which the worker itself waits for a connection of the pool."""
+        self._wanted += 1
+        try:
+            if self._idle and self._is_missed():
+                self._leave(self._idle.popleft())
+            yield
+        finally:
+            self._wanted -= 1
 
     async def give_up_idle(self) -> None:
         """Close the sessions that no task has."""
+        while self._resets:
+            session, reset = self._resets.popitem()
+            reset.end()
+            self._leave(session)
         while self._idle:
-            await self._give_up(self._idle.popleft())
+            self._leave(self._idle.popleft())
+        ending = set(self._leaving)
+        if not self._waiting:
+            ending |= self._asking
+            for task in self._asking:
+                task.cancel()
+        if ending:
+            await asyncio.wait(ending)
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        # At most as many tasks as the pool has connections ask for one at a time. So a session
-        # that comes back goes to the next task, and not by way of the pool.
-        if self._turns is None:
-            yield
-            return
+    def _is_missed(self) -> bool:
+        """Whether the worker itself waits for a connection that tasks keep from it."""
+        if self._wanted <= len(self._leaving):
+            return False
+        stats = self._pool.get_stats()
+        return not stats["pool_available"] and stats["pool_size"] >= stats["pool_max"]
+
+    async def _wait(self) -> AsyncSession:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[AsyncSession] = loop.create_future()
+        self._waiting.append(waiter)
+        timer = loop.call_later(self._pool.timeout, self._is_late, waiter)
+        self._ask()
         try:
-            async with asyncio.timeout(self._pool.timeout):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise psycopg_pool.PoolTimeout(
-                f"couldn't get a connection after {self._pool.timeout:.2f} sec"
-            ) from None
-        try:
-            yield
+            return await waiter
+        except BaseException:
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
+            if not waiter.cancelled() and waiter.exception() is None:
+                self._is_ready(waiter.result())  # cancelled in the moment when it was given
+            raise
         finally:
-            self._turns.release()
+            timer.cancel()
 
-    async def _take(self) -> _Session:
-        while self._idle:
-            session = self._idle.pop()
-            if monotonic() - session.since < LIFETIME and not has_ended(session.conn):
-                return session
-            await self._give_up(session)
-        conn = await self._pool.getconn()
-        return _Session(conn, _Client.of(conn), monotonic())
+    def _is_late(self, waiter: asyncio.Future[AsyncSession]) -> None:
+        if not waiter.done():
+            seconds = self._pool.timeout
+            message = f"couldn't get a connection after {seconds:.2f} sec"
+            waiter.set_exception(psycopg_pool.PoolTimeout(message))
 
-    async def _take_back(self, session: _Session) -> None:
-        if not await self._is_reset(session):
-            await self._give_up(session)
-        elif not self._keep:
-            await self._pool.putconn(session.conn)
-        elif self._pool.closed or self._pool.get_stats()["requests_waiting"]:
-            await self._give_up(session)  # the worker itself waits for a connection
+    def _next_waiter(self) -> asyncio.Future[AsyncSession] | None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                return waiter
+        return None
+
+    def _ask(self) -> None:
+        # Tasks wait for sessions of other tasks, not in the queue of the pool, where they would
+        # get in the way of the worker.
+        while len(self._asking) + len(self._resets) < len(self._waiting) and self._may_ask():
+            # `give_up_idle` ends it.
+            asking = asyncio.create_task(self._fetch(), name="task sessions")  # noqa: TID251
+            self._asking.add(asking)
+            asking.add_done_callback(self._has_asked)
+
+    def _may_ask(self) -> bool:
+        if not self._kept and not self._asking:
+            return True
+        if self._kept >= self._pool.max_size:
+            return False
+        stats = self._pool.get_stats()
+        room = stats["pool_max"] - stats["pool_size"] + stats["pool_available"]
+        return len(self._asking) < room
+
+    async def _fetch(self) -> None:
+        """Let the pool give a session, or make one."""
+        try:
+            conn = await self._pool.getconn()
+        except psycopg.Error as error:
+            waiter = self._next_waiter()
+            if waiter is None:
+                logger.debug("Got no connection for tasks (%s)", one_line(error))
+            else:
+                waiter.set_exception(error)
+        else:
+            self._kept += 1
+            self._is_ready(Session(conn, is_kept=True))
+
+    def _has_asked(self, asking: "asyncio.Task[None]") -> None:
+        self._asking.discard(asking)
+        self.has_room()
+
+    def _has_reset(self, session: AsyncSession, is_reset: bool) -> None:  # noqa: FBT001
+        del self._resets[session]
+        if is_reset and not session.is_old:
+            self._is_ready(session)
+        else:
+            self._leave(session)
+
+    def _is_ready(self, session: AsyncSession) -> None:
+        if self._pool.closed or self._is_missed():
+            self._leave(session)
+        elif (waiter := self._next_waiter()) is not None:
+            waiter.set_result(session)
         else:
             self._idle.append(session)
 
-    async def _give_up(self, session: _Session) -> None:
+    def _leave(self, session: AsyncSession) -> None:
+        self._kept -= 1
+        # `give_up_idle` waits for it.
+        leaving = asyncio.create_task(self._give_up(session), name="task sessions")  # noqa: TID251
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _give_up(self, session: AsyncSession) -> None:
         conn = session.conn
         if conn.closed or conn.pgconn.transaction_status != TransactionStatus.IDLE:
             await conn.close()
         # The pool closes what is too old without a warning, and makes a new one if it wants one.
         conn._expire_at = 0.0
         await self._pool.putconn(conn)
+        self._ask()
 
-    async def _is_reset(self, session: _Session) -> bool:
+    async def _put_back(self, session: AsyncSession) -> None:
         conn = session.conn
-        pgconn = conn.pgconn
-        if conn.closed or pgconn.pipeline_status != PipelineStatus.OFF:
+        if await self._is_reset(session):
+            await self._pool.putconn(conn)
+        else:
+            await self._give_up(session)
+
+    async def _is_reset(self, session: AsyncSession) -> bool:
+        conn = session.conn
+        if conn.closed:
             return False
         try:
             async with asyncio.timeout(RESET_PATIENCE):
-                if pgconn.transaction_status in _IN_TRANSACTION:
-                    await conn.rollback()
-                await session.client.restore(conn)
-                await self._reset(conn)
+                async with conn.lock:
+                    is_reset = await conn.wait(session.reset())
+                # `reset all` keeps what came with the connection string, not what this has set.
+                await configure_like(self._pool, conn)
         except Exception as error:  # a setting of the program, for example
             logger.debug("Closing a session that could not be reset (%s)", one_line(error))
             return False
-        return pgconn.transaction_status == TransactionStatus.IDLE
+        return is_reset
 
-    async def _reset(self, conn: AsyncConnection[Any]) -> None:
-        autocommit = conn.autocommit
-        if not autocommit:
-            await conn.set_autocommit(True)
-        async with AsyncCursor(conn, row_factory=tuple_row) as cursor:
-            await cursor.execute(_RESET, prepare=False)
-            while cursor.nextset():
-                pass
-            prepared = {name.encode() for (name,) in await cursor.fetchall()}
-            if prepared != set(conn._prepared._names.values()):
-                # The task has prepared some itself, or dropped those of psycopg.
-                conn._prepared.clear()
-                await cursor.execute("deallocate all", prepare=False)
-        if not autocommit:
-            await conn.set_autocommit(False)
-        # `reset all` keeps what came with the connection string, but not what this has set.
-        await configure_like(self._pool, conn)
+
+class _Loan:
+    """The block in which a task has a session."""
+
+    __slots__ = ("_kept", "_session", "_sessions")
+
+    def __init__(self, sessions: TaskSessions) -> None:
+        self._sessions = sessions
+
+    async def __aenter__(self) -> AsyncConnection[Any]:
+        self._session = await self._sessions.take()
+        conn = self._session.conn
+        self._kept = kept_from_forks(conn)
+        self._kept.__enter__()
+        return conn
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        session = self._session
+        self._kept.__exit__(kind, error, trace)
+        try:
+            if await self._sessions.is_used(session.conn) and error is None:
+                raise psycopg.OperationalError(_IN_USE)
+            if not session.is_settled:
+                await session.conn.__aexit__(kind, error, trace)
+            if isinstance(error, psycopg.Error):
+                await self._after(error)
+        except psycopg.Error as raised:
+            await self._after(raised)
+            raise
+        finally:
+            await self._sessions.give_back(session)
+
+    async def _after(self, error: psycopg.Error) -> None:
+        # As in `Database.connection`.
+        conn = self._session.conn
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            await conn.close()
+        if conn.closed:
+            await self._sessions.lost()
+
+
+class _Reset:
+    """A reset of a session for which nothing waits.
+
+    Args:
+        session: The session; the lock of its connection is held until the end.
+        done: Told whether the session is as it was.
+    """
+
+    __slots__ = ("_done", "_loop", "_session", "_socket", "_steps", "_timer", "_watched")
+
+    def __init__(self, session: AsyncSession, done: Callable[[AsyncSession, bool], None]) -> None:
+        self._session = session
+        self._done = done
+        self._loop = asyncio.get_running_loop()
+        self._steps = session.reset()
+        self._timer = self._loop.call_later(RESET_PATIENCE, self._finish, False)  # noqa: FBT003
+        self._socket = -1
+        self._watched = 0
+
+    def begin(self) -> None:
+        """Send the first statements."""
+        self._advance(None)
+
+    def end(self) -> None:
+        """Stop. If it was not done, the session is in an unknown state."""
+        self._timer.cancel()
+        self._watch(0)
+        self._steps.close()
+        self._session.conn.lock.release()
+
+    def _finish(self, is_reset: bool) -> None:  # noqa: FBT001
+        self.end()
+        self._done(self._session, is_reset)
+
+    def _advance(self, ready: Any) -> None:
+        self._watch(0)  # libpq may close the socket
+        try:
+            wanted = self._steps.send(ready)
+        except StopIteration as end:
+            self._finish(end.value)
+        except Exception as error:  # a setting of the program, for example
+            logger.debug("Closing a session that could not be reset (%s)", one_line(error))
+            self._finish(False)  # noqa: FBT003
+        else:
+            self._watch(wanted)
+
+    def _watch(self, wanted: int) -> None:
+        if wanted:
+            self._socket = self._session.conn.pgconn.socket
+        changed = wanted ^ self._watched
+        self._watched = wanted
+        if changed & Wait.R:
+            if wanted & Wait.R:
+                self._loop.add_reader(self._socket, self._advance, Ready.R)
+            else:
+                self._loop.remove_reader(self._socket)
+        if changed & Wait.W:
+            if wanted & Wait.W:
+                self._loop.add_writer(self._socket, self._advance, Ready.W)
+            else:
+                self._loop.remove_writer(self._socket)
