@@ -109,6 +109,7 @@ class Executors:
         if self._processes is not None:
             await self._processes.close()
         await self._guard.close()
+        self._pool.thread_sessions.close()
         return self.threads.close()
 
     def _call_of(self, task: Task[Any]) -> Call:

@@ -9,6 +9,7 @@ from graphile_worker_py.adding.adder import NOTHING_AROUND, Around
 from graphile_worker_py.job import Job
 from graphile_worker_py.outcomes import Settled
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.thread_sessions import ThreadSessions
 from graphile_worker_py.sql.job_state import Left
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import CompletingStatement
@@ -32,6 +33,7 @@ class PoolContext:
         provided: What the program provides for tasks that ask for it.
 
     Attributes:
+        thread_sessions: Lends connections to tasks in threads.
         complete: Makes the statement that records a batch of completed jobs; None without a worker.
         find_left: Finds what earlier attempts of a job have left; None without the tables for it.
         abort_reason: Why jobs that begin now should end at once; None while they may run.
@@ -49,6 +51,7 @@ class PoolContext:
         "provided",
         "queue_names",
         "tasks",
+        "thread_sessions",
     )
 
     def __init__(
@@ -65,6 +68,7 @@ class PoolContext:
     ) -> None:
         self.complete: Callable[[Sequence[Settled]], CompletingStatement] | None = None
         self.find_left: Callable[[Job], Awaitable[Left]] | None = None
+        self.thread_sessions = ThreadSessions()
         self.completing = asyncio.Semaphore(most_completing)
         self.pool_id = pool_id
         self.tasks = tasks

@@ -20,11 +20,12 @@ from psycopg import (
 )
 
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.forks import Unsendable, kept_from_forks
+from graphile_worker_py.forks import Unsendable
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.postgres.connecting import connection_target
 from graphile_worker_py.postgres.given import SyncGiven, taken_blocking
+from graphile_worker_py.postgres.lent_session import Session
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.completing import (
     Completion,
@@ -101,19 +102,23 @@ class SyncJobContext(Unsendable):
 
     @contextmanager
     def connection(self) -> Iterator[Connection[Any]]:
-        """A new connection to the same database, for the block: `with ctx.connection() as conn`.
+        """Borrow a connection to the same database: `with ctx.connection() as conn`.
 
-        It is in autocommit mode; open a transaction with `with conn.transaction()`.
+        It is in autocommit mode; open a transaction with `with conn.transaction()`. It is not one
+        of the pool's.
         """
-        pool = self._running.pool.database.pool
-        dsn, kwargs = self.wait(connection_target(pool))
+        self._check_caller()
+        sessions = self._running.pool.thread_sessions
+        session = sessions.take() or self._new_session()
+        with sessions.lent(session, self._loop) as conn:
+            yield conn
+
+    def _new_session(self) -> Session[Connection[Any]]:
+        dsn, kwargs = self.wait(connection_target(self._running.pool.database.pool))
         if "cursor_factory" in kwargs:
             kwargs["cursor_factory"] = _blocking(kwargs["cursor_factory"])
-        with (
-            Connection.connect(dsn, **{**kwargs, "autocommit": True}) as conn,
-            kept_from_forks(conn),
-        ):
-            yield conn
+        conn = Connection.connect(dsn, **{**kwargs, "autocommit": True})
+        return Session(conn, is_kept=True)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection[Any]]:
@@ -190,19 +195,11 @@ class SyncJobContext(Unsendable):
             GraphileWorkerError: The worker has ended, or the event loop itself calls this.
             Exception: What the coroutine raises.
         """
-        begun_by = self._running.pool.database.process_id
-        if begun_by != os.getpid():
+        try:
+            self._check_caller()
+        except GraphileWorkerError:
             work.close()
-            raise GraphileWorkerError(
-                f"job {self.job.id} was begun by process {begun_by}, whose connections and event "
-                f"loop a fork can't use: use SyncWorkerUtils in the fork"
-            )
-        if _runs_here(self._loop):
-            work.close()
-            raise GraphileWorkerError(
-                f"the context of job {self.job.id} blocks until the event loop has done its work, "
-                f"which is what calls it here: await the same method of ctx.async_context"
-            )
+            raise
         try:
             done = asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:  # the loop is closed
@@ -211,6 +208,19 @@ class SyncJobContext(Unsendable):
                 f"the worker that began job {self.job.id} has ended"
             ) from error
         return done.result()
+
+    def _check_caller(self) -> None:
+        begun_by = self._running.pool.database.process_id
+        if begun_by != os.getpid():
+            raise GraphileWorkerError(
+                f"job {self.job.id} was begun by process {begun_by}, whose connections and event "
+                f"loop a fork can't use: use SyncWorkerUtils in the fork"
+            )
+        if _runs_here(self._loop):
+            raise GraphileWorkerError(
+                f"the context of job {self.job.id} blocks until the event loop has done its work, "
+                f"which is what calls it here: await the same method of ctx.async_context"
+            )
 
 
 def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
