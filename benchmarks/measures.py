@@ -306,6 +306,22 @@ def _keyed(lab: Lab, name: str) -> Outcome:
         return {"rate": drain(lab, side, dsn, lab.jobs(20_000), DEFAULT).rate}
 
 
+def _borrow(lab: Lab, name: str) -> Outcome:
+    """Jobs that run one statement on a borrowed connection."""
+    return _borrowing(lab, name, "async", 10_000)
+
+
+def _borrow_in_threads(lab: Lab, name: str) -> Outcome:
+    """The same in threads; for Node, which has none for tasks, the same as before."""
+    return _borrowing(lab, name, "thread", 2_000)
+
+
+def _borrowing(lab: Lab, name: str, kind: str, jobs: int) -> Outcome:
+    side = _graphile(lab, name)
+    with lab.database(side) as dsn:
+        return _costs(drain(lab, side, dsn, lab.jobs(jobs), {**DEFAULT, "borrows": kind}))
+
+
 def _rate(title: str) -> dict[str, Figure]:
     return {"rate": Figure(title, "jobs/s", more_is_better=True)}
 
@@ -357,6 +373,13 @@ MEASURES: Final = (
     ),
     Measure("stuck", GRAPHILE, _stuck, _rate("batched, with 100,000 stuck jobs")),
     Measure("queues", GRAPHILE, _queues, _rate("batched, 10,000 queues")),
+    Measure("borrow", GRAPHILE, _borrow, _rate("a statement on a borrowed connection")),
+    Measure(
+        "borrow in threads",
+        GRAPHILE,
+        _borrow_in_threads,
+        _rate("a statement on a borrowed connection, in threads"),
+    ),
     Measure("add 100,000", GRAPHILE, _bulk_add, _rate("add 100,000 jobs")),
     Measure("add_job at once", GRAPHILE, _add_at_once, _with_call_times("add_job, 24 callers")),
     Measure("add_job alone", GRAPHILE, _add_alone, _with_call_times("add_job, one caller")),

@@ -19,7 +19,8 @@ const runner = await run({
   noHandleSignals: true,
   logger: new Logger(() => () => {}),
   taskList: {
-    noop: async () => {
+    noop: async (_payload, helpers) => {
+      if (settings.borrows) await helpers.query("select 1");
       seen();
     },
     timed: async (payload) => {

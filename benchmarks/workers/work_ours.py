@@ -7,7 +7,14 @@ from typing import Any
 
 import progress
 
-from graphile_worker_py import ConcurrencyLimit, LocalQueueOptions, Runner, task
+from graphile_worker_py import (
+    ConcurrencyLimit,
+    JobContext,
+    LocalQueueOptions,
+    Runner,
+    SyncJobContext,
+    task,
+)
 
 
 async def main(dsn: str, settings: dict[str, Any]) -> None:
@@ -22,6 +29,22 @@ async def main(dsn: str, settings: dict[str, Any]) -> None:
             await asyncio.sleep(lasts)
         seen.job()
 
+    @task("noop")
+    async def borrowing(_payload: Any, ctx: JobContext) -> None:
+        async with ctx.connection() as conn:
+            await conn.execute("select 1")
+        seen.job()
+
+    loop = asyncio.get_running_loop()
+
+    @task("noop")
+    def borrowing_in_thread(_payload: Any, ctx: SyncJobContext) -> None:
+        with ctx.connection() as conn:
+            conn.execute("select 1")
+        loop.call_soon_threadsafe(seen.job)
+
+    borrows = {"async": borrowing, "thread": borrowing_in_thread}
+
     @task
     async def timed(payload: Any) -> None:
         seen.timed(payload["sent"])
@@ -31,7 +54,7 @@ async def main(dsn: str, settings: dict[str, Any]) -> None:
         asyncio.TaskGroup() as group,
         Runner(
             dsn,
-            tasks=[noop, timed],
+            tasks=[borrows.get(settings.get("borrows", ""), noop), timed],
             concurrent_jobs=settings["concurrent_jobs"],
             local_queue=LocalQueueOptions(size=size),
             history=settings.get("history"),
