@@ -9,7 +9,8 @@ import click
 
 from benchmarks.environments import UnavailableError
 from benchmarks.lab import Lab, opened_lab
-from benchmarks.measures import MEASURES, Measure
+from benchmarks.measure import Measure
+from benchmarks.measures import MEASURES
 from benchmarks.plots import pictures
 from benchmarks.report import Run, inserted, page, text
 

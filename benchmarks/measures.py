@@ -5,15 +5,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 
 from benchmarks import pgbench
 from benchmarks.lab import WARM, Drained, Lab, Worker, drain, wait_for_all, watch
+from benchmarks.measure import Figure, Measure, Outcome
 from benchmarks.sides import (
     BATCHED,
     DEFAULT,
@@ -30,40 +30,6 @@ GRAPHILE: Final = ("ours", "node")
 HISTORY: Final = ("history none", "ours", "history all")
 """The sides that differ in what history they keep; the first one keeps none."""
 ALL: Final = (*GRAPHILE, "pgqueuer", "procrastinate", "oban")
-Outcome = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One of the figures of a measure.
-
-    Attributes:
-        title: Its name in tables.
-        unit: Its unit.
-        more_is_better: Whether a higher figure is better.
-    """
-
-    title: str
-    unit: str
-    more_is_better: bool
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measurement of several sides.
-
-    Attributes:
-        name: Its name for `--only` and in files.
-        sides: The names of its sides; `pgbench` is one of them, too.
-        run: Takes a lab and the name of a side. Returns the figures by their names, and other
-            values to store.
-        figures: The figures that go into tables.
-    """
-
-    name: str
-    sides: tuple[str, ...]
-    run: Callable[[Lab, str], Outcome]
-    figures: Mapping[str, Figure]
 
 
 def _graphile(lab: Lab, name: str) -> Graphile:
@@ -214,7 +180,7 @@ def _bulk_add(lab: Lab, name: str) -> Outcome:
         return {"rate": float(done.stdout)}
 
 
-def _callers(lab: Lab, name: str, callers: int) -> Outcome:
+def _callers(lab: Lab, name: str, *, callers: int) -> Outcome:
     """Calls of `add_job` for three seconds, each caller one after the other."""
     side = _graphile(lab, name)
     with lab.database(side) as dsn:
@@ -230,14 +196,6 @@ def _callers(lab: Lab, name: str, callers: int) -> Outcome:
         "p50": parts[49] * 1000,
         "p99": parts[98] * 1000,
     }
-
-
-def _add_at_once(lab: Lab, name: str) -> Outcome:
-    return _callers(lab, name, 24)
-
-
-def _add_alone(lab: Lab, name: str) -> Outcome:
-    return _callers(lab, name, 1)
 
 
 def _start_and_stop(lab: Lab, name: str) -> Outcome:
@@ -306,20 +264,11 @@ def _keyed(lab: Lab, name: str) -> Outcome:
         return {"rate": drain(lab, side, dsn, lab.jobs(20_000), DEFAULT).rate}
 
 
-def _borrow(lab: Lab, name: str) -> Outcome:
-    """Jobs that run one statement on a borrowed connection."""
-    return _borrowing(lab, name, "async", 10_000)
-
-
-def _borrow_in_threads(lab: Lab, name: str) -> Outcome:
-    """The same in threads; for Node, which has none for tasks, the same as before."""
-    return _borrowing(lab, name, "thread", 2_000)
-
-
-def _borrowing(lab: Lab, name: str, kind: str, jobs: int) -> Outcome:
+def _borrowing(lab: Lab, name: str, *, borrows: str, jobs: int) -> Outcome:
+    """Jobs that run one statement on a borrowed connection; Node has none in threads."""
     side = _graphile(lab, name)
     with lab.database(side) as dsn:
-        return _costs(drain(lab, side, dsn, lab.jobs(jobs), {**DEFAULT, "borrows": kind}))
+        return _costs(drain(lab, side, dsn, lab.jobs(jobs), {**DEFAULT, "borrows": borrows}))
 
 
 def _rate(title: str) -> dict[str, Figure]:
@@ -373,16 +322,31 @@ MEASURES: Final = (
     ),
     Measure("stuck", GRAPHILE, _stuck, _rate("batched, with 100,000 stuck jobs")),
     Measure("queues", GRAPHILE, _queues, _rate("batched, 10,000 queues")),
-    Measure("borrow", GRAPHILE, _borrow, _rate("a statement on a borrowed connection")),
+    Measure(
+        "borrow",
+        GRAPHILE,
+        partial(_borrowing, borrows="async", jobs=10_000),
+        _rate("a statement on a borrowed connection"),
+    ),
     Measure(
         "borrow in threads",
         GRAPHILE,
-        _borrow_in_threads,
+        partial(_borrowing, borrows="thread", jobs=2_000),
         _rate("a statement on a borrowed connection, in threads"),
     ),
     Measure("add 100,000", GRAPHILE, _bulk_add, _rate("add 100,000 jobs")),
-    Measure("add_job at once", GRAPHILE, _add_at_once, _with_call_times("add_job, 24 callers")),
-    Measure("add_job alone", GRAPHILE, _add_alone, _with_call_times("add_job, one caller")),
+    Measure(
+        "add_job at once",
+        GRAPHILE,
+        partial(_callers, callers=24),
+        _with_call_times("add_job, 24 callers"),
+    ),
+    Measure(
+        "add_job alone",
+        GRAPHILE,
+        partial(_callers, callers=1),
+        _with_call_times("add_job, one caller"),
+    ),
     Measure(
         "latency",
         (*ALL, "floor"),

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measures import GRAPHILE, HISTORY, MEASURES, Figure
+from benchmarks.measure import Figure
+from benchmarks.measures import GRAPHILE, HISTORY, MEASURES
 
 BEGIN = "<!-- results: written by `python -m benchmarks --render FILE` -->"
 END = "<!-- end of results -->"
