@@ -193,7 +193,8 @@ class Census:
 
     async def close(self) -> None:
         """End the sweep."""
-        await self._crew.cancel(patience=1.0)
+        # Again and again: a statement that is cancelled may fail instead, and the sweep goes on.
+        await self._crew.cancel(patience=2.0, pause=0.1)
 
     async def _sweep_while_watched(self) -> None:
         now = asyncio.get_running_loop().time

@@ -11,9 +11,11 @@ from graphile_worker_py.looking.explaining import (
     duration,
     unserved_tasks,
 )
+from graphile_worker_py.looking.limited import readable_breakers
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.postgres.together import one
 from graphile_worker_py.sql.backlog import RegisteredPool, registered_pools
+from graphile_worker_py.sql.breakers import Breaker
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.overview import LockedQueue, read_locked_queues, read_task_names
 from graphile_worker_py.sql.pauses import PAUSE_PREFIX
@@ -188,15 +190,22 @@ def unserved_fact(schema: str) -> Fact[dict[str, str | None]]:
     return Fact(key="unserved", shared=5.0, steps=lambda: unserved_tasks(schema))
 
 
+def breakers_fact(schema: str) -> Fact[list[Breaker]]:
+    """The breakers that pools have had; none where there is no table of breakers."""
+    return Fact(key="breakers", shared=SHARED, steps=lambda: readable_breakers(schema))
+
+
 async def troubles(site: Site) -> list[Trouble]:
     """What a person should look at, the worst first."""
-    await site.know(*await of_workers(site), unserved_fact(site.schema))
+    broken = breakers_fact(site.schema)
+    await site.know(*await of_workers(site), unserved_fact(site.schema), broken)
     registered = await pools(site)
     found = [
         _late(worker.pool, worker)
         for worker in await workers(site)
         if worker.state == "late" and worker.pool is not None
     ]
+    found += [_open(each) for each in await site.fact(broken) if each.open_for is not None]
     stale = [job for job in await running(site) if (locked_for(job) or 0) > LOCK_LIFETIME]
     if stale:
         held = "1 job has" if len(stale) == 1 else f"{len(stale)} jobs have"
@@ -212,6 +221,15 @@ async def troubles(site: Site) -> list[Trouble]:
     if registered is None:
         found.append(Trouble(fact="pools can't be seen", remedy=NO_SIDE_SCHEMA, page="workers"))
     return found
+
+
+def _open(breaker: Breaker) -> Trouble:
+    name = breaker.name if len(breaker.name) <= 60 else breaker.name[:59] + "…"
+    return Trouble(
+        fact=f"breaker {name!r} is open: jobs of {counted(len(breaker.tasks), 'task')} wait",
+        remedy="repair what its tasks call, or close it",
+        page="limits",
+    )
 
 
 def _late(pool: RegisteredPool, worker: Worker) -> Trouble:

@@ -5,14 +5,14 @@ from typing import Any, Final
 
 from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.limits.plugin import Limits
-from graphile_worker_py.looking.limited import readable_breakers, readable_limits, waiting_reason
+from graphile_worker_py.looking.limited import readable_limits, waiting_reason
 from graphile_worker_py.postgres.masking import masked_text
 from graphile_worker_py.sql.breakers import Breaker
 from graphile_worker_py.sql.limits import Limit, LimitKind
 from graphile_worker_py.web import audit
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.cache import Fact
-from graphile_worker_py.web.facts import SHARED
+from graphile_worker_py.web.facts import SHARED, breakers_fact
 from graphile_worker_py.web.problems import ProblemError, unavailable
 from graphile_worker_py.web.redact import Redaction
 from graphile_worker_py.web.shown import moment
@@ -35,11 +35,6 @@ def limits_fact(schema: str) -> Fact[list[Limit]]:
 async def breakers(site: Site) -> list[Breaker]:
     """The breakers that pools have had; none where there is no table of breakers."""
     return await site.fact(breakers_fact(site.schema))
-
-
-def breakers_fact(schema: str) -> Fact[list[Breaker]]:
-    """See `breakers`."""
-    return Fact(key="breakers", shared=SHARED, steps=lambda: readable_breakers(schema))
 
 
 async def reset(site: Site, access: Access, name: str) -> Breaker:

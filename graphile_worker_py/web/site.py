@@ -131,8 +131,12 @@ class Site:
 
     async def close(self) -> None:
         """Close what was opened; the next request opens it again."""
-        self._database = None
-        await self._stack.aclose()
+        try:
+            await (
+                self._stack.aclose()
+            )  # before it may open again: the count of jobs goes on till then
+        finally:
+            self._database = None
 
     @property
     def is_read_only(self) -> bool:

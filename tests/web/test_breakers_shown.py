@@ -1,5 +1,6 @@
 """Circuit breakers on the pages and in the API."""
 
+import html
 import json
 from typing import Any
 
@@ -109,6 +110,8 @@ async def test_the_page_shows_why_a_breaker_is_open_and_closes_it(
     for part in ("Circuit breakers", "stripe/a", "down", "Close it now"):
         assert part in text
     assert text.index("breaker-stripe/a") < text.index("breaker-closed")
+    problem_shown = "Breaker 'stripe/a' is open: jobs of 1 task wait"
+    assert problem_shown in html.unescape((await client.get("/")).text)
     shown = await client.post("/breakers/reset", data={"name": "stripe/a"})
     assert (shown.status_code, shown.headers["location"]) == (
         303,
@@ -117,6 +120,7 @@ async def test_the_page_shows_why_a_breaker_is_open_and_closes_it(
     text = (await client.get("/limits?done=reset_breaker")).text
     assert "The breaker is closed" in text
     assert "Close it now" not in text
+    assert problem_shown not in html.unescape((await client.get("/")).text)
     assert [row["action"] for row in stored.query(AUDIT)] == ["reset_breaker"]
     assert (await client.post("/breakers/reset", data={"name": "paypal"})).status_code == 404
     assert (await client.post("/breakers/reset", data={})).status_code == 422

@@ -18,7 +18,7 @@ router = APIRouter()
 async def limits(request: Request, access: Viewer) -> Response:
     """The limits of tasks, and how much of them is used; their breakers."""
     site = web_of(request).site
-    await site.know(limiting.limits_fact(site.schema), limiting.breakers_fact(site.schema))
+    await site.know(limiting.limits_fact(site.schema), facts.breakers_fact(site.schema))
     found = await limiting.read(site)
     breakers = sorted(await limiting.breakers(site), key=lambda each: each.state == "closed")
     return render(

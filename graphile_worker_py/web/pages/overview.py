@@ -30,6 +30,7 @@ async def overview(request: Request) -> Response:
     await site.know(
         *await facts.of_workers(site),
         facts.unserved_fact(site.schema),
+        facts.breakers_fact(site.schema),
         trends_fact(site.schema, wanted),
     )
     workers = await facts.workers(site)
