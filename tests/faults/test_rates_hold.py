@@ -82,8 +82,9 @@ async def test_processes_whose_clocks_are_hours_apart_keep_a_rate_and_use_it(
     begun = sorted(at for each in workers for at in times(each))
     granted = Jobs(dsn).query(GRANTED)
     tokens = [row["tokens"] for row in granted]
-    # After a quiet time, tokens that were not used are not given back.
-    assert len(begun) == count <= sum(tokens)
+    assert len(begun) == count
+    # Each worker may give back ten tokens that it had taken before they were counted.
+    assert sum(tokens) >= count - 10 * len(workers)
     assert most_in_a_second([row["at"] for row in granted], tokens) <= RATE + BURST
     used = (count - BURST) / (begun[-1] - begun[0]) / RATE
     assert used >= (0.95 if is_long else 0.5)
