@@ -228,12 +228,15 @@ create table graphile_worker_py.breakers (
   name pg_catalog.text not null,
   tasks pg_catalog.text[] not null,
   open_until pg_catalog.timestamptz,
-  opened_at pg_catalog.timestamptz,
-  failures pg_catalog.int4 not null default 0,
   reason pg_catalog.text,
   probe_by pg_catalog.text,
   primary key (worker_schema, name)
 ) with (fillfactor = 50)
+"""
+_BREAKERS_OPENED: Final = """
+alter table graphile_worker_py.breakers
+  add column opened_at pg_catalog.timestamptz,
+  add column failures pg_catalog.int4 not null default 0
 """
 
 # limits.key: what a limit tells jobs apart by; null where it counts all jobs together.
@@ -336,5 +339,5 @@ $$
 MIGRATIONS: Final[Sequence[Sequence[LiteralString]]] = (
     (_LIMITS, _PERMITS, _RATES, _TAKE_PERMITS, _TAKE_TOKENS),
     (_BREAKERS,),
-    (_KEYS, _LEASES, _LIMIT_KEY, _KEYED_ROOM),
+    (_BREAKERS_OPENED, _KEYS, _LEASES, _LIMIT_KEY, _KEYED_ROOM),
 )
