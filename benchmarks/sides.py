@@ -159,7 +159,7 @@ class Keyed(Ours):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self.name = "keyed"
-        self.title = "graphile_worker_py, a limit with a key"
+        self.title = "graphile_worker_py, keyed"
 
     def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
         return super().command(dsn, {**settings, "limit": 2, "key": "n"})
