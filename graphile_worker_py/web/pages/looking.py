@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from markupsafe import Markup
@@ -108,15 +108,7 @@ def _narrowed(wanted: Filter, state: JobState | None) -> str:
 async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     """One job: why it does not run, its payload, its last error."""
     site = web_of(request).site
-    found, explanation, runs, changes, reported = await site.drive(
-        side_by_side(
-            one(get_job(job_id)),
-            explaining.explain(job_id, site.schema),
-            history.runs_of(site.schema, job_id),
-            _audit(site, job_id=job_id, before=None, limit=20),
-            history.kept(read_reported(site.schema, [job_id])),
-        )
-    )
+    found, explanation, runs, changes, reported = await site.drive(_all_about(site, job_id))
     if found is None:
         raise await gone(site, job_id)
     payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
@@ -147,6 +139,17 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
             schema=site.schema,
             address=f"{request.url.scheme}://{request.url.netloc}{root(request)}",
         ),
+    )
+
+
+def _all_about(site: Site, job_id: int) -> Steps[list[Any]]:
+    """Read a job, why it does not run, its runs, who has changed it, and what it has reported."""
+    return side_by_side(
+        one(get_job(job_id)),
+        explaining.explain(job_id, site.schema),
+        history.runs_of(site.schema, job_id),
+        _audit(site, job_id=job_id, before=None, limit=20),
+        history.kept(read_reported(site.schema, [job_id])),
     )
 
 
