@@ -160,8 +160,8 @@ async def test_what_is_left_out_is_passed_once_although_others_are_in_queues(
         lane = [n for n in seen if n < 20 and n % 4 == queue]
         assert lane == sorted(lane)
     assert looks.kinds[0] == "all"
-    assert looks.kinds.count("all") <= 4
-    assert looks.kinds.count("further") >= 20
+    # From the start it looks again after a rest, so how often depends on the time that this takes.
+    assert looks.kinds.count("further") > 2 * looks.kinds.count("all")
     assert len(jobs.ids()) == 3
 
 

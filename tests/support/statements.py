@@ -16,6 +16,7 @@ from graphile_worker_py.sql import cleanup, own_schema
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
+from graphile_worker_py.sql.keyed_jobs import get_keyed_jobs, value_of
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.sql.run_riders import completed_runs, failed_runs
@@ -77,7 +78,13 @@ where refobjid in (select oid from planted)
 """What depends on planted objects and is not planted itself."""
 
 
-PARTS = {"sql.cancel_jobs._CHANGE", "sql.cleanup._COUNT_WITH_AGE", "sql.cleanup._DELETE"}
+PARTS = {
+    "sql.cancel_jobs._CHANGE",
+    "sql.cleanup._COUNT_WITH_AGE",
+    "sql.cleanup._DELETE",
+    "sql.keyed_jobs._FETCH",
+    "sql.keyed_jobs._VALUE",
+}
 """Constants that are only a part of a statement."""
 
 
@@ -113,6 +120,11 @@ def all_statements() -> Iterator[tuple[str, str]]:
     for task in CleanupTask:
         for query in (cleanup._delete, cleanup._preview):  # the whole statements
             yield f"{query.__name__} {task}", query(task, [], None).text
+    limits = [("of a field", "tenant"), ("of a flag", "flag:tenant=")]
+    fetch: dict[str, Any] = {"task_ids": TaskIds({}), "count": 1, "forbidden_flags": None}
+    yield "keyed", get_keyed_jobs("s", limits, 0, pool_id="p", **fetch).text
+    for _, key in limits:
+        yield f"value {key}", value_of(1, key).text
     job = Job((1, 1, 1, b"{}", *[None] * 13), "a")
     rider = BoundRider(
         "select changed.id from changed where changed.id = $r1::pg_catalog.int8", [1]
