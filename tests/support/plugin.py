@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
-from graphile_worker_py.processes.cores import cores
 from graphile_worker_py.testing.server import SETTINGS, fast_directory, hasten_logins
 from tests.support.missing import missing
 from tests.support.node import LATEST, Node
@@ -61,16 +60,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=4.0,
         help="seconds in which connections and threads of a test must end after it",
     )
-
-
-def pytest_xdist_auto_num_workers() -> int | None:
-    """Two processes for each core, at most eight: half of the time, a test waits.
-
-    The variable of pytest-xdist for another number is heeded.
-    """
-    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return None
-    return min(2 * cores(), 8)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
