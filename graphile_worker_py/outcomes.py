@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from graphile_worker_py.checks import LONGEST, check_aware, check_seconds, check_whole
 from graphile_worker_py.errors import (
@@ -96,7 +96,7 @@ def decision_of(returned: object) -> RetryIn | Snooze | Discard | None:
         TypeError: An object of the class can't be made without values.
     """
     if isinstance(returned, type) and issubclass(returned, RetryIn | Snooze | Discard):
-        returned = returned()  # type: ignore[call-arg]
+        returned = cast("Callable[[], object]", returned)()
     return returned if isinstance(returned, RetryIn | Snooze | Discard) else None
 
 

@@ -346,6 +346,11 @@ class World:
             return False
         return not any(row["pool"] is not None for row in rows.values() if row["queue"] == queue)
 
+    def _all_have_ended(self) -> bool:
+        left = self.query(ROWS)
+        assert left == []
+        return True
+
     async def end(self) -> None:
         """Let everything go on, and look whether each job comes to its end."""
         for target in TARGETS:
@@ -362,7 +367,7 @@ class World:
             self.die(ghost)
         if not self.pools:
             await self.start("right")
-        await eventually(lambda: self.query(ROWS) == [])
+        await eventually(self._all_have_ended)
         while self.pools:
             await self.pools.pop().stop()
         assert self.model.broken == []
