@@ -38,7 +38,8 @@ from graphile_worker_py.tasks.injection import State
 from graphile_worker_py.tasks.job_log import keeping_fields
 from graphile_worker_py.tasks.program import Provided, SetUp, living, set_up
 from graphile_worker_py.tasks.task import Tasks
-from graphile_worker_py.workers.connections import own_connections
+from graphile_worker_py.workers.connections import connections_of, kept_connections
+from graphile_worker_py.workers.in_common import InCommon
 from graphile_worker_py.workers.pool import WorkerPool
 from graphile_worker_py.workers.stopping import Stopping
 from graphile_worker_py.workers.succession import Pools, Succession
@@ -344,8 +345,7 @@ class Setup:
         """The connection pool, as an async context manager."""
         return opened_pool(
             self._source,
-            max_size=self._options.max_pool_size
-            - sum(own_connections(each) for each in self.options_by_pool.values()),
+            max_size=self._options.max_pool_size - kept_connections(self.options_by_pool.values()),
             prepared_statements=self._options.prepared_statements,
         )
 
@@ -370,13 +370,16 @@ class Setup:
             ours, path = self._set_up.state, self._set_up.path
             state = ours.with_all_of(state)
             provided = Provided(state=state, in_processes=ours, setup=path)
-        make = partial(self._worker_pool, database, provided)
+        in_common = InCommon(database, self._options, events=self.events, waits=self._waits)
+        make = partial(self._worker_pool, database, provided, in_common)
         names = [DEFAULT_NAME] if self._once else list(self._divided)
         return Pools({name: Succession(partial(make, name), logger=self.logger) for name in names})
 
-    def _worker_pool(self, database: Database, provided: Provided, name: str) -> WorkerPool:
+    def _worker_pool(
+        self, database: Database, provided: Provided, in_common: InCommon, name: str
+    ) -> WorkerPool:
         # A pool that ends when none of its jobs is due would leave what others add then.
-        once = self._once
+        once, most = self._once, self._options.max_pool_size
         return build_pool(
             database,
             self._tasks if once else {task: self._tasks[task] for task in self._divided[name]},
@@ -384,6 +387,8 @@ class Setup:
             logger=self.logger,
             events=self.events,
             hooks=self.hooks,
+            in_common=in_common,
+            connections=(most if once else connections_of(name, self.options_by_pool, most=most)),
             once=once,
             ends_process=self._watchdog_exit,
             waits=self._waits,

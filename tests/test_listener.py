@@ -16,7 +16,7 @@ from graphile_worker_py.events import (
     PoolListenRelease,
     PoolListenSuccess,
 )
-from graphile_worker_py.workers.listener import announced_jobs, is_breaking
+from graphile_worker_py.workers.hearing import announced_jobs, is_breaking
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 

@@ -121,7 +121,7 @@ async def test_each_pool_runs_its_own_tasks_as_many_as_it_may(
     assert len(told.of(PoolRelease)) == 2
     (line,) = [text for text in caplog.messages if text.startswith("Up to ")]
     assert line.startswith(
-        "Up to 12 connections: 2 to fetch, 2 to record, 2 for heartbeats, 2 to listen, 4 for up to "
+        "Up to 11 connections: 2 to fetch, 2 to record, 1 for heartbeats, 1 to listen, 5 for up to "
         "4 running jobs and the API; the server allows "
     )
 

@@ -267,7 +267,7 @@ class Recorder:
         self._heard = False
         are_awaited = await run(awaited.are_awaited(self._schema), conn=conn)
         # A notification meanwhile is newer than the answer, or could not be heard.
-        is_deaf = not self._pool.once and not self._pool.listener.listening
+        is_deaf = not self._pool.once and not self._pool.listening
         self._awaited = are_awaited or self._heard or is_deaf
         self._beats += 1
         if self._beats % FLUSH_EVERY == 0:

@@ -12,8 +12,8 @@ from graphile_worker_py.records import Record
 
 DEFAULT_NAME: Final = "default"
 """The name of the pool of a runner that has one."""
-OWN: Final = 3
-"""Connections that a pool keeps to itself where there are enough."""
+OWN: Final = 2
+"""Connections that a pool keeps to itself where there are enough; one more is common to all."""
 
 
 class Pool(Record):
@@ -161,8 +161,8 @@ def pool_options(options: WorkerOptions, pools: Mapping[str, Pool]) -> dict[str,
         raise ConfigurationError(
             f"worker_id {options.worker_id!r} is for one worker, but there are {number} pools"
         )
-    own = min(OWN, (most - 1) // number)
-    share = own + max(1, (most - number * own) // number)
+    own, common = min(OWN, (most - 1) // number), int(most > number * OWN + 1)
+    share = own + common + max(1, (most - number * own - common) // number)
     return {
         name: replace(options, max_pool_size=share, **pool.given()) for name, pool in pools.items()
     }

@@ -11,13 +11,11 @@ pooler that delivers no other notifications.
 """
 
 import asyncio
-import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from math import ceil
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection, Notify
@@ -30,6 +28,7 @@ from graphile_worker_py.events import Events
 from graphile_worker_py.postgres.connecting import leads_to_server
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import notifications
+from graphile_worker_py.workers.hearing import Hearing
 from graphile_worker_py.workers.waits import Waits
 
 logger = logging.getLogger(__name__)
@@ -43,10 +42,6 @@ DEAF_MESSAGE: Final = (
     "mode. Polling for new jobs every %g s. %s"
 )
 
-Handler: TypeAlias = Callable[[str | None], Awaitable[None] | None]
-"""Called with the payload of each notification; with None if some may have been missed."""
-TopicHandler: TypeAlias = Callable[[Mapping[str, Any] | None], object]
-
 
 class NoEchoError(GraphileWorkerError, TimeoutError):
     """A notification did not arrive on the listening connection."""
@@ -56,46 +51,40 @@ class Listener:
     """Listens until closed, and reconnects when the connection is lost.
 
     Args:
-        pool_id: Id of the pool, for logs and events.
+        pool_id: Id of the first pool that wants to hear, for the log and the echoes.
         connect: Makes a connection in autocommit mode.
         database: Sends the notifications that test the connection, on another connection.
         echo_interval: Seconds of silence after which the connection is tested; 0 means never.
-        poll_interval: Seconds between fetches while it does not listen, for the log.
         hint: What to do where LISTEN has no effect, for the log.
         events: Where to emit events.
-        on_listen: Awaited with each new connection as soon as the first echo has proved that its
-            session is ours alone. Without echoes, only if there is no pooler in between. A
-            database error that it raises counts as a lost connection.
         waits: How long it waits.
     """
 
     def __init__(
         self,
-        *,
         pool_id: str,
+        *,
         connect: Callable[[], Awaitable[AsyncConnection[Any]]],
         database: Database,
         echo_interval: float,
-        poll_interval: float,
         hint: str,
         events: Events,
-        on_listen: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
         waits: Waits,
     ) -> None:
         self._pool_id = pool_id
         self._connect = connect
         self._database = database
         self._echo_interval = echo_interval
-        self._poll_interval = poll_interval
         self._hint = hint
         self._events = events
-        self._on_listen = on_listen
         self._waits = waits
         self._closed = asyncio.Event()
         self._channel = notifications.echo_channel(pool_id)
-        self._handlers: dict[str, Handler] = {}
-        self._topics: dict[str, list[TopicHandler]] = {}
-        self._bursts: set[Callable[[], Awaitable[None]]] = set()
+        self._hearings: list[Hearing] = []
+        self._came = asyncio.Event()
+        # Those who know that this connection listens, and those of them who know it is ours alone.
+        self._begun: list[Hearing] = []
+        self._greeted: list[Hearing] = []
         self._burst = asyncio.Event()
         # The payload of the expected echo; None if none is expected.
         self._nonce: str | None = None
@@ -105,51 +94,19 @@ class Listener:
         self._deaf = 0
         self._listening = False
 
-    def on_channel(self, channel: str, handler: Handler) -> None:
-        """Listen on a channel, and call a function for its notifications.
+    def add(self, hearing: Hearing) -> None:
+        """Let a pool hear, also what arrives on a connection that listens already."""
+        self._hearings.append(hearing)
+        self._came.set()
 
-        To be called before `run`. The function is also called with None each time that the
-        listener begins to listen, because notifications may have been missed before.
-        """
-        self._handlers[channel] = handler
+    def remove(self, hearing: Hearing) -> None:
+        """Let a pool hear no more."""
+        self._hearings.remove(hearing)
 
-    def on_burst(
-        self, channel: str, *, counts: Callable[[str], bool], work: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Await a function after notifications of a channel: once for all that arrive together.
-
-        To be called before `run`. The listener does not wait for the function, unless it begins to
-        listen, when notifications may have been missed. After a database error of the function,
-        it is awaited again.
-
-        Args:
-            channel: The channel.
-            counts: Whether a notification with this payload counts.
-            work: The function.
-        """
-
-        def hear(payload: str | None) -> Awaitable[None] | None:
-            if payload is None:
-                return work()
-            if counts(payload):
-                self._bursts.add(work)
-                self._burst.set()
-            return None
-
-        self.on_channel(channel, hear)
-
-    def on(self, topic: str, handler: TopicHandler) -> None:
-        """Call a function for the notifications of a topic on the channel `graphile_worker_py`.
-
-        To be called before `run`, for example in `Plugin.parts`. Such a notification is a small
-        JSON object with the schema as `s` and the topic as `t`; those of other schemas are
-        ignored. The function gets the object; None each time that the listener begins to listen,
-        because notifications may have been missed. A notification is a hint: it may never arrive.
-        An error that the function raises is logged.
-        """
-        if not self._topics:
-            self.on_channel(notifications.OWN, self._hear_topic)
-        self._topics.setdefault(topic, []).append(handler)
+    @property
+    def is_needed(self) -> bool:
+        """Whether a pool wants to hear."""
+        return bool(self._hearings)
 
     @property
     def listening(self) -> bool:
@@ -170,8 +127,7 @@ class Listener:
     async def run(self) -> None:
         """Listen until closed."""
         while not self._closed.is_set():
-            attempts = self._failures + 1
-            self._events.emit(events.PoolListenConnecting(pool_id=self._pool_id, attempts=attempts))
+            self._emit(self._hearings, events.PoolListenConnecting, attempts=self._failures + 1)
             try:
                 async with await self._connect() as conn:
                     await self._begin(conn)
@@ -183,23 +139,33 @@ class Listener:
                 if isinstance(error, NoEchoError) and not has_listened:
                     self._deaf += 1
                 delay = self._delay_after(error)
-                self._events.emit(events.PoolListenError(pool_id=self._pool_id, error=error))
+                self._emit(self._hearings, events.PoolListenError, error=error)
                 await self._database.availability.wait(delay, stop=self._closed)
         self._listening = False
-        self._events.emit(events.PoolListenRelease(pool_id=self._pool_id))
 
     async def _begin(self, conn: AsyncConnection[Any]) -> None:
+        self._begun, self._greeted = [], []
         async with asyncio.timeout(self._waits.begin_listening):
             # The names of the channels are quoted.
             own = notifications.listen_on(self._channel)
             await self._database.run_script(own, conn=conn)  # pyright: ignore[reportArgumentType]
-            topics = notifications.listen_on(*self._handlers)
-            await self._database.run_script(topics, conn=conn)  # pyright: ignore[reportArgumentType]
+        await self._welcome(conn)
+
+    async def _welcome(self, conn: AsyncConnection[Any]) -> None:
+        """Listen for all pools that want to hear, each of which may have missed something."""
+        self._came.clear()
+        here = [each for each in self._hearings if not each.closed.is_set()]
+        channels = dict.fromkeys(channel for each in here for channel in each.channels)
+        if channels:
+            async with asyncio.timeout(self._waits.begin_listening):
+                topics = notifications.listen_on(*channels)
+                await self._database.run_script(topics, conn=conn)  # pyright: ignore[reportArgumentType]
         self._failures = 0
         self._database.availability.works(PART)
-        self._events.emit(events.PoolListenSuccess(pool_id=self._pool_id))
-        for handler in self._handlers.values():
-            await _called(handler, None)
+        self._emit([each for each in here if each not in self._begun], events.PoolListenSuccess)
+        self._begun = here
+        for hearing in here:
+            await hearing.begin()
 
     async def _listen(self, conn: AsyncConnection[Any]) -> None:
         """Handle notifications until closed or until the connection is lost.
@@ -229,25 +195,36 @@ class Listener:
             # none is dropped.
             async for notification in conn.notifies(stop_after=1):
                 await self._hear(notification)
-        if self._on_listen is not None:
-            async with asyncio.timeout(self._waits.begin_listening):
-                if self._echo_interval > 0 or await leads_to_server(conn):
-                    await self._on_listen(conn)
-        async for notification in conn.notifies():
-            await self._hear(notification)
+        while True:
+            if self._came.is_set():
+                await self._welcome(conn)
+            await self._greet(conn)
+            async with aio.until(self._came):
+                async for notification in conn.notifies():
+                    await self._hear(notification)
+
+    async def _greet(self, conn: AsyncConnection[Any]) -> None:
+        """Tell pools that the session is ours alone, once each."""
+        new = [each for each in self._begun if each not in self._greeted]
+        async with asyncio.timeout(self._waits.begin_listening):
+            if self._echo_interval > 0 or await leads_to_server(conn):
+                for hearing in new:
+                    await hearing.on_listen(conn)
+        self._greeted.extend(new)
 
     async def _follow_bursts(self) -> None:
         while True:
             await self._burst.wait()
             self._burst.clear()
-            due, self._bursts = self._bursts, set()
-            for work in due:
-                try:
-                    await work()
-                except (psycopg.Error, OSError) as error:
-                    logger.debug("Could not work on notifications (%s)", one_line(error))
-                    self._bursts.add(work)
-                    self._burst.set()
+            for hearing in self._hearings:
+                due, hearing.bursts = hearing.bursts, set()
+                for work in due:
+                    try:
+                        await work()
+                    except (psycopg.Error, OSError) as error:
+                        logger.debug("Could not work on notifications (%s)", one_line(error))
+                        hearing.bursts.add(work)
+                        self._burst.set()
             await asyncio.sleep(BURST_PAUSE)
 
     async def _test(self, silent: asyncio.Event) -> None:
@@ -307,31 +284,21 @@ class Listener:
                 self._deaf = 0
                 self._echoed.set()
             return
+        channel, payload = notification.channel, notification.payload
         if self._events.wants(events.PoolListenNotification):
-            self._events.emit(
-                events.PoolListenNotification(
-                    pool_id=self._pool_id,
-                    channel=notification.channel,
-                    payload=notification.payload,
-                )
-            )
-        handler = self._handlers.get(notification.channel)
-        if handler is not None:
-            await _called(handler, notification.payload)
+            about = {"channel": channel, "payload": payload}
+            self._emit(self._begun, events.PoolListenNotification, **about)
+        for hearing in self._begun:
+            if not hearing.closed.is_set():
+                await hearing.hear(channel, payload)
+                if hearing.bursts:
+                    self._burst.set()
 
-    def _hear_topic(self, payload: str | None) -> None:
-        said = None if payload is None else read_object(payload)
-        if said is None:
-            handlers = [each for those in self._topics.values() for each in those]
-        elif said.get("s") == self._database.schema:
-            handlers = self._topics.get(str(said.get("t")), [])
-        else:
-            handlers = []
-        for handler in handlers:
-            try:
-                handler(said)
-            except Exception:
-                logger.exception("Could not handle the notification %s", payload)
+    def _emit(
+        self, hearings: Sequence[Hearing], kind: Callable[..., events.PoolEvent], **about: Any
+    ) -> None:
+        for hearing in hearings:
+            self._events.emit(kind(pool_id=hearing.pool_id, **about))
 
     def _delay_after(self, error: Exception) -> float:
         """Seconds until the next try; logs why."""
@@ -339,7 +306,8 @@ class Listener:
         about = {"pool_id": self._pool_id}
         if isinstance(error, NoEchoError) and self._deaf > 1:
             level = logging.WARNING if self._deaf == 2 else logging.DEBUG
-            logger.log(level, DEAF_MESSAGE, self._poll_interval, self._hint, extra=about)
+            poll_interval = max((each.poll_interval for each in self._hearings), default=0)
+            logger.log(level, DEAF_MESSAGE, poll_interval, self._hint, extra=about)
             return self._waits.deaf.delay(self._deaf - 1)
         delay = self._waits.reconnect.delay(self._failures)
         if isinstance(error, NoEchoError):
@@ -348,35 +316,3 @@ class Listener:
         else:
             self._database.availability.failed(PART, error, delay=delay, log=logger, extra=about)
         return delay
-
-
-async def _called(handler: Handler, payload: str | None) -> None:
-    answer = handler(payload)
-    if answer is not None:
-        await answer
-
-
-def announced_jobs(payload: str | None) -> int:
-    """How many jobs a notification announces; 1 if it does not say, or may have been missed."""
-    said = 1 if payload is None else read_object(payload).get("count", 1)
-    # A bool is an int in Python only.
-    if isinstance(said, bool) or not isinstance(said, int | float):
-        return 1
-    try:
-        return ceil(said)
-    except (ValueError, OverflowError):  # NaN, infinity
-        return 1
-
-
-def is_breaking(payload: str) -> bool:
-    """Whether a notification announces a breaking change of a schema."""
-    return bool(read_object(payload).get("breaking"))
-
-
-def read_object(payload: str) -> dict[str, Any]:
-    """The JSON object of a payload; an empty one if it is none, because any role may notify."""
-    try:
-        said = json.loads(payload)
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

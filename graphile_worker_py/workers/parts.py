@@ -8,13 +8,12 @@ from graphile_worker_py.fleet.heartbeat import Heartbeat
 from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.fleet.old_locks import OldLocks
 from graphile_worker_py.fleet.recovery import RecoveryLoop
-from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.workers.fetcher import Fetcher
+from graphile_worker_py.workers.hearing import Hearing
 from graphile_worker_py.workers.holdings import Holdings
-from graphile_worker_py.workers.listener import Listener
 from graphile_worker_py.workers.local_queue import LocalQueue
 from graphile_worker_py.workers.riders import Riders
 from graphile_worker_py.workers.settler import Settler
@@ -29,7 +28,6 @@ class Parts(Record):
     Attributes:
         fetching: The connection for fetches.
         settling: The connection for outcomes; the same one if the pool may have only two.
-        beating: The connection for heartbeats, if the pool may keep one for them.
         make_watchdog: Makes the watchdog of the running event loop.
         executors: How tasks are called.
         context: What the running jobs share.
@@ -38,7 +36,6 @@ class Parts(Record):
     holdings: Holdings
     fetching: OwnConnection
     settling: OwnConnection
-    beating: KeptConnection
     fetcher: Fetcher
     settler: Settler
     heartbeat: Heartbeat
@@ -49,7 +46,7 @@ class Parts(Record):
     riders: Riders
     queue: LocalQueue
     team: Team
-    listener: Listener
+    hearing: Hearing
     sweep: Sweep
     executors: Executors
     context: PoolContext

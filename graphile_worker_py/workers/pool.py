@@ -26,7 +26,8 @@ from graphile_worker_py.tasks.pool_context import PoolContext
 from graphile_worker_py.tasks.program import NOTHING_PROVIDED, Provided
 from graphile_worker_py.tasks.task import Task
 from graphile_worker_py.workers.health import Health, State, Vitals
-from graphile_worker_py.workers.listener import Listener
+from graphile_worker_py.workers.hearing import Hearing
+from graphile_worker_py.workers.in_common import InCommon
 from graphile_worker_py.workers.local_queue import PART as FETCH
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.rings import Rings
@@ -47,6 +48,8 @@ class WorkerPool:
         logger: Where jobs log to.
         events: Where to emit events.
         hooks: Plugins that wrap fetches and task calls.
+        in_common: What it has in common with the other pools of its runner.
+        connections: How many connections it may open.
         once: Whether to end when no job is due, instead of waiting for more.
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
         waits: How long its parts wait; None means as long as `Waits` says.
@@ -71,6 +74,8 @@ class WorkerPool:
         logger: logging.Logger,
         events: Events,
         hooks: Hooks,
+        in_common: InCommon,
+        connections: int,
         once: bool = False,
         ends_process: bool = False,
         waits: Waits | None = None,
@@ -86,6 +91,8 @@ class WorkerPool:
         self.logger = logger
         self.events = events
         self.hooks = hooks
+        self.in_common = in_common
+        self.connections = connections
         self.once = once
         self.ends_process = ends_process
         self.waits = Waits() if waits is None else waits
@@ -107,9 +114,14 @@ class WorkerPool:
         return self._kill_reason
 
     @property
-    def listener(self) -> Listener:
+    def listener(self) -> Hearing:
         """Where plugins register the topics that they want to hear."""
-        return self.parts.listener
+        return self.parts.hearing
+
+    @property
+    def listening(self) -> bool:
+        """Whether notifications are known to arrive; if not, it depends on polling."""
+        return self.in_common.listening
 
     @property
     def running(self) -> Mapping[int, RunningJob]:
@@ -207,9 +219,9 @@ class WorkerPool:
             standing_still=self._is_stuck
             or (self._watchdog is not None and self._watchdog.standing_still),
             held_back=parts.heartbeat.held_back,
-            listening=parts.listener.listening,
+            listening=self.listening,
             last_fetch_at=vitals.last_fetch_at,
-            last_heard_at=parts.listener.heard_at,
+            last_heard_at=self.in_common.heard_at,
             running_jobs=len(parts.team.running),
             locked_jobs=len(parts.holdings.ids),
             busy_threads=parts.executors.threads.busy,
@@ -246,7 +258,7 @@ class WorkerPool:
                 )
             if not self.stopping.is_set():
                 self._state = State.RUNNING
-                async with parts.fetching, parts.settling, parts.beating:
+                async with parts.fetching, parts.settling, self.in_common.beating:
                     await self._run_in_rings()
         finally:
             threads_left = await parts.executors.close()
@@ -260,6 +272,7 @@ class WorkerPool:
     async def _run_in_rings(self) -> None:
         self._rings = Rings(
             self.parts,
+            in_common=self.in_common,
             added=partial(self.hooks.parts, self),
             once=self.once,
             stopping=self.stopping,

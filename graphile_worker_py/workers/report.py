@@ -27,7 +27,7 @@ def report_of(pool: WorkerPool, loop_lag: float) -> PoolReport:
         memory=resident(os.getpid()) if _CAN_MEASURE else None,
         loop_lag=loop_lag,
         name=pool.name,
-        connections=pool.options.max_pool_size + (not pool.once),
+        connections=pool.connections,
     )
 
 

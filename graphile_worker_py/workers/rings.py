@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from graphile_worker_py import aio
 from graphile_worker_py.errors import WorkerPoolError
 from graphile_worker_py.plugins import Part, PartEnd
+from graphile_worker_py.workers.in_common import InCommon
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.waits import Waits
 
@@ -24,6 +25,7 @@ class Rings:
 
     Args:
         parts: The parts.
+        in_common: What the pool has in common with others.
         added: Makes the parts that plugins add; called when the pool has proved to be alive.
         once: Whether to end when no job is due.
         stopping: Set when the pool is to stop.
@@ -37,6 +39,7 @@ class Rings:
         self,
         parts: Parts,
         *,
+        in_common: InCommon,
         added: Callable[[], Sequence[Part]],
         once: bool,
         stopping: asyncio.Event,
@@ -46,6 +49,7 @@ class Rings:
         waits: Waits,
     ) -> None:
         self._parts = parts
+        self._in_common = in_common
         self._added = added
         self._once = once
         self._stopping = stopping
@@ -97,13 +101,13 @@ class Rings:
         async with asyncio.TaskGroup() as feeding:
             self._start(feeding, self._fetch_jobs(feeding), "fetch jobs")
             if not self._once:
-                self._start(feeding, parts.listener.run(), "listen")
+                self._start(feeding, self._in_common.listen(parts.hearing), "listen")
                 self._start(feeding, parts.sweep.run(), "reset locks")
             try:
                 await parts.team.work()
             finally:
                 self._stop("No more jobs are due" if self._once else "All workers have ended")
-                parts.listener.close()
+                parts.hearing.closed.set()
                 parts.queue.close()
 
     @asynccontextmanager

@@ -2,12 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-from psycopg import AsyncConnection
 
 from graphile_worker_py.events import Events
 from graphile_worker_py.executors.executor import Executors
@@ -21,9 +19,7 @@ from graphile_worker_py.fleet.suspects import Suspects
 from graphile_worker_py.options import LocalQueueOptions, RecordingDurability, WorkerOptions
 from graphile_worker_py.options.pools import DEFAULT_NAME
 from graphile_worker_py.plugins.hooks import Hooks
-from graphile_worker_py.postgres.connecting import connect_directly, connect_like
 from graphile_worker_py.postgres.database import Database
-from graphile_worker_py.postgres.kept_connection import KeptConnection
 from graphile_worker_py.postgres.own_connection import OwnConnection
 from graphile_worker_py.sql.notifications import JOBS_INSERT, WORKER_MIGRATE
 from graphile_worker_py.sql.planning import keep_to_indexes
@@ -35,8 +31,9 @@ from graphile_worker_py.tasks.variables import JobVariables
 from graphile_worker_py.workers.caller import Caller
 from graphile_worker_py.workers.connections import own_connections
 from graphile_worker_py.workers.fetcher import Fetcher
+from graphile_worker_py.workers.hearing import Hearing, announced_jobs, is_breaking
 from graphile_worker_py.workers.holdings import Holdings
-from graphile_worker_py.workers.listener import Listener, announced_jobs, is_breaking
+from graphile_worker_py.workers.in_common import InCommon
 from graphile_worker_py.workers.local_queue import LocalQueue
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.pool import WorkerPool
@@ -58,6 +55,8 @@ def build_pool(
     logger: logging.Logger,
     events: Events,
     hooks: Hooks,
+    in_common: InCommon,
+    connections: int,
     once: bool = False,
     ends_process: bool = False,
     waits: Waits | None = None,
@@ -73,6 +72,8 @@ def build_pool(
         logger: Where jobs log to.
         events: Where to emit events.
         hooks: Plugins that wrap fetches and task calls.
+        in_common: What it has in common with the other pools of its runner.
+        connections: How many connections it may open.
         once: Whether to end when no job is due, instead of waiting for more.
         ends_process: Whether a standstill of `watchdog_timeout` ends the process.
         waits: How long its parts wait; None means as long as `Waits` says.
@@ -89,6 +90,8 @@ def build_pool(
         logger=logger,
         events=events,
         hooks=hooks,
+        in_common=in_common,
+        connections=connections,
         once=once,
         ends_process=ends_process,
         waits=waits,
@@ -104,8 +107,8 @@ def _connected(pool: WorkerPool) -> Parts:
     riders = Riders(pool.hooks.riders(pool), pool_id=pool.pool_id, logger=pool.logger)
     fetching, settling = _connections(pool, riders)
     suspects, leader = _suspects(pool), _leader(pool)
-    followers, beating = _followers(pool, leader), KeptConnection(pool.database)
-    heartbeat = _heartbeat(pool, beating, suspects, followers)
+    followers = _followers(pool, leader)
+    heartbeat = _heartbeat(pool, suspects, followers)
     fetcher = _fetcher(pool, holdings, fetching)
     settler = _settler(pool, holdings, riders, settling)
     context.complete = settler.completion
@@ -118,7 +121,6 @@ def _connected(pool: WorkerPool) -> Parts:
         holdings=holdings,
         fetching=fetching,
         settling=settling,
-        beating=beating,
         fetcher=fetcher,
         settler=settler,
         heartbeat=heartbeat,
@@ -129,7 +131,7 @@ def _connected(pool: WorkerPool) -> Parts:
         riders=riders,
         queue=queue,
         team=team,
-        listener=_listener(pool, heartbeat),
+        hearing=_hearing(pool, heartbeat),
         sweep=_sweep(pool, fetcher),
         executors=executors,
         context=context,
@@ -311,9 +313,7 @@ def _followers(pool: WorkerPool, leader: Leader) -> Followers:
     )
 
 
-def _heartbeat(
-    pool: WorkerPool, beating: KeptConnection, suspects: Suspects, followers: Followers
-) -> Heartbeat:
+def _heartbeat(pool: WorkerPool, suspects: Suspects, followers: Followers) -> Heartbeat:
     may_keep = own_connections(pool.options) > 2
     return Heartbeat(
         pool_id=pool.pool_id,
@@ -321,7 +321,7 @@ def _heartbeat(
         options=pool.options,
         listens=not pool.once,
         suspects=suspects,
-        connection=beating.borrowed if may_keep else pool.database.new_connection,
+        connection=pool.in_common.beating.borrowed if may_keep else pool.database.new_connection,
         declared_dead=pool.lose,
         refusals=Refusals(longest=pool.options.watchdog_timeout, stuck=pool.stuck),
         follow=followers.follow,
@@ -359,31 +359,16 @@ def _old_locks(
     )
 
 
-def _listener(pool: WorkerPool, heartbeat: Heartbeat) -> Listener:
-    direct = pool.options.listen_connection_string
-
-    def connect() -> Awaitable[AsyncConnection[Any]]:
-        return connect_like(pool.database.pool) if direct is None else connect_directly(direct)
-
-    listener = Listener(
+def _hearing(pool: WorkerPool, heartbeat: Heartbeat) -> Hearing:
+    hearing = Hearing(
         pool_id=pool.pool_id,
-        connect=connect,
-        database=pool.database,
-        waits=pool.waits,
-        echo_interval=pool.options.listen_echo_interval,
+        schema=pool.database.schema,
         poll_interval=pool.options.poll_interval,
-        hint=(
-            "Give the listener a direct connection: listen_connection_string."
-            if direct is None
-            else "The listen_connection_string must lead to the same database, and directly."
-        ),
-        events=pool.events,
         on_listen=heartbeat.hold_lock,
     )
-
-    listener.on_channel(JOBS_INSERT, lambda payload: pool.nudge(announced_jobs(payload)))
-    listener.on_burst(WORKER_MIGRATE, counts=is_breaking, work=pool.check_schema)
-    return listener
+    hearing.on_channel(JOBS_INSERT, lambda payload: pool.nudge(announced_jobs(payload)))
+    hearing.on_burst(WORKER_MIGRATE, counts=is_breaking, work=pool.check_schema)
+    return hearing
 
 
 def _context(pool: WorkerPool) -> PoolContext:
