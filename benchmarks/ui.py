@@ -2,8 +2,8 @@
 
 With `--write` the table also goes into `docs/performance.md`.
 
-It fills a temporary server with jobs, and asks for each page many times: how long the server takes,
-how many statements it sends, and how much of a core the sweep takes that counts the jobs.
+It fills a temporary server with jobs and with runs of jobs, and asks for each page many times: how
+long the server takes, how many statements it sends, and whether one of them scans the jobs.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import psycopg
+from psycopg import sql
 
 from graphile_worker_py import run_migrations
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
@@ -42,6 +43,30 @@ select
   case when n %% 200 = 0 then 25 else 0 end,
   case when n %% 200 = 0 then 'TimeoutError: no answer for customer ' || n end
 from generate_series(1, %(jobs)s) as n
+"""
+# Of yesterday and today, for which there are partitions.
+RUNS = """
+insert into graphile_worker_py.{table} (
+  worker_schema, job_id, job_created_at, task, attempt, outcome, run_at, started_at, finished_at,
+  duration, pool_id, error, error_group
+)
+select
+  'graphile_worker', n, at - interval '2 s', 'task_' || n %% %(tasks)s, 1, %(outcome)s,
+  at - interval '1 s', at - interval '0.5 s', at, 0.5, 'pool-' || n %% 8, %(error)s,
+  case when %(error)s is not null then md5((n %% 50)::text) end
+from (
+  select n, now() - n * interval '24 h' / %(runs)s as at from generate_series(1, %(runs)s) as n
+) as runs
+"""
+MINUTES = """
+insert into graphile_worker_py.task_minutes
+  (worker_schema, task, minute, completed, failed, wait, run)
+select
+  'graphile_worker', 'task_' || task, date_trunc('minute', now()) - minute * interval '1 minute',
+  170, 2, '{"20": 100, "24": 70, "31": 2}', '{"18": 90, "22": 80, "30": 2}'
+from generate_series(0, %(tasks)s - 1) as task, generate_series(0, 7 * 1440) as minute
+where date_trunc('minute', now()) - minute * interval '1 minute'
+  >= date_trunc('week', now() at time zone 'UTC') at time zone 'UTC' - interval '7 days'
 """
 SWEEP = {census.read_sizes("any").text, census.count_chunk(0, by_queue=True).text}
 SCANS = """
@@ -76,6 +101,19 @@ def fill(dsn: str, jobs: int) -> None:
         conn.execute("truncate graphile_worker._private_jobs restart identity")
         conn.execute(FILL, {"tasks": TASKS, "jobs": jobs})
         conn.execute("vacuum analyze graphile_worker._private_jobs")
+        failed = jobs // 100
+        for table, runs, outcome, error in (
+            ("runs_completed", jobs - failed, "completed", None),
+            ("runs_failed", failed, "failed", "TimeoutError: no answer"),
+        ):
+            fill = sql.SQL(RUNS).format(table=sql.Identifier(table))
+            about = {"tasks": TASKS, "runs": runs, "outcome": outcome, "error": error}
+            conn.execute(fill, about)
+            conn.execute(
+                sql.SQL("vacuum analyze graphile_worker_py.{}").format(sql.Identifier(table))
+            )
+        conn.execute(MINUTES, {"tasks": TASKS})
+        conn.execute("vacuum analyze graphile_worker_py.task_minutes")
 
 
 async def measure(dsn: str, jobs: int) -> list[str]:
@@ -115,11 +153,8 @@ async def measure(dsn: str, jobs: int) -> list[str]:
         scans = _scans(dsn) - before
     await site.close()
     return [
-        (
-            f"{jobs:,} jobs. The first sweep that counts them took {swept:.0f} s; requests caused "
-            f"{scans} sequential"
-        ),
-        "scans of the jobs table.",
+        f"{jobs:,} jobs and {jobs:,} runs. The first sweep that counts jobs took {swept:.0f} s;",
+        f"requests caused {scans} sequential scans of the jobs table.",
         "",
         *lines,
     ]
