@@ -53,7 +53,7 @@ insert into graphile_worker_py.{table} (
 select
   'graphile_worker', n, at - interval '2 s', 'task_' || n %% %(tasks)s, 1, %(outcome)s,
   at - interval '1 s', at - interval '0.5 s', at, 0.5, 'pool-' || n %% 8, %(error)s,
-  case when %(error)s is not null then md5((n %% 50)::text) end
+  case when %(error)s::text is not null then md5((n %% 50)::text) end
 from (
   select n, now() - n * interval '24 h' / %(runs)s as at from generate_series(1, %(runs)s) as n
 ) as runs

@@ -169,4 +169,5 @@ async def test_a_use_of_a_kept_connection_waits_for_another_one_but_not_for_long
         with psycopg.connect(dsn) as conn:
             sessions = (await asyncio.to_thread(conn.execute, SESSIONS)).fetchone()
         # One of the pool, one that is kept.
-        assert sessions is not None and sessions[0] <= 2
+        assert sessions is not None
+        assert sessions[0] <= 2
