@@ -5,7 +5,7 @@ The life of a job, which is the order to read this package in:
 | step | module | statement (in `sql/`) |
 | --- | --- | --- |
 | add | `worker_utils`, `tasks.context`: `add_job` and `add_jobs`, from `adding` | `add_jobs` |
-| wake | `workers.listener`, `workers.hearing`: `jobs:insert` → `WorkerPool.nudge` | `notifications` |
+| wake | `workers.listener`, `workers.hearing`: `jobs:insert` → `pool.nudge` | `notifications` |
 | fetch | `workers.local_queue`: a fetch by `workers.fetcher` for all idle workers | `get_jobs` |
 | run | `workers.worker` calls the task, on the event loop or through `executors` | none |
 | decide | `outcomes`: what the task returned or raised becomes one outcome | none |
