@@ -62,7 +62,11 @@ class Weather(Plugin):
         self.heard: list[str] = []
 
     def parts(self, pool: Any) -> tuple[()]:
-        pool.listener.on("weather", lambda said: said is not None and self.heard.append(pool.name))
+        def hear(said: object) -> None:
+            if said is not None:
+                self.heard.append(pool.name)
+
+        pool.listener.on("weather", hear)
         return ()
 
 
