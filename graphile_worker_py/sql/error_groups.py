@@ -37,39 +37,42 @@ class ErrorGroup(Record):
     by_hour: Mapping[datetime, int]
 
 
+# The hours are counted after the groups were chosen: a group by hour would be sorted on disk,
+# because the planner can't know how few hours there are.
 _GROUPS: Final = """
 select groups.task, groups.error_group, groups.count, groups.first_seen, groups.last_seen,
-  sample.job_id, sample.error, groups.hours, groups.counts
+  sample.job_id, sample.error, by_hour.hours, by_hour.counts
 from (
   select
-    hours.task,
-    hours.error_group,
-    pg_catalog.sum(hours.count)::pg_catalog.int8 as count,
-    pg_catalog.min(hours.first_seen) as first_seen,
-    pg_catalog.max(hours.last_seen) as last_seen,
-    pg_catalog.array_agg(hours.hour order by hours.hour) as hours,
-    pg_catalog.array_agg(hours.count order by hours.hour) as counts
-  from (
-    select
-      runs.task,
-      runs.error_group,
+    runs.task,
+    runs.error_group,
+    pg_catalog.count(*) as count,
+    pg_catalog.min(runs.finished_at) as first_seen,
+    pg_catalog.max(runs.finished_at) as last_seen,
+    pg_catalog.array_agg(
       pg_catalog.floor(
-        extract(epoch from runs.finished_at)::pg_catalog.float8 / 3600::pg_catalog.float8
-      ) as hour,
-      pg_catalog.count(*) as count,
-      pg_catalog.min(runs.finished_at) as first_seen,
-      pg_catalog.max(runs.finished_at) as last_seen
-    from graphile_worker_py.runs_failed as runs
-    where runs.worker_schema = $1::pg_catalog.text
-      and runs.finished_at >= $2::pg_catalog.timestamptz
-      and ($3::pg_catalog.text is null or runs.task = $3::pg_catalog.text)
-      and runs.error_group is not null
-    group by 1, 2, 3
-  ) as hours
+        pg_catalog.date_part('epoch', runs.finished_at) / 3600::pg_catalog.float8
+      )
+    ) as each_hour
+  from graphile_worker_py.runs_failed as runs
+  where runs.worker_schema = $1::pg_catalog.text
+    and runs.finished_at >= $2::pg_catalog.timestamptz
+    and ($3::pg_catalog.text is null or runs.task = $3::pg_catalog.text)
+    and runs.error_group is not null
   group by 1, 2
   order by 3 desc, 1, 2
   limit $4::pg_catalog.int8
 ) as groups
+cross join lateral (
+  select
+    pg_catalog.array_agg(hours.hour order by hours.hour) as hours,
+    pg_catalog.array_agg(hours.count order by hours.hour) as counts
+  from (
+    select each.hour, pg_catalog.count(*) as count
+    from pg_catalog.unnest(groups.each_hour) as each (hour)
+    group by 1
+  ) as hours
+) as by_hour
 cross join lateral (
   select runs.job_id, runs.error
   from graphile_worker_py.runs_failed as runs

@@ -46,7 +46,7 @@ with minutes as materialized (
   from graphile_worker_py.task_minutes as minutes
   where minutes.worker_schema = $1::pg_catalog.text
     and minutes.minute
-      >= pg_catalog.clock_timestamp() - $2::pg_catalog.float8 * interval '1 second'
+      >= pg_catalog.statement_timestamp() - $2::pg_catalog.float8 * interval '1 second'
     and ($3::pg_catalog.text is null or minutes.task = $3::pg_catalog.text)
 ),
 buckets as (

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from graphile_worker_py.checks import BIGINT_MAX
-from graphile_worker_py.job import JOB_COLUMNS
+from graphile_worker_py.job import JOB_COLUMNS, from_timestamp
 from graphile_worker_py.postgres.query import Query
 from graphile_worker_py.records import Record
 from graphile_worker_py.sql import fragments
@@ -241,6 +241,43 @@ order by job.id desc
 def read_by_ids(ids: Sequence[int]) -> Query[list[ListedJob]]:
     """Read jobs by their ids, the newest first."""
     return Query(_BY_IDS, (list(ids),), lambda rows: [_listed(row) for row in rows], prepare=False)
+
+
+class Failure(Record, kw_only=False):
+    """A job that was given up.
+
+    Args:
+        job_id: Its id.
+        task: Identifier of its task; empty if it was deleted.
+        added_at: When it was added.
+        error: The beginning of its last error.
+    """
+
+    job_id: int
+    task: str
+    added_at: datetime
+    error: str
+
+
+_FAILURES: Final = """
+select job.id, coalesce(tasks.identifier, ''), job.created_at,
+  coalesce(pg_catalog.left(job.last_error, 1000), '')
+from :GRAPHILE_WORKER_SCHEMA._private_jobs as job
+left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task_id
+where job.id = any($1::pg_catalog.int8[])
+  and job.locked_at is null
+  and job.attempts >= job.max_attempts
+order by job.id desc
+"""
+
+
+def read_failures(ids: Sequence[int]) -> Query[list[Failure]]:
+    """Read which of some jobs were given up, the newest first, without their payloads."""
+
+    def read(rows: list[tuple[Any, ...]]) -> list[Failure]:
+        return [Failure(row[0], row[1], from_timestamp(row[2]), row[3]) for row in rows]
+
+    return Query(_FAILURES, (list(ids),), read, prepare=False)
 
 
 def _values(wanted: Filter, before_id: int | None) -> tuple[Any, ...]:

@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from graphile_worker_py.postgres.query import Steps
-from graphile_worker_py.sql.inspect import JobState, ListedJob
-from graphile_worker_py.sql.windows import read_by_ids
+from graphile_worker_py.sql.windows import Failure, read_failures
 from graphile_worker_py.web import facts
 from graphile_worker_py.web.cache import Fact
 from graphile_worker_py.web.site import Site
@@ -27,14 +26,16 @@ class ErrorGroup:
         task: The task.
         kind: The first line of the error, with `…` for numbers and quoted texts.
         find: A part of the error that all of them have, for a filter.
-        jobs: The jobs, the newest first.
+        jobs: How many jobs.
+        example: The newest of them.
         newest: When the newest of them was added.
     """
 
     task: str
     kind: str
     find: str
-    jobs: list[ListedJob]
+    jobs: int
+    example: int
     newest: datetime
 
 
@@ -55,21 +56,21 @@ async def groups_fact(site: Site) -> Fact[list[ErrorGroup]]:
     ids = [] if counts is None else counts.failed[:MOST]
 
     def steps() -> Steps[list[ErrorGroup]]:
-        jobs: list[ListedJob] = (yield read_by_ids(ids)) if ids else []
-        found: dict[tuple[str, str], list[ListedJob]] = defaultdict(list)
+        jobs: list[Failure] = (yield read_failures(ids)) if ids else []
+        found: dict[tuple[str, str], list[Failure]] = defaultdict(list)
         for job in jobs:
-            if job.state is JobState.FAILED:
-                found[job.task_identifier, kind_of(job.last_error or "")].append(job)
+            found[job.task, kind_of(job.error)].append(job)
         made = [
             ErrorGroup(
                 task=task,
                 kind=kind,
                 find=max(kind.split("…"), key=len).strip(),
-                jobs=members,
-                newest=max(job.created_at for job in members),
+                jobs=len(members),
+                example=members[0].job_id,
+                newest=max(job.added_at for job in members),
             )
             for (task, kind), members in found.items()
         ]
-        return sorted(made, key=lambda group: (-len(group.jobs), group.task, group.kind))
+        return sorted(made, key=lambda group: (-group.jobs, group.task, group.kind))
 
     return Fact(key="errors", shared=facts.SHARED, steps=steps)

@@ -24,6 +24,7 @@ from graphile_worker_py.web.site import Site
 T = TypeVar("T")
 SHARED: Final = 5.0
 MOST_RUNS: Final = 100
+MOST_GROUPS: Final = 50
 GONE: Final = (errors.UndefinedTable, errors.InvalidSchemaName, errors.InsufficientPrivilege)
 """Raised for some seconds after the tables were dropped, or a right was revoked."""
 
@@ -128,7 +129,7 @@ def groups_fact(schema: str, *, task: str | None = None) -> Fact[list[ErrorGroup
 
     def steps() -> Steps[list[ErrorGroup] | None]:
         since = timedelta(days=1)
-        return kept(error_groups.error_groups(schema, task=task, since=since, limit=100))
+        return kept(error_groups.error_groups(schema, task=task, since=since, limit=MOST_GROUPS))
 
     return Fact(key=("groups", task), shared=SHARED, steps=steps)
 

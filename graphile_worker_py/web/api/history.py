@@ -113,8 +113,8 @@ async def list_errors(web: WebDep, access: Viewer) -> Response:
         {
             "task": group.task,
             "error": hide(group.kind),
-            "jobs": len(group.jobs),
-            "example": group.jobs[0].id,
+            "jobs": group.jobs,
+            "example": group.example,
         }
         for group in await errors.groups(web.site)
     ]
