@@ -37,7 +37,11 @@ Figures = dict[str, dict[str, list[dict[str, Any]]]]
     help="Seconds to measure with an open transaction; minutes show more.",
 )
 @click.option("--list", "listing", is_flag=True, help="List the measures and their sides.")
-@click.option("--store", type=Path, help="Write all figures to this file, as JSON.")
+@click.option(
+    "--store",
+    type=Path,
+    help="Write all figures to this file, as JSON; those of other measures in it stay.",
+)
 @click.option("--svg", type=Path, metavar="FOLDER", help="Write plots into this folder.")
 @click.option(
     "--render",
@@ -76,7 +80,9 @@ def main(
         run = measured(lab, chosen, rounds, sides or (*lab.sides, "pgbench"))
     click.echo(text(run))
     if store is not None:
-        store.write_text(json.dumps(run.stored, indent=1) + "\n", encoding="utf-8")
+        stored = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+        kept = merged(stored, run.stored)
+        store.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if svg is not None:
         _write_pictures(run, svg)
 
@@ -110,7 +116,7 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
             click.echo(f"round {round_number}: {measure.name}", err=True)
     return Run(
         {
-            "date": datetime.now(UTC).date().isoformat(),
+            "dates": dict.fromkeys(figures, datetime.now(UTC).date().isoformat()),
             "machine": machine,
             "rounds": rounds,
             "scale": lab.scale,
@@ -120,6 +126,14 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
             "figures": figures,
         }
     )
+
+
+def merged(stored: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """A stored run with the measures of another one in place of its own."""
+    both = {**stored, **run}
+    for key in ("sides", "unavailable", "figures", "dates"):
+        both[key] = {**stored.get(key, {}), **run[key]}
+    return both
 
 
 def render_page(run: Run, file: Path) -> None:

@@ -5,11 +5,11 @@ on dark pages.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from benchmarks.report import Run, number
+from benchmarks.report import KINDS, Run, number
 
 WIDTH = 720
 LABEL = 190
@@ -41,12 +41,29 @@ def pictures(run: Run) -> dict[str, tuple[str, str]]:
         "default": _chart(run, "Jobs per second, default options", "default", "rate", "jobs/s"),
         "latency": _chart(run, "Median latency of a single job", "latency", "p50", "ms"),
         "open-transaction": _lines(run),
+        "history": _chart(
+            run,
+            "Jobs per second in batches, with each kind of history",
+            "history",
+            "rate 500",
+            "jobs/s",
+            names={side: f"history = {kind}" for side, kind in KINDS.items()},
+        ),
     }
     return {f"{name}.svg": picture for name, picture in found.items() if picture is not None}
 
 
-def _chart(run: Run, title: str, measure: str, figure: str, unit: str) -> tuple[str, str] | None:
-    names = {name: side["title"] for name, side in run.sides.items()} | {"pgbench": "pgbench"}
+def _chart(
+    run: Run,
+    title: str,
+    measure: str,
+    figure: str,
+    unit: str,
+    *,
+    names: Mapping[str, str] | None = None,
+) -> tuple[str, str] | None:
+    if names is None:
+        names = {name: side["title"] for name, side in run.sides.items()} | {"pgbench": "pgbench"}
     chosen: list[Bar] = []
     for name, label in names.items():
         values = run.values(measure, name, figure)

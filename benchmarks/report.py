@@ -21,6 +21,10 @@ LIMITS = (
 """The figures that are compared with a limit: title, measure, side of the limit, figure."""
 
 
+KINDS = dict(zip(HISTORY, ("none", "failed (default)", "all"), strict=True))
+"""The sides that measure history, and what they keep."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A stored run.
@@ -68,13 +72,15 @@ def page(run: Run, plots: Sequence[tuple[str, str]]) -> str:
     ]
     if history := against_no_history(run):
         parts += ["### What history costs", history]
+    if limits := against_no_limits(run):
+        parts += ["### What limits cost", limits]
     return "\n\n".join(part for part in parts if part)
 
 
 def text(run: Run) -> str:
     """All tables, for the terminal."""
     parts = [about(run), against_node(run), against_peers(run), against_pgbench(run)]
-    parts.append(against_no_history(run))
+    parts += [against_no_history(run), against_no_limits(run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -107,13 +113,14 @@ def about(run: Run) -> str:
     machine = run.stored["machine"]
     rounds = run.stored["rounds"]
     scale = run.stored["scale"]
+    dates = run.stored["dates"].values()
     words = [
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB memory",
         machine["system"],
         f"PostgreSQL {machine['postgresql']} with its default settings, on the same machine",
         f"{rounds} {'round' if rounds == 1 else 'rounds'}",
         f"load average before the first round {machine['load_before']:g}",
-        run.stored["date"],
+        " to ".join(sorted({min(dates), max(dates)})),
     ]
     if scale != 1:
         words.append(f"**numbers of jobs multiplied by {scale:g}: a trial, not a result**")
@@ -185,12 +192,11 @@ def against_pgbench(run: Run) -> str:
 
 def against_no_history(run: Run) -> str:
     """Rates and write-ahead log with each kind of history, and the rates as shares of none."""
-    kinds = dict(zip(HISTORY, ("none", "failed (default)", "all"), strict=True))
     lines = [
         "| `history` | by 24 (jobs/s) | ÷ none | range | by 500 (jobs/s) | ÷ none | range | WAL |",
         "| --- | ---: | ---: | --- | ---: | ---: | --- | ---: |",
     ]
-    for side, kind in kinds.items():
+    for side, kind in KINDS.items():
         cells = [kind]
         for figure in ("rate 24", "rate 500"):
             rates, none = (run.values("history", name, figure) for name in (side, HISTORY[0]))
@@ -200,6 +206,23 @@ def against_no_history(run: Run) -> str:
         cells.append(number(statistics.median(run.values("history", side, "wal 500"))))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def against_no_limits(run: Run) -> str:
+    """Rates with each kind of limit, and as shares of those without."""
+    lines = [
+        "| | without (jobs/s) | with (jobs/s) | with / without | range |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for title, measure, without, limited in (
+        ("a limit on jobs of 50 ms", "limits", "unlimited", "limited"),
+        ("a limit with a key on jobs that do nothing", "keyed", "unlimited", "keyed"),
+    ):
+        none, rates = (run.values(measure, side, "rate") for side in (without, limited))
+        if none and rates:
+            medians = [number(statistics.median(each)) for each in (none, rates)]
+            lines.append(f"| {title} | {' | '.join(medians)} | {_ratios(rates, none)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def inserted(text: str, results: str) -> str:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.__main__ import PAGE, measured, plots_beside, render_page
+from benchmarks.__main__ import PAGE, measured, merged, plots_beside, render_page
 from benchmarks.environments import UnavailableError, interpreter
 from benchmarks.lab import Lab
 from benchmarks.measures import MEASURES
@@ -19,6 +19,8 @@ from benchmarks.report import (
     BEGIN,
     END,
     Run,
+    about,
+    against_no_limits,
     against_node,
     against_peers,
     inserted,
@@ -41,7 +43,7 @@ def lab(server: Server, node: Node) -> Iterator[Lab]:
 def run_of(**changes: Any) -> Run:
     """A stored run with figures that can be told apart."""
     stored: dict[str, Any] = {
-        "date": "2026-01-02",
+        "dates": {"batched": "2026-01-02", "latency": "2026-01-02"},
         "machine": {
             "processor": "Abacus",
             "cores": 2,
@@ -108,6 +110,31 @@ def test_backlogs_beside_an_open_transaction_are_measured_one_by_one(lab: Lab) -
 def test_medians_and_the_ratios_of_the_rounds_are_told() -> None:
     (line,) = (line for line in against_node(run_of()).splitlines() if "batched by 500 (" in line)
     assert line == "| batched by 500 (jobs/s) | 50,000 | 20,000 | 2.00 | 1.25 … 3.00 |"
+
+
+def test_limits_are_told_as_a_share_of_the_rate_without() -> None:
+    figures = {
+        "keyed": {"unlimited": [{"rate": 9_000.0}] * 3, "keyed": [{"rate": 3_000.0}] * 3},
+        "limits": {"unlimited": [{"rate": 900.0}] * 3, "limited": [{"rate": 891.0}] * 3},
+    }
+    assert against_no_limits(run_of(figures=figures)).splitlines()[2:] == [
+        "| a limit on jobs of 50 ms | 900 | 891 | 0.99 | 0.99 … 0.99 |",
+        "| a limit with a key on jobs that do nothing | 9,000 | 3,000 | 0.33 | 0.33 … 0.33 |",
+    ]
+
+
+def test_measures_of_another_day_take_the_place_of_earlier_ones_and_others_stay() -> None:
+    newer = {
+        **run_of().stored,
+        "dates": {"latency": "2026-01-04"},
+        "sides": {},
+        "figures": {"latency": {"ours": [{"p50": 2.0, "p95": 3.0, "p99": 4.0}]}},
+    }
+    both = Run(merged(run_of().stored, newer))
+    assert both.median("latency", "ours", "p50") == 2.0
+    assert both.values("batched", "ours", "rate") == [40_000.0, 60_000.0, 50_000.0]
+    assert "2026-01-02 to 2026-01-04" in about(both)
+    assert both.sides == run_of().sides
 
 
 def test_a_summary_has_the_medians_of_both_graphile_workers() -> None:
