@@ -1,5 +1,7 @@
 """A job as the database stores it."""
 
+import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -206,6 +208,13 @@ def from_timestamp(value: bytes) -> datetime:
         return _POSTGRES_EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
         return LATEST if microseconds > 0 else EARLIEST
+
+
+def run_at_seconds_of(jobs: Sequence[Job]) -> list[float]:
+    """`Job.run_at_seconds` of many jobs, which are read faster together."""
+    stored = b"".join([job._row[RUN_AT] for job in jobs])  # of this module
+    microseconds = struct.unpack(f">{len(jobs)}q", stored)
+    return [_POSTGRES_EPOCH_SECONDS + each / 1_000_000 for each in microseconds]
 
 
 def as_timestamp(moment: datetime) -> bytes:
