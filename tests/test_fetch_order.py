@@ -1,8 +1,6 @@
 """Which job is fetched next, also when others change or lock rows at that very moment."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -11,48 +9,8 @@ import pytest
 from graphile_worker_py import JobContext, Runner, run_once
 from graphile_worker_py.events import JobSuccess, LocalQueueGetJobsComplete
 from graphile_worker_py.options import LocalQueueOptions
-from tests.support.eventually import eventually
+from tests.support.gate import Gate
 from tests.support.running import Jobs, Told
-
-# In a schema that the worker's connections search before PostgreSQL's own functions: the filter
-# for forbidden flags stops at a gate, between the reading of a row and its locking.
-GATE = """
-create schema gate;
-create function gate.has_any(flags jsonb, names text[]) returns boolean language plpgsql as $$
-begin
-  if flags ? 'gate' then
-    perform pg_advisory_lock_shared(1);
-    perform pg_advisory_unlock_shared(1);
-  end if;
-  return pg_catalog.jsonb_exists_any(flags, names);
-end $$;
-create operator gate.?| (leftarg = jsonb, rightarg = text[], function = gate.has_any);
-"""
-AT_THE_GATE = """
-select count(*) from pg_locks
-where locktype = 'advisory' and not granted
-  and database = (select oid from pg_database where datname = current_database())
-"""
-
-
-class Gate:
-    """Holds up a fetch that has seen a job with the flag `gate`, and not locked it yet."""
-
-    def __init__(self, dsn: str) -> None:
-        self.jobs = Jobs(dsn)
-        self.jobs.query(GATE)
-        self.dsn = f"{dsn}?options=-csearch_path%3Dgate,pg_catalog"
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Hold up fetches within the block."""
-        with psycopg.connect(self.jobs.dsn, autocommit=True) as conn:
-            conn.execute("select pg_advisory_lock(1)")
-            yield
-
-    async def reached(self) -> None:
-        """Wait until a fetch is held up."""
-        await eventually(lambda: self.jobs.query(AT_THE_GATE)[0]["count"] == 1)
 
 
 async def test_smaller_priorities_go_first_and_then_older_jobs(dsn: str) -> None:
