@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 MOST_SCANS: Final = 100
 """Most sets of tasks for which the place in the order of jobs is kept."""
 
+FAR_AFTER_NEAR: Final = 8
+"""After a look at the first jobs only that found too few, how many fetches look at all."""
+
 
 class _Scan:
     """How far the fetches of one set of tasks have come in the order of jobs.
@@ -43,6 +46,10 @@ class _Scan:
     all others. Then fetches start at the first job that the last scan from the start has found,
     also if jobs belong to queues. If they find few, the next scan from the start follows, but not
     within a moment after the last one.
+
+    While each fetch finds all it wants and queues are among what it sees, the next one looks at
+    the first jobs only, because looking at all queues is slow when there are many. Once that finds
+    less, the next fetches look at all again.
     """
 
     def __init__(self) -> None:
@@ -52,6 +59,8 @@ class _Scan:
         self.rests_until = 0.0
         self.queued = False
         self.queues_freed = 0
+        self.near = False
+        self.far_for = 0
 
 
 class Fetcher:
@@ -177,12 +186,18 @@ class Fetcher:
         resumes = began < scan.until and scan.queues_freed == queues_freed
         after, scan.place = scan.place if resumes else None, None
         since = scan.first if after is None and began < scan.until else None
+        if scan.near and after is None and since is None:
+            fetched = await self._lock_near(request, tasks, scan)
+            if fetched.jobs:
+                return fetched
         fetched = await self._lock_known(request, tasks, {"after": after, "since": since})
         if after is None and since is None:
             self._note_scan(scan, fetched, took=now() - began, is_part=tasks != self._tasks)
         scan.queued = scan.queued or fetched.queued
         # A plugin may have asked for no jobs.
         if fetched.jobs and len(fetched.jobs) >= request.count:
+            scan.far_for -= 1
+            scan.near = fetched.queued and scan.far_for <= 0
             if not scan.queued:
                 scan.place, scan.queues_freed = place_of(fetched.jobs[-1]), queues_freed
         elif since is not None:
@@ -190,6 +205,15 @@ class Fetcher:
                 return replace(fetched, hidden=True)
             scan.until = 0.0
             return replace(fetched, more=True)
+        return fetched
+
+    async def _lock_near(
+        self, request: FetchRequest, tasks: frozenset[str], scan: _Scan
+    ) -> Fetched:
+        fetched = await self._lock_known(request, tasks, {"near": True})
+        if len(fetched.jobs) < request.count:
+            scan.far_for = FAR_AFTER_NEAR
+        scan.near = fetched.queued and scan.far_for <= 0
         return fetched
 
     def _note_scan(self, scan: _Scan, fetched: Fetched, *, took: float, is_part: bool) -> None:
