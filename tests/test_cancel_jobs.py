@@ -1,6 +1,7 @@
 """`cancel_jobs`: from any process, waiting jobs are deleted and running ones asked to end."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -97,6 +98,27 @@ async def test_a_function_in_a_thread_is_asked_to_end(dsn: str, utils: WorkerUti
         assert done.state is CancelState.REQUESTED
         await told.seen(JobCancelled)
         await eventually(lambda: Jobs(dsn).ids() == [])
+
+
+async def test_a_job_that_completes_nevertheless_has_the_attempt_that_it_ran_as(
+    dsn: str, utils: WorkerUtils
+) -> None:
+    told, goes_on = Told(), threading.Event()
+
+    def work(_payload: Any) -> None:
+        goes_on.wait(10)
+
+    async with Runner(dsn, tasks={"work": work}, events=told.events, history="all"):
+        job = await utils.add_job("work")
+        await told.seen(JobStart)
+        await utils.cancel_jobs([job.id])
+        assert Jobs(dsn).query("select attempts from graphile_worker._private_jobs") == [
+            {"attempts": 25}
+        ]
+        goes_on.set()
+        await eventually(lambda: Jobs(dsn).ids() == [])
+    (run,) = Jobs(dsn).query(RUNS)
+    assert (run["outcome"], run["attempt"]) == ("completed", 1)
 
 
 async def test_a_job_of_a_node_worker_is_not_tried_again(dsn: str, utils: WorkerUtils) -> None:

@@ -473,6 +473,7 @@ async def test_a_batch_of_runs_is_not_compared_with_each_of_its_jobs(dsn: str) -
         ids="{}",
         durations="{}",
         ages="{}",
+        attempts="{}",
     )
     query = complete_jobs([], pool_id="pool", riders=[runs])
     text = query.text.replace(":GRAPHILE_WORKER_SCHEMA", "graphile_worker")

@@ -120,6 +120,7 @@ class Recorder:
             ids=_array([settled[0].id for settled in batch]),
             durations=_array([settled[3] for settled in batch]),
             ages=_array([now - settled[2] for settled in batch]),
+            attempts=_array([settled[0].attempts for settled in batch]),
             **more,
         )
 

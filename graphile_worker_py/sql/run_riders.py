@@ -55,6 +55,7 @@ returning case when $r3::pg_catalog.bool and exists (
 )::pg_catalog.text) end
 """
 
+# A job that was to be cancelled has all its attempts used up, so the one that it ran as is given.
 _COMPLETED: Final = (
     """
 insert into graphile_worker_py.runs_completed as runs (
@@ -74,7 +75,7 @@ select
     ),
     ''
   ),
-  changed.attempts,
+  coalesce(run.attempt, changed.attempts),
   'completed',
   changed.run_at,
   pg_catalog.statement_timestamp() - (run.age + run.duration) * interval '1 second',
@@ -99,8 +100,9 @@ full join rows from (
   pg_catalog.unnest($r11::pg_catalog.bool[]),
   pg_catalog.unnest($r12::pg_catalog.text[]),
   pg_catalog.unnest($r13::pg_catalog.text[]),
-  pg_catalog.unnest($r14::pg_catalog.text[])
-) as run (job_id, duration, age, keep, keep_result, result, omitted, logs)
+  pg_catalog.unnest($r14::pg_catalog.text[]),
+  pg_catalog.unnest($r15::pg_catalog.int4[])
+) as run (job_id, duration, age, keep, keep_result, result, omitted, logs, attempt)
   on run.job_id = changed.id
 """
     + _KEPT
@@ -166,6 +168,7 @@ def completed_runs(
     ids: str,
     durations: str,
     ages: str,
+    attempts: str,
     keep: Sequence[bool] = (),
     keep_result: Sequence[bool] = (),
     results: Sequence[str | None] = (),
@@ -181,9 +184,10 @@ def completed_runs(
         awaited: Whether programs may be waiting for some of them.
         payloads: Whether payloads are kept.
         tasks: The tasks that the pool knows.
-        ids: The jobs, as PostgreSQL writes an array; so are the next two.
+        ids: The jobs, as PostgreSQL writes an array; so are the next three.
         durations: Seconds that they ran.
         ages: Seconds since they ended.
+        attempts: The attempts as which they ran.
         keep: Whether a run is kept in any case; empty means that all are.
         keep_result: Whether a result is kept in any case; empty means that none is.
         results: What they returned, as JSON.
@@ -194,7 +198,7 @@ def completed_runs(
     about = (worker_schema, pool_id, awaited, payloads, tasks.numbers, tasks.identifiers)
     values = (*about, ids, durations, ages)
     columns = [list(column) for column in (keep, keep_result, results, omitted, logs)]
-    return BoundRider(_COMPLETED, (*values, *columns), covers)
+    return BoundRider(_COMPLETED, (*values, *columns, attempts), covers)
 
 
 class EndedRun(Record):

@@ -130,7 +130,7 @@ def all_statements() -> Iterator[tuple[str, str]]:
         "select changed.id from changed where changed.id = $r1::pg_catalog.int8", [1]
     )
     about: dict[str, Any] = {"worker_schema": "s", "pool_id": "p", "awaited": True}
-    array: dict[str, Any] = {"ids": "{}", "durations": "{}", "ages": "{}"}
+    array: dict[str, Any] = {"ids": "{}", "durations": "{}", "ages": "{}", "attempts": "{}"}
     completed = completed_runs(**about, **array, payloads=True, tasks=TaskIds({}))
     failed = failed_runs([], **about)
     yield "complete", complete_jobs([job], pool_id="p", riders=[rider, completed]).text
