@@ -47,9 +47,15 @@ OTHER_WORDS: Final = {
 
 
 def check_text(name: str, value: object, *, shortest: int = 0, longest: int | None = None) -> str:
-    """Check a text that PostgreSQL is to store; lengths are in characters."""
+    """Check a text that PostgreSQL is to store; lengths are in characters.
+
+    Of a subclass of `str`, the plain text is returned: nothing that it overrides is called later,
+    where other jobs would suffer from it.
+    """
     if not isinstance(value, str):
         raise ConfigurationError(f"{name} must be a string, not {value!r}")
+    if type(value) is not str:
+        value = str.__str__(value)
     if len(value) < shortest:
         raise ConfigurationError(f"{name} must not be empty")
     if longest is not None and len(value) > longest:
@@ -92,9 +98,11 @@ def unknown_word(word: str, *, known: Sequence[str]) -> TypeError:
 
 
 def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) -> int:
-    """Check a number that the schema stores as smallint."""
+    """Check a number that the schema stores as smallint; of a subclass, the number is returned."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
+    if type(value) is not int:
+        value = int.__int__(value)
     if not smallest <= value <= SMALLINT_MAX:
         raise ConfigurationError(
             f"{name} {value} is out of range, allowed are {smallest} to {SMALLINT_MAX}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from graphile_worker_py import Job, JobContext, Runner, WorkerUtils
+from graphile_worker_py import Job, JobContext, Runner, TaskName, WorkerUtils
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.worker_utils_support import Api
@@ -90,6 +90,38 @@ async def test_a_refused_job_fails_its_own_call_only(utils: WorkerUtils, dsn: st
         "Job",
     ]
     assert sorted(job["payload"] for job in Jobs(dsn).all()) == [1, 2, 3, 4]
+
+
+class Fussy(str):
+    """A text that can't be compared."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    def __hash__(self) -> int:
+        raise RuntimeError("not hashable")
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
+async def test_a_text_that_misbehaves_harms_no_call(utils: WorkerUtils, dsn: str) -> None:
+    odd: dict[str, Any] = {"queue_name": Fussy("q"), "flags": [Fussy("f")]}
+    jobs = await at_once(
+        utils.add_job("a"),
+        utils.add_job("a", job_key="k"),
+        utils.add_job(Fussy("b"), job_key=Fussy("k2"), job_key_mode=Fussy("replace"), **odd),
+        utils.add_job(Fussy("b"), job_key=Fussy("k"), **odd),
+        utils.add_job(TaskName(Fussy("b"))),
+        utils.add_job("a"),
+    )
+    assert [job.task_identifier for job in jobs] == ["a", "a", "b", "b", "b", "a"]
+    assert jobs[1].id == jobs[3].id
+    assert await utils.remove_job(Fussy("k2")) is not None
+    found = await utils.list_jobs(task="b", queue="q")
+    assert [(job.key, job.flags) for job in found] == [("k", {"f": True})]
 
 
 async def test_adds_with_one_key_act_one_after_the_other(utils: WorkerUtils, stored: Jobs) -> None:

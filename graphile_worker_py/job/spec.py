@@ -171,23 +171,26 @@ class JobSpec:
         self._check()
 
     def _check(self) -> None:
-        check_identifier("identifier", self.identifier)
-        if self.queue_name is not None:
-            check_text("queue_name", self.queue_name, longest=MAX_QUEUE_NAME_LENGTH)
+        put = object.__setattr__
+        put(self, "identifier", check_identifier("identifier", self.identifier))
+        if (queue := self.queue_name) is not None:
+            put(self, "queue_name", check_text("queue_name", queue, longest=MAX_QUEUE_NAME_LENGTH))
         if self.run_at is not None:
             check_aware("run_at", self.run_at)
         if self.priority is not None:
-            check_smallint("priority", self.priority)
-        if self.max_attempts is not None:
-            check_smallint("max_attempts", self.max_attempts, smallest=1)
-        if self.job_key is not None:
-            check_text("job_key", self.job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
+            put(self, "priority", check_smallint("priority", self.priority))
+        if (most := self.max_attempts) is not None:
+            put(self, "max_attempts", check_smallint("max_attempts", most, smallest=1))
+        if (key := self.job_key) is not None:
+            put(self, "job_key", check_text("job_key", key, shortest=1, longest=MAX_JOB_KEY_LENGTH))
         if self.job_key_mode is not None:
+            if type(self.job_key_mode) is not JobKeyMode:
+                put(self, "job_key_mode", check_text("job_key_mode", self.job_key_mode))
             check_one_of("job_key_mode", self.job_key_mode, allowed=JobKeyMode)
             if self.job_key is None:
                 raise ConfigurationError(f"job_key_mode {str(self.job_key_mode)!r} needs a job_key")
         if self.flags is not None:
-            object.__setattr__(self, "flags", check_texts("flags", self.flags))
+            put(self, "flags", check_texts("flags", self.flags))
         check_flag("awaited", self.awaited)
 
     def payload_json(self, *, nan_as_null: bool = False) -> str:

@@ -120,7 +120,7 @@ left join :GRAPHILE_WORKER_SCHEMA._private_tasks as tasks on tasks.id = job.task
 
 def remove_job(job_key: str) -> Query[Job | None]:
     """Delete the job with a key, or take key and attempts from it while it runs, and log that."""
-    check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
+    job_key = check_text("job_key", job_key, shortest=1, longest=MAX_JOB_KEY_LENGTH)
 
     def read(rows: list[tuple[Any, ...]]) -> Job | None:
         # The function answers "no such key" with a row of nulls.
