@@ -256,11 +256,24 @@ def _add(
     for name, value in values.items():
         place = places.get(name, "")
         try:
-            OPTIONS[name].check(name, value)
+            _check(name, value, origin)
         except ConfigurationError as error:
             raise ConfigurationError(f"{place}: {error}" if place else str(error)) from error
         if name not in found and not (has_tasks and name in _EITHER_OR):
             found[name] = Setting(value=value, origin=origin, place=place)
+
+
+def _check(name: str, value: Any, origin: Origin) -> None:
+    if OPTIONS[name].kind is Kind.YES_NO and not isinstance(value, bool):
+        allowed = "true or false, without quotes"
+        if origin is not Origin.FILE:
+            allowed = f"one of {', '.join((*_YES, *_NO))}"
+        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    OPTIONS[name].check(name, value)
+    if name == "pools":
+        from graphile_worker_py.options.pools import pools_of  # noqa: PLC0415  # rarely given
+
+        pools_of(value)
 
 
 def _typed(option: Option, value: Any) -> Any:

@@ -11,6 +11,7 @@ from graphile_worker_py import config
 from graphile_worker_py.checks import AUTO, HIGHEST_PORT
 from graphile_worker_py.cli.exits import EXIT_INCOMPATIBLE_WHILE_RUNNING, told_clearly
 from graphile_worker_py.cli.logs import configure_logging
+from graphile_worker_py.cli.other_flags import SuggestingCommand, check_connection
 from graphile_worker_py.cli.reading import reading_modules
 from graphile_worker_py.cli.shared_options import (
     config_option,
@@ -30,7 +31,7 @@ STDERR: Final = 2
 """The highest number of a standard stream."""
 
 
-@click.command()
+@click.command(cls=SuggestingCommand)
 @option_flags(name for name, option in OPTIONS.items() if option.flags)
 @config_option
 @click.option("--watch", is_flag=True, help="Reload the task directory when it changes.")
@@ -47,6 +48,7 @@ def run(config_file: str | None, watch: bool, once: bool, schema_only: bool, **f
     _open_standard_streams()
     if once + schema_only + watch > 1:
         raise click.UsageError("--once, --schema-only and --watch exclude each other")
+    check_connection(flags)
     process = Supervised.from_environment()
     settings = read_settings(values_of_flags(flags), config_file)
     configure_logging(
