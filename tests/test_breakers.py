@@ -10,19 +10,22 @@ from graphile_worker_py import (
     CircuitBreaker,
     ConfigurationError,
     Discard,
+    JobContext,
     LocalQueueOptions,
     MissingTablesError,
     RetryIn,
     Runner,
     Snooze,
+    SyncJobContext,
     SyncWorkerUtils,
     Task,
     WorkerUtils,
     run_migrations,
     task,
 )
+from graphile_worker_py.events import PoolListenSuccess
 from tests.support.eventually import eventually
-from tests.support.running import Jobs
+from tests.support.running import Jobs, Told
 
 OPEN = "select open_until is not null as open from graphile_worker_py.breakers"
 
@@ -168,6 +171,47 @@ async def test_decisions_of_tasks_are_no_failures_and_old_failures_do_not_count(
         await eventually(lambda: len(ended) == 10 and jobs.locked() == [])
         assert not is_open(jobs)
         jobs.add("charge", "fail")
+        await eventually(lambda: is_open(jobs))
+
+
+async def test_cancelled_jobs_are_no_failures_whatever_they_raise_then(
+    dsn: str, jobs: Jobs
+) -> None:
+    breaker = CircuitBreaker("stripe", failures=2, open_for=3600)
+    begun: list[int] = []
+    told = Told()
+
+    @task("waits", breaker=breaker)
+    async def waits(_payload: Any, ctx: JobContext) -> None:
+        begun.append(ctx.job.id)
+        await asyncio.Event().wait()
+
+    @task("listens", breaker=breaker)
+    def listens(_payload: Any, ctx: SyncJobContext) -> None:
+        begun.append(ctx.job.id)
+        ctx.abort_event.wait()
+        raise ConnectionError("closed")
+
+    ids = [jobs.add(name) for name in ("waits", "listens") for _ in range(2)]
+    async with (
+        Runner(dsn, tasks=[waits, listens], concurrent_jobs=4, events=told.events) as runner,
+        WorkerUtils(dsn) as utils,
+    ):
+        await eventually(lambda: len(begun) == 4)
+        await told.seen(PoolListenSuccess)
+        await eventually(lambda: jobs.query("select 1 from graphile_worker_py.pools") != [])
+        await utils.cancel_jobs(ids)
+        await eventually(lambda: jobs.ids() == [])
+        assert runner.health().troubles == ()
+
+
+async def test_a_cancelled_error_of_the_tasks_own_is_a_failure(dsn: str, jobs: Jobs) -> None:
+    @task("charge", breaker=CircuitBreaker("stripe", failures=2, open_for=3600))
+    async def charge(_payload: Any) -> None:
+        raise asyncio.CancelledError("of a client")
+
+    jobs.add_many(2, "charge")
+    async with Runner(dsn, tasks=[charge]):
         await eventually(lambda: is_open(jobs))
 
 

@@ -117,10 +117,13 @@ class PoolBreakers:
             raise CutOffError(breaker.state)
         try:
             returned = await proceed(ctx)
-        except (*DECISIONS, CutOffError, asyncio.CancelledError):
+        except (*DECISIONS, CutOffError):
             self._decided(breaker, job.id)
             raise
         except BaseException as error:  # SystemExit of a task included
+            if _was_ended(ctx, error):
+                self._decided(breaker, job.id)
+                raise
             if not breaker.lets(job.id):
                 raise CutOffError(f"{breaker.state} (and now: {one_line(error)})") from error
             if breaker.failed(job.id, error):
@@ -233,6 +236,16 @@ class PoolBreakers:
             if state.open_for > 0 or not was_open or left > ASK_AGAIN:
                 breaker.open(state.open_for, state.reason)
                 self._changed.set()
+
+
+def _was_ended(ctx: JobContext, error: BaseException) -> bool:
+    """Whether a job was ended from outside, which says nothing about what its task calls.
+
+    A task can raise `CancelledError` itself: that is a failure.
+    """
+    if ctx.cancelled:
+        return True
+    return isinstance(error, asyncio.CancelledError) and ctx.abort_reason is not None
 
 
 def _made(tasks: Mapping[str, Task[Any]]) -> list[PoolBreaker]:
