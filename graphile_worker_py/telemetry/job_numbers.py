@@ -6,14 +6,13 @@ outcomes are recorded, a batch at a time, because an event for each job costs mo
 """
 
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import repeat
-from operator import sub
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 from weakref import WeakSet
 
+from prometheus_client import Histogram
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -38,6 +37,7 @@ MOST_TASKS: Final = 200
 """Tasks that have a label; further ones share the label `other`."""
 OTHER: Final = "other"
 RUN_BOUNDS: Final = (0.005, 0.02, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0)
+STATEMENT_BOUNDS: Final = Histogram.DEFAULT_BUCKETS[:-1]
 WAIT_BOUNDS: Final = (0.01, 0.05, 0.2, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 
 _NAMES: Final[dict[type, str]] = {
@@ -57,29 +57,32 @@ def _name_of_failure(outcome: Outcome) -> str:
 
 
 class Durations:
-    """A histogram."""
+    """A histogram.
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    Attributes:
+        counts: How many durations each bucket has; the last bucket has no bound.
+        total: The sum of the durations.
+    """
+
+    __slots__ = ("_bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
 
-    def add(self, seconds: Sequence[float]) -> None:
-        """Count durations."""
-        counts = self._counts
-        for place in map(bisect_left, repeat(self._bounds), seconds):
-            counts[place] += 1
-        self._sum += sum(seconds)
+    def add(self, seconds: float) -> None:
+        """Count a duration."""
+        self.counts[bisect_left(self._bounds, seconds)] += 1
+        self.total += seconds
 
-    def put_into(self, family: HistogramMetricFamily, task: str) -> None:
-        """Add the samples of a task."""
-        total, buckets = 0, []
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((str(bound), total))
-        family.add_metric([task], buckets, self._sum)
+    def put_into(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
+        """Add the samples of a task, or of all."""
+        reached, buckets = 0, []
+        for bound, count in zip((*self._bounds, "+Inf"), self.counts, strict=True):
+            reached += count
+            buckets.append((str(bound), reached))
+        family.add_metric(labels, buckets, self.total)
 
 
 class TaskNumbers:
@@ -88,13 +91,17 @@ class TaskNumbers:
     __slots__ = ("outcomes", "runs", "waits")
 
     def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes: defaultdict[str, int] = defaultdict(int)
         self.runs = Durations(RUN_BOUNDS)
         self.waits = Durations(WAIT_BOUNDS)
 
 
 class JobNumbers(Collector):
-    """The numbers of all tasks.
+    """The numbers of all tasks, and of the statements that fetch jobs and record outcomes.
+
+    Attributes:
+        fetches: Durations of fetches.
+        records: For each statement, the time since the end of the attempt that waited most.
 
     Args:
         lasts: Seconds after which the numbers of stored jobs are not shown, because another pool
@@ -108,34 +115,38 @@ class JobNumbers(Collector):
         self._ages: dict[str, float] = {}
         self._stored_at = monotonic()
         self._pools: WeakSet[Any] = WeakSet()
+        self.fetches = Durations(STATEMENT_BOUNDS)
+        self.records = Durations(STATEMENT_BOUNDS)
 
     def watch(self, pool: Any) -> None:
         """Show the jobs that run in a worker pool, as long as there is one."""
         self._pools.add(pool)
 
     def count(self, batch: Sequence[Settled]) -> None:
-        """Count outcomes of one kind."""
-        # The clock of the durations, as seconds since 1970.
-        since = time() - perf_counter()
-        by_task: defaultdict[str, list[Settled]] = defaultdict(list)
-        for settled in batch:
-            by_task[settled[0].task_identifier].append(settled)
-        for task, runs in by_task.items():
-            self._count(self.of(task), runs, since)
-
-    def _count(self, numbers: TaskNumbers, runs: Sequence[Settled], since: float) -> None:
-        """Count outcomes of one kind and one task, all at once, as loops of Python cost more."""
-        kind = type(runs[0][1])
+        """Count outcomes of one kind, of which the first waited most to be recorded."""
+        now = perf_counter()
+        self.records.add(now - batch[0][2])
+        kind = type(batch[0][1])
         name = _NAMES.get(kind)
-        if name is None:
-            numbers.outcomes.update([_name_of_failure(outcome) for _, outcome, _, _ in runs])
-        else:
-            numbers.outcomes[name] += len(runs)
-        due = run_at_seconds_of([job for job, _, _, _ in runs])
-        began = [since + ended - duration for _, _, ended, duration in runs]
-        numbers.waits.add([waited if waited > 0 else 0.0 for waited in map(sub, began, due)])
-        if kind is not Returned:
-            numbers.runs.add([duration for _, _, _, duration in runs])
+        # The clock of the durations, as seconds since 1970.
+        since = time() - now
+        task = numbers = None
+        due_times = run_at_seconds_of([settled[0] for settled in batch])
+        # Each line costs a job some 50 ns, so there are no calls for what a line does.
+        for (job, outcome, ended, duration), due in zip(batch, due_times, strict=True):
+            if numbers is None or job.task_identifier != task:
+                task = job.task_identifier
+                numbers = self._tasks.get(task) or self.of(task)
+                outcomes, waits, runs = numbers.outcomes, numbers.waits, numbers.runs
+            outcomes[name or _name_of_failure(outcome)] += 1
+            waited = since + ended - duration - due
+            if waited < 0:
+                waited = 0.0
+            waits.counts[bisect_left(WAIT_BOUNDS, waited)] += 1
+            waits.total += waited
+            if kind is not Returned:
+                runs.counts[bisect_left(RUN_BOUNDS, duration)] += 1
+                runs.total += duration
 
     def of(self, task: str) -> TaskNumbers:
         """The numbers of a task, or those that further tasks share."""
@@ -178,11 +189,24 @@ class JobNumbers(Collector):
         for task, numbers in self._tasks.items():
             for outcome, count in numbers.outcomes.items():
                 total.add_metric([task, outcome], count)
-            numbers.runs.put_into(runs, task)
-            numbers.waits.put_into(waits, task)
+            numbers.runs.put_into(runs, [task])
+            numbers.waits.put_into(waits, [task])
         for task, count in self._running().items():
             running.add_metric([task], count)
-        return [total, running, runs, waits, *self._of_table()]
+        return [total, running, runs, waits, *self._of_statements(), *self._of_table()]
+
+    def _of_statements(self) -> Iterable[Metric]:
+        for name, text, durations in (
+            ("fetch_seconds", "Duration of fetches.", self.fetches),
+            (
+                "record_seconds",
+                "Time until an outcome is recorded, for each statement.",
+                self.records,
+            ),
+        ):
+            family = HistogramMetricFamily(f"graphile_worker_{name}", text)
+            durations.put_into(family, ())
+            yield family
 
     def _running(self) -> dict[str, int]:
         found = dict.fromkeys(self._tasks, 0)

@@ -6,7 +6,7 @@ from importlib import metadata
 from time import perf_counter
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import AsyncConnection
 
@@ -50,10 +50,6 @@ class Metrics(Plugin):
         self.jobs = JobNumbers(lasts=3 * (count_interval or 0))
         self.registry.register(self.jobs)
         named: dict[str, Any] = {"namespace": "graphile_worker", "registry": self.registry}
-        self._fetch_seconds = Histogram("fetch_seconds", "Duration of fetches.", **named)
-        self._record_seconds = Histogram(
-            "record_seconds", "Time until an outcome is recorded, for each statement.", **named
-        )
         self._loop_lag = Gauge(
             "loop_lag_seconds", "How late the event loop was, in the last second.", **named
         )
@@ -90,8 +86,7 @@ class Metrics(Plugin):
         return {"/metrics": of_all, OWN_PAGE: own}
 
     def settled(self, pool: Any, batch: Sequence[Settled]) -> None:  # noqa: ARG002  # of any pool
-        """Count outcomes, and how long it took to record them; the first waited most."""
-        self._record_seconds.observe(perf_counter() - batch[0][2])
+        """Count outcomes, and how long it took to record them."""
         self.jobs.count(batch)
 
     async def get_jobs(
@@ -102,7 +97,7 @@ class Metrics(Plugin):
         try:
             return await proceed(request)
         finally:
-            self._fetch_seconds.observe(perf_counter() - began)
+            self.jobs.fetches.add(perf_counter() - began)
 
     def parts(self, pool: Any) -> Iterable[Part]:
         """Measure the event loop, and look at the jobs that run."""

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from asyncio import to_thread as in_thread
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -80,6 +81,26 @@ async def test_each_outcome_is_counted(dsn: str) -> None:
     assert seen["graphile_worker_fetch_seconds_count"] >= 2
     assert 1 <= seen["graphile_worker_record_seconds_count"] <= 6  # outcomes of batches
     assert 0 < seen["graphile_worker_record_seconds_sum"] < 60
+
+
+async def test_jobs_of_mixed_tasks_are_put_into_the_buckets_of_their_own_task(dsn: str) -> None:
+    metrics = Metrics()
+    async with WorkerUtils(dsn) as utils:
+        for _ in range(3):
+            await utils.add_job(succeed, {}, run_at=datetime.now(UTC) - timedelta(seconds=120))
+            await utils.add_job(decide, "discard", run_at=datetime.now(UTC) - timedelta(hours=1))
+        await run_once(dsn, tasks=[succeed, decide], hooks=[metrics])
+    seen = values(metrics.text().decode())
+    waits = "graphile_worker_job_wait_seconds"
+    for name, over, under, seconds in (
+        ("succeed", "60.0", "300.0", 120),
+        ("decide", "1800.0", "7200.0", 3600),
+    ):
+        assert seen[f"{waits}_bucket {over} {name}"] == 0
+        assert seen[f"{waits}_bucket {under} {name}"] == 3
+        assert seen[f"{waits}_bucket +Inf {name}"] == 3
+        assert 3 * seconds <= seen[f"{waits}_sum {name}"] < 3 * seconds + 180
+        assert seen[f"graphile_worker_job_run_seconds_bucket 60.0 {name}"] == 3
 
 
 async def test_jobs_that_run_are_counted_by_task(dsn: str) -> None:
