@@ -1,5 +1,6 @@
 """Riders: what plugins add to the statements that record outcomes."""
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, LiteralString
@@ -171,6 +172,22 @@ async def test_an_outcome_does_not_wait_for_a_lock_on_the_riders_table(
         await run_once(dsn, tasks=TASKS, hooks=[Noting()])
         assert jobs.ids() == []
     assert ridden.rows() == []
+
+
+@pytest.mark.parametrize("table", ["_private_jobs", "_private_job_queues"])
+async def test_a_rider_rides_on_where_another_session_has_locked_what_the_outcome_changes(
+    dsn: str, ridden: Ridden, table: str
+) -> None:
+    job_id = Jobs(dsn).add("work", {}, queue_name="a queue")
+    with psycopg.connect(dsn) as conn:
+
+        async def lock(_payload: Any) -> None:
+            conn.execute(f"select from graphile_worker.{table} for update")  # type: ignore[arg-type]
+            # For longer than an outcome waits for the tables of riders.
+            asyncio.get_running_loop().call_later(1.0, conn.rollback)
+
+        await run_once(dsn, tasks={"work": lock}, hooks=[Noting()])
+    assert ridden.rows() == [(job_id, "Completed")]
 
 
 async def test_a_rider_that_only_selects_is_run(dsn: str, ridden: Ridden) -> None:

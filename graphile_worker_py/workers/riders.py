@@ -19,6 +19,8 @@ Riding: TypeAlias = list[tuple[Rider, BoundRider]]
 """Riders, each with what it adds to a statement."""
 LEFT_OUT_FOR: Final = 60.0
 """Seconds for which riders are left out after an error that the next batch would meet, too."""
+_OWN_ROWS: Final = '"_private_job'
+"""In the context of an error: a row of a job or of a queue could not be locked."""
 _LOST_RACE: Final = (errors.SerializationFailure, errors.DeadlockDetected)
 
 
@@ -93,7 +95,9 @@ class Riders:
     def stay(self, error: Exception) -> bool:
         """Whether the statement is sent again with its riders: after outages and lost races."""
         if isinstance(error, errors.LockNotAvailable):
-            return False  # `lock_timeout`: an outcome does not wait for the tables of a rider
+            # `lock_timeout`: an outcome does not wait for the tables of a rider. For its own rows,
+            # which another session has locked, it has to wait anyway.
+            return _OWN_ROWS in (error.diag.context or "")
         return is_outage(error) or isinstance(error, _LOST_RACE)
 
     def failed(self, riders: Sequence[Rider], error: Exception) -> None:
