@@ -182,7 +182,7 @@ async def test_a_rider_rides_on_where_another_session_has_locked_what_the_outcom
     with psycopg.connect(dsn) as conn:
 
         async def lock(_payload: Any) -> None:
-            conn.execute(f"select from graphile_worker.{table} for update")  # type: ignore[arg-type]
+            conn.execute(f"select from graphile_worker.{table} for update")
             # For longer than an outcome waits for the tables of riders.
             asyncio.get_running_loop().call_later(1.0, conn.rollback)
 
