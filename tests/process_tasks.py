@@ -438,3 +438,17 @@ def log_in_process(payload: Any, ctx: ProcessJobContext) -> None:
     ctx.logger.info("by the context")
     logging.getLogger("app").warning("by a logger")
     raise ValueError("after that")
+
+
+@task(executor="process")
+def note_and_die(path: str) -> None:
+    """Die after a beginning that can be seen."""
+    note(path, os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task(executor="process")
+def echo(payload: str, ctx: ProcessJobContext) -> str:
+    """Log the payload."""
+    ctx.logger.info("%s", payload)
+    return "echoed"

@@ -27,8 +27,8 @@ from graphile_worker_py.events import (
     JobSuccess,
 )
 from graphile_worker_py.executors import guard, memory
-from graphile_worker_py.executors.process import TaskMemoryError
 from graphile_worker_py.executors.process_use import ProcessUse
+from graphile_worker_py.executors.talk import TaskMemoryError
 from graphile_worker_py.executors.wire import ProcessTaskError
 from graphile_worker_py.loading.directory import load_tasks
 from tests import process_tasks as tasks
@@ -378,6 +378,33 @@ async def test_a_process_that_was_killed_while_idle_is_not_missed(dsn: str, path
         await told.seen(JobSuccess, count=2)
     assert int(lines(path)[1].split()[0]) != first
     assert told.of(JobError) == []
+
+
+async def test_what_is_larger_than_a_pipe_goes_both_ways(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, told, text = Jobs(dsn), Told(), "x" * 5 * 2**20
+    for _ in range(2):
+        jobs.add("echo", text)
+    caplog.set_level(logging.INFO)
+    await run_once(dsn, tasks=ALL, events=told.events)
+    assert [len(record.getMessage()) for record in caplog.records if text in record.msg] == [
+        len(text)
+    ] * 2
+    assert len(told.of(JobSuccess)) == 2
+
+
+async def test_a_job_that_has_begun_is_not_begun_again_in_another_process(
+    dsn: str, path: Path
+) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("pid", str(path))
+    jobs.add("note_and_die", str(path), max_attempts=1)
+    async with Runner(dsn, tasks=ALL, events=told.events, concurrent_jobs=1):
+        await told.seen(JobComplete, count=2)
+    first, *others = lines(path)
+    assert others == [first.split()[0]]
+    assert isinstance(told.of(JobError)[0].error, ProcessTaskError)
 
 
 async def test_a_graceful_stop_waits_for_it(dsn: str, path: Path, tmp_path: Path) -> None:

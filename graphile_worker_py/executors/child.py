@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from graphile_worker_py.errors import (
     traceback_of,
 )
 from graphile_worker_py.executors import wire
+from graphile_worker_py.executors.beginning import Beginning
 from graphile_worker_py.executors.link import Link
 from graphile_worker_py.executors.process_context import ProcessJobContext
 from graphile_worker_py.job.results import written_result
@@ -39,22 +41,67 @@ from graphile_worker_py.tasks.variables import JobVariables
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def main(descriptor: int) -> None:
-    """Run jobs until the worker ends the process."""
+def main(jobs: int, control: int, beginning: int) -> None:
+    """Run jobs until the worker ends the process.
+
+    Args:
+        jobs: Descriptor of the socket for jobs.
+        control: Descriptor of the socket for what concerns the job that runs.
+        beginning: Descriptor of the file for `Beginning`.
+    """
     faulthandler.enable()
     for number in _ENDING:
         # The worker decides when to end. Otherwise a supervisor that signals all processes of a
         # service would cut off jobs that a graceful stop lets finish.
         signal.signal(number, _ignore)
-    link = Link(socket.socket(fileno=descriptor))
+    link = Link(socket.socket(fileno=jobs), socket.socket(fileno=control))
+    calls = _Calls(Beginning(beginning))
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=link.forget)
     os.register_at_fork(after_in_child=_heed_signals)
     forward = _Forward(link)
     forward.addFilter(add_job_to_record)
     logging.root.handlers[:] = [forward]
     link.start()
-    while (order := link.orders.get()) is not None:
-        _run(order, link)
+    while (order := link.next()) is not None:
+        _run(order, link, calls)
+
+
+class _Calls:
+    """What the process keeps from one job to the next.
+
+    Args:
+        beginning: Where it notes that a job begins.
+    """
+
+    def __init__(self, beginning: Beginning) -> None:
+        self.beginning = beginning
+        self.variables = JobVariables()
+        self._settings: dict[str, wire.Setting] = {}
+        self._tasks: dict[str, Task[Any]] = {}
+        self._levels: list[tuple[logging.Logger, int]] = []
+
+    def heed(self, order: wire.Run) -> wire.Setting:
+        """Keep what is new, and set the levels of loggers, which a task may have changed."""
+        if order.levels is not None:
+            self._levels = [
+                (logging.getLogger(name), level) for name, level in order.levels.items()
+            ]
+        for logger, level in self._levels:
+            if logger.level != level:
+                logger.setLevel(level)
+        if order.setting is not None:
+            self._settings[order.job.task_identifier] = order.setting
+        return self._settings[order.job.task_identifier]
+
+    def task(self, identifier: str, setting: wire.Setting) -> Task[Any]:
+        """The task of a job, which is imported for the first one."""
+        task = self._tasks.get(identifier)
+        if task is None:
+            state = NO_STATE if setting.setup is None else _state(setting.setup)
+            task = self._tasks[identifier] = _task(setting.place, state)
+            # Setup and modules may have set some.
+            self.variables = JobVariables()
+        return task
 
 
 class _Forward(logging.Handler):
@@ -88,17 +135,16 @@ def _plain(record: logging.LogRecord) -> dict[str, Any]:
     return {**values, "msg": record.getMessage(), "args": None}
 
 
-def _run(order: wire.Run, link: Link) -> None:
-    for name, level in order.levels.items():
-        logging.getLogger(name).setLevel(level)
-    link.number = order.number
+def _run(order: wire.Run, link: Link, calls: _Calls) -> None:
+    setting = calls.heed(order)
+    link.begin(order.number)
     status: object = 0
     try:
-        state = NO_STATE if order.setup is None else _state(order.setup)
-        task = _task(order.place, state)
-        link.send(order.number, wire.Begun())
-        variables = JobVariables()
-        outcome: wire.Said = variables.new().run(_call, task, order, link, variables)
+        task = calls.task(order.job.task_identifier, setting)
+        context = ProcessJobContext(order, setting, link)
+        variables = calls.variables.new()
+        calls.beginning.write(time.monotonic())
+        outcome: wire.Said = variables.run(_call, task, context, setting, calls)
     except BaseException as raised:  # SystemExit included: it is the task's failure
         error = presentable(raised)
         status = error.code if isinstance(error, SystemExit) else 1
@@ -120,7 +166,6 @@ def _state(setup: str) -> State:
     return set_up(setup).state
 
 
-@functools.cache
 def _task(place: TaskPlace, state: State) -> Task[Any]:
     if place.directory is None or place.file is None:
         module = importlib.import_module(place.module)
@@ -141,12 +186,13 @@ def _task(place: TaskPlace, state: State) -> Task[Any]:
     return bound_in_process(task, state)
 
 
-def _call(task: Task[Any], order: wire.Run, link: Link, variables: JobVariables) -> wire.Done:
-    variables.begin_job()
-    job = order.job
+def _call(
+    task: Task[Any], context: ProcessJobContext, setting: wire.Setting, calls: _Calls
+) -> wire.Done:
+    calls.variables.begin_job()
+    job = context.job
     CURRENT.set(job)
     payload = job.payload if task.decode is None else task.decode(job.payload_json)
-    context = ProcessJobContext(order, link)
     arguments = (payload, context)[: task.arguments]
     returned = task.function(*arguments)
     if inspect.isawaitable(returned):
@@ -163,7 +209,7 @@ def _call(task: Task[Any], order: wire.Run, link: Link, variables: JobVariables)
     done = wire.Done(result=result, omitted=omitted, is_set=is_set)
     if omitted is None and isinstance(returned, list | tuple) and not any(map(_decides, returned)):
         return done  # the worker sees whether they fit
-    logger = logging.getLogger(order.logger)
+    logger = logging.getLogger(setting.logger)
     batch = batch_of(job.task_identifier, job.payload_json, returned, logger)
     if batch is None:
         return done

@@ -15,26 +15,39 @@ from graphile_worker_py.tasks.abort import AbortReason
 
 REPORT_INTERVAL: Final = 0.1
 """Seconds between two reports of progress."""
+_PART: Final = 2**16
 
 
 class Link:
-    """The connection to the worker. A separate thread reads from it.
+    """The connection to the worker: two sockets.
 
-    Another one sends progress, from the first report on.
+    The main thread reads jobs from the first one, and sends what there is to say. A separate
+    thread reads from the second one what concerns the job that runs. So no thread has to hand
+    over a job to another one. A third thread sends progress, from the first report on.
+
+    Args:
+        jobs: The socket for jobs and all that is sent.
+        control: The socket for what concerns the job that runs.
 
     Attributes:
         number: Of the job that runs; 0 if none does.
         process: The process that it belongs to; a fork of it is another one.
+        abort_event: Set when the job that runs should end.
+        abort_reason: Why it should.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        connection.set_inheritable(False)
-        self.orders: queue.SimpleQueue[wire.Run | None] = queue.SimpleQueue()
+    def __init__(self, jobs: socket.socket, control: socket.socket) -> None:
+        jobs.set_inheritable(False)
+        control.set_inheritable(False)
         self.abort_event = threading.Event()
         self.abort_reason: AbortReason | None = None
         self.number = 0
         self.process = os.getpid()
-        self._connection = connection
+        self._connection = jobs
+        self._control = control
+        self._orders = _Orders(jobs)
+        self._aborting = threading.Lock()
+        self._abort = wire.Abort(0, None)
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._writing = threading.Lock()
         self._asking = threading.Lock()
@@ -44,11 +57,34 @@ class Link:
         self._reporter: threading.Thread | None = None
 
     def start(self) -> None:
-        threading.Thread(target=self._read, name="graphile-worker-py", daemon=True).start()
+        threading.Thread(target=self.read_control, name="graphile-worker-py", daemon=True).start()
 
     def forget(self) -> None:
         """Close the connection, in a process that the task has forked."""
         self._connection.close()
+        self._control.close()
+
+    def next(self) -> wire.Run | None:
+        """Wait for the next job; None if the process should end."""
+        order = self._orders.receive()
+        if order is None:
+            _end_with_worker()
+        return order if isinstance(order, wire.Run) else None
+
+    @property
+    def asked_last(self) -> int:
+        """Number of the last job that was asked to end; 0 if none was."""
+        return self._abort.number
+
+    def begin(self, number: int) -> None:
+        """Note which job runs. What asks it to end may have arrived before."""
+        with self._aborting:
+            self.number = number
+            if self.abort_event.is_set():
+                # What an earlier job has left behind may still look at its own event.
+                self.abort_event = threading.Event()
+            self.abort_reason = None
+            self._heed(self._abort)
 
     def send(self, number: int, said: wire.Said) -> None:
         encoded = wire.encode_said(number, said)
@@ -104,37 +140,55 @@ class Link:
         if number != self.number:
             raise GraphileWorkerError("the job of this context is over")
 
-    def _read(self) -> None:
+    def read_control(self) -> None:
+        """Heed what concerns the job that runs, until the worker ends."""
+        orders = _Orders(self._control)
         while True:
-            match self._receive():
-                case wire.Run() as order:
-                    self.orders.put(order)
-                case wire.Abort(reason):
-                    self.abort_reason = reason
-                    self.abort_event.set()
+            match orders.receive():
+                case wire.Abort() as abort:
+                    with self._aborting:
+                        self._abort = abort
+                        self._heed(abort)
                 case wire.Answer(value):
                     self._answers.put(value)
-                case wire.End():
-                    self.orders.put(None)
-                    return
                 case None:
-                    # The worker has ended without ending this process: the outcome has no reader.
-                    with suppress(ProcessLookupError):
-                        os.killpg(os.getpid(), signal.SIGKILL)
-                    os._exit(1)
+                    _end_with_worker()
 
-    def _receive(self) -> wire.Order | None:
+    def _heed(self, abort: wire.Abort) -> None:
+        if abort.number == self.number != 0:
+            self.abort_reason = abort.reason
+            self.abort_event.set()
+
+
+class _Orders:
+    """What the worker sends through one of the sockets."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = bytearray()
+
+    def receive(self) -> wire.Order | None:
+        """The next message; None if the worker has ended."""
         try:
-            header = self._exactly(wire.HEADER.size)
-            return wire.decode_order(self._exactly(*wire.HEADER.unpack(header)))
+            (size,) = wire.HEADER.unpack(self._exactly(wire.HEADER.size))
+            return wire.decode_order(self._exactly(size))
         except (EOFError, OSError):
             return None
 
     def _exactly(self, size: int) -> bytes:
-        received = bytearray()
+        received = self._received
         while len(received) < size:
-            part = self._connection.recv(min(size - len(received), 2**20))
+            part = self._connection.recv(max(_PART, min(size - len(received), 2**20)))
             if not part:
                 raise EOFError
             received += part
-        return bytes(received)
+        taken = bytes(received[:size])
+        del received[:size]
+        return taken
+
+
+def _end_with_worker() -> None:
+    """The worker has ended without ending this process: the outcome has no reader."""
+    with suppress(ProcessLookupError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)

@@ -1,6 +1,7 @@
 """How much memory a process and those that it has started hold: their resident set size."""
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import os
@@ -36,9 +37,44 @@ def resident(pid: int) -> int:
         return resident_by_psutil(pid)
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:  # noqa: PTH123  # in a tenth of the time
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return int(file.read().split()[1]) * _page()
     except OSError:  # the process is gone, or this one may open no more files
         return 0
+
+
+class Resident:
+    """Measures one process again and again. Where there is /proc, its file stays open.
+
+    Args:
+        pid: The process; it runs, so that its number is its own.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._file = -1
+        if sys.platform == "linux":
+            with suppress(OSError):  # this process may open no more files
+                self._file = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> int:
+        """Bytes that it holds in memory; 0 if it has ended or can't be read now."""
+        if self._file < 0:
+            return resident(self._pid)
+        try:
+            return int(os.pread(self._file, 100, 0).split()[1]) * _page()
+        except OSError:  # the process is gone
+            return 0
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+
+@functools.cache
+def _page() -> int:
+    return os.sysconf("SC_PAGE_SIZE")
 
 
 class Groups:
@@ -82,7 +118,7 @@ def resident_of_groups() -> dict[int, int]:
 
 def _processes() -> Iterator[tuple[int, int]]:
     """Group and resident bytes of each process."""
-    page = os.sysconf("SC_PAGE_SIZE")
+    page = _page()
     for name in os.listdir("/proc"):  # noqa: PTH208
         if not name.isdigit():
             continue

@@ -29,13 +29,13 @@ class ProcessJobContext:
             and pool.
     """
 
-    def __init__(self, order: wire.Run, link: Link) -> None:
+    def __init__(self, order: wire.Run, setting: wire.Setting, link: Link) -> None:
         self.job = order.job
         self.worker_id = order.worker_id
-        self.pool_id = order.pool_id
+        self.pool_id = setting.pool_id
         self.abort_event = link.abort_event
         self.logger = job_logger(
-            logging.getLogger(order.logger), order.job, order.worker_id, order.pool_id
+            logging.getLogger(setting.logger), order.job, order.worker_id, setting.pool_id
         )
         self._number = order.number
         self._link = link
@@ -45,7 +45,7 @@ class ProcessJobContext:
     @property
     def abort_reason(self) -> AbortReason | None:
         """Why `abort_event` is set. See `JobContext.abort_reason`."""
-        return self._link.abort_reason
+        return self._link.abort_reason if self._number == self._link.number else None
 
     @property
     def cancelled(self) -> bool:

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.checks import check_progress
 from graphile_worker_py.errors import GraphileWorkerError, message_of
 from graphile_worker_py.job import Job
 from graphile_worker_py.job.results import OmittedResult
+from graphile_worker_py.records import Record
 from graphile_worker_py.tasks.abort import AbortReason
 from graphile_worker_py.tasks.locating import TaskPlace
 
@@ -52,25 +53,40 @@ class RemoteTraceback(Exception):  # noqa: N818  # it is shown as the cause of a
 # From the worker to the process.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """Run a job."""
+class Setting(Record):
+    """What is the same for all jobs of a task. A process gets it with the first of them."""
 
-    number: int
     setup: str | None
     place: TaskPlace
+    pool_id: str
+    logger: str
+
+
+class Run(NamedTuple):
+    """Run a job.
+
+    Attributes:
+        number: Number of the run.
+        setting: About its task; None if the process knows it.
+        levels: Levels of loggers; None if they are those of the run before.
+        job: The job.
+        cursor: What `checkpoint` has left.
+        worker_id: Id of the worker that runs it.
+    """
+
+    number: int
+    setting: Setting | None
+    levels: Mapping[str, int] | None
     job: Job
     cursor: Any
     worker_id: str
-    pool_id: str
-    logger: str
-    levels: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The job should end."""
+    """The job of a run should end."""
 
+    number: int
     reason: AbortReason | None
 
 
@@ -90,11 +106,6 @@ Order: TypeAlias = Run | Abort | End | Answer
 
 
 # From the process to the worker.
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The task was imported, and is being called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +211,7 @@ class Done:
         return None if self.result is None else json_codec.loads(self.result)
 
 
-Said: TypeAlias = Begun | Logged | Reported | Call | Done | Failure
+Said: TypeAlias = Logged | Reported | Call | Done | Failure
 
 
 def failure(error: BaseException, traceback: str = "") -> Failure:
@@ -227,7 +238,7 @@ def failure(error: BaseException, traceback: str = "") -> Failure:
 
 def encode_order(order: Order) -> bytes:
     """A message of the worker, with its length in front."""
-    body = pickle.dumps(order)
+    body = pickle.dumps(order, pickle.HIGHEST_PROTOCOL)
     return HEADER.pack(len(body)) + body
 
 
@@ -255,8 +266,6 @@ def decode_said(body: bytes) -> tuple[int, Said]:
 
 def _fields(said: Said) -> Any:
     match said:
-        case Begun():
-            return {}
         case Logged(record):
             return dict(record)
         case Call(method, arguments):
@@ -300,7 +309,6 @@ def _read_done(fields: Any) -> Done:
 
 
 _READERS: Final[Mapping[str, Any]] = {
-    "Begun": lambda _fields: Begun(),
     "Logged": lambda record: Logged(dict(record)),
     "Reported": lambda fields: Reported(*check_progress(*fields)),
     "Call": _read_call,

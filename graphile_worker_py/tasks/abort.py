@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
 AbortReason: TypeAlias = Literal["shutdown", "cancelled", "lost"]
@@ -15,12 +16,14 @@ class Abort:
 
     Attributes:
         reason: Why the job should end; None while it may go on.
+        on_set: Called when it is set, for a job that runs in another process.
     """
 
-    __slots__ = ("_event", "_thread_event", "reason")
+    __slots__ = ("_event", "_thread_event", "on_set", "reason")
 
     def __init__(self) -> None:
         self.reason: AbortReason | None = None
+        self.on_set: Callable[[AbortReason], object] | None = None
         self._event: asyncio.Event | None = None
         self._thread_event: threading.Event | None = None
 
@@ -47,6 +50,8 @@ class Abort:
     def set(self, reason: AbortReason) -> None:
         """Ask the job to end. Called on the event loop; the last reason stays."""
         self.reason = reason
+        if self.on_set is not None:
+            self.on_set(reason)
         if self._event is not None:
             self._event.set()
         if self._thread_event is not None:
