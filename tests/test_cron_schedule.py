@@ -322,6 +322,29 @@ async def test_runs_missed_in_an_outage_are_backfilled_when_it_ends(
     assert "could not run cron (" in caplog.text
 
 
+async def test_a_day_that_never_comes_is_warned_of_once_at_the_start(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = asyncio.Event()
+    events = Events()
+    events.subscribe(CronStarted, lambda _: started.set())
+    items = [
+        *parse_crontab("0 0 31 2 * a\n0 0 29 2 * b\n0 0 31 2,4,6 * c ?id=June\n0 0 31 2 1 d"),
+        *parse_cron_items([CronItem("e", "* * 30,31 2 *"), CronItem("f", "* * * * *")]),
+    ]
+    async with database(dsn) as opened, asyncio.timeout(10), asyncio.TaskGroup() as group:
+        cron = Cron(opened, items, events=events)
+        group.create_task(cron.run())
+        await started.wait()
+        cron.close()
+    reason = "never runs: no month of its pattern has such a day"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Line 1: cron item 'a' {reason}",
+        f"Line 3: cron item 'June' {reason}",
+        f"Cron item 'e' {reason}",
+    ]
+
+
 async def test_closing_ends_a_scheduler_that_waits(dsn: str) -> None:
     started = asyncio.Event()
     events = Events()

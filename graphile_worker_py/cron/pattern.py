@@ -41,6 +41,7 @@ FIELDS: Final = (
     Field("day of week", 0, 6),
 )
 _DAY_OF_WEEK: Final = FIELDS[4]
+_DAYS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 class Pattern(Record, kw_only=False):
@@ -64,6 +65,13 @@ class Pattern(Record, kw_only=False):
     dates: tuple[int, ...]
     months: tuple[int, ...]
     dows: tuple[int, ...]
+
+    @property
+    def never_comes(self) -> bool:
+        """Whether no month has one of the days, as for 31 February."""
+        if len(self.dows) < _DAY_OF_WEEK.largest + 1:
+            return False
+        return self.dates[0] > max(_DAYS[month - 1] for month in self.months)
 
 
 def parse_pattern(text: str) -> tuple[Pattern | None, list[Fault]]:

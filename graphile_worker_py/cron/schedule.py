@@ -13,8 +13,9 @@ import psycopg
 
 from graphile_worker_py.aio import wait_for
 from graphile_worker_py.backoff import CONTENTION, Backoff
-from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items
+from graphile_worker_py.cron.items import Overlap, ParsedCronItem, check_items, where
 from graphile_worker_py.cron.match import MINUTE, Occurrence, Timetable, ceil_minute, floor_minute
+from graphile_worker_py.cron.pattern import Pattern
 from graphile_worker_py.cron.published import as_json
 from graphile_worker_py.cron.server_clock import ServerClock
 from graphile_worker_py.errors import MissingTablesError, one_line
@@ -120,6 +121,7 @@ class Cron:
         """Register, backfill and add jobs until closed. The owner starts this in a task group."""
         if not self._items or self._closed.is_set():
             return
+        _warn_of_days_that_never_come(self._items)
         try:
             async with asyncio.timeout(None) as limit:
                 self._limit = limit
@@ -311,6 +313,18 @@ class Cron:
         for run in added:
             done = "skipped, the previous job still exists" if run.skipped else "added"
             logger.debug("Run of cron item %r at %s: %s", run.cron_identifier, minute, done)
+
+
+def _warn_of_days_that_never_come(items: Iterable[ParsedCronItem]) -> None:
+    # Graphile Worker takes such items, so that a crontab with one starts there and here.
+    for item in items:
+        if isinstance(item.match, Pattern) and item.match.never_comes:
+            name = where(item)
+            logger.warning(
+                "%s%s never runs: no month of its pattern has such a day",
+                name[0].upper(),
+                name[1:],
+            )
 
 
 def _warn_of_future_runs(known: Mapping[str, KnownCrontab]) -> None:
