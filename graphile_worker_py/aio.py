@@ -5,7 +5,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -64,6 +64,17 @@ async def run_to_end(work: Coroutine[Any, Any, T], *, on_cancel: Callable[[], ob
     if cancelled is not None and not task.cancelled() and task.exception() is None:
         raise cancelled
     return task.result()
+
+
+ENDING: Final = (Exception, SystemExit, asyncio.CancelledError)
+"""What code of users may raise without meaning more than itself; see `is_cancelled`."""
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether an error is the cancellation of this asyncio task, and not raised by its code."""
+    task = asyncio.current_task()
+    is_ours = task is None or task.cancelling() > 0
+    return is_ours and isinstance(error, asyncio.CancelledError)
 
 
 async def awaited(result: Any) -> Any:

@@ -55,7 +55,7 @@ class Sweeping(Plugin):
     def __init__(self, interval: float = 0.0) -> None:
         self.interval = interval
         self.done: list[str] = []
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def chores(self, pool: Any) -> Iterable[Chore]:
         async def sweep(conn: AsyncConnection[Any]) -> None:
@@ -87,8 +87,9 @@ async def test_a_plugin_acts_after_each_heartbeat_from_the_first_one_on(
         assert runner.health().plugin_failures == 0
 
 
+@pytest.mark.parametrize("error", [LookupError, SystemExit, asyncio.CancelledError])
 async def test_a_plugin_that_fails_or_hangs_fails_no_heartbeat(
-    dsn: str, jobs: Jobs, caplog: pytest.LogCaptureFixture
+    dsn: str, jobs: Jobs, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     class Hanging(Plugin):
         async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
@@ -96,7 +97,7 @@ async def test_a_plugin_that_fails_or_hangs_fails_no_heartbeat(
 
     class Raising(Plugin):
         async def beat(self, pool: Any, conn: AsyncConnection[Any]) -> None:
-            raise LookupError("no beat")
+            raise error("no beat")
 
     heartbeats = "select heartbeat_at from graphile_worker_py.pools"
     async with Runner(dsn, tasks={"work": print}, hooks=[Raising(), Hanging()], **BRISK) as runner:
@@ -106,7 +107,7 @@ async def test_a_plugin_that_fails_or_hangs_fails_no_heartbeat(
         assert runner.health().ready
         await eventually(lambda: "run Hanging.beat" in str(runner.health().plugin_error))
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len([text for text in warnings if "LookupError: no beat" in text]) == 1
+    assert len([text for text in warnings if f"{error.__name__}: no beat" in text]) == 1
 
 
 async def test_without_its_tables_a_plugin_is_not_asked(dsn: str, jobs: Jobs) -> None:
@@ -138,12 +139,15 @@ async def test_one_pool_does_the_chores_and_another_one_takes_over(dsn: str, job
     assert jobs.query(LEADERS) == []
 
 
-async def test_a_chore_that_fails_is_counted_and_done_again(dsn: str, jobs: Jobs) -> None:
+@pytest.mark.parametrize("error", [LookupError, SystemExit, asyncio.CancelledError])
+async def test_a_chore_that_fails_is_counted_and_done_again(
+    dsn: str, jobs: Jobs, error: type[BaseException]
+) -> None:
     plugin = Sweeping()
-    plugin.error = LookupError("no broom")
+    plugin.error = error("no broom")
     async with Runner(dsn, tasks={"work": print}, hooks=[plugin], **FAST) as runner:
         await eventually(lambda: runner.health().plugin_failures >= 2)
-        assert runner.health().plugin_error == "sweep: LookupError: no broom"
+        assert runner.health().plugin_error == f"sweep: {error.__name__}: no broom"
         plugin.error = None
         await eventually(lambda: plugin.done)
         assert runner.health().leads

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from graphile_worker_py import Plugin, Runner, WorkerPoolError
+from graphile_worker_py import Plugin, Pool, Runner, WorkerPoolError
 from graphile_worker_py.events import JobStart
 from graphile_worker_py.plugins import Part, PartEnd
 from tests.support.eventually import eventually
@@ -85,3 +85,58 @@ async def test_a_part_that_raises_stops_the_pool_in_order(dsn: str) -> None:
     with pytest.raises(WorkerPoolError, match="the part broke"):
         async with Runner(dsn, tasks={"work": print}, hooks=[Broken]) as runner:
             await runner.wait()
+
+
+async def exits() -> None:
+    """End as a command would."""
+    raise SystemExit(3)
+
+
+async def cancels() -> None:
+    """Let a cancellation out that was meant for something else."""
+    raise asyncio.CancelledError
+
+
+async def is_interrupted() -> None:
+    """Raise what ends a program."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (exits, "SystemExit: 3"),
+        (cancels, "CancelledError"),
+        (is_interrupted, "KeyboardInterrupt"),
+    ],
+)
+async def test_a_part_that_ends_as_a_program_does_stops_the_pools_in_order(
+    dsn: str, run: Any, reason: str
+) -> None:
+    class Broken(Plugin):
+        def parts(self, pool: Any) -> Iterable[Part]:
+            return [Part(name="note", run=run)] if pool.name == "two" else ()
+
+    pools = {"one": Pool(tasks=["a"]), "two": Pool(tasks=["b"])}
+    with pytest.raises(WorkerPoolError, match=f"part 'note', .* ended with {reason}"):
+        async with Runner(
+            dsn, tasks={"a": print, "b": print}, pools=pools, hooks=[Broken]
+        ) as runner:
+            await runner.wait()
+    assert Jobs(dsn).query("select pool_id from graphile_worker_py.pools") == []
+
+
+async def test_a_plugin_that_can_not_make_its_parts_stops_the_pools_in_order(dsn: str) -> None:
+    class Broken(Plugin):
+        def parts(self, pool: Any) -> Iterable[Part]:
+            if pool.name == "two":
+                raise LookupError("nothing to run")
+            return ()
+
+    pools = {"one": Pool(tasks=["a"]), "two": Pool(tasks=["b"])}
+    with pytest.raises(LookupError, match="nothing to run"):
+        async with Runner(
+            dsn, tasks={"a": print, "b": print}, pools=pools, hooks=[Broken]
+        ) as runner:
+            await runner.wait()
+    assert Jobs(dsn).query("select pool_id from graphile_worker_py.pools") == []

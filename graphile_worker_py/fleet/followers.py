@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from psycopg import AsyncConnection
 
+from graphile_worker_py import aio
 from graphile_worker_py.errors import one_line
 from graphile_worker_py.fleet.leader import Leader
 from graphile_worker_py.plugins import Beating
@@ -89,14 +90,16 @@ class Followers:
         try:
             async with ended_after(self._share, conn):
                 await beat(conn)
-        except Exception as error:
+        except aio.ENDING as error:
+            if aio.is_cancelled(error):
+                raise
             self._failed(name, error)
             if isinstance(error, own.MISSING):
                 self._leader.applied, self._beats = {}, 0  # read anew with the next heartbeat
         else:
             self._failing.discard(name)
 
-    def _failed(self, name: str, error: Exception) -> None:
+    def _failed(self, name: str, error: BaseException) -> None:
         self.failures += 1
         self.last_error = f"{name}: {one_line(error)}"
         self._logger.log(

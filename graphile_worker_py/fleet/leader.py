@@ -127,7 +127,9 @@ class Leader:
                 ended_after(CHORE_PATIENCE, conn),
             ):
                 await chore.run(conn)
-        except Exception as error:
+        except aio.ENDING as error:
+            if aio.is_cancelled(error):
+                raise
             self._failed(chore, error)
             if isinstance(error, errors.InsufficientPrivilege):
                 self._abstains_until = asyncio.get_running_loop().time() + ABSTAIN_FOR
@@ -135,7 +137,7 @@ class Leader:
         else:
             self._failing.pop(chore.name, None)
 
-    def _failed(self, chore: Chore, error: Exception) -> None:
+    def _failed(self, chore: Chore, error: BaseException) -> None:
         self.failures += 1
         self.last_error = said = f"{chore.name}: {one_line(error)}"
         known = is_outage(error) or self._failing.get(chore.name) == said

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from graphile_worker_py import aio
-from graphile_worker_py.errors import WorkerPoolError
+from graphile_worker_py.errors import WorkerPoolError, one_line
 from graphile_worker_py.plugins import Part, PartEnd
+from graphile_worker_py.processes.interrupts import is_ctrl_c
 from graphile_worker_py.workers.in_common import InCommon
 from graphile_worker_py.workers.parts import Parts
 from graphile_worker_py.workers.waits import Waits
@@ -59,6 +60,7 @@ class Rings:
         self._waits = waits
         self._started: list[asyncio.Task[None]] = []
         self._gave_up = False
+        self._plugins_end = False
 
     async def run(self) -> None:
         """Run the parts until the pool is to stop; an error of one of them stops the pool."""
@@ -114,11 +116,17 @@ class Rings:
     async def _plugins_parts(self) -> AsyncIterator[None]:
         """Run the parts that plugins add to the pool."""
         crew = aio.Crew()
-        for part in self._added():
+        try:
+            added = self._added()
+        except Exception as error:  # raised again by run()
+            self._broken(error, "make the parts that plugins add")
+            added = ()
+        for part in added:
             crew.start(self._run_plugins_part(part), name=part.name)
         try:
             yield
         finally:
+            self._plugins_end = True
             await crew.cancel(patience=self._waits.plugins_parts)
 
     async def _run_plugins_part(self, part: Part) -> None:
@@ -128,8 +136,16 @@ class Rings:
                     await part.run()
             else:
                 await part.run()
-        except Exception as error:  # raised again by run()
-            self._broken(error, f"run {part.name}")
+        except asyncio.CancelledError:
+            if not self._plugins_end:
+                self._broken(_ended(part, "CancelledError"), f"run {part.name}")
+            raise
+        except BaseException as error:  # raised again by run()
+            if isinstance(error, KeyboardInterrupt) and is_ctrl_c(error):
+                raise
+            # Left to asyncio, SystemExit would end the event loop under the running jobs.
+            broken = error if isinstance(error, Exception) else _ended(part, one_line(error))
+            self._broken(broken, f"run {part.name}")
 
     async def _fetch_jobs(self, group: asyncio.TaskGroup) -> None:
         """Run the local queue; after a stop, do not wait long for its last fetch."""
@@ -169,3 +185,7 @@ class Rings:
             raise
         except Exception as error:  # raised again by run()
             self._broken(error, action)
+
+
+def _ended(part: Part, reason: str) -> WorkerPoolError:
+    return WorkerPoolError(f"part {part.name!r}, which a plugin has added, ended with {reason}")
