@@ -24,6 +24,8 @@ HIGHEST_PORT: Final = 65535
 MOST_PROCESSES: Final = 1000
 """A slip of the keyboard must not take a whole machine's memory."""
 AUTO: Final = "auto"
+_STANDARD_ZONES: Final = ("datetime", "zoneinfo")
+"""The modules that have the time zones of Python itself."""
 
 
 OTHER_WORDS: Final = {
@@ -111,7 +113,11 @@ def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) ->
 
 
 def check_aware(name: str, value: object) -> datetime:
-    """Check a point in time; a naive one would mean another instant on each machine."""
+    """Check a point in time; a naive one would mean another instant on each machine.
+
+    Of a subclass, or with a time zone of somebody's own, the same instant is returned as a plain
+    one in UTC: only that can be written as JSON, and calls no code of others later.
+    """
     if not isinstance(value, datetime):
         raise ConfigurationError(f"{name} must be a datetime, not {value!r}")
     if value.utcoffset() is None:
@@ -120,10 +126,12 @@ def check_aware(name: str, value: object) -> datetime:
             f"for example datetime.now(UTC)"
         )
     try:
-        value.astimezone(UTC)
+        utc = value.astimezone(UTC)
     except OverflowError as error:
         raise ConfigurationError(f"{name} {value!r} is beyond the year 1 or 9999 in UTC") from error
-    return value
+    if type(value) is datetime and type(value.tzinfo).__module__ in _STANDARD_ZONES:
+        return value
+    return datetime.combine(datetime.date(utc), datetime.time(utc), UTC)
 
 
 def check_schema(value: object) -> str:

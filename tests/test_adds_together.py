@@ -2,11 +2,13 @@
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import psycopg
+import pytest
 
-from graphile_worker_py import Job, JobContext, Runner, TaskName, WorkerUtils
+from graphile_worker_py import Job, JobContext, JobSpec, Runner, TaskName, WorkerUtils
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.worker_utils_support import Api
@@ -122,6 +124,41 @@ async def test_a_text_that_misbehaves_harms_no_call(utils: WorkerUtils, dsn: str
     assert await utils.remove_job(Fussy("k2")) is not None
     found = await utils.list_jobs(task="b", queue="q")
     assert [(job.key, job.flags) for job in found] == [("k", {"f": True})]
+
+
+class Moment(datetime):
+    """A time of a library."""
+
+
+class Weekly(tzinfo):
+    """A time zone that can be asked a few times only."""
+
+    left = 3
+
+    def utcoffset(self, _moment: datetime | None) -> timedelta:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("closed")
+        return timedelta(hours=1)
+
+
+@pytest.mark.parametrize("zone", [None, Weekly])
+async def test_a_time_of_a_library_harms_no_call(
+    utils: WorkerUtils, zone: type[Weekly] | None
+) -> None:
+    moment = Moment(2099, 1, 1, 1, tzinfo=UTC)
+    if zone is not None:
+        moment = Moment(2099, 1, 1, 2, tzinfo=zone())
+    jobs = await at_once(
+        utils.add_job("a"),
+        utils.add_job("a"),
+        utils.add_job("b", run_at=moment),
+        utils.add_job("c"),
+    )
+    assert [job.task_identifier for job in jobs] == ["a", "a", "b", "c"]
+    assert jobs[2].run_at == datetime(2099, 1, 1, 1, tzinfo=UTC)
+    specs = [JobSpec("b", run_at=Moment(2099, 1, 1, tzinfo=UTC)) for _ in range(2)]
+    assert len(await utils.add_jobs(specs)) == 2
 
 
 async def test_adds_with_one_key_act_one_after_the_other(utils: WorkerUtils, stored: Jobs) -> None:

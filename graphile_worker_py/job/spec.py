@@ -176,7 +176,7 @@ class JobSpec:
         if (queue := self.queue_name) is not None:
             put(self, "queue_name", check_text("queue_name", queue, longest=MAX_QUEUE_NAME_LENGTH))
         if self.run_at is not None:
-            check_aware("run_at", self.run_at)
+            put(self, "run_at", check_aware("run_at", self.run_at))
         if self.priority is not None:
             put(self, "priority", check_smallint("priority", self.priority))
         if (most := self.max_attempts) is not None:
