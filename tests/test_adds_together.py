@@ -57,6 +57,22 @@ async def test_calls_at_once_share_statements_and_notifications(dsn: str) -> Non
     assert '"count":29' in heard[1].payload
 
 
+async def test_callers_that_have_got_their_jobs_go_on_together(dsn: str) -> None:
+    async with WorkerUtils(dsn) as utils:
+
+        async def two_jobs(at: int) -> None:
+            await utils.add_job("first", at)
+            await utils.add_job("second", at)
+
+        await asyncio.gather(*[two_jobs(at) for at in range(10)])
+    # The first call has a statement of its own, and its second job goes with the others' first.
+    seconds = (
+        " where payload::text <> '0' and task_id ="
+        " (select id from graphile_worker._private_tasks where identifier = 'second')"
+    )
+    assert execute(dsn, STATEMENTS + seconds) == [(1,)]
+
+
 async def test_adds_of_threads_share_statements(dsn: str) -> None:
     async with Api("sync").opened(dsn) as utils:
         adding = [utils.add_job("a", {"at": at}) for at in range(200)]

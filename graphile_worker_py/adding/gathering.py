@@ -95,6 +95,9 @@ class Gathering:
         shipment.wanted = len(calls)
         try:
             await self._send(calls)
+            # The callers go on first. Otherwise the first of them would be sent alone, and the
+            # others would wait for its commit.
+            await asyncio.sleep(0)
         finally:
             for call in calls:
                 call.job.cancel()  # nothing, unless this task was cancelled
