@@ -27,6 +27,18 @@ STATEMENTS = "select count(distinct xmin::text) from graphile_worker._private_jo
 WAITING = """
 select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
 """
+FILL = """
+insert into graphile_worker._private_jobs (task_id) select 1 from generate_series(1, 5000)
+"""
+READ = """
+select coalesce(seq_tup_read, 0) from pg_stat_user_tables
+where relname = '_private_jobs' and schemaname = 'graphile_worker'
+"""
+SESSIONS = """
+select pid from pg_stat_activity
+where datname = current_database() and backend_type = 'client backend'
+  and pid <> pg_backend_pid()
+"""
 END = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and wait_event_type = 'Lock'
@@ -71,6 +83,23 @@ async def test_callers_that_have_got_their_jobs_go_on_together(dsn: str) -> None
         " (select id from graphile_worker._private_tasks where identifier = 'second')"
     )
     assert execute(dsn, STATEMENTS + seconds) == [(1,)]
+
+
+@pytest.mark.parametrize("callers", [1, 8])
+async def test_adds_do_not_read_all_jobs_that_wait(dsn: str, callers: int) -> None:
+    """Also if the first ones found the table empty, and it was never analysed."""
+    read_before = execute(dsn, READ)[0][0]
+    async with WorkerUtils(dsn) as utils:
+
+        async def add() -> None:
+            for at in range(20):
+                await utils.add_job("a", at)
+
+        await asyncio.gather(*[add() for _ in range(callers)])
+        execute(dsn, FILL)
+        await asyncio.gather(*[add() for _ in range(callers)])
+    await eventually(lambda: execute(dsn, SESSIONS) == [])  # they count when they end
+    assert execute(dsn, READ)[0][0] - read_before < 5_000
 
 
 async def test_adds_of_threads_share_statements(dsn: str) -> None:
@@ -261,7 +290,8 @@ async def test_each_call_has_an_error_of_its_own_when_the_connection_is_lost(dsn
 
 async def test_calls_with_a_connection_of_the_callers_stay_in_its_transaction(dsn: str) -> None:
     async with WorkerUtils(dsn) as utils, await psycopg.AsyncConnection.connect(dsn) as conn:
+        await utils.add_job("a", "before")  # or all wait for those who name the task first
         theirs = [utils.add_job("a", "theirs", conn=conn) for _ in range(3)]
         await at_once(utils.add_job("a", "ours"), *theirs, utils.add_job("a", "ours"))
         await conn.rollback()
-    assert [job["payload"] for job in Jobs(dsn).all()] == ["ours", "ours"]
+    assert [job["payload"] for job in Jobs(dsn).all()] == ["before", "ours", "ours"]

@@ -186,13 +186,13 @@ class Addition:
 
 
 def add_alone(spec: JobSpec, payload: str) -> Steps[Job]:
-    """Add one job.
+    """Add one job, in a transaction of its own.
 
     Raises:
         GraphileWorkerError: A job with its key was fetched during each of many tries.
     """
     for _ in range(_TRIES):
-        job: Job | None = yield sql.add_job(spec, payload)
+        job: Job | None = yield sql.add_job(spec, payload, own_transaction=True)
         if job is not None:
             return job
     raise _contended([spec])
