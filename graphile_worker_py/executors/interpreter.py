@@ -105,7 +105,7 @@ class Process(asyncio.SubprocessProtocol):
             self._beginning.clear()
         self._channel.write(wire.encode_order(order))
 
-    def send(self, order: wire.Abort | wire.Answer) -> None:
+    def send(self, order: wire.Abort | wire.Answer | wire.Show) -> None:
         """Send it what concerns the job that runs."""
         self._control.write(wire.encode_order(order))
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from graphile_worker_py.errors import GraphileWorkerError
-from graphile_worker_py.executors import wire
+from graphile_worker_py.executors import calls, wire
 from graphile_worker_py.tasks.abort import AbortReason
 
 REPORT_INTERVAL: Final = 0.1
@@ -151,8 +151,16 @@ class Link:
                         self._heed(abort)
                 case wire.Answer(value):
                     self._answers.put(value)
+                case wire.Show(number):
+                    self._show(number)
                 case None:
                     _end_with_worker()
+
+    def _show(self, number: int) -> None:
+        thread = threading.main_thread().ident
+        if thread is not None and number == self.number:
+            with suppress(OSError):  # the worker has ended, which ends the process
+                self.send(number, wire.Shown(calls.written(calls.of_thread(thread))))
 
     def _heed(self, abort: wire.Abort) -> None:
         if abort.number == self.number != 0:

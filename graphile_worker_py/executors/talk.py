@@ -51,6 +51,7 @@ class Talk:
         self._why: Exception | None = None
         self._sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._shown: asyncio.Future[str] | None = None
 
     @property
     def is_begun(self) -> bool:
@@ -64,12 +65,13 @@ class Talk:
         self._process.run(order)
         self._look_at_time()
         try:
+            self.running.show = partial(self._show, order.number)
             abort.on_set = partial(self._hand_on_abort, order.number)
             if abort.reason is not None:
                 abort.on_set(abort.reason)
             outcome = await self._watched(order.number)
         finally:
-            abort.on_set = None
+            abort.on_set = self.running.show = None
             if self._timer is not None:
                 self._timer.cancel()
         if outcome is None:
@@ -113,6 +115,9 @@ class Talk:
                 return said
             elif isinstance(said, wire.Reported):
                 self.running.context.progress(said.done, said.total, said.message)
+            elif isinstance(said, wire.Shown):
+                if self._shown is not None and not self._shown.done():
+                    self._shown.set_result(said.calls)
             else:
                 try:
                     async with asyncio.timeout(self._time_left()):
@@ -171,6 +176,12 @@ class Talk:
         logger = given if record.name == given.name else logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
+
+    async def _show(self, number: int) -> str:
+        """Where the task is; its process does not answer while native code keeps it."""
+        self._shown = asyncio.get_running_loop().create_future()
+        self._process.send(wire.Show(number))
+        return await self._shown
 
     def _hand_on_abort(self, number: int, reason: AbortReason) -> None:
         self._process.send(wire.Abort(number, reason))

@@ -102,7 +102,14 @@ class Answer:
     value: Any
 
 
-Order: TypeAlias = Run | Abort | End | Answer
+@dataclass(frozen=True, slots=True)
+class Show:
+    """The process should tell where the task of a run is."""
+
+    number: int
+
+
+Order: TypeAlias = Run | Abort | End | Answer | Show
 
 
 # From the process to the worker.
@@ -130,6 +137,13 @@ class Reported:
     done: float
     total: float | None
     message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The calls that the task makes at this moment."""
+
+    calls: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +225,7 @@ class Done:
         return None if self.result is None else json_codec.loads(self.result)
 
 
-Said: TypeAlias = Logged | Reported | Call | Done | Failure
+Said: TypeAlias = Logged | Reported | Shown | Call | Done | Failure
 
 
 def failure(error: BaseException, traceback: str = "") -> Failure:
@@ -274,6 +288,8 @@ def _fields(said: Said) -> Any:
             return [said.kind, said.args, said.state, said.message, said.traceback]
         case Reported(done, total, message):
             return [done, total, message]
+        case Shown(calls):
+            return calls
         case Done():
             failed = [[at, _fields(each)] for at, each in said.failed.items()]
             return [said.result, said.omitted, said.is_set, said.items, failed]
@@ -311,6 +327,7 @@ def _read_done(fields: Any) -> Done:
 _READERS: Final[Mapping[str, Any]] = {
     "Logged": lambda record: Logged(dict(record)),
     "Reported": lambda fields: Reported(*check_progress(*fields)),
+    "Shown": lambda calls: Shown(str(calls)),
     "Call": _read_call,
     "Failure": _read_failure,
     "Done": _read_done,

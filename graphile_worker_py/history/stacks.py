@@ -1,16 +1,11 @@
 """Live stacks of running jobs: asked for and answered by notifications, and kept nowhere.
 
-A pool answers for jobs that it runs on its event loop or in a thread. While a task blocks the event
-loop, there is no answer; then the watchdog logs the stack.
+A pool answers for jobs that it runs on its event loop or in a thread, and asks the process of a
+task. While a task blocks the event loop, there is no answer; then the watchdog logs the stack.
 """
 
 import asyncio
-import itertools
-import sys
-import threading
-import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -18,10 +13,12 @@ import psycopg
 
 from graphile_worker_py import json_codec
 from graphile_worker_py.errors import one_line
+from graphile_worker_py.executors import calls
 from graphile_worker_py.executors.thread import thread_of
 from graphile_worker_py.postgres.connecting import connect_like
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql import notifications
+from graphile_worker_py.tasks.context import RunningJob
 
 ASK: Final = "stack"
 """Topic of notifications that ask for the stack of a job."""
@@ -32,7 +29,9 @@ PAUSE: Final = 0.2
 MOST_BYTES: Final = 7_500
 """Size of an answer; PostgreSQL allows 8,000 bytes. The outer calls are left out."""
 ELSEWHERE: Final = "No code of the task runs in the worker itself: it has a process of its own.\n"
-_PACKAGE: Final = str(Path(__file__).parent.parent)
+SILENT: Final = "The process of the task does not answer: it starts, or native code keeps it.\n"
+SILENCE: Final = 0.5
+"""Seconds until `SILENT` is the answer."""
 
 
 class Stacks:
@@ -61,9 +60,8 @@ class Stacks:
             self._wake.clear()
             running = self._pool.running.get(self._asked)
             if running is not None:
-                answer = _payload(
-                    self._pool.database.schema, running.job.id, stack_of(running.worker_id)
-                )
+                stack = await _where(running)
+                answer = _payload(self._pool.database.schema, running.job.id, stack)
                 try:
                     await self._pool.database.run(notifications.notify(notifications.OWN, answer))
                 except (psycopg.Error, OSError) as error:
@@ -71,23 +69,26 @@ class Stacks:
             await asyncio.sleep(PAUSE)
 
 
+async def _where(running: RunningJob) -> str:
+    """The calls of a task, the innermost last."""
+    if running.show is None:
+        return stack_of(running.worker_id) or ELSEWHERE
+    try:
+        async with asyncio.timeout(SILENCE):
+            return await running.show() or SILENT
+    except TimeoutError:
+        return SILENT
+
+
 def stack_of(worker_id: str) -> str:
     """The calls of the task that a worker runs now, the innermost last."""
     found = [task for task in asyncio.all_tasks() if task.get_name() == worker_id]
-    calls = list(_suspended(found[0].get_coro())) if found else []
-    for frame, _ in calls:
+    suspended = list(_suspended(found[0].get_coro())) if found else []
+    for frame, _ in suspended:
         thread = thread_of(frame)
         if thread is not None:
-            now = sys._current_frames().get(thread)
-            calls = [] if now is None else [*reversed(list(traceback.walk_stack(now)))]
-            break
-    summary = traceback.StackSummary.extract(iter(calls))
-    own = itertools.dropwhile(_is_of_the_worker, summary)
-    return "".join(traceback.format_list(list(own))) or ELSEWHERE
-
-
-def _is_of_the_worker(call: traceback.FrameSummary) -> bool:
-    return call.filename.startswith(_PACKAGE) or call.filename == threading.__file__
+            return calls.written(calls.of_thread(thread))
+    return calls.written(suspended)
 
 
 def _suspended(awaited: Any) -> Iterator[tuple[FrameType, int]]:

@@ -68,6 +68,7 @@ class RunningJob:
         progress: What the task has reported last; None if it has reported nothing.
         reported: Whether that is written.
         capture: Keeps what the task logs; None keeps nothing.
+        show: Asks where the task is; None if it runs in this process.
     """
 
     __slots__ = (
@@ -84,6 +85,7 @@ class RunningJob:
         "progress",
         "reported",
         "result",
+        "show",
         "started",
         "worker_id",
     )
@@ -108,6 +110,7 @@ class RunningJob:
         self.progress: Progress | None = None
         self.reported = True
         self.capture: Capture | None = None
+        self.show: Callable[[], Awaitable[str]] | None = None
         self._abort: Abort | None = None
         self._context: JobContext | None = None
 

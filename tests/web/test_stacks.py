@@ -1,7 +1,10 @@
 """Where a running job is at this moment, as its pool answers."""
 
 import asyncio
+import os
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +12,7 @@ import pytest
 
 from graphile_worker_py import JobContext, Runner
 from graphile_worker_py.web import Access, create_app
+from tests import process_tasks
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.web.serving import client_of, problem, served
@@ -72,6 +76,39 @@ async def test_the_stack_of_a_running_task_is_shown(
     assert (told["job_id"], told["state"]) == (job_id, "running")
     assert calls[0] in told["stack"]
     assert "hunter2" not in told["stack"]
+
+
+async def test_the_process_of_a_task_is_asked_where_it_is_and_may_be_silent(
+    client: httpx.AsyncClient, dsn: str, stored: Jobs, tmp_path: Path
+) -> None:
+    began, go = tmp_path / "began", tmp_path / "go"
+    job_id = stored.add("wait_for_file", {"path": str(began), "until": str(go)})
+    async with Runner(dsn, tasks=[process_tasks.wait_for_file]) as runner:
+        await eventually(began.exists)
+
+        async def shown() -> str:
+            return str((await client.get(f"/api/v1/jobs/{job_id}/stack")).json()["stack"])
+
+        stack = await shown()
+        assert "in wait_for_file" in stack
+        assert "executors" not in stack
+        assert "<string>" not in stack
+        pid = int(began.read_text().split()[0])
+        os.kill(pid, signal.SIGSTOP)
+
+        async def silent() -> bool:
+            return "does not answer" in await shown()
+
+        await eventually(silent)
+        os.kill(pid, signal.SIGCONT)
+
+        async def answers() -> bool:
+            return "in wait_for_file" in await shown()
+
+        await eventually(answers)
+        go.touch()
+        await eventually(lambda: stored.ids() == [])
+        assert runner.health().ready
 
 
 async def test_a_viewer_without_payloads_sees_no_stack_and_a_pool_of_node_shows_none(
