@@ -346,8 +346,19 @@ class Settler:
         if statement is COMPLETE and _is_refusal(error):
             await self._write(FAIL, [self._refused(settled, error)])
             return
-        verb = statement.verb
-        failure = WorkerPoolError(f"could not {verb} job {settled[0].id}: {one_line(error)}")
+        verb, job = statement.verb, settled[0]
+        if _is_refusal(error):
+            # Other jobs go on; that this one stays locked is raised when the pool has stopped.
+            self._logger.error(
+                "Could not %s job %d (%s), which stays locked by this pool: %s",
+                verb,
+                job.id,
+                job.task_identifier,
+                one_line(error),
+                extra={"pool_id": self._pool_id, "job_id": job.id},
+            )
+            return
+        failure = WorkerPoolError(f"could not {verb} job {job.id}: {one_line(error)}")
         self._broken(failure, f"{verb} jobs")
 
     def _refused(self, settled: Settled, error: Exception) -> Settled:
