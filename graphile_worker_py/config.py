@@ -5,10 +5,8 @@ The command line reads all of them. Code (`run`, `Runner`, `WorkerUtils`) reads 
 environment only what Graphile Worker reads, too: connection, schema and whether to log successes.
 """
 
-import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -23,9 +21,10 @@ from graphile_worker_py.options import (
     RefetchDelay,
     WorkerOptions,
 )
-from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind, Option
+from graphile_worker_py.options.declaring import VARIABLE_PREFIX, Kind
 from graphile_worker_py.options.history import HistoryRetention, retention
 from graphile_worker_py.options.shedding import Shedding
+from graphile_worker_py.options.texts import check_yes_no, typed
 from graphile_worker_py.records import Record
 
 P = TypeVar("P")
@@ -44,8 +43,6 @@ _LOCAL_QUEUE: Final = "local_queue."
 _REFETCH_DELAY: Final = "local_queue.refetch_delay."
 _RETENTION: Final = "history_retention."
 _EITHER_OR: Final = ("tasks", "task_directory")
-_YES: Final = ("true", "yes", "on", "1")
-_NO: Final = ("false", "no", "off", "0")
 
 
 def worker_options(given: Mapping[str, Any]) -> WorkerOptions:
@@ -157,9 +154,9 @@ def read_settings(
     variables = os.environ if environment is None else environment
     found: dict[str, Setting] = {}
     given = {name: value for name, value in flags.items() if value is not None}
-    _add(found, {name: _typed(OPTIONS[name], given[name]) for name in given}, Origin.FLAG, {})
+    _add(found, {name: typed(OPTIONS[name], given[name]) for name in given}, Origin.FLAG, {})
     names = {name: each.variable for name, each in OPTIONS.items() if variables.get(each.variable)}
-    values = {name: _typed(OPTIONS[name], variables[names[name]]) for name in names}
+    values = {name: typed(OPTIONS[name], variables[names[name]]) for name in names}
     debugging = [variable for variable in _DEBUG_VARIABLES if variables.get(variable)]
     if debugging and "log_level" not in names:
         names["log_level"], values["log_level"] = debugging[0], "debug"
@@ -264,36 +261,13 @@ def _add(
 
 
 def _check(name: str, value: Any, origin: Origin) -> None:
-    if OPTIONS[name].kind is Kind.YES_NO and not isinstance(value, bool):
-        allowed = "true or false, without quotes"
-        if origin is not Origin.FILE:
-            allowed = f"one of {', '.join((*_YES, *_NO))}"
-        raise ConfigurationError(f"{name} must be {allowed}, not {value!r}")
+    if OPTIONS[name].kind is Kind.YES_NO:
+        check_yes_no(name, value, in_file=origin is Origin.FILE)
     OPTIONS[name].check(name, value)
     if name == "pools":
         from graphile_worker_py.options.pools import pools_of  # noqa: PLC0415  # rarely given
 
         pools_of(value)
-
-
-def _typed(option: Option, value: Any) -> Any:
-    """Convert the text of a variable or a flag; text that can't be converted stays as it is."""
-    if not isinstance(value, str):
-        return value
-    match option.kind:
-        case Kind.WHOLE | Kind.SECONDS | Kind.NUMBER:
-            try:
-                return int(value) if option.kind is Kind.WHOLE else float(value)
-            except ValueError:
-                return value
-        case Kind.YES_NO:
-            return value.lower() in _YES if value.lower() in (*_YES, *_NO) else value
-        case Kind.TEXTS:
-            return [part.strip() for part in value.split(",") if part.strip()]
-        case Kind.TABLE:
-            with suppress(ValueError):
-                return json.loads(value)
-    return value
 
 
 def _file_in(directory: Path) -> Path | None:
