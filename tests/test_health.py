@@ -57,6 +57,7 @@ async def test_a_worker_tells_what_it_does(dsn: str) -> None:
         await eventually(lambda: runner.health().listening)
         health = runner.health()
         assert (health.live, health.ready, health.state) == (True, True, State.RUNNING)
+        assert health.trouble == ""
         assert health.pool_id == runner.pool_id
         assert (health.running_jobs, health.locked_jobs) == (2, 4)
         assert (health.busy_threads, health.stuck_threads) == (0, 0)

@@ -96,7 +96,9 @@ class Health(Record):
 
     @property
     def trouble(self) -> str:
-        """Why it is not ready, in two words at most."""
+        """Why it is not ready, in two words at most; empty if it is."""
+        if self.ready:
+            return ""
         if self.state is not State.RUNNING:
             return str(self.state)
         if self.standing_still:
