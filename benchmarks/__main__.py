@@ -25,7 +25,12 @@ Figures = dict[str, dict[str, list[dict[str, Any]]]]
     show_default=True,
     help="Number of rounds; each measures all sides in turn.",
 )
-@click.option("--only", multiple=True, metavar="TEXT", help="Measures whose name contains TEXT.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TEXT",
+    help="Measures whose name contains TEXT; without it, all that do not take long.",
+)
 @click.option("--side", "sides", multiple=True, metavar="NAME", help="Sides to measure (all).")
 @click.option(
     "--scale", default=1.0, show_default=True, help="Multiply numbers of jobs, for a trial."
@@ -68,7 +73,11 @@ def main(
     if render is not None:
         render_page(Run(json.loads(render.read_text(encoding="utf-8"))), PAGE)
         return
-    chosen = [m for m in MEASURES if not only or any(text in m.name for text in only)]
+    chosen = [
+        measure
+        for measure in MEASURES
+        if any(text in measure.name for text in only) or not (only or measure.is_long)
+    ]
     if listing:
         for measure in chosen:
             click.echo(f"{measure.name}: {', '.join(measure.sides)}")

@@ -34,9 +34,11 @@ class Measure:
         run: Takes a lab and the name of a side. Returns the figures by their names, and other
             values to store.
         figures: The figures that go into tables.
+        is_long: Whether it takes many minutes, so that only its name in `--only` asks for it.
     """
 
     name: str
     sides: tuple[str, ...]
     run: Callable[[Lab, str], Outcome]
     figures: Mapping[str, Figure]
+    is_long: bool = False

@@ -11,8 +11,8 @@ from typing import Final
 
 import psycopg
 
-from benchmarks import pgbench
-from benchmarks.lab import WARM, Drained, Lab, Worker, drain, wait_for_all, watch
+from benchmarks import backlogs, pgbench
+from benchmarks.lab import WARM, Drained, Lab, drain, wait_for_all
 from benchmarks.measure import Figure, Measure, Outcome
 from benchmarks.sides import (
     BATCHED,
@@ -20,7 +20,6 @@ from benchmarks.sides import (
     WORKERS,
     Graphile,
     Limited,
-    Side,
     add_backlog,
     environment,
 )
@@ -73,63 +72,11 @@ def _two_processes(lab: Lab, name: str) -> Outcome:
         return {"rate": drain(lab, side, dsn, lab.jobs(100_000), BATCHED, 2).rate}
 
 
-def _small_backlogs(lab: Lab, name: str) -> Outcome:
-    """The median of five backlogs, because a single one takes only a moment."""
-    side = lab.sides[name]
-    jobs = lab.jobs(10_000)
-    with lab.database(side) as dsn, lab.workers(side, dsn, BATCHED) as (worker,):
-        side.fill(dsn, WARM)
-        wait_for_all([worker], WARM)
-        rates = [_refill(side, dsn, worker, jobs, WARM + turn * jobs) for turn in range(5)]
-        return {"rate": statistics.median(rates)}
-
-
-def _large_backlog(lab: Lab, name: str) -> Outcome:
-    """A large backlog, or the first minute of it if it takes longer."""
-    side = lab.sides[name]
-    jobs = lab.jobs(1_000_000)
-    with lab.database(side) as dsn, lab.workers(side, dsn, BATCHED) as (worker,):
-        side.fill(dsn, WARM)
-        wait_for_all([worker], WARM)
-        began = side.fill(dsn, jobs)
-        done, last = watch([worker], WARM + jobs, seconds=60)
-        ran, left = worker.stop()["count"], side.left(dsn)
-        if ran + left != WARM + jobs:
-            raise RuntimeError(f"{side.title} ran {ran} of {jobs} jobs and left {left}")
-        return {"rate": (done - WARM) / (last - began), "done": done - WARM}
-
-
-def _refill(side: Side, dsn: str, worker: Worker, jobs: int, before: int) -> float:
-    """Jobs per second of one more backlog, for a worker that has run some before."""
-    began = side.fill(dsn, jobs)
-    return jobs / (wait_for_all([worker], before + jobs) - began)
-
-
-def _beside_open_transaction(lab: Lab, name: str) -> Outcome:
-    """Several backlogs while an open transaction keeps deleted rows from being removed.
-
-    The dead entries are at the front of the index, where a fetch begins.
-    """
-    side = lab.sides[name]
-    jobs = lab.jobs(10_000)
-    series: list[tuple[float, float]] = []
-    with (
-        lab.database(side) as dsn,
-        lab.workers(side, dsn, BATCHED) as (worker,),
-        psycopg.connect(dsn) as conn,
-    ):
-        side.fill(dsn, WARM)
-        wait_for_all([worker], WARM)
-        conn.execute("set transaction isolation level repeatable read")
-        conn.execute("select from graphile_worker._private_jobs limit 1")
-        began = time.monotonic()
-        while not series or time.monotonic() - began < lab.held:
-            rate = _refill(side, dsn, worker, jobs, WARM + len(series) * jobs)
-            series.append((time.monotonic() - began, rate))
-    few = max(len(series) // 10, 1)
-    first = statistics.median(rate for _, rate in series[:few])
-    last = statistics.median(rate for _, rate in series[-few:])
-    return {"rate": last, "kept": last / first, "dead": len(series) * jobs, "series": series}
+def _many_queues(lab: Lab, name: str) -> Outcome:
+    """A hundred thousand queues, and how their rate compares with that of a tenth of them."""
+    few = _queues(lab, name)["rate"]
+    many = _queues(lab, name, count=100_000)["rate"]
+    return {"rate": many, "kept": many / few}
 
 
 def _stuck(lab: Lab, name: str) -> Outcome:
@@ -148,10 +95,10 @@ def _stuck(lab: Lab, name: str) -> Outcome:
         return {"rate": drain(lab, side, dsn, lab.jobs(5_000), BATCHED, left_behind=stuck).rate}
 
 
-def _queues(lab: Lab, name: str) -> Outcome:
+def _queues(lab: Lab, name: str, *, count: int = 10_000) -> Outcome:
     side = lab.sides[name]
     with lab.database(side) as dsn:
-        jobs, queues = lab.jobs(20_000), lab.jobs(10_000)
+        jobs, queues = lab.jobs(2 * count), lab.jobs(count)
         return {"rate": drain(lab, side, dsn, jobs, BATCHED, queues=queues).rate}
 
 
@@ -305,14 +252,34 @@ MEASURES: Final = (
         },
     ),
     Measure("two processes", GRAPHILE, _two_processes, _rate("batched by 500, two processes")),
-    Measure("10,000 waiting", GRAPHILE, _small_backlogs, _rate("batched, 10,000 jobs waiting")),
+    Measure("10,000 waiting", GRAPHILE, backlogs.small, _rate("batched, 10,000 jobs waiting")),
     Measure(
-        "1,000,000 waiting", GRAPHILE, _large_backlog, _rate("batched, 1,000,000 jobs waiting")
+        "1,000,000 waiting", GRAPHILE, backlogs.large, _rate("batched, 1,000,000 jobs waiting")
+    ),
+    Measure(
+        "10,000,000 waiting",
+        GRAPHILE,
+        backlogs.huge,
+        {
+            **_rate("batched, 10,000,000 jobs waiting"),
+            "kept": Figure("the same, divided by that with 10,000", "", more_is_better=True),
+        },
+        is_long=True,
+    ),
+    Measure(
+        "100,000 queues",
+        GRAPHILE,
+        _many_queues,
+        {
+            **_rate("batched, 100,000 queues"),
+            "kept": Figure("the same, divided by that with 10,000", "", more_is_better=True),
+        },
+        is_long=True,
     ),
     Measure(
         "open transaction",
         GRAPHILE,
-        _beside_open_transaction,
+        backlogs.beside_open_transaction,
         {
             **_rate("batched, with an open transaction"),
             "kept": Figure(
