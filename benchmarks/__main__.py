@@ -127,7 +127,6 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
         {
             "dates": dict.fromkeys(figures, datetime.now(UTC).date().isoformat()),
             "machine": machine,
-            "rounds": rounds,
             "scale": lab.scale,
             "held": lab.held,
             "sides": about,

@@ -111,14 +111,20 @@ def _sentences(run: Run) -> Iterator[str]:
 def about(run: Run) -> str:
     """The machine, and the size of the run."""
     machine = run.stored["machine"]
-    rounds = run.stored["rounds"]
+    counts = {
+        len(outcomes)
+        for sides in run.stored["figures"].values()
+        for outcomes in sides.values()
+        if outcomes
+    }
+    rounds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     scale = run.stored["scale"]
     dates = run.stored["dates"].values()
     words = [
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB memory",
         machine["system"],
         f"PostgreSQL {machine['postgresql']} with its default settings, on the same machine",
-        f"{rounds} {'round' if rounds == 1 else 'rounds'}",
+        f"{rounds} {'round' if rounds == '1' else 'rounds'}",
         f"load average before the first round {machine['load_before']:g}",
         " to ".join(sorted({min(dates), max(dates)})),
     ]

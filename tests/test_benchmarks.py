@@ -52,7 +52,6 @@ def run_of(**changes: Any) -> Run:
             "postgresql": "18.6",
             "load_before": 0.25,
         },
-        "rounds": 3,
         "scale": 1.0,
         "held": 10.0,
         "sides": {
