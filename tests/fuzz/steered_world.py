@@ -348,7 +348,9 @@ class World:
 
     def _all_have_ended(self) -> bool:
         left = self.query(ROWS)
-        assert left == []
+        held = "select pool_id, permits, wants from graphile_worker_py.limit_permits"
+        dead = "select pool_id, died_at, unlocked_at from graphile_worker_py.pools"
+        assert not left, f"left: {left}; permits: {self.query(held)}; pools: {self.query(dead)}"
         return True
 
     async def end(self) -> None:
