@@ -140,7 +140,7 @@ async def test_with_workers_that_are_killed_each_job_completes_once_and_has_its_
     ledger: Ledger, start_worker: StartWorker, request: pytest.FixtureRequest
 ) -> None:
     long = request.config.getoption("--long")
-    jobs, every, concurrent_jobs = (100_000, 2.0, 40) if long else (800, 0.7, 10)
+    jobs, every, concurrent_jobs = (100_000, 2.0, 40) if long else (800, 0.3, 10)
     for _ in range(jobs // 400):  # many in one transaction take ever longer
         ledger.add_many(400, "work")
     options: dict[str, Any] = {
