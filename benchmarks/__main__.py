@@ -98,7 +98,7 @@ def main(
 
 def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, ...]) -> Run:
     """Measure all sides in turn. If one can't be measured, record the reason."""
-    machine = lab.machine()
+    machine, date = lab.machine(), datetime.now(UTC).date().isoformat()
     unavailable: dict[str, str] = {}
     about: dict[str, dict[str, Any]] = {}
     for name in (each for each in lab.sides if each in sides):
@@ -125,8 +125,7 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
             click.echo(f"round {round_number}: {measure.name}", err=True)
     return Run(
         {
-            "dates": dict.fromkeys(figures, datetime.now(UTC).date().isoformat()),
-            "machine": machine,
+            "measured": {key: {"date": date, "machine": machine} for key in figures},
             "scale": lab.scale,
             "held": lab.held,
             "sides": about,
@@ -139,7 +138,7 @@ def measured(lab: Lab, measures: list[Measure], rounds: int, sides: tuple[str, .
 def merged(stored: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     """A stored run with the measures of another one in place of its own."""
     both = {**stored, **run}
-    for key in ("sides", "unavailable", "figures", "dates"):
+    for key in ("sides", "unavailable", "figures", "measured"):
         both[key] = {**stored.get(key, {}), **run[key]}
     return both
 

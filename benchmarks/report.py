@@ -1,5 +1,6 @@
 """Tables of measured figures, made from the file of a stored run."""
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,24 +110,38 @@ def _sentences(run: Run) -> Iterator[str]:
 
 
 def about(run: Run) -> str:
-    """The machine, and the size of the run."""
-    machine = run.stored["machine"]
+    """The machines, and the size of the run; a line for each machine and day."""
+    groups: dict[str, list[str]] = {}
+    for measure, measured in run.stored["measured"].items():
+        machine = {k: v for k, v in measured["machine"].items() if k != "load_before"}
+        groups.setdefault(json.dumps([measured["date"], machine]), []).append(measure)
+    lines = [_group(run, measures) for measures in groups.values()]
+    if len(lines) > 1:
+        names = (", ".join(measures) for measures in groups.values())
+        lines = [f"- {line[:-1]}: {these}." for line, these in zip(lines, names, strict=True)]
+    return "\n".join(lines)
+
+
+def _group(run: Run, measures: Sequence[str]) -> str:
+    """What measures of one day and machine have in common."""
+    all_measured = [run.stored["measured"][measure] for measure in measures]
+    machine, scale = all_measured[0]["machine"], run.stored["scale"]
+    loads = [each["machine"]["load_before"] for each in all_measured]
+    load = " to ".join(f"{each:g}" for each in sorted({min(loads), max(loads)}))
     counts = {
         len(outcomes)
-        for sides in run.stored["figures"].values()
-        for outcomes in sides.values()
+        for measure in measures
+        for outcomes in run.stored["figures"].get(measure, {}).values()
         if outcomes
-    }
+    } or {0}
     rounds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    scale = run.stored["scale"]
-    dates = run.stored["dates"].values()
     words = [
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB memory",
         machine["system"],
         f"PostgreSQL {machine['postgresql']} with its default settings, on the same machine",
         f"{rounds} {'round' if rounds == '1' else 'rounds'}",
-        f"load average before the first round {machine['load_before']:g}",
-        " to ".join(sorted({min(dates), max(dates)})),
+        f"load average before the first round {load}",
+        all_measured[0]["date"],
     ]
     if scale != 1:
         words.append(f"**numbers of jobs multiplied by {scale:g}: a trial, not a result**")

@@ -40,17 +40,30 @@ def lab(server: Server, node: Node) -> Iterator[Lab]:
         yield lab
 
 
+def machine_of(processor: str) -> dict[str, Any]:
+    """What a run tells of its machine."""
+    return {
+        "processor": processor,
+        "cores": 2,
+        "memory_gib": 4.0,
+        "system": "Linux x86_64",
+        "postgresql": "18.6",
+        "load_before": 0.25,
+    }
+
+
 def run_of(**changes: Any) -> Run:
     """A stored run with figures that can be told apart."""
     stored: dict[str, Any] = {
-        "dates": {"batched": "2026-01-02", "latency": "2026-01-02"},
-        "machine": {
-            "processor": "Abacus",
-            "cores": 2,
-            "memory_gib": 4.0,
-            "system": "Linux x86_64",
-            "postgresql": "18.6",
-            "load_before": 0.25,
+        "measured": {
+            key: {"date": "2026-01-02", "machine": machine_of("Abacus")}
+            for key in (
+                "batched",
+                "10,000 waiting",
+                "1,000,000 waiting",
+                "latency",
+                "open transaction",
+            )
         },
         "scale": 1.0,
         "held": 10.0,
@@ -125,14 +138,20 @@ def test_limits_are_told_as_a_share_of_the_rate_without() -> None:
 def test_measures_of_another_day_take_the_place_of_earlier_ones_and_others_stay() -> None:
     newer = {
         **run_of().stored,
-        "dates": {"latency": "2026-01-04"},
+        "measured": {"latency": {"date": "2026-01-04", "machine": machine_of("Slide rule")}},
         "sides": {},
         "figures": {"latency": {"ours": [{"p50": 2.0, "p95": 3.0, "p99": 4.0}]}},
     }
     both = Run(merged(run_of().stored, newer))
     assert both.median("latency", "ours", "p50") == 2.0
     assert both.values("batched", "ours", "rate") == [40_000.0, 60_000.0, 50_000.0]
-    assert "2026-01-02 to 2026-01-04" in about(both)
+    first, second = about(both).splitlines()
+    assert first.startswith("- 2 cores (Abacus)")
+    assert "batched, 10,000 waiting" in first
+    assert second.startswith("- 2 cores (Slide rule)")
+    assert second.endswith(
+        "; 1 round; load average before the first round 0.25; 2026-01-04: latency."
+    )
     assert both.sides == run_of().sides
 
 
