@@ -1,5 +1,7 @@
 """The plugin `otel`: a span where jobs are added, and one for each attempt, in one trace."""
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -8,7 +10,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -191,3 +198,32 @@ async def test_without_an_sdk_jobs_carry_no_flag(dsn: str) -> None:
         assert (await utils.add_job(succeed, {})).flags is None
     result = await run_once(dsn, tasks=TASKS, hooks=[plugin])
     assert result.completed == 1
+
+
+class Hanging(SpanExporter):
+    """Its peer never answers until it is let go."""
+
+    def __init__(self) -> None:
+        self.began, self.go = threading.Event(), threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.began.set()
+        self.go.wait(15)
+        return SpanExportResult.SUCCESS
+
+
+async def test_an_exporter_that_hangs_holds_no_job(dsn: str) -> None:
+    exporter, provider = Hanging(), TracerProvider()
+    # Far fewer spans than there are jobs fit into the queue of the SDK.
+    few = {"max_queue_size": 4, "max_export_batch_size": 2, "schedule_delay_millis": 1}
+    provider.add_span_processor(BatchSpanProcessor(exporter, **few))
+    async with WorkerUtils(dsn) as utils:
+        await utils.add_jobs([JobSpec("succeed") for _ in range(50)])
+    try:
+        done = await run_once(dsn, tasks=TASKS, hooks=[OpenTelemetry(tracer_provider=provider)])
+        assert exporter.began.is_set()
+        assert not exporter.go.is_set()
+        assert done.completed == 50
+    finally:
+        exporter.go.set()
+        provider.shutdown()
