@@ -215,7 +215,11 @@ class Hanging(SpanExporter):
 async def test_an_exporter_that_hangs_holds_no_job(dsn: str) -> None:
     exporter, provider = Hanging(), TracerProvider()
     # Far fewer spans than there are jobs fit into the queue of the SDK.
-    few: dict[str, Any] = {"max_queue_size": 4, "max_export_batch_size": 2, "schedule_delay_millis": 1}
+    few: dict[str, Any] = {
+        "max_queue_size": 4,
+        "max_export_batch_size": 2,
+        "schedule_delay_millis": 1,
+    }
     provider.add_span_processor(BatchSpanProcessor(exporter, **few))
     async with WorkerUtils(dsn) as utils:
         await utils.add_jobs([JobSpec("succeed") for _ in range(50)])
