@@ -15,7 +15,8 @@ from graphile_worker_py.web.site import Site
 _VARIABLE: Final = re.compile(
     r"0x[0-9a-f]+|\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\d+|'[^']*'|\"[^\"]*\"", re.IGNORECASE
 )
-MOST: Final = 1_000
+MOST: Final = 500
+"""The newest jobs that were given up are grouped; to read more takes a page too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
