@@ -5,7 +5,7 @@ from typing import Any, Final, NoReturn
 import psycopg
 import sqlalchemy
 from sqlalchemy import Connection
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from graphile_worker_py.errors import ConfigurationError
@@ -13,6 +13,8 @@ from graphile_worker_py.postgres import given
 
 _SYNC: Final = "a Session or Connection"
 _ASYNC: Final = "an AsyncSession or AsyncConnection"
+_SYNC_DRIVERS: Final = "psycopg"
+_ASYNC_DRIVERS: Final = "psycopg or asyncpg"
 
 
 class Adapter(given.Adapter):
@@ -32,7 +34,7 @@ class Adapter(given.Adapter):
             if isinstance(conn, alchemy.AsyncSession):
                 conn = await conn.connection()
             if not isinstance(conn, alchemy.AsyncConnection):
-                _refuse(given_conn, expected=_ASYNC, sync=(Session, scoped_session, Connection))
+                _refuse(given_conn, expected=_ASYNC, allowed=_ASYNC_DRIVERS)
             if not conn.in_transaction():
                 await conn.begin()
             driver: Any = (await conn.get_raw_connection()).driver_connection
@@ -43,7 +45,7 @@ class Adapter(given.Adapter):
             return driver
         if conn.dialect.driver == "asyncpg":
             return await _over_asyncpg(given_conn, conn, driver)
-        raise _wrong_driver(given_conn, conn.dialect, allowed="psycopg or asyncpg")
+        raise _wrong_driver(given_conn, conn.dialect, allowed=_ASYNC_DRIVERS)
 
     def taken_blocking(self, conn: Any) -> "psycopg.Connection[Any]":
         """See `given.Adapter.taken_blocking`."""
@@ -54,14 +56,14 @@ class Adapter(given.Adapter):
             if isinstance(conn, Session):
                 conn = conn.connection()
             if not isinstance(conn, Connection):
-                _refuse(given_conn, expected=_SYNC)
+                _refuse(given_conn, expected=_SYNC, allowed=_SYNC_DRIVERS)
             if not conn.in_transaction():
                 conn.begin()
             driver = conn.connection.driver_connection
         except InvalidRequestError as error:
             raise _unusable(given_conn, error) from error
         if not isinstance(driver, psycopg.Connection):
-            raise _wrong_driver(given_conn, conn.dialect, allowed="psycopg")
+            raise _wrong_driver(given_conn, conn.dialect, allowed=_SYNC_DRIVERS)
         _check_transactional(given_conn, begins=not driver.autocommit)
         return driver
 
@@ -84,30 +86,48 @@ def _check_transactional(given_conn: Any, *, begins: bool) -> None:
         )
 
 
-def _refuse(given_conn: Any, *, expected: str, sync: tuple[type, ...] = ()) -> NoReturn:
-    if isinstance(given_conn, sync):
-        raise ConfigurationError(
-            f"WorkerUtils takes {expected}, not {_named(given_conn)}; SyncWorkerUtils takes {_SYNC}"
-        )
-    other = "; WorkerUtils takes " + _ASYNC if expected == _SYNC else ""
-    raise ConfigurationError(f"conn must be {expected}, not {_named(given_conn)}{other}")
+def _refuse(given_conn: Any, *, expected: str, allowed: str) -> NoReturn:
+    """Refuse what the other utils take, or none. Another database is named before all else."""
+    dialect = _dialect_of(given_conn)
+    if dialect is not None and dialect.name != "postgresql":
+        raise _wrong_driver(given_conn, dialect, allowed=allowed, kind=f"; it must be {expected}")
+    if expected == _ASYNC:
+        others = f"SyncWorkerUtils takes {_SYNC}"
+    else:
+        others = f"WorkerUtils takes {_ASYNC}"
+    raise ConfigurationError(f"conn must be {expected}, not {_named(given_conn)}; {others}")
+
+
+def _dialect_of(given_conn: Any) -> sqlalchemy.Dialect | None:
+    """What a session or connection speaks; None if it has no bind, or several, or is neither."""
+    bind = given_conn
+    if hasattr(bind, "get_bind"):  # sessions, sync or async
+        try:
+            bind = bind.get_bind()
+        except InvalidRequestError:
+            return None
+    found = getattr(bind, "dialect", None)
+    return found if isinstance(found, sqlalchemy.Dialect) else None
 
 
 def _unusable(given_conn: Any, error: Exception) -> ConfigurationError:
+    if isinstance(error, UnboundExecutionError):
+        hint = "Of a session with several binds, pass session.connection(bind_arguments=...)"
+    else:
+        hint = "Pass one that is open"
     return ConfigurationError(
-        f"{_named(given_conn)} can't be used: {error}. Pass one that is open; of a session with "
-        f"several binds, pass the connection: session.connection(bind_arguments=...)"
+        f"{_named(given_conn)} can't be used: {str(error).rstrip('.')}. {hint}"
     )
 
 
 def _wrong_driver(
-    given_conn: Any, dialect: sqlalchemy.Dialect, *, allowed: str
+    given_conn: Any, dialect: sqlalchemy.Dialect, *, allowed: str, kind: str = ""
 ) -> ConfigurationError:
-    kind = "async " if dialect.is_async else ""
+    by = "async driver" if dialect.is_async else "driver"
     return ConfigurationError(
-        f"{_named(given_conn)} uses {dialect.name} by the {kind}driver {dialect.driver}: to add "
+        f"{_named(given_conn)} uses {dialect.name} by the {by} {dialect.driver}: to add "
         f"jobs here, it must use PostgreSQL by {allowed}, with a URL such as "
-        f"postgresql+psycopg://host/database"
+        f"postgresql+psycopg://host/database{kind}"
     )
 
 

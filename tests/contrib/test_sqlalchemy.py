@@ -248,12 +248,14 @@ async def test_what_can_not_keep_the_promise_is_refused(
         with pytest.raises(ConfigurationError, match="this AsyncConnection can't be used"):
             await utils.add_job("ship", conn=conn)
     async with AsyncSession() as session:
-        with pytest.raises(ConfigurationError, match="can't be used"):
+        with pytest.raises(
+            ConfigurationError, match=r"can't be used: .*pass session\.connection\("
+        ):
             await utils.add_job("ship", conn=session)
     with pytest.raises(ConfigurationError, match="SyncWorkerUtils takes a Session or Connection"):
         await utils.add_job("ship", conn=Session())  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="not this Engine"):
-        await utils.add_job("ship", conn=sqlalchemy.create_engine("sqlite://"))  # type: ignore[arg-type]
+        await utils.add_job("ship", conn=sqlalchemy.create_engine("postgresql://"))  # type: ignore[arg-type]
     pool = asyncpg.create_pool(dsn)
     with pytest.raises(ConfigurationError, match="a pool lends one"):
         await utils.add_job("ship", conn=pool)
@@ -274,4 +276,41 @@ def test_what_does_not_suit_blocking_utils_is_refused(dsn: str, stored: Jobs) ->
         engine.dispose()
         with pytest.raises(ConfigurationError, match="WorkerUtils takes an AsyncSession"):
             utils.add_job("ship", conn=AsyncSession())  # type: ignore[arg-type]
+        with Session(engine, close_resets_only=False) as session:
+            pass
+        with pytest.raises(ConfigurationError, match=r"closed .*\. Pass one that is open$"):
+            utils.add_job("ship", conn=session)
     assert stored.all() == []
+
+
+async def test_the_wrong_database_is_named_before_the_wrong_kind(
+    utils: WorkerUtils, dsn: str, stored: Jobs
+) -> None:
+    engine = sqlalchemy.create_engine("sqlite://", poolclass=NullPool)
+    message = r"uses sqlite by the driver pysqlite: .* it must be an AsyncSession or AsyncConn"
+    with engine.connect() as conn:
+        for sync in (Session(engine), scoped_session(sessionmaker(engine)), Session(conn), conn):
+            with pytest.raises(ConfigurationError, match=message):
+                await utils.add_job("ship", conn=sync)  # type: ignore[arg-type]
+    other = create_async_engine("sqlite+aiosqlite://", poolclass=NullPool)
+    message = "uses sqlite by the async driver aiosqlite: .* it must be a Session or Connection"
+    with SyncWorkerUtils(dsn) as sync_utils, pytest.raises(ConfigurationError, match=message):
+        sync_utils.add_job("ship", conn=AsyncSession(other))  # type: ignore[arg-type]
+    assert stored.all() == []
+
+
+async def test_a_session_that_was_closed_begins_anew_as_for_any_statement(
+    engine: AsyncEngine, utils: WorkerUtils, stored: Jobs
+) -> None:
+    async with AsyncSession(engine) as session:
+        await session.execute(text("create table orders (id int)"))
+        await session.commit()
+    assert not session.in_transaction()
+    await utils.add_job("lost", conn=session)
+    assert session.in_transaction()
+    assert stored.all() == []
+    await session.close()  # without a commit
+    await utils.add_job("kept", conn=session)
+    await session.execute(text("insert into orders values (1)"))
+    await session.commit()
+    assert [job["task_identifier"] for job in stored.all()] == ["kept"]
