@@ -355,7 +355,10 @@ async def unresolved(payload: Any, it: "Resource[Missing]") -> None: ...  # type
         (
             unknown,
             (),
-            "task 'unknown' can't run here: .* asks for Unknown as 'client': there is no state",
+            (
+                "task 'unknown' can't run here: .* asks for Unknown as 'client': there is no state. "
+                r".* lifespan\(runner\): yield State\(Unknown\(...\)\); in tests"
+            ),
         ),
         (unknown, (Client(), Settings()), "the state has none; it has Client, Settings"),
         (by_base, (Client(), Client()), "the state has 2 of them: Client, Client"),
@@ -375,6 +378,11 @@ async def test_what_can_not_be_provided_is_an_error_at_the_start(
             pass
     (job,) = stored.all()
     assert job["attempts"] == 0
+
+
+async def test_the_error_without_a_lifespan_shows_one(dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no state\. Let .* yield State\(Unkn"):
+        await run_once(dsn, tasks=[unknown])
 
 
 async def test_a_resource_is_found_by_its_class_and_by_what_it_can_do(

@@ -104,10 +104,9 @@ class Plan:
             try:
                 found = self._state if kind is State else self._state.get(kind)
             except LookupError as error:
-                where = "; its process has what setup returns" if self.task.is_process else ""
                 raise self._refused(
                     f"{_described(function)} asks for {shown(kind)} as {parameter.name!r}: "
-                    f"{error}{where}"
+                    f"{error}. {_example(kind, self.task)}"
                 ) from None
             self._places[kind] = self._add(lambda: found, Kind.FUNCTION, {})
         return self._places[kind]
@@ -208,6 +207,17 @@ def _kind_of(factory: Callable[..., Any]) -> tuple[Callable[..., Any], Kind]:
         return factory, Kind.MANAGER
     is_async = inspect.iscoroutinefunction(target)
     return factory, Kind.ASYNC_FUNCTION if is_async else Kind.FUNCTION
+
+
+def _example(kind: Any, task: Task[Any]) -> str:
+    """How to provide an object of a class."""
+    state = f"State({shown(kind)}(...))"
+    if task.is_process:
+        return f"Its process has what setup returns: def setup(): return {state}"
+    return (
+        f"Let the lifespan of the worker yield it: @asynccontextmanager async def "
+        f"lifespan(runner): yield {state}; in tests, use gw.provide({shown(kind)}(...))"
+    )
 
 
 def _name_of(function: Any) -> str:

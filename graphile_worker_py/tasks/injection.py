@@ -98,7 +98,7 @@ class State:
             kinds = ", ".join(shown(type(each)) for each in found)
             raise LookupError(f"the state has {len(found)} of them: {kinds}")
         if not self.resources:
-            raise LookupError("there is no state: let lifespan yield a State(...) with it")
+            raise LookupError("there is no state")
         kinds = ", ".join(sorted({shown(type(each)) for each in self.resources}))
         raise LookupError(f"the state has none; it has {kinds}")
 

@@ -267,8 +267,17 @@ async def test_connections_of_django_are_taken_by_blocking_utils_only(
         await sync_to_async(add)()
     assert len(stored.all()) == 1
     async with WorkerUtils(dsn) as own:
-        with pytest.raises(ConfigurationError, match="work without an event loop"):
+        with pytest.raises(
+            ConfigurationError, match="'default', which works without an event loop"
+        ):
             await own.add_job("ship", conn=connection)
+        with pytest.raises(
+            ConfigurationError, match="'lite', which is sqlite, but jobs need Postg"
+        ):
+            await own.add_job("ship", conn=connections["lite"])
+    with SyncWorkerUtils(dsn) as blocking, pytest.raises(ConfigurationError, match="is sqlite"):
+        blocking.add_job("ship", conn=connections["lite"])
+    assert len(stored.all()) == 1
 
 
 def test_a_task_may_wait_until_later(stored: Jobs) -> None:

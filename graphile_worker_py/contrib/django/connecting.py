@@ -30,15 +30,26 @@ class Adapter(given.Adapter):
 
     async def taken(self, conn: Any) -> "psycopg.AsyncConnection[Any] | given.OtherConnection":
         """See `given.Adapter.taken`."""
+        _check_vendor(conn)
         raise ConfigurationError(
-            f"Django's connections work without an event loop: use SyncWorkerUtils, or "
-            f"graphile_worker_py.contrib.django.utils(), not {type(self).__name__}, in "
-            f"sync_to_async ({conn!r})"
+            f"conn is Django's connection to the database {conn.alias!r}, which works without an "
+            f"event loop: within sync_to_async, use graphile_worker_py.contrib.django.utils() or "
+            f"SyncWorkerUtils, not WorkerUtils"
         )
 
     def taken_blocking(self, conn: Any) -> "psycopg.Connection[Any]":
         """See `given.Adapter.taken_blocking`."""
-        return driver_connection(connections[conn.alias])
+        wrapper = connections[conn.alias]
+        _check_vendor(wrapper)
+        return driver_connection(wrapper)
+
+
+def _check_vendor(wrapper: Any) -> None:
+    if wrapper.vendor != "postgresql":
+        raise ConfigurationError(
+            f"conn is Django's connection to the database {wrapper.alias!r}, which is "
+            f"{wrapper.vendor}, but jobs need PostgreSQL"
+        )
 
 
 def database_wrapper(alias: str) -> Any:
