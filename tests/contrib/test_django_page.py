@@ -40,8 +40,13 @@ def test_the_project_of_the_page_runs_its_task(
     shell(make)
     with (tmp_path / "mysite" / "settings.py").open("a", encoding="utf-8") as file:
         file.write(settings + TAKE_OLD_SERVERS)
-    (tmp_path / "shop" / "tasks.py").write_text(tasks, encoding="utf-8")
+    logged = 'import logging\nlogging.getLogger("django.tasks").warning("imported")\n'
+    (tmp_path / "shop" / "tasks.py").write_text(tasks + logged, encoding="utf-8")
     shell(migrate)
-    assert output.strip() in shell(work)
+    add, run = work.strip().split("\n")
+    shell(add)
+    ran = shell(f"{run} 2>&1")
+    assert output.strip() in ran
+    assert sum("imported" in line for line in ran) == 1  # not also by Django's default handler
     (tmp_path / "add.py").write_text(utils, encoding="utf-8")
     shell("python manage.py shell < add.py; python manage.py graphile_worker jobs | grep image-7")

@@ -1,9 +1,11 @@
 """`manage.py graphile_worker`: the command line, for the database and the tasks of the project."""
 
 import argparse
+import logging
 import os
 from typing import Any, Final
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from graphile_worker_py.cli.main import main
@@ -51,7 +53,19 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
         os.environ["GRAPHILE_WORKER_SCHEMA"] = project.schema
         # So that the arguments of completed tasks are known to `get_result`.
         os.environ.setdefault("GRAPHILE_WORKER_HISTORY_PAYLOADS", "true")
+        _log_once()
         main.main(_with_tasks(_without_djangos(args)), prog_name=name, **options)
+
+
+def _log_once() -> None:
+    """Leave the console to the command line's log, unless the project says what is logged.
+
+    By default and with `DEBUG`, Django writes what its own loggers log, and passes it on.
+    """
+    logger = logging.getLogger("django")
+    for handler in list(logger.handlers):
+        if not settings.LOGGING and handler.name == "console":
+            logger.removeHandler(handler)
 
 
 def _without_djangos(args: list[str]) -> list[str]:
