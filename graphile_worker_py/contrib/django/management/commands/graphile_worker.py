@@ -6,7 +6,7 @@ import os
 from typing import Any, Final
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, SystemCheckError
 
 from graphile_worker_py.cli.main import main
 from graphile_worker_py.contrib.django.connecting import connection_string
@@ -30,8 +30,11 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django has no types
         try:
             self.check()
             self.call(argv[2:], f"{os.path.basename(argv[0])} {argv[1]}")  # noqa: PTH119  # a name
+        except SystemCheckError as error:
+            self.stderr.write(f"{error}")
+            raise SystemExit(1) from error
         except CommandError as error:
-            self.stderr.write(f"{type(error).__name__}: {error}")
+            self.stderr.write(f"CommandError: {error}")
             raise SystemExit(1) from error
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
