@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -43,12 +44,20 @@ class Session:
     def run(self, query: Query[Any]) -> list[tuple[Any, ...]]:
         """The rows of a statement."""
         cursor = RawCursor(self.conn)
-        cursor.execute(self._texts[query.text], query.values)
-        return cursor.fetchall()
+        with self.conn.transaction():
+            if query.after is not None:
+                cursor.execute(self._texts[query.after.text], query.after.values)
+            cursor.execute(self._texts[query.text], query.values)
+            return cursor.fetchall()
 
     def fetch(self, pool: str, count: int) -> list[int]:
         """Lock jobs for a pool; returns their ids."""
-        query = get_keyed_jobs(
+        rows = self.run(self.query(pool, count))
+        return [row[ID] for row in rows if row[ID] is not None]
+
+    def query(self, pool: str, count: int) -> Query[Any]:
+        """The fetch of a pool."""
+        return get_keyed_jobs(
             SCHEMA,
             [(LIMIT, "tenant")],
             0,
@@ -57,7 +66,6 @@ class Session:
             count=count,
             forbidden_flags=None,
         )
-        return [row[ID] for row in self.run(query) if row[ID] is not None]
 
     def declare(self, amount: int) -> None:
         """Register the pools, and the number of the limit."""
@@ -182,8 +190,8 @@ def test_sessions_that_fetch_at_once_take_no_more_than_the_limit_allows(
     session: Session, installed: str
 ) -> None:
     session.declare(2)
-    for _ in range(40):
-        for tenant in "vwxyz":
+    for tenant in "vwxyz":
+        for _ in range(40):
             session.add(tenant)
     most: Counter[str] = Counter()
 
@@ -208,3 +216,52 @@ def test_sessions_that_fetch_at_once_take_no_more_than_the_limit_allows(
         done = [job for jobs in threads.map(work, POOLS) for job in jobs]
     assert len(done) == len(set(done)) == 200
     assert max(most.values()) == 2
+
+
+def test_a_fetch_waits_for_the_one_before_and_then_sees_what_that_has_taken(
+    session: Session, installed: str
+) -> None:
+    session.declare(2)
+    first = [session.add("x") for _ in range(4)][:2]
+    other = Session(installed)
+    with ThreadPoolExecutor(1) as threads, other.conn:
+        with session.conn.transaction():
+            assert session.fetch("a", 8) == first
+            waiting = threads.submit(other.fetch, "b", 8)
+            pid = other.conn.info.backend_pid
+            blocked = "select cardinality(pg_blocking_pids(%s)) > 0"
+            with psycopg.connect(installed, autocommit=True) as watcher:
+                while watcher.execute(blocked, (pid,)).fetchone() != (True,):
+                    assert not waiting.done()
+        assert waiting.result(10) == []
+    assert session.running() == {"x": 2}
+
+
+def test_without_the_lock_nothing_is_fetched(session: Session) -> None:
+    session.declare(2)
+    job = session.add("x")
+    alone = replace(session.query("a", 8), after=None)
+    assert [row[ID] for row in session.run(alone)] == [None]
+    assert session.fetch("a", 8) == [job]
+    assert [row[ID] for row in session.run(alone)] == [None]
+
+
+def test_where_no_job_is_due_no_limit_is_locked(session: Session, installed: str) -> None:
+    session.declare(2)
+    session.change(session.add("x"), "run_at = now() + interval '1 hour'")
+    other = Session(installed)
+    with other.conn, other.conn.transaction():
+        other.conn.execute("select from graphile_worker_py.limits for update")
+        assert session.fetch("a", 8) == []  # and does not wait
+
+
+def test_a_fetch_deletes_what_jobs_that_ended_have_left(session: Session) -> None:
+    session.declare(1)
+    ended, _ = session.add("x"), session.add("x")
+    assert session.fetch("a", 8) == [ended]
+    session.conn.execute(f"delete from {SCHEMA}._private_jobs where id = %s", (ended,))
+    (job,) = session.fetch("b", 8)
+    held = "select job_id, key, pool_id from graphile_worker_py.limit_leases"
+    assert session.conn.execute(held).fetchall() == [(job, "x", "b")]
+    used = session.conn.execute("select in_use from graphile_worker_py.limits").fetchall()
+    assert used == [(1,)]

@@ -10,12 +10,14 @@ import psycopg
 import pytest
 
 from graphile_worker_py import (
+    ConcurrencyLimit,
     JobContext,
     JobSpec,
     Runner,
     SyncWorkerUtils,
     WorkerUtils,
     run_migrations,
+    task,
 )
 from graphile_worker_py.backoff import Backoff
 from graphile_worker_py.events import JobError, JobSuccess, PoolListenError
@@ -175,13 +177,18 @@ async def test_statements_are_prepared_unless_there_is_a_pooler(
             assert bool(sync_conn.execute(PREPARED, prepare=False).fetchall()) is prepares
 
 
+@pytest.mark.parametrize("limits", [[], [ConcurrencyLimit(2, key="n")]], ids=["none", "keyed"])
 async def test_statements_prepared_on_demand_are_given_up_where_the_pooler_loses_them(
-    dsn: str, pooled: Callable[[str], PgBouncer], caplog: pytest.LogCaptureFixture
+    dsn: str,
+    pooled: Callable[[str], PgBouncer],
+    caplog: pytest.LogCaptureFixture,
+    limits: list[ConcurrencyLimit],
 ) -> None:
+    await run_migrations(dsn, side_schema=True)
     bouncer, jobs, told = pooled(dsn), Jobs(dsn), Told()
     async with Runner(
         bouncer.dsn,
-        tasks={"work": print},
+        tasks=[task("work", limits=limits)(print)],
         concurrent_jobs=5,
         poll_interval=0.2,
         prepared_statements=True,
@@ -189,7 +196,7 @@ async def test_statements_prepared_on_demand_are_given_up_where_the_pooler_loses
         events=told.events,
     ) as runner:
         for n in range(30):
-            await runner.add_job("work", n)
+            await runner.add_job("work", {"n": n})
         await eventually(lambda: jobs.all() == [], timeout=10)
     assert len(told.of(JobSuccess)) == 30
     said = [message for message in caplog.messages if "no longer prepared" in message]

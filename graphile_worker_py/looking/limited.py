@@ -6,7 +6,7 @@ from graphile_worker_py.errors import MissingTablesError
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.postgres.together import side_by_side
 from graphile_worker_py.sql.breakers import Breaker, known_breakers
-from graphile_worker_py.sql.keyed_jobs import value_of
+from graphile_worker_py.sql.keyed_values import value_of
 from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
 
 LONGEST_SHOWN: Final = 100

@@ -329,6 +329,8 @@ class Database:
 
     async def send(self, cursor: AsyncRawCursor[Any], query: Query[T]) -> T:
         """Send one statement through a cursor made by `raw_cursor`."""
+        if query.after is not None:
+            return await self._send_after(query.after, cursor, query)
         await self._execute(cursor, query)
         if cursor.pgresult is None:
             # In a caller's pipeline nothing is answered before a nested block ends.
@@ -346,3 +348,27 @@ class Database:
                 raise
             self._prepare = False
             await cursor.execute(text, query.values, prepare=False, binary=True)
+
+    async def _send_after(
+        self, first: Query[Any], cursor: AsyncRawCursor[Any], query: Query[T]
+    ) -> T:
+        """Send two statements as one transaction; each sees what was committed before it began."""
+        try:
+            await self._send_both(first, cursor, query)
+        except UNPREPARED as error:
+            if not self._prepare or not goes_without_preparing(cursor, error, warned=False):
+                raise
+            self._prepare = False
+            await self._send_both(first, cursor, query)
+        return query.read(await cursor.fetchall())
+
+    async def _send_both(
+        self, first: Query[Any], cursor: AsyncRawCursor[Any], query: Query[Any]
+    ) -> None:
+        conn = cursor.connection
+        # What is sent in a pipeline outside a transaction is one until its end: no statement more,
+        # and no wait between them. libpq before 14 has no pipelines.
+        block = conn.pipeline() if AsyncPipeline.is_supported() else conn.transaction()
+        async with block, raw_cursor(conn) as before:
+            await self._execute(before, first)
+            await self._execute(cursor, query)

@@ -49,6 +49,8 @@ class Query(Generic[T]):
         read: Makes the result from all rows.
         prepare: False for a statement that is sent too rarely to be worth preparing.
         lasts: Seconds for which a program that asks often may use the result again; 0 for none.
+        after: A statement that is sent before it, in the same transaction. Only `Database.send`
+            does that, on a connection that is in no transaction.
     """
 
     text: LiteralString
@@ -56,6 +58,7 @@ class Query(Generic[T]):
     read: Callable[[list[tuple[Any, ...]]], T]
     prepare: bool = True
     lasts: float = 0.0
+    after: "Query[Any] | None" = None
 
     def __post_init__(self) -> None:
         if any(type(value) is list and None in value for value in self.values):

@@ -7,87 +7,116 @@ from functools import lru_cache
 from typing import Any, Final, LiteralString
 
 from graphile_worker_py.job import ID, TASK_ID, Job
-from graphile_worker_py.options.limits import FLAG_KEY
-from graphile_worker_py.postgres.query import Query
+from graphile_worker_py.postgres.query import Query, no_result
 from graphile_worker_py.sql.get_jobs import KNOWN, LOCKED, TAKEN, Fetched
+from graphile_worker_py.sql.keyed_values import path_of, value_at
 from graphile_worker_py.sql.task_ids import TaskIds
 
 MOST_PASSED: Final = 10_000
 """Jobs that one fetch passes: those of values that have all they may have."""
 
-# The value of a job `jobs` under a limit, `''` if it has none. `<path>` stands for the names of
-# fields, one within the other, or for how a flag begins. A payload with escapes goes through a
-# function, because some can't be read.
-_IN_PAYLOAD: Final = """
-coalesce(
-  case
-    when pg_catalog.strpos(jobs.payload::pg_catalog.text, pg_catalog.chr(92) || 'u') = 0
-    then pg_catalog.json_extract_path_text(jobs.payload, variadic <path>::pg_catalog.text[])
-    else graphile_worker_py.limit_key(jobs.payload, <path>::pg_catalog.text[])
-  end,
-  ''
-)"""
-_IN_FLAGS: Final = """
-coalesce(
-  (
-    select pg_catalog.min(pg_catalog.substr(
-      flags.name, pg_catalog.length((<path>::pg_catalog.text[])[1]) + 1
-    ))
-    from pg_catalog.jsonb_object_keys(
-      case when pg_catalog.jsonb_typeof(jobs.flags) = 'object' then jobs.flags end
-    ) as flags (name)
-    where pg_catalog.left(
-      flags.name, pg_catalog.length((<path>::pg_catalog.text[])[1])
-    ) = (<path>::pg_catalog.text[])[1]
-  ),
-  ''
-)"""
+# Sent first, in the same transaction. The second of two such fetches waits here, and the statement
+# after it sees what the first one has taken; a count in the statement that waits for the lock would
+# miss it. If no job is due, nothing is locked. In a session that reads from one snapshot the lock
+# fails instead, because each fetch that takes jobs changes the rows. The setting ends with the
+# transaction: by it, the fetch knows that it holds the lock.
+_LOCK: Final = """
+with locked as materialized (
+  select limits.name
+  from graphile_worker_py.limits as limits
+  where limits.worker_schema = $1::pg_catalog.text
+    and limits.name = any($2::pg_catalog.text[])
+    and exists (
+      select from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
+      where jobs.is_available = true
+        and jobs.run_at <= coalesce($4::pg_catalog.timestamptz, pg_catalog.now())
+        and pg_catalog.array_position($3::pg_catalog.int4[], jobs.task_id) is not null
+      order by jobs.priority, jobs.run_at
+      limit 1
+    )
+  order by limits.name
+  for update
+)
+select pg_catalog.set_config(
+  'graphile_worker_py.limits_locked_by', pg_catalog.txid_current()::pg_catalog.text, true
+)
+where exists (select from locked)
+"""
 
 # Step by step:
 #  known     as for other fetches.
-#  locked_jobs, full_keys    the values that had all they may have when the statement began.
+#  amounts   the limits; none if their rows are not locked.
+#  noted … used    how many jobs of each value run. A lease counts if its pool has locked its job.
+#  full_keys    the values that have all they may have.
+#  room      the amounts, and how many more jobs each value with leases may have.
 #  sight     the first jobs of other values, in order of priority and time. It locks nothing. The
-#            last job that it may read is always there: if it is of a full value, `open` drops it.
-#  room      locks the rows of the limits, so that of two such fetches the second one sees what the
-#            first one has taken; and what each value may have now. See `keyed_room`.
-#  open      the jobs that are still there, of values that may have more; of a queue the first one.
+#            last job that it may read is always there, also if it is of a full value.
+#  placed    of a queue the first one.
 #  picked    of each value as many as it may have.
 #  free      locks their queues.
 #  fitting   locks the jobs.
 #  next      those whose values are still the same: a job may change between sight and lock.
 #  taken, locked, found    as for other fetches.
 #  leased    notes the values of the jobs that were taken.
+#  ended     deletes leases that do not count.
+#  counted   changes the rows of the limits.
 # `{…}` stands for what is there once for each limit.
 _FETCH: Final = (
     "with "  # noqa: S608  # all parts are constants
     + KNOWN
     + """
+noted as materialized (
+  select leases.ctid as place, leases.name, leases.job_id, leases.key, leases.pool_id
+  from graphile_worker_py.limit_leases as leases
+  where leases.worker_schema = $7::pg_catalog.text
+    and leases.name = any($8::pg_catalog.text[])
+),
 locked_jobs as materialized (
   select jobs.id, jobs.locked_by
   from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-  where jobs.id = any (
-    array(
-      select leases.job_id
-      from graphile_worker_py.limit_leases as leases
-      where leases.worker_schema = $7::pg_catalog.text
-        and leases.name = any($8::pg_catalog.text[])
-    )
-  )
+  where jobs.id = any (array(select noted.job_id from noted))
 ),
-full_keys as materialized (
-  select leases.name, leases.key
-  from graphile_worker_py.limit_leases as leases
-  join graphile_worker_py.limits as limits
-    on limits.worker_schema = leases.worker_schema and limits.name = leases.name
-  where leases.worker_schema = $7::pg_catalog.text
-    and leases.name = any($8::pg_catalog.text[])
-    and (
-      (leases.job_id, leases.pool_id) in (
+amounts as materialized (
+  select limits.name, coalesce(limits.set_amount, limits.amount) as amount
+  from graphile_worker_py.limits as limits
+  where limits.worker_schema = $7::pg_catalog.text
+    and limits.name = any($8::pg_catalog.text[])
+    and pg_catalog.current_setting('graphile_worker_py.limits_locked_by', true)
+      = pg_catalog.txid_current_if_assigned()::pg_catalog.text
+),
+leases as materialized (
+  select noted.place, noted.name, noted.job_id, noted.key, (
+      (noted.job_id, noted.pool_id) in (
         select locked_jobs.id, locked_jobs.locked_by from locked_jobs
       )
-    ) is true
-  group by leases.name, leases.key, limits.set_amount, limits.amount
-  having pg_catalog.count(*) >= coalesce(limits.set_amount, limits.amount)
+    ) is true as counts
+  from noted
+),
+used as materialized (
+  select leases.name, leases.key, pg_catalog.count(*)::pg_catalog.int4 as jobs
+  from leases
+  where leases.counts
+  group by leases.name, leases.key
+),
+full_keys as materialized (
+  select used.name, used.key
+  from amounts
+  join used on used.name = amounts.name
+  where used.jobs >= amounts.amount
+),
+room as materialized (
+  select
+    pg_catalog.array_agg(amounts.amount order by named.place) as amounts,
+    pg_catalog.array_agg(
+      (
+        select pg_catalog.jsonb_object_agg(used.key, amounts.amount - used.jobs)
+        from used
+        where used.name = named.name
+      )
+      order by named.place
+    ) as free
+  from pg_catalog.unnest($8::pg_catalog.text[]) with ordinality as named (name, place)
+  left join amounts on amounts.name = named.name
 ),
 sight as materialized (
   select
@@ -96,13 +125,19 @@ sight as materialized (
       partition by passing.job_queue_id order by passing.priority, passing.run_at, passing.id
     ) as place
   from (
-    select jobs.id, jobs.job_queue_id, jobs.priority, jobs.run_at, jobs.number{values}
+    select jobs.*
     from (
-      select jobs.*, pg_catalog.row_number() over () as number
+      select
+        jobs.id,
+        jobs.job_queue_id,
+        jobs.priority,
+        jobs.run_at,
+        pg_catalog.row_number() over () as number{values}
       from (
         select jobs.id, jobs.job_queue_id, jobs.priority, jobs.run_at, jobs.payload, jobs.flags
         from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
         where (select known.is_right from known)
+          and exists (select from amounts)
           and jobs.is_available = true
           and jobs.run_at <= coalesce($5::pg_catalog.timestamptz, pg_catalog.now())
           and pg_catalog.array_position($2::pg_catalog.int4[], jobs.task_id) is not null
@@ -121,26 +156,17 @@ sight as materialized (
       ) as jobs
     ) as jobs
     where jobs.number = $10::pg_catalog.int4 or (true{not full})
-    limit 4 * $3::pg_catalog.int4 + 100
+    limit 2 * $3::pg_catalog.int4 + 50
   ) as passing
-),
-room as materialized (
-  select room.amounts, room.free, room.waiting
-  from graphile_worker_py.keyed_room(
-    $7::pg_catalog.text, $8::pg_catalog.text[], array(select sight.id from sight)
-  ) as room
-  where exists (select from sight)
-),
-open as (
-  select sight.*{free}
-  from sight
-  cross join room
-  where (sight.id in (select pg_catalog.unnest(room.waiting) from room)) is true
-    and (sight.job_queue_id is null or sight.place = 1)
 ),
 placed as (
   select open.*{place}
-  from open
+  from (
+    select sight.*{free}
+    from sight
+    cross join room
+    where sight.job_queue_id is null or sight.place = 1
+  ) as open
   where true{some room}
 ),
 picked as materialized (
@@ -182,8 +208,9 @@ fitting as materialized (
 next as materialized (
   select fitting.*
   from fitting
-  join picked on picked.id = fitting.id
-  where true{same}
+  where (
+      (fitting.id{fitting keys}) in (select picked.id{picked keys} from picked)
+    ) is true
 ),"""
     + TAKEN
     + ","
@@ -201,10 +228,32 @@ leased as (
   on conflict (worker_schema, name, job_id)
   do update set key = excluded.key, pool_id = excluded.pool_id
 ),
+ended as (
+  delete from graphile_worker_py.limit_leases as ended
+  where ended.ctid = any (
+    array(
+      select leases.place
+      from leases
+      where not leases.counts
+        and exists (select from next)
+        and (leases.job_id in (select next.id from next)) is not true
+    )
+  )
+),
+counted as (
+  update graphile_worker_py.limits as limits
+  set in_use = (
+    (select coalesce(pg_catalog.sum(used.jobs), 0) from used where used.name = limits.name)
+    + (select pg_catalog.count(*) from next)
+  )
+  where limits.worker_schema = $7::pg_catalog.text
+    and limits.name = any($8::pg_catalog.text[])
+    and exists (select from next)
+),
 found as (
   select
     1 * (
-      (select pg_catalog.count(*) from sight) >= 4 * $3::pg_catalog.int4 + 100
+      (select pg_catalog.count(*) from sight) >= 2 * $3::pg_catalog.int4 + 50
     )::pg_catalog.int4
     + 2 * exists (
       select from picked
@@ -232,7 +281,7 @@ order by taken.priority, taken.run_at, taken.id
 _EACH: Final[dict[LiteralString, LiteralString]] = {
     "{values}": ", <value> as key_<n>",
     "{not full}": """
-      and (<value> in (
+      and (jobs.key_<n> in (
         select full_keys.key from full_keys
         where full_keys.name = ($8::pg_catalog.text[])[<n>]
       )) is not true""",
@@ -246,7 +295,8 @@ _EACH: Final[dict[LiteralString, LiteralString]] = {
       partition by open.key_<n> order by open.priority, open.run_at, open.id
     ) as place_<n>""",
     "{within}": " and placed.place_<n> <= placed.free_<n>",
-    "{same}": " and fitting.key_<n> = picked.key_<n>",
+    "{fitting keys}": ", fitting.key_<n>",
+    "{picked keys}": ", picked.key_<n>",
     "{empty}": """
     + 16 * (1 << <n>) * exists (select from next where next.key_<n> = '')::pg_catalog.int4""",
 }
@@ -258,8 +308,7 @@ def _each_filled(text: LiteralString, keys: Sequence[str]) -> LiteralString:
     """A part of the statement once for each limit."""
     filled: LiteralString = ""
     for number, path, key in zip(_NUMBERS, _PATHS, keys, strict=False):
-        value = _IN_FLAGS if key.startswith(FLAG_KEY) else _IN_PAYLOAD
-        each = text.replace("<value>", value).replace("<path>", path)
+        each = text.replace("<value>", value_at(key)).replace("<path>", path)
         filled += each.replace("<n>", number)
     return filled
 
@@ -271,11 +320,6 @@ def _text(keys: Sequence[str]) -> LiteralString:
         text = text.replace(name, _each_filled(each, keys))
     each_key: list[LiteralString] = ["next.key_" + number for number in _NUMBERS[: len(keys)]]
     return text.replace("{keys}", ", ".join(each_key))
-
-
-def _path(key: str) -> list[str]:
-    """What `<path>` stands for."""
-    return [key.removeprefix(FLAG_KEY)] if key.startswith(FLAG_KEY) else key.split(".")
 
 
 class InSight(IntFlag):
@@ -334,7 +378,7 @@ def get_keyed_jobs(
     values = (
         *(pool_id, task_ids.numbers, count, flags, now, task_ids.identifiers),
         *(worker_schema, names, passed, MOST_PASSED),
-        *map(_path, keys),
+        *map(path_of, keys),
     )
 
     def read(rows: list[tuple[Any, ...]]) -> Fetched | None:
@@ -352,21 +396,5 @@ def get_keyed_jobs(
             without=[name for at, name in enumerate(names, 5) if bits >> at & 1],
         )
 
-    return Query(_text(keys), values, read)
-
-
-# Under a limit with a key: what the job's value is, and how many jobs run that have it.
-_VALUE: Final = """
-select {value}
-from :GRAPHILE_WORKER_SCHEMA._private_jobs as jobs
-where jobs.id = $1::pg_catalog.int8
-"""
-
-
-def value_of(job_id: int, key: str) -> Query[str | None]:
-    """The value of a job under a limit with a key; None if there is no such job."""
-    value = _IN_FLAGS if key.startswith(FLAG_KEY) else _IN_PAYLOAD
-    text = _VALUE.replace("{value}", value.replace("<path>", "$2"))
-    return Query(
-        text, (job_id, _path(key)), lambda rows: rows[0][0] if rows else None, prepare=False
-    )
+    lock = Query(_LOCK, (worker_schema, names, task_ids.numbers, now), no_result)
+    return Query(_text(keys), values, read, after=lock)

@@ -268,76 +268,8 @@ end
 $$
 """
 
-# What a fetch may take, read under the locks of the rows of the limits. `amounts` is how many jobs
-# a value without leases may have, for each limit of `of_names`; `free` how many more a value with
-# leases may have; `waiting` those of `ids` that no other fetch has taken meanwhile. Each statement
-# in it sees what was committed before it began. In a session that reads from one snapshot the lock
-# fails instead, because each call changes the rows.
-_KEYED_ROOM: Final = """
-create function graphile_worker_py.keyed_room(
-  of_schema pg_catalog.text, of_names pg_catalog.text[], ids pg_catalog.int8[],
-  out amounts pg_catalog.int4[], out free pg_catalog.jsonb[], out waiting pg_catalog.int8[]
-)
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  locked int8[];
-  holders text[];
-begin
-  perform from graphile_worker_py.limits as limits
-  where limits.worker_schema = of_schema and limits.name = any (of_names)
-  order by limits.name
-  for update;
-  execute format(
-    'select array_agg(jobs.id), array_agg(jobs.locked_by) from %I._private_jobs as jobs
-    where jobs.id = any (array(
-        select leases.job_id from graphile_worker_py.limit_leases as leases
-        where leases.worker_schema = $1 and leases.name = any ($2)
-      ))
-      and jobs.locked_by is not null',
-    of_schema
-  ) into locked, holders using of_schema, of_names;
-  delete from graphile_worker_py.limit_leases as leases
-  where leases.worker_schema = of_schema and leases.name = any (of_names)
-    and (
-      (leases.job_id, leases.pool_id) in (
-        select held.job_id, held.pool_id from unnest(locked, holders) as held (job_id, pool_id)
-      )
-    ) is not true;
-  update graphile_worker_py.limits as limits
-  set in_use = (
-    select count(*) from graphile_worker_py.limit_leases as leases
-    where leases.worker_schema = limits.worker_schema and leases.name = limits.name
-  )
-  where limits.worker_schema = of_schema and limits.name = any (of_names);
-  select array_agg(limit_of.amount order by named.place),
-    array_agg(coalesce(limit_of.free, '{}') order by named.place)
-  into amounts, free
-  from unnest(of_names) with ordinality as named (name, place)
-  left join lateral (
-    select coalesce(limits.set_amount, limits.amount) as amount, (
-      select jsonb_object_agg(leased.key, coalesce(limits.set_amount, limits.amount) - leased.jobs)
-      from (
-        select leases.key, count(*) as jobs
-        from graphile_worker_py.limit_leases as leases
-        where leases.worker_schema = of_schema and leases.name = named.name
-        group by leases.key
-      ) as leased
-    ) as free
-    from graphile_worker_py.limits as limits
-    where limits.worker_schema = of_schema and limits.name = named.name
-  ) as limit_of on true;
-  execute format(
-    'select array(
-      select jobs.id from %I._private_jobs as jobs where jobs.id = any ($1) and jobs.is_available
-    )',
-    of_schema
-  ) into waiting using ids;
-end
-$$
-"""
-
 MIGRATIONS: Final[Sequence[Sequence[LiteralString]]] = (
     (_LIMITS, _PERMITS, _RATES, _TAKE_PERMITS, _TAKE_TOKENS),
     (_BREAKERS,),
-    (_BREAKERS_OPENED, _KEYS, _LEASES, _LIMIT_KEY, _KEYED_ROOM),
+    (_BREAKERS_OPENED, _KEYS, _LEASES, _LIMIT_KEY),
 )

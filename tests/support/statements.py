@@ -16,7 +16,8 @@ from graphile_worker_py.sql import cleanup, own_schema
 from graphile_worker_py.sql.cleanup import CleanupTask
 from graphile_worker_py.sql.complete_jobs import complete_jobs
 from graphile_worker_py.sql.fail_jobs import Failure, fail_jobs
-from graphile_worker_py.sql.keyed_jobs import get_keyed_jobs, value_of
+from graphile_worker_py.sql.keyed_jobs import get_keyed_jobs
+from graphile_worker_py.sql.keyed_values import value_of
 from graphile_worker_py.sql.outcomes import BoundRider
 from graphile_worker_py.sql.return_jobs import return_jobs
 from graphile_worker_py.sql.run_riders import completed_runs, failed_runs
@@ -83,7 +84,7 @@ PARTS = {
     "sql.cleanup._COUNT_WITH_AGE",
     "sql.cleanup._DELETE",
     "sql.keyed_jobs._FETCH",
-    "sql.keyed_jobs._VALUE",
+    "sql.keyed_values._VALUE",
 }
 """Constants that are only a part of a statement."""
 
