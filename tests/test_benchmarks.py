@@ -100,6 +100,18 @@ def test_kinds_of_history_are_measured_on_the_same_backlog(lab: Lab) -> None:
     )
 
 
+def test_plugins_are_measured_on_the_same_backlog(lab: Lab) -> None:
+    measures = [measure for measure in MEASURES if measure.name == "plugins"]
+    run = measured(lab, measures, 1, ("ours", "with metrics", "with otel"))
+    table = text(run)
+    for plugin in ("none", "metrics", "otel"):
+        assert f"| {plugin} |" in table
+    # A span costs more than all that the worker does by itself.
+    assert min(run.values("plugins", "with otel", "cpu 500")) > min(
+        run.values("plugins", "ours", "cpu 500")
+    )
+
+
 def test_workers_and_pgbench_are_measured_on_the_same_backlog(lab: Lab) -> None:
     measures = [measure for measure in MEASURES if measure.name in ("batched", "default")]
     run = measured(lab, measures, 1, ("ours", "pgbench"))

@@ -13,7 +13,7 @@ from unittest.mock import ANY
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from graphile_worker_py import (
     ConfigurationError,
@@ -26,6 +26,7 @@ from graphile_worker_py import (
     WorkerUtils,
     task,
 )
+from graphile_worker_py.clock import utc_now
 from graphile_worker_py.testing import Kit, SyncKit, TestClock
 from graphile_worker_py.testing.server import TestDatabases
 from tests.support.processes import Processes
@@ -78,6 +79,21 @@ async def filled(gw):
 
 async def test_greet(filled):
     await filled.assert_added("greet", {"name": "Ada"})
+"""
+POSTGRESQL = """
+import pytest
+
+
+@pytest.fixture(scope="session")
+def gw_server_dsn(postgresql_noproc):
+    server = postgresql_noproc
+    return f"postgresql://{server.user}:{server.password}@{server.host}:{server.port}/postgres"
+
+
+def test_greet(gw_sync, gw_dsn, postgresql_noproc):
+    gw_sync.utils.add_job("greet")
+    gw_sync.assert_added("greet")
+    assert f":{postgresql_noproc.port}" in gw_dsn or f"port={postgresql_noproc.port}" in gw_dsn
 """
 LIGHT = """
 import sys
@@ -210,6 +226,17 @@ def test_fixtures_work_with_the_plugin_of_anyio(
     )
 
 
+def test_a_server_of_pytest_postgresql_can_be_used(
+    processes: Processes, tmp_path: Path, server: Server
+) -> None:
+    project(tmp_path, POSTGRESQL)
+    parts = conninfo_to_dict(server.dsn("postgres"))
+    options = [f"--postgresql-{name}={parts.get(name, '')}" for name in ("host", "port", "user")]
+    options.append(f"--postgresql-password={parts.get('password', '')}")
+    options += ["-p", "pytest_postgresql.plugin"]
+    assert "1 passed" in run_pytest(processes, tmp_path, *options)
+
+
 def test_the_plugin_imports_neither_driver_nor_package(
     processes: Processes, tmp_path: Path
 ) -> None:
@@ -254,6 +281,45 @@ async def test_a_missing_job_shows_near_misses_and_what_explain_says(gw: Kit) ->
         "    queue_name is None, not 'mail'",
     ]
     assert lines[5].startswith("    explain: due in 3 h")
+
+
+async def test_jobs_of_an_open_transaction_are_seen_on_its_connection(gw: Kit) -> None:
+    async with await psycopg.AsyncConnection.connect(gw.dsn) as conn:
+        await gw.utils.add_job(send_email, Mail("ada"), conn=conn)
+        await gw.refute_added("send_email")
+        assert (await gw.assert_added("send_email", {"to": "ada"}, conn=conn)).attempts == 0
+        assert len(await gw.all_added(conn=conn)) == 1
+        with pytest.raises(AssertionError, match=r"payload.to is 'ada', not 'bob'"):
+            await gw.assert_added("send_email", {"to": "bob"}, conn=conn)
+        with pytest.raises(AssertionError, match=r"1 job\(s\) of task 'send_email' were added"):
+            await gw.refute_added("send_email", conn=conn)
+        await conn.rollback()
+    assert await gw.all_added() == []
+
+
+def test_plain_tests_see_an_open_transaction_too(gw_sync: SyncKit) -> None:
+    with psycopg.connect(gw_sync.dsn) as conn:
+        gw_sync.utils.add_job("send_email", {"to": "ada"}, conn=conn)
+        gw_sync.refute_added("send_email")
+        gw_sync.assert_added("send_email", {"to": "ada"}, conn=conn)
+        assert len(gw_sync.all_added(conn=conn)) == 1
+        with pytest.raises(AssertionError, match="there are only jobs of 'send_email'; did you me"):
+            gw_sync.assert_added("send_emails", conn=conn)
+        gw_sync.refute_added("sms", conn=conn)
+        conn.rollback()
+
+
+async def test_a_database_that_tests_share_is_cleared(gw: Kit) -> None:
+    await gw.utils.add_job("send_email")
+    await gw.utils.add_job("later", run_at=utc_now() + timedelta(days=1), queue_name="q")
+    await gw.clear()
+    assert await gw.all_added() == []
+
+
+def test_plain_tests_clear_it_too(gw_sync: SyncKit) -> None:
+    gw_sync.utils.add_job("send_email")
+    gw_sync.clear()
+    gw_sync.refute_added("send_email")
 
 
 async def test_a_missing_job_names_a_similar_task_and_what_was_drained(gw: Kit) -> None:

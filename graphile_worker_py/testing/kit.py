@@ -6,17 +6,17 @@ from types import ModuleType
 from typing import Any, TypeAlias, Unpack
 
 from graphile_worker_py.adding.adder import JobAdder
-from graphile_worker_py.checks import similar
 from graphile_worker_py.errors import ConfigurationError
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.loading.given import collected_tasks
-from graphile_worker_py.looking.explaining import Cause
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.postgres.database import Database
+from graphile_worker_py.postgres.given import AsyncGiven
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.tasks.injection import NO_STATE, State
 from graphile_worker_py.tasks.task import Task, Tasks
+from graphile_worker_py.testing.asserting import Assertions, Looking
 from graphile_worker_py.testing.clock import TestClock
 from graphile_worker_py.testing.connections import LooseConnections
 from graphile_worker_py.testing.draining import Drain, Report
@@ -27,9 +27,6 @@ from graphile_worker_py.worker_utils import WorkerUtils
 
 GivenTasks: TypeAlias = Tasks | ModuleType | str
 """Tasks as `run` takes them."""
-
-MOST_SHOWN = 5
-"""Most jobs that the message of an assertion shows."""
 
 
 class _Utils(WorkerUtils):
@@ -76,6 +73,8 @@ class Kit:
         self,
         task: str | TaskName[Any],
         payload: Any = NOT_GIVEN,
+        *,
+        conn: AsyncGiven | None = None,
         **expected: Unpack[Expected],
     ) -> ListedJob:
         """Assert that there is a job as described, and return the one that was added last.
@@ -83,6 +82,8 @@ class Kit:
         Args:
             task: Its task, or the identifier.
             payload: What its payload contains: of objects, the given keys.
+            conn: The connection or session on which the job was added, if its transaction is not
+                committed.
             expected: Its `queue_name`, `priority`, `max_attempts`, `job_key`, `flags`, `run_at`,
                 `state`.
 
@@ -91,17 +92,14 @@ class Kit:
                 not run.
         """
         __tracebackhide__ = True
-        wanted = Wanted(task, payload, **expected)
-        jobs = await self._utils.list_jobs(task=wanted.identifier, limit=None)
-        for job in jobs:
-            if not wanted.differences(job):
-                return job
-        raise AssertionError(await self._not_added(wanted, jobs))
+        return await self.assertions(conn=conn).found(Wanted(task, payload, **expected))
 
     async def refute_added(
         self,
         task: str | TaskName[Any],
         payload: Any = NOT_GIVEN,
+        *,
+        conn: AsyncGiven | None = None,
         **expected: Unpack[Expected],
     ) -> None:
         """Assert that there is no job as described. See `assert_added`.
@@ -110,16 +108,14 @@ class Kit:
             AssertionError: There is one.
         """
         __tracebackhide__ = True
-        found = await self.all_added(task, payload, **expected)
-        if found:
-            shown = "".join(f"\n  {_shown(job)}" for job in found[:MOST_SHOWN])
-            wanted = Wanted(task, payload, **expected)
-            raise AssertionError(f"{len(found)} job(s) of {wanted} were added:{shown}")
+        await self.assertions(conn=conn).none_found(Wanted(task, payload, **expected))
 
     async def all_added(
         self,
         task: str | TaskName[Any] | None = None,
         payload: Any = NOT_GIVEN,
+        *,
+        conn: AsyncGiven | None = None,
         **expected: Unpack[Expected],
     ) -> list[ListedJob]:
         """Read the jobs as described, the oldest first. See `assert_added`.
@@ -127,12 +123,16 @@ class Kit:
         Args:
             task: Their task; None means all tasks.
             payload: What their payload contains.
+            conn: As for `assert_added`.
             expected: As for `assert_added`.
         """
         wanted = Wanted("" if task is None else task, payload, **expected)
-        named = None if task is None else wanted.identifier
-        jobs = await self._utils.list_jobs(task=named, limit=None)
-        return [job for job in reversed(jobs) if not wanted.differences(job)]
+        return await self.assertions(conn=conn).all_found(wanted)
+
+    async def clear(self) -> None:
+        """Delete all jobs that no worker runs, for tests on a database that they share."""
+        jobs = await self._utils.list_jobs(limit=None)
+        await self._utils.complete_jobs(job.id for job in jobs)
 
     async def drain(
         self,
@@ -252,40 +252,7 @@ class Kit:
             state=self._state,
         )
 
-    async def _not_added(self, wanted: Wanted, jobs: list[ListedJob]) -> str:
-        lines = [f"no job of {wanted} was added"]
-        closest = sorted(jobs, key=lambda job: len(wanted.differences(job)))[:MOST_SHOWN]
-        for job in closest:
-            lines.append(f"  {_shown(job)}")
-            lines += [f"    {difference}" for difference in wanted.differences(job)]
-            explained = await self._utils.explain(job.id)
-            lines += [
-                f"    explain: {reason.fact}"
-                for reason in explained.reasons
-                # No worker runs in a test.
-                if reason.cause not in (Cause.NO_POOLS, Cause.READY)
-            ]
-        if len(jobs) > len(closest):
-            lines.append(f"  and {len(jobs) - len(closest)} more")
-        if not jobs:
-            lines += await self._other_tasks(wanted.identifier)
-        done = [job for report in self._drained for job in report.completed]
-        if any(job.task_identifier == wanted.identifier for job in done):
-            lines.append(
-                "  drain has completed jobs of this task, which are deleted: assert before it, "
-                "or look at its report"
-            )
-        return "\n".join(lines)
-
-    async def _other_tasks(self, identifier: str) -> list[str]:
-        others = (await self._utils.counts()).tasks
-        if not others:
-            return ["  there are no jobs at all"]
-        shown = ", ".join(repr(name) for name in sorted(others)[:MOST_SHOWN])
-        close = similar(identifier, others)
-        meant = "" if close is None else f"; did you mean {close!r}?"
-        return [f"  there are only jobs of {shown}{meant}"]
-
-
-def _shown(job: ListedJob) -> str:
-    return f"job {job.id} ({job.state}): {job.payload!r}"
+    def assertions(self, looking: Looking | None = None, conn: Any = None) -> Assertions:
+        """What asserts which jobs are there, read by these utils or by those of the kit."""
+        done = [job.task_identifier for report in self._drained for job in report.completed]
+        return Assertions(self._utils if looking is None else looking, conn=conn, drained=done)

@@ -3,6 +3,7 @@
 pytest imports it at each start, so it imports nothing else of the package before a fixture is used.
 """
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,17 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def gw_databases() -> "Iterator[TestDatabases]":
-    """The databases of the test run, on `GRAPHILE_WORKER_TEST_DSN` or on an embedded server."""
+def gw_server_dsn() -> str | None:
+    """The server of the test run; None means an embedded one. Override it in `conftest.py`."""
+    return os.environ.get("GRAPHILE_WORKER_TEST_DSN") or None
+
+
+@pytest.fixture(scope="session")
+def gw_databases(gw_server_dsn: str | None) -> "Iterator[TestDatabases]":
+    """The databases of the test run, on the server of `gw_server_dsn`."""
     from graphile_worker_py.testing.server import opened_databases  # noqa: PLC0415  # see above
 
-    with opened_databases() as databases:
+    with opened_databases(gw_server_dsn) as databases:
         yield databases
 
 

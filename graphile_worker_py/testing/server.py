@@ -127,13 +127,16 @@ class TestDatabases:
 
 
 @contextmanager
-def opened_databases() -> Iterator[TestDatabases]:
-    """Databases on the server of `GRAPHILE_WORKER_TEST_DSN`, else on one started for the block.
+def opened_databases(dsn: str | None) -> Iterator[TestDatabases]:
+    """Databases on a given server, or on one that is started for the block.
+
+    Args:
+        dsn: The server, as for `TestDatabases`; None means an embedded one.
 
     Raises:
-        ConfigurationError: The variable is not set, and no embedded server is installed.
+        ConfigurationError: None is given, and no embedded server is installed.
     """
-    with _server() as dsn:
+    with _server(dsn) as dsn:
         databases = TestDatabases(dsn)
         try:
             yield databases
@@ -142,9 +145,8 @@ def opened_databases() -> Iterator[TestDatabases]:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    given = os.environ.get(DSN_VARIABLE)
-    if given:
+def _server(given: str | None) -> Iterator[str]:
+    if given is not None:
         yield given
         return
     server = EmbeddedPostgres(settings=SETTINGS, temp_dir=fast_directory())

@@ -9,14 +9,16 @@ from typing import Any, Self, TypeVar, Unpack
 
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
+from graphile_worker_py.postgres.given import SyncGiven
 from graphile_worker_py.sql.inspect import ListedJob
 from graphile_worker_py.sync_worker_utils import SyncWorkerUtils
 from graphile_worker_py.tasks.task import Task
+from graphile_worker_py.testing.asserting import Assertions, Blocking
 from graphile_worker_py.testing.clock import TestClock
 from graphile_worker_py.testing.draining import Report
 from graphile_worker_py.testing.inlining import Inline
 from graphile_worker_py.testing.kit import GivenTasks, Kit
-from graphile_worker_py.testing.matching import NOT_GIVEN, Expected
+from graphile_worker_py.testing.matching import NOT_GIVEN, Expected, Wanted
 
 T = TypeVar("T")
 
@@ -59,25 +61,46 @@ class SyncKit:
         self.utils.__exit__(kind, error, traceback)
 
     def assert_added(
-        self, task: str | TaskName[Any], payload: Any = NOT_GIVEN, **expected: Unpack[Expected]
+        self,
+        task: str | TaskName[Any],
+        payload: Any = NOT_GIVEN,
+        *,
+        conn: SyncGiven | None = None,
+        **expected: Unpack[Expected],
     ) -> ListedJob:
         """Assert that there is a job as described. See `Kit.assert_added`."""
-        return _blocking(self._kit.assert_added(task, payload, **expected))
+        __tracebackhide__ = True
+        wanted = Wanted(task, payload, **expected)
+        return self._asserted(conn, lambda asserting: asserting.found(wanted))
 
     def refute_added(
-        self, task: str | TaskName[Any], payload: Any = NOT_GIVEN, **expected: Unpack[Expected]
+        self,
+        task: str | TaskName[Any],
+        payload: Any = NOT_GIVEN,
+        *,
+        conn: SyncGiven | None = None,
+        **expected: Unpack[Expected],
     ) -> None:
         """Assert that there is no job as described. See `Kit.refute_added`."""
-        _blocking(self._kit.refute_added(task, payload, **expected))
+        __tracebackhide__ = True
+        wanted = Wanted(task, payload, **expected)
+        self._asserted(conn, lambda asserting: asserting.none_found(wanted))
 
     def all_added(
         self,
         task: str | TaskName[Any] | None = None,
         payload: Any = NOT_GIVEN,
+        *,
+        conn: SyncGiven | None = None,
         **expected: Unpack[Expected],
     ) -> list[ListedJob]:
         """Read the jobs as described, the oldest first. See `Kit.all_added`."""
-        return _blocking(self._kit.all_added(task, payload, **expected))
+        wanted = Wanted("" if task is None else task, payload, **expected)
+        return self._asserted(conn, lambda asserting: asserting.all_found(wanted))
+
+    def clear(self) -> None:
+        """Delete all jobs that no worker runs. See `Kit.clear`."""
+        _blocking(self._kit.clear())
 
     def drain(
         self,
@@ -124,6 +147,17 @@ class SyncKit:
         with self._kit.provide(*resources, overrides=overrides):
             yield
 
+    def _asserted(
+        self,
+        conn: SyncGiven | None,
+        look: Callable[[Assertions], Coroutine[Any, Any, T]],
+    ) -> T:
+        __tracebackhide__ = True
+        if conn is None:
+            return _blocking(look(self._kit.assertions()))
+        # In this thread, to which the connection may belong.
+        return _at_once(look(self._kit.assertions(Blocking(self.utils), conn)))
+
     async def _perform(self, task: Task[Any], spec: JobSpec) -> Any:
         # `SyncWorkerUtils` has no event loop: this blocks, and awaits nothing.
         return _blocking(self._kit.call(task, spec))
@@ -133,3 +167,13 @@ def _blocking(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in a thread, because an event loop may run in this one."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits, without an event loop."""
+    __tracebackhide__ = True
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise RuntimeError("a coroutine that must not wait did")

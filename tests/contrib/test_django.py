@@ -18,6 +18,7 @@ from django.db import DatabaseError, connection, connections, transaction
 from django.test import Client, override_settings
 
 from graphile_worker_py import ConfigurationError, Runner, SyncWorkerUtils, WorkerUtils, run_once
+from graphile_worker_py.testing import SyncKit
 from tests.contrib import django_support
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
@@ -253,6 +254,16 @@ def test_wrong_options_of_the_backend_are_refused() -> None:
     for options in ({"retries": 3}, {"max_attempts": 0}, {"serial_queues": "ledger"}):
         with pytest.raises(ImproperlyConfigured, match=r"TASKS\['default'\]\['OPTIONS'\]"):
             GraphileWorkerBackend("default", {"OPTIONS": options})
+
+
+def test_the_pytest_kit_sees_jobs_in_the_transaction_of_a_test(dsn: str, stored: Jobs) -> None:
+    with SyncKit(dsn) as kit, pytest.raises(RuntimeError, match="undo"), transaction.atomic():
+        tasks.double.enqueue(2)
+        name = "tests.contrib.shop.tasks.double"
+        kit.assert_added(name, {"args": [2]}, conn=connection)
+        kit.refute_added(name)
+        raise RuntimeError("undo")
+    assert stored.all() == []
 
 
 async def test_connections_of_django_are_taken_by_blocking_utils_only(
