@@ -29,6 +29,7 @@ from benchmarks.sides import (
     PgQueuerSide,
     ProcrastinateSide,
     Side,
+    Watched,
     add_backlog,
     environment,
 )
@@ -168,7 +169,8 @@ class Lab:
         sides += [PgQueuerSide(), ProcrastinateSide(), ObanSide(), Floor(node)]
         sides += [Keeping(node, "none"), Keeping(node, "all")]
         sides += [Limited(node, limited=False), Limited(node, limited=True)]
-        sides += [Keyed(node)]
+        sides += [Keyed(node), Watched(node, "metrics", "metrics")]
+        sides += [Watched(node, "otel", "exporting:Traces")]
         self.sides = {side.name: side for side in sides}
         self._made = 0
         self._templates: dict[str, str] = {}

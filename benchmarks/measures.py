@@ -28,6 +28,8 @@ from tests.support.node import LATEST
 GRAPHILE: Final = ("ours", "node")
 HISTORY: Final = ("history none", "ours", "history all")
 """The sides that differ in what history they keep; the first one keeps none."""
+PLUGINS: Final = ("ours", "with metrics", "with otel")
+"""The sides that differ in the plugin that reports jobs; the first one has none."""
 ALL: Final = (*GRAPHILE, "pgqueuer", "procrastinate", "oban")
 
 
@@ -177,8 +179,8 @@ def _idle_memory(lab: Lab, name: str) -> Outcome:
         return {"memory": worker.memory() / 2**20}
 
 
-def _history(lab: Lab, side_name: str) -> Outcome:
-    """What history costs at small and at large batches."""
+def _at_both_sizes(lab: Lab, side_name: str) -> Outcome:
+    """What something costs at small and at large batches."""
     side = lab.sides[side_name]
     outcome: Outcome = {}
     for settings, jobs, batch in ((DEFAULT, 30_000, "24"), (BATCHED, 150_000, "500")):
@@ -336,7 +338,8 @@ MEASURES: Final = (
         _idle_memory,
         {"memory": Figure("memory, idle", "MiB", more_is_better=False)},
     ),
-    Measure("history", HISTORY, _history, {}),
+    Measure("history", HISTORY, _at_both_sizes, {}),
+    Measure("plugins", PLUGINS, _at_both_sizes, {}),
     Measure(
         "limits",
         ("unlimited", "limited"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.measure import Figure
-from benchmarks.measures import GRAPHILE, HISTORY, MEASURES
+from benchmarks.measures import GRAPHILE, HISTORY, MEASURES, PLUGINS
 
 BEGIN = "<!-- results: written by `python -m benchmarks --render FILE` -->"
 END = "<!-- end of results -->"
@@ -73,6 +73,8 @@ def page(run: Run, plots: Sequence[tuple[str, str]]) -> str:
     ]
     if history := against_no_history(run):
         parts += ["### What history costs", history]
+    if plugins := against_no_plugin(run):
+        parts += ["### What metrics and traces cost", plugins]
     if limits := against_no_limits(run):
         parts += ["### What limits cost", limits]
     return "\n\n".join(part for part in parts if part)
@@ -81,7 +83,7 @@ def page(run: Run, plots: Sequence[tuple[str, str]]) -> str:
 def text(run: Run) -> str:
     """All tables, for the terminal."""
     parts = [about(run), against_node(run), against_peers(run), against_pgbench(run)]
-    parts += [against_no_history(run), against_no_limits(run)]
+    parts += [against_no_history(run), against_no_plugin(run), against_no_limits(run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -225,6 +227,25 @@ def against_no_history(run: Run) -> str:
                 return ""
             cells += [number(statistics.median(rates)), _ratios(rates, none)]
         cells.append(number(statistics.median(run.values("history", side, "wal 500"))))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def against_no_plugin(run: Run) -> str:
+    """Processor time of a job with each plugin, and how much more it is than without."""
+    lines = [
+        "| `hooks` | by 24 (µs/job) | more | range | by 500 (µs/job) | more | range |",
+        "| --- | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    for side in PLUGINS:
+        cells = [side.removeprefix("with ") if side != PLUGINS[0] else "none"]
+        for figure in ("cpu 24", "cpu 500"):
+            costs, none = (run.values("plugins", name, figure) for name in (side, PLUGINS[0]))
+            if not costs or not none:
+                return ""
+            more = [cost - least for cost, least in zip(costs, none, strict=True)]
+            cells += [number(statistics.median(costs)), f"{statistics.median(more):.2f}"]
+            cells.append(f"{min(more):.2f} … {max(more):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

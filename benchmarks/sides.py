@@ -132,6 +132,25 @@ class Keeping(Ours):
         return super().command(dsn, {**settings, "history": self.history})
 
 
+class Watched(Ours):
+    """This package with a plugin that reports each job.
+
+    Args:
+        node: The Node that installs the schema.
+        name: What it is called in tables.
+        plugin: The plugin.
+    """
+
+    def __init__(self, node: Node, name: str, plugin: str) -> None:
+        super().__init__(node)
+        self.plugin = plugin
+        self.name = f"with {name}"
+        self.title = f"graphile_worker_py, {self.name}"
+
+    def command(self, dsn: str, settings: Mapping[str, Any]) -> Command:
+        return super().command(dsn, {**settings, "hooks": [self.plugin]})
+
+
 class Limited(Ours):
     """This package with a limit of the jobs of its task that run at once.
 

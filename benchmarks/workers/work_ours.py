@@ -58,6 +58,7 @@ async def main(dsn: str, settings: dict[str, Any]) -> None:
             concurrent_jobs=settings["concurrent_jobs"],
             local_queue=LocalQueueOptions(size=size),
             history=settings.get("history"),
+            hooks=settings.get("hooks", []),
         ) as runner,
     ):
         print("ready", flush=True)
