@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from graphile_worker_py.checks import similar
-from graphile_worker_py.looking.limited import limits_reached
+from graphile_worker_py.looking.limited import are_readable, limits_reached
 from graphile_worker_py.looking.paused import pauses_of, readable_pauses
 from graphile_worker_py.postgres.query import Steps
 from graphile_worker_py.postgres.together import one, side_by_side
@@ -114,7 +114,9 @@ def explain(job_id: int | str, schema: str) -> Steps[Explanation]:
     """Read the facts about a job, and make reasons of them."""
     query = facts.read_facts(job_id)
     number = int(query.values[0])
-    job, can_read = yield from side_by_side(one(query), can_read_pools(schema))
+    job, can_read, readable = yield from side_by_side(
+        one(query), can_read_pools(schema), are_readable(schema)
+    )
     if job is None:
         return Explanation(job_id=number, state=None, reasons=[_GONE], missing=None)
     if not can_read:
@@ -128,7 +130,7 @@ def explain(job_id: int | str, schema: str) -> Steps[Explanation]:
             one(read_pools(schema)),
             one(facts.read_crashes(schema, number)),
             readable_pauses(schema),
-            limits_reached(schema, job.task, number),
+            limits_reached(schema, job.task, number, readable),
         )
         reasons = list(_reasons(job, pools, crashes, paused, limited))
     return Explanation(job_id=number, state=job.state, reasons=reasons, missing=None)

@@ -1,13 +1,17 @@
 """Which limits of its task keep a job from starting."""
 
-from typing import Final
+from typing import Final, TypeVar
 
 from graphile_worker_py.errors import MissingTablesError
-from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.query import Query, Steps
 from graphile_worker_py.postgres.together import side_by_side
-from graphile_worker_py.sql.breakers import Breaker, known_breakers
+from graphile_worker_py.records import Record
+from graphile_worker_py.sql.breakers import Breaker, known_breakers, read_breakers
 from graphile_worker_py.sql.keyed_values import value_of
-from graphile_worker_py.sql.limits import Limit, LimitKind, read_limits
+from graphile_worker_py.sql.limits import TABLES, Limit, LimitKind, known_limits, read_limits
+from graphile_worker_py.sql.side_tables import reading
+
+T = TypeVar("T")
 
 LONGEST_SHOWN: Final = 100
 """Characters of a value that are shown."""
@@ -16,7 +20,7 @@ LONGEST_SHOWN: Final = 100
 def readable_limits(schema: str) -> Steps[list[Limit]]:
     """Read the limits; none where the tables are missing, or the role may not read them."""
     try:
-        return (yield from read_limits(schema))
+        return (yield from known_limits(schema))
     except MissingTablesError:
         return []
 
@@ -29,12 +33,42 @@ def readable_breakers(schema: str) -> Steps[list[Breaker]]:
         return []
 
 
-def limits_reached(schema: str, task: str, job_id: int) -> Steps[list[tuple[str, str]]]:
-    """Read what lets a job of a task not start now, limits and breakers: facts, and what to do.
+class Readable(Record):
+    """Which tables can be read.
 
-    Nothing where the tables are missing, or the role may not read them.
+    Args:
+        limits: Whether those of limits can be read.
+        breakers: Whether that of breakers can be read.
     """
-    known, breakers = yield from side_by_side(readable_limits(schema), readable_breakers(schema))
+
+    limits: bool
+    breakers: bool
+
+
+def are_readable(schema: str) -> Steps[Readable]:
+    """Whether the tables of limits and breakers are there, and the role may read them."""
+    limits, breakers = yield from side_by_side(
+        _is_readable(schema, *TABLES), _is_readable(schema, "breakers")
+    )
+    return Readable(limits=limits, breakers=breakers)
+
+
+def _is_readable(schema: str, *tables: str) -> Steps[bool]:
+    try:
+        yield from reading(schema, *tables)
+    except MissingTablesError:
+        return False
+    return True
+
+
+def limits_reached(
+    schema: str, task: str, job_id: int, readable: Readable
+) -> Steps[list[tuple[str, str]]]:
+    """Read what lets a job of a task not start now, limits and breakers: facts, and what to do."""
+    known, breakers = yield from side_by_side(
+        _rows(read_limits(schema), is_readable=readable.limits),
+        _rows(read_breakers(schema), is_readable=readable.breakers),
+    )
     limits: list[Limit] = [each for each in known if task in each.tasks]
     reasons = yield from side_by_side(*(_reason(each, job_id) for each in limits))
     told = [
@@ -45,6 +79,10 @@ def limits_reached(schema: str, task: str, job_id: int) -> Steps[list[tuple[str,
     return told + [
         _broken(each) for each in breakers if task in each.tasks and each.open_for is not None
     ]
+
+
+def _rows(query: Query[list[T]], *, is_readable: bool) -> Steps[list[T]]:
+    return (yield query) if is_readable else []
 
 
 def _reason(limit: Limit, job_id: int) -> Steps[str | None]:

@@ -150,14 +150,19 @@ def _limit(*row: Any) -> Limit:
     )
 
 
-def read_limits(worker_schema: str) -> Steps[list[Limit]]:
+def read_limits(worker_schema: str) -> Query[list[Limit]]:
+    """Read the limits of a schema, by name."""
+    return Query(_READ, (worker_schema,), _read, prepare=False)
+
+
+def known_limits(worker_schema: str) -> Steps[list[Limit]]:
     """Read the limits of a schema, by name.
 
     Raises:
         MissingTablesError: The tables of limits are missing.
     """
     yield from reading(worker_schema, *TABLES)
-    return (yield Query(_READ, (worker_schema,), _read, prepare=False))  # type: ignore[no-any-return]
+    return (yield read_limits(worker_schema))  # type: ignore[no-any-return]
 
 
 # The pools are told in the same transaction.
@@ -205,11 +210,11 @@ def set_limit(
         check_whole(f"the number of limit {name!r}", amount, smallest=0)
     if kind is not None:
         check_one_of("kind", kind, allowed=LimitKind)
-    known = yield from read_limits(worker_schema)
+    known = yield from known_limits(worker_schema)
     chosen = _chosen(known, name, kind)
     yield from reading(worker_schema, *TABLES, right="update")
     yield Query(_STATEMENTS[chosen], (worker_schema, name, amount), len, prepare=False)
-    now = yield from read_limits(worker_schema)
+    now: list[Limit] = yield read_limits(worker_schema)
     return next(each for each in now if (each.name, each.kind) == (name, chosen))
 
 

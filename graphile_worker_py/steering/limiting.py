@@ -23,7 +23,7 @@ class LimitSteering:
             MissingTablesError: The tables of limits are missing.
         """
         own = None if conn is None else await taken(conn)
-        return await self._database.drive(limiting.read_limits(self._database.schema), conn=own)
+        return await self._database.drive(limiting.known_limits(self._database.schema), conn=own)
 
     async def set_limit(
         self,
@@ -94,7 +94,7 @@ class SyncLimitSteering:
         """Read the limits that worker pools have used. See `WorkerUtils.limits`."""
         own = None if conn is None else taken_blocking(conn)
         schema = self._database.statements.schema
-        return self._database.drive(limiting.read_limits(schema), conn=own)
+        return self._database.drive(limiting.known_limits(schema), conn=own)
 
     def set_limit(
         self,

@@ -1,11 +1,12 @@
-"""Record every change: when, who, what, how many."""
+"""Record every change, and read what was changed: when, who, what, how many."""
 
 from typing import Any
 
 from psycopg import AsyncConnection
 
 from graphile_worker_py import json_codec
-from graphile_worker_py.sql.web_tables import write_audit
+from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.sql.web_tables import AuditRow, read_audit, write_audit
 from graphile_worker_py.web.access import Access
 from graphile_worker_py.web.site import Site
 
@@ -47,3 +48,12 @@ async def record(
         kept=site.settings.audit_kept,
     )
     await (await site.open()).run(query, conn=conn)
+
+
+def rows(
+    site: Site, *, job_id: int | None = None, before: int | None = None, limit: int
+) -> Steps[list[AuditRow]]:
+    """Read changes by people, the newest first; none where there is no audit log."""
+    if not site.has_tables:
+        return []
+    return (yield read_audit(site.schema, job_id=job_id, before=before, limit=limit))  # type: ignore[no-any-return]

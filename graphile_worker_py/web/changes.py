@@ -8,8 +8,10 @@ from http import HTTPStatus
 from typing import Any, Final, assert_never
 
 from graphile_worker_py.job import Job
+from graphile_worker_py.postgres.together import side_by_side
 from graphile_worker_py.sql.cancel_jobs import CancelState
-from graphile_worker_py.sql.web_tables import read_audit
+from graphile_worker_py.sql.runs import JobRun
+from graphile_worker_py.sql.web_tables import AuditRow
 from graphile_worker_py.sql.windows import Filter, match_window
 from graphile_worker_py.web import audit, filters, history
 from graphile_worker_py.web.access import Access
@@ -111,7 +113,16 @@ async def change_one(site: Site, access: Access, change: Change, job_id: int) ->
 
 async def gone(site: Site, job_id: int) -> ProblemError:
     """There is no such job: a run or the audit log may say that there was one."""
-    runs = await history.job_runs(site, job_id)
+    runs, changes = await site.drive(
+        side_by_side(history.runs_of(site.schema, job_id), audit.rows(site, job_id=job_id, limit=1))
+    )
+    return gone_after(job_id, runs, changes)
+
+
+def gone_after(
+    job_id: int, runs: Sequence[JobRun] | None, changes: Sequence[AuditRow]
+) -> ProblemError:
+    """There is no such job, by what is known of its runs and changes."""
     if runs:
         return ProblemError(
             HTTPStatus.GONE,
@@ -119,14 +130,11 @@ async def gone(site: Site, job_id: int) -> ProblemError:
             f"{runs[-1].outcome}",
             more={"outcome": str(runs[-1].outcome)},
         )
-    if site.has_tables:
-        changed = read_audit(site.schema, job_id=job_id, before=None, limit=1)
-        rows = await site.read(changed)
-        if rows:
-            return ProblemError(
-                HTTPStatus.GONE,
-                f"job {job_id} is gone; the last change through these pages was {rows[0].action!r}",
-            )
+    if changes:
+        return ProblemError(
+            HTTPStatus.GONE,
+            f"job {job_id} is gone; the last change through these pages was {changes[0].action!r}",
+        )
     return ProblemError(
         HTTPStatus.NOT_FOUND,
         f"there is no job {job_id}: completed jobs are deleted, and job keys use up ids that no "

@@ -7,6 +7,7 @@ from typing import Final
 
 from graphile_worker_py.checks import BIGINT_MAX
 from graphile_worker_py.postgres.query import Steps
+from graphile_worker_py.postgres.together import together
 from graphile_worker_py.sql.inspect import JobState, ListedJob
 from graphile_worker_py.sql.windows import Filter, Window, list_window, read_by_ids
 from graphile_worker_py.web import filters
@@ -74,7 +75,7 @@ async def page_fact(
 
 
 def _list(wanted: Filter, kept: list[int], *, before: int | None, limit: int) -> Steps[Page]:
-    found: Window = yield list_window(wanted, before_id=before, limit=limit)
+    found, sample = yield from _found(wanted, kept, before=before, limit=limit)
     jobs = found.jobs
     if found.more:
         following = jobs[-1].id
@@ -82,10 +83,8 @@ def _list(wanted: Filter, kept: list[int], *, before: int | None, limit: int) ->
         following = found.from_id
     else:
         following = None
-    if kept and not jobs and before is None and following is not None:
-        sample = [job for job in (yield read_by_ids(kept)) if job.state is wanted.state]
-        if sample:
-            return Page(jobs=sample, next=None, complete=False, from_id=found.from_id, sampled=True)
+    if sample and not jobs and following is not None:
+        return Page(jobs=sample, next=None, complete=False, from_id=found.from_id, sampled=True)
     return Page(
         jobs=jobs,
         next=None if following is None else _cursor(following, wanted),
@@ -93,6 +92,17 @@ def _list(wanted: Filter, kept: list[int], *, before: int | None, limit: int) ->
         from_id=found.from_id,
         ends_window=not found.more and not found.complete,
     )
+
+
+def _found(
+    wanted: Filter, kept: list[int], *, before: int | None, limit: int
+) -> Steps[tuple[Window, list[ListedJob]]]:
+    """What a window has, and the jobs of the census, for when the window has none."""
+    window = list_window(wanted, before_id=before, limit=limit)
+    if not kept or before is not None:
+        return (yield window), []
+    found, jobs = yield together([window, read_by_ids(kept)])
+    return found, [job for job in jobs if job.state is wanted.state]
 
 
 async def _kept(site: Site, wanted: Filter) -> list[int]:

@@ -21,9 +21,9 @@ from graphile_worker_py.sql.inspect import JobState, get_job
 from graphile_worker_py.sql.job_state import read_reported
 from graphile_worker_py.sql.pauses import PAUSE_PREFIX, Pause
 from graphile_worker_py.sql.table_sizes import read_oldest_transaction, read_table_sizes
-from graphile_worker_py.sql.web_tables import AuditRow, read_audit
 from graphile_worker_py.sql.windows import Filter
 from graphile_worker_py.web import (
+    audit,
     charts,
     errors,
     facts,
@@ -37,7 +37,7 @@ from graphile_worker_py.web import (
 from graphile_worker_py.web import recurring as recurring_items
 from graphile_worker_py.web.api.models import JobId
 from graphile_worker_py.web.census import Counts
-from graphile_worker_py.web.changes import gone
+from graphile_worker_py.web.changes import gone_after
 from graphile_worker_py.web.context import Viewer, web_of
 from graphile_worker_py.web.copying import copies
 from graphile_worker_py.web.pages import trends
@@ -110,7 +110,7 @@ async def job(request: Request, access: Viewer, job_id: JobId) -> Response:
     site = web_of(request).site
     found, explanation, runs, changes, reported = await site.drive(_all_about(site, job_id))
     if found is None:
-        raise await gone(site, job_id)
+        raise gone_after(job_id, runs, changes)
     payload = shown.payload_of(found, access, site.redaction).decode(errors="replace")
     known = (reported or {}).get(job_id)
     is_its = found.state is JobState.RUNNING and known and known.created_at == found.created_at
@@ -148,7 +148,7 @@ def _all_about(site: Site, job_id: int) -> Steps[list[Any]]:
         one(get_job(job_id)),
         explaining.explain(job_id, site.schema),
         history.runs_of(site.schema, job_id),
-        _audit(site, job_id=job_id, before=None, limit=20),
+        audit.rows(site, job_id=job_id, limit=20),
         history.kept(read_reported(site.schema, [job_id])),
     )
 
@@ -338,11 +338,11 @@ async def maintenance(request: Request, access: Viewer, before: int | None = Non
     """Sizes of tables, cleanup, and the audit log."""
     site = web_of(request).site
     standing = await facts.standing(site)
-    sizes, oldest, audit = await site.drive(
+    sizes, oldest, rows = await site.drive(
         side_by_side(
             one(read_table_sizes(site.schema)),
             one(read_oldest_transaction()),
-            _audit(site, job_id=None, before=before, limit=50),
+            audit.rows(site, before=before, limit=50),
         )
     )
     failed = None if standing.counts is None else standing.counts.of_state(JobState.FAILED)
@@ -354,19 +354,10 @@ async def maintenance(request: Request, access: Viewer, before: int | None = Non
         access=access,
         sizes=sizes,
         oldest=oldest,
-        audit=audit if site.has_tables else None,
+        audit=rows if site.has_tables else None,
         cleanups=_cleanups(failed),
         decode=json.loads,
     )
-
-
-def _audit(
-    site: Site, *, job_id: int | None, before: int | None, limit: int
-) -> Steps[list[AuditRow]]:
-    """Read changes by people; none where there is no audit log."""
-    if not site.has_tables:
-        return []
-    return (yield read_audit(site.schema, job_id=job_id, before=before, limit=limit))  # type: ignore[no-any-return]
 
 
 AGES: Final = (
