@@ -210,10 +210,13 @@ async def test_the_leader_frees_a_queue_whose_job_ran_when_it_was_resumed(
     work = Work()
     await utils.add_job("slow", "first", queue_name="q")
     await utils.add_job("quick", "second", queue_name="q")
-    async with work.runner(dsn, concurrent_jobs=3):
+    async with work.runner(dsn, concurrent_jobs=3) as runner:
         await work.begun.wait()
         await utils.pause(queue="q")
+        await eventually(lambda: "queue 'q'" in str(runner.health().troubles))
         await utils.resume(queue="q")
+        # Its job still runs, but it is no longer paused.
+        await eventually(lambda: runner.health().troubles == ())
         work.go.set()
         await eventually(lambda: work.ran == ["first", "second"])
     assert await utils.pauses() == []

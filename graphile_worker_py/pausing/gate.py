@@ -56,7 +56,7 @@ class Gate:
             f"{pause.what} {pause.why}"
             for pause in self._pauses
             if pause.target is PauseTarget.QUEUE or pause.name in self._pool.tasks
-            if pause.target is not PauseTarget.POOL
+            if pause.target is not PauseTarget.POOL and not pause.ending
         ]
         return f"paused: {'; '.join(paused)}" if paused else None
 
