@@ -45,3 +45,18 @@ async def test_jobs_hidden_by_anothers_fetch_are_found_though_nobody_announces_t
             await told.seen(WorkerGetJobEmpty, count=5)
             await another.rollback()
             await told.seen(JobSuccess)
+
+
+async def test_announcements_meanwhile_do_not_put_off_the_next_look(dsn: str) -> None:
+    jobs, told = Jobs(dsn), Told()
+    jobs.add("work", queue_name="q")
+    async with await psycopg.AsyncConnection.connect(dsn) as another:
+        await another.execute("select 1 from graphile_worker._private_job_queues for update")
+        async with Runner(dsn, tasks={"work": print}, poll_interval=3600, events=told.events):
+            await told.seen(WorkerGetJobEmpty)
+            for _ in range(15):
+                looks = len(told.of(WorkerGetJobEmpty))
+                jobs.query("select pg_notify('jobs:insert', '{\"count\": 1}')")
+                await told.seen(WorkerGetJobEmpty, count=looks + 1)
+            await another.rollback()
+            await told.seen(JobSuccess, timeout=5)

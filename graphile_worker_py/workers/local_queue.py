@@ -284,13 +284,16 @@ class LocalQueue:
 
     def _set_next_poll(self, fetched: Fetched, *, missing: bool) -> None:
         """Decide when to fetch next without a reason; `missing`: announced jobs were not found."""
+        now = asyncio.get_running_loop().time()
+        if fetched.hidden and self._hidden and now < self._next_poll:
+            return  # there was another reason to fetch, which must not put the next look off
         pause = self._poll_interval
         if fetched.hidden or missing:
             # Another pool may have taken them, or hidden them while its own fetch had the rows
             # locked.
             pause = min(pause, random.uniform(*SECOND_LOOK) * 2**self._hidden)  # noqa: S311
         self._hidden = min(self._hidden + 1, MOST_DOUBLINGS) if fetched.hidden else 0
-        self._next_poll = asyncio.get_running_loop().time() + pause
+        self._next_poll = now + pause
 
     def _wanted(self) -> int:
         if not self._prefetches:
