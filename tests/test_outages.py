@@ -1,6 +1,7 @@
 """The database goes away and comes back: every outcome is recorded, once."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -438,13 +439,14 @@ async def test_a_lock_that_came_after_the_outcome_of_its_job_is_not_left_behind(
     job_id = jobs.add("work", queue_name="q")
     finish = asyncio.Event()
     ran: list[int] = []
+    fetches = itertools.count(1)
 
     async def work(_payload: Any, ctx: JobContext) -> None:
         ran.append(ctx.job.attempts)
         await finish.wait()
 
     async def flags() -> list[str]:
-        if len(ran) == 1:  # fetch only when the outcome has come to the database
+        if next(fetches) == 2:  # wait until the outcome has come to the database
             await eventually(lambda: jobs.query(HELD_DELETES))
         return []
 
