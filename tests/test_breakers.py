@@ -25,6 +25,7 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.events import PoolListenSuccess
 from tests.support.eventually import eventually
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 from tests.support.running import Jobs, Told
 
 OPEN = "select open_until is not null as open from graphile_worker_py.breakers"
@@ -238,6 +239,7 @@ async def test_a_pool_that_starts_while_a_breaker_is_open_waits_and_a_dead_probe
     assert not is_open(jobs)
 
 
+@WITHOUT_SIDE_SCHEMA
 async def test_without_the_side_schema_each_pool_counts_for_itself(dsn: str) -> None:
     endpoint, jobs = Endpoint(), Jobs(dsn)
     jobs.add_many(10, "charge")

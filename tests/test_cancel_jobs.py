@@ -21,8 +21,6 @@ from graphile_worker_py.events import JobCancelled, JobError, JobStart, PoolList
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-INSTALLER = "worker"
-
 RUNS = "select job_id, outcome, error, attempt from graphile_worker_py.runs order by finished_at"
 TAKEN_BY_NODE = """
 update graphile_worker._private_jobs

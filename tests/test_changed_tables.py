@@ -17,6 +17,8 @@ from graphile_worker_py.sql.planning import keep_to_indexes
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
+INSTALLER = "python"
+
 ADD_COLUMNS = """
 alter table graphile_worker._private_jobs add column extra text;
 alter table graphile_worker._private_job_queues add column extra text;

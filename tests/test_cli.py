@@ -15,8 +15,6 @@ from tests.support.app import GRACE
 from tests.support.processes import Process, Processes
 from tests.support.rows import rows_of
 
-INSTALLER = "worker"
-
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "graphile_worker_py"]
 

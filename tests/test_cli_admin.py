@@ -22,8 +22,6 @@ from tests.support.jobs import Jobs
 from tests.support.processes import clean_environment
 from tests.support.running import Told
 
-INSTALLER = "worker"
-
 LATER = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 Call = Callable[..., click.testing.Result]

@@ -14,6 +14,8 @@ from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.support.processes import Process, Processes
 
+INSTALLER = "python"
+
 ROOT = Path(__file__).parent.parent
 NEVER = 1000
 

@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from graphile_worker_py import MissingRightsError, SyncWorkerUtils
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 from tests.support.pages import PageRun, blocks_of, check_commands
 from tests.support.processes import Processes
 from tests.support.upstream import NAMES
@@ -25,6 +26,7 @@ SITE = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["proj
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@WITHOUT_SIDE_SCHEMA
 def test_the_code_blocks_of_a_page_do_what_it_says(
     page: Path, dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
 ) -> None:

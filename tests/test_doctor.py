@@ -20,6 +20,7 @@ from graphile_worker_py.observing.findings import Finding, Severity
 from graphile_worker_py.sql.checkup import Holder, ServerFacts
 from graphile_worker_py.sql.table_sizes import TableSize
 from tests.support.eventually import eventually
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 from tests.support.running import Jobs
 
 SERVER = ServerFacts(
@@ -87,6 +88,7 @@ async def test_a_database_in_order_has_no_finding(dsn: str, stored: Jobs) -> Non
         assert found(dsn) == {}
 
 
+@WITHOUT_SIDE_SCHEMA
 async def test_without_the_side_schema_there_is_a_notice_only(dsn: str) -> None:
     assert found(dsn, GRAPHILE_WORKER_CONCURENT_JOBS="3") == {
         "pools": "notice: worker pools do not register here",

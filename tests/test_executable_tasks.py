@@ -20,8 +20,6 @@ from graphile_worker_py.executors.executable import LINE_LIMIT, STDERR_TAIL, exe
 from tests.support.eventually import eventually
 from tests.support.running import Told
 
-INSTALLER = "worker"
-
 Row = tuple[Any, ...]
 
 

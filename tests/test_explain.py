@@ -13,6 +13,7 @@ from graphile_worker_py.cli.main import main
 from graphile_worker_py.events import PoolListenSuccess
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 from tests.support.running import Told
 
 
@@ -83,6 +84,7 @@ async def test_pools_of_an_older_release_are_read_and_blamed_for_nothing(
         assert await utils.unserved_tasks() == {}
 
 
+@WITHOUT_SIDE_SCHEMA
 async def test_a_job_behind_others_says_how_many(stored: Jobs, utils: WorkerUtils) -> None:
     stored.add_many(7, "a")
     job_id = stored.add("a", priority=5)

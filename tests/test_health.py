@@ -22,8 +22,6 @@ from tests.support.eventually import eventually
 from tests.support.proxy import Proxy
 from tests.support.running import Jobs, Told
 
-INSTALLER = "worker"
-
 
 async def ask(url: str | None, request: str = "GET /healthz HTTP/1.1") -> tuple[int, str]:
     """Send a request as it is written here; status and body of the answer."""

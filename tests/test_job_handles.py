@@ -35,8 +35,6 @@ from tests import process_tasks
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-INSTALLER = "worker"
-
 FAILED_ONCE = "select 1 from graphile_worker.jobs where attempts = 1 and locked_at is null"
 
 

@@ -33,8 +33,6 @@ from graphile_worker_py import (
 from graphile_worker_py.events import JobDiscarded, JobError, JobFailed, JobSnoozed, JobSuccess
 from tests.support.running import Jobs, Told
 
-INSTALLER = "worker"
-
 IN = "extract(epoch from run_at - now())::float8 as due_in"
 
 

@@ -14,7 +14,6 @@ from graphile_worker_py.postgres.kept_connection import KeptConnection
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
-INSTALLER = "worker"
 THREE: Final = {"a": Pool(tasks=["a"]), "b": Pool(tasks=["b"]), "rest": Pool()}
 OPTIONS: Final[dict[str, Any]] = {"pools": THREE, "poll_interval": 3600, "max_pool_size": 12}
 LOCKS: Final = """

@@ -23,8 +23,6 @@ from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
 from tests.support.server import CREATE_LATIN1, Server
 
-INSTALLER = "worker"
-
 
 async def last_error(dsn: str, error: BaseException) -> str:
     """What is stored for a job whose task raised this."""

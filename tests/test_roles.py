@@ -33,6 +33,8 @@ from tests.support.pages import blocks_of
 from tests.support.running import Jobs, Told
 from tests.worker_utils_support import Api
 
+INSTALLER = "python"
+
 PAGE = Path(__file__).parent.parent / "docs" / "security.md"
 ROLE = re.compile(r"\bjobs_(owner|worker|web|admin|reader)\b")
 GRANT = re.compile(r"grant [\w, ]+ on .+? to \"[^\"]+\"")

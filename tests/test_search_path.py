@@ -17,6 +17,8 @@ from graphile_worker_py.schema.migrate import read_migration
 from graphile_worker_py.sql import migrations, own_schema
 from tests.support.statements import Hostile, all_statements, side_migrations
 
+INSTALLER = "python"
+
 STATEMENTS = sorted(set(all_statements()))
 SAMPLES = {
     "select exp($1::pg_catalog.int4)": "function early.exp(integer)",

@@ -20,8 +20,6 @@ from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.postgres.task_sessions import TaskSessions
 from tests.support.running import Jobs, Told
 
-INSTALLER = "worker"
-
 Conn = AsyncConnection[Any]
 STATE = """
 select current_user, session_user,

@@ -37,8 +37,6 @@ from graphile_worker_py.events import JobError
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
-INSTALLER = "worker"
-
 ROOT = Path(__file__).parent.parent
 
 

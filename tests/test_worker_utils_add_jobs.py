@@ -15,8 +15,6 @@ from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.worker_utils_support import Api
 
-INSTALLER = "worker"
-
 LATER = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 

@@ -18,6 +18,7 @@ from graphile_worker_py import (
 from graphile_worker_py.errors import IncompatibleSchemaError
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 from tests.worker_utils_support import Api
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -107,6 +108,7 @@ async def test_pools_that_register_are_read(api: Api, dsn: str) -> None:
         assert await others.pools() == []
 
 
+@WITHOUT_SIDE_SCHEMA
 async def test_where_pools_do_not_register_there_is_no_list_of_them(
     api: Api, dsn: str, utils: WorkerUtils
 ) -> None:

@@ -30,6 +30,7 @@ from graphile_worker_py import (
 )
 from graphile_worker_py.events import JobsAdded
 from tests.support.jobs import Jobs
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 
 DRIVERS = ["psycopg", "asyncpg"]
 SPECS = [
@@ -202,6 +203,7 @@ async def test_connections_of_asyncpg_with_their_own_codecs_add_jobs(
         assert len(stored.all()) == 1
 
 
+@WITHOUT_SIDE_SCHEMA
 async def test_errors_of_asyncpg_become_those_that_are_documented(
     dsn: str, utils: WorkerUtils
 ) -> None:

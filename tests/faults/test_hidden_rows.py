@@ -21,6 +21,8 @@ from tests.faults.test_killed_workers import begun, make_short
 from tests.support.eventually import eventually
 from tests.support.running import Told, impatient
 
+INSTALLER = "python"
+
 
 class Role:
     """A role that was granted everything, and may see all rows or none.

@@ -21,6 +21,8 @@ from tests.faults.ledger import FAST, Ledger
 from tests.support.running import Jobs, Told
 from tests.web.serving import client_of, served
 
+INSTALLER = "python"
+
 SPY = """
 create table public.spied (who text not null, what text not null);
 grant insert on public.spied to public;

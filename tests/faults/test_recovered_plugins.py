@@ -16,6 +16,8 @@ from tests.faults.test_killed_workers import begun, make_short
 from tests.support.eventually import eventually
 from tests.support.running import Told
 
+INSTALLER = "python"
+
 LEASES: Final[list[list[LiteralString]]] = [
     ["create table graphile_worker_py.leases (holder text not null)"],
     [

@@ -21,6 +21,8 @@ from tests.faults.test_poison_jobs import heartbeat_of_all
 from tests.support.eventually import eventually
 from tests.support.running import Told
 
+INSTALLER = "python"
+
 SCHEMAS = "select nspname from pg_namespace where nspname like 'graphile%%' order by nspname"
 OURS = """
 select count(*) as count from information_schema.tables

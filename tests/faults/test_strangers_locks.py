@@ -18,6 +18,8 @@ from tests.faults.test_killed_workers import begun, make_short
 from tests.support.eventually import eventually
 from tests.support.running import Told
 
+INSTALLER = "python"
+
 KEYS = """
 select (classid::bigint << 32) | objid::bigint as key from pg_locks
 where locktype = 'advisory' and objsubid = 1

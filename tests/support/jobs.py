@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from psycopg.rows import dict_row
 
 from tests.support.eventually import eventually
+from tests.support.kept import kept_connection
 from tests.support.rows import rows_of
 
 ADD: Final = """
@@ -80,9 +80,8 @@ class Jobs:
 
     def query(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """Run a statement in its own transaction, and return the rows if it returns any."""
-        with psycopg.connect(self.dsn, autocommit=True, row_factory=dict_row) as conn:
-            cursor = conn.execute(sql, values or None)
-            return rows_of(cursor)
+        with kept_connection(self.dsn) as conn:
+            return rows_of(conn.execute(sql, values or None))
 
     async def in_thread(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """`query`, in a thread: for a change of a table, which waits until nobody uses it.
@@ -191,7 +190,7 @@ class Jobs:
             pool_id: The pool that locks them.
             ago: How long they have been locked, as an interval of PostgreSQL.
         """
-        with psycopg.connect(self.dsn, autocommit=True) as conn:
+        with kept_connection(self.dsn) as conn:
             conn.execute(LOCK, {"pool_id": pool_id, "ago": ago, "ids": list(ids)})
 
     @contextmanager

@@ -19,6 +19,8 @@ NEEDED_NODE = (22, 18)
 
 BOTH_INSTALLERS = pytest.mark.parametrize("installer", ["node", "python"])
 """Run the test on a schema that Node has installed and on one of ours."""
+WITHOUT_SIDE_SCHEMA = pytest.mark.parametrize("installer", ["python"])
+"""Run the test where no worker of ours has been yet."""
 
 
 class Node:

@@ -18,6 +18,7 @@ import pytest
 
 from graphile_worker_py.dev.postgres import EmbeddedPostgres
 from graphile_worker_py.testing.server import SETTINGS, fast_directory, hasten_logins
+from tests.support.kept import close_kept
 from tests.support.missing import missing
 from tests.support.node import LATEST, Node
 from tests.support.own_server import OWN_SETTINGS, OwnServer, server_place
@@ -60,6 +61,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=4.0,
         help="seconds in which connections and threads of a test must end after it",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes for each core, at most four in all: tests often wait for a moment to come."""
+    return min(2 * (os.cpu_count() or 1), 4)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -185,14 +192,13 @@ def leak_patience(pytestconfig: pytest.Config) -> float:
 
 @pytest.fixture
 def installer(request: pytest.FixtureRequest) -> str:
-    """Who installs the schema of `dsn`: our package, or `INSTALLER` of the module of the test.
+    """Who installs the schema of `dsn`: a worker, or `INSTALLER` of the module of the test.
 
-    Both packages install the same, as `compat_tests/test_catalog.py` shows. A test for which the
-    installer matters all the same is marked with `BOTH_INSTALLERS`. Where many tests run workers,
-    `worker` saves each of them the installation of the side schema, which takes longer than all
-    else that they do.
+    Both packages install the same, as `compat_tests/test_catalog.py` shows, and a worker adds the
+    side schema, which takes longer than all else in many a test that runs one. A test for which
+    the installer matters is marked with `BOTH_INSTALLERS` or `WITHOUT_SIDE_SCHEMA`.
     """
-    return str(getattr(request.module, "INSTALLER", "python"))
+    return str(getattr(request.module, "INSTALLER", "worker"))
 
 
 @pytest.fixture
@@ -219,6 +225,7 @@ def _database(
     dsn = server.create_database(template)
     yield dsn
     processes.end_all()  # first, for their connections are no leak of the test's
+    close_kept(dsn)
     leaked = server.open_connections(dsn, patience=leak_patience)
     server.drop_database(dsn)
     if leaked:

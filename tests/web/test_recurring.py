@@ -13,6 +13,7 @@ from graphile_worker_py.cron.pattern import Pattern
 from graphile_worker_py.cron.published import as_json, from_json, in_words
 from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
+from tests.support.node import WITHOUT_SIDE_SCHEMA
 
 HTML = {"accept": "text/html"}
 CRONTAB = """
@@ -86,6 +87,7 @@ async def test_missed_runs_and_items_without_a_worker_are_named(
     assert answer.status_code == 404
 
 
+@WITHOUT_SIDE_SCHEMA
 async def test_workers_without_the_side_schema_write_no_items(dsn: str, stored: Jobs) -> None:
     async with Runner(dsn, tasks={"a": print}, crontab="0 4 * * * a", no_side_schema=True):
         known = "select identifier from graphile_worker._private_known_crontabs"
