@@ -105,7 +105,7 @@ def test_each_line_of_the_log_names_the_job_whatever_the_logger(
         assert any(line.endswith("INFO    without a job") for line in lines), lines
         return
     records = [each for each in map(json.loads, lines) if each["logger"] == "saas.mail"]
-    told = {each["message"]: each for each in records}
+    told = {each["event"]: each for each in records}
     expected = {
         f"in a task of {ids['on_loop']}": ("on_loop", 2),
         f"in a thread of its own of {ids['on_loop']}": ("on_loop", 2),

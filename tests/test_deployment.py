@@ -258,4 +258,4 @@ def test_a_worker_that_is_started_so_works_and_ends_well_by_sigterm(
     command = [str(Path(sys.executable).parent / PROGRAM), *arguments]
     process = work_until_sigterm(processes, command, folder=tmp_path, dsn=dsn)
     lines = [json.loads(line) for line in process.stderr.splitlines()]
-    assert lines[-1]["message"] == "Stopped"
+    assert lines[-1]["event"] == "Stopped"

@@ -1,14 +1,26 @@
 """The fields that a task gives to its logger are on the records, with those of its job."""
 
+import asyncio
 import json
 import logging
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from graphile_worker_py import JobContext, SyncJobContext, Task, run_once, task
+from graphile_worker_py import (
+    Discard,
+    JobContext,
+    Snooze,
+    SyncJobContext,
+    Task,
+    WorkerUtils,
+    run_once,
+    task,
+)
+from graphile_worker_py.clock import utc_now
 from tests.process_tasks import log_fields
 from tests.support.processes import Processes
 from tests.support.running import Jobs
@@ -22,7 +34,7 @@ FIELDS = {
     "args": "mine",
     "exc_info": "mine",
     "level": "gold",
-    "time": "noon",
+    "timestamp": "noon",
 }
 
 
@@ -46,7 +58,7 @@ async def test_fields_of_a_call_are_kept_and_those_of_the_job_win(
     (record,) = [each for each in caplog.records if each.getMessage() == "logged"]
     fields = vars(record)
     assert (fields["order"], fields["user"]) == (FIELDS["order"], "ada")
-    assert (fields["level"], fields["time"]) == ("gold", "noon")
+    assert (fields["level"], fields["timestamp"]) == ("gold", "noon")
     assert (record.job_id, record.name) == (job_id, "graphile_worker_py")  # type: ignore[attr-defined]
     assert (fields["task_identifier"], fields["attempt"]) == (logging_task.identifier, 1)
 
@@ -102,6 +114,37 @@ async def test_a_failure_below_the_level_of_the_logger_is_not_logged(
     assert message.endswith("giving up): last")
 
 
+async def test_the_line_of_a_job_has_its_outcome_and_times(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @task
+    async def work(payload: str) -> object:
+        await asyncio.sleep(0.05)
+        match payload:
+            case "snooze":
+                return Snooze(60)
+            case "discard":
+                return Discard("unwanted")
+            case "fail" | "give up":
+                raise ValueError(payload)
+        return None
+
+    due = utc_now() - timedelta(seconds=90)
+    async with WorkerUtils(dsn) as utils:
+        for payload in ("complete", "snooze", "discard", "fail"):
+            await utils.add_job(work, payload, run_at=due)
+        await utils.add_job(work, "give up", run_at=due, max_attempts=1)
+    with caplog.at_level(logging.INFO):
+        await run_once(dsn, tasks=[work], concurrent_jobs=5)
+    lines = [vars(each) for each in caplog.records if hasattr(each, "job_id")]
+    outcomes = ["completed", "discarded", "failed", "given_up", "snoozed"]
+    assert sorted(line["outcome"] for line in lines) == outcomes
+    for line in lines:
+        assert 0.05 <= line["duration"] < 5
+        assert 90 <= line["wait"] < 120
+        assert line["attempt"] == 1
+
+
 MODULE = """
 from graphile_worker_py import task
 
@@ -112,6 +155,7 @@ class Odd:
 @task
 async def log(payload, ctx):
     ctx.logger.info("logged", extra={**payload, "odd": Odd()})
+    raise ValueError("no answer")
 """
 
 
@@ -125,7 +169,10 @@ def test_the_json_log_has_them_below_its_own_names(
     process = processes.start([*command, *options], cwd=tmp_path)
     assert process.wait() == 0
     lines = [json.loads(line) for line in process.stderr.splitlines()]
-    (line,) = [line for line in lines if line["message"] == "logged"]
+    (line,) = [line for line in lines if line["event"] == "logged"]
     assert (line["level"], line["logger"], line["job_id"]) == ("info", "graphile_worker_py", job_id)
-    assert line["time"] != "noon"
+    assert line["timestamp"] != "noon"
     assert (line["order"], line["user"], line["odd"]) == (FIELDS["order"], "ada", "odd")
+    (failed,) = [line for line in lines if line.get("outcome") == "failed"]
+    assert failed["exception"].endswith("ValueError: no answer")
+    assert {"timestamp", "level", "logger", "event", "wait", "duration"} < set(failed)

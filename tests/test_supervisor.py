@@ -291,7 +291,7 @@ def test_once_ends_when_all_have_ended(dsn: str, start: Callable[..., Process]) 
     assert len(done) == 20
     assert {record["process_number"] for record in done} <= {1, 2}
     # The parent speaks for itself.
-    (parents,) = [record for record in records if record["message"].startswith("Supervising")]
+    (parents,) = [record for record in records if record["event"].startswith("Supervising")]
     assert "process_number" not in parents
 
 

@@ -142,7 +142,7 @@ def test_on_the_command_line_a_standstill_ends_the_process(
     assert process.wait(15) == 70
     last = json.loads(process.stderr.splitlines()[-1])
     assert last["level"] == "critical"
-    said = last["message"]
+    said = last["event"]
     assert "Ending the process. The event loop has stood still" in said
     assert f"in job {job_id} of task 'block':" in said
     assert "time.sleep(3600)" in last["stack"]

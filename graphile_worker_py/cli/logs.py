@@ -60,20 +60,23 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and the record's fields."""
+    """One JSON object a line, with the keys of structlog, and the record's fields.
+
+    They are `timestamp` (UTC), `level`, `logger`, `event`, `exception` and `stack`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record as a JSON object."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "event": record.getMessage(),
         }
         own = {name: value for name, value in vars(record).items() if name not in STANDARD}
         line = {**own, **line}
         if traceback := _traceback_of(record):
-            line["traceback"] = traceback
+            line["exception"] = traceback
         if record.stack_info:
             line["stack"] = record.stack_info
         try:

@@ -79,7 +79,7 @@ class _EventLog:
             job.task_identifier,
             clock.shortened(event.duration),
             attempt,
-            extra={**_about(event), "duration": event.duration},
+            extra=_ended(event, "completed", event.duration),
         )
 
     def job_error(self, event: events.JobError) -> None:
@@ -103,7 +103,10 @@ class _EventLog:
             "Failed job %d (%s, %s, attempt %d of %d, %s): %s",
             values,
             event.error,
-            {**_about(event), "duration": event.duration, "retry_at": retry_at},
+            {
+                **_ended(event, "given_up" if retry_at is None else "failed", event.duration),
+                "retry_at": retry_at,
+            },
         )
 
     def _log_error(
@@ -136,7 +139,7 @@ class _EventLog:
             event.job.id,
             event.job.task_identifier,
             clock.shortened((event.due_at - clock.utc_now()).total_seconds()),
-            extra={**_about(event), "due_at": event.due_at},
+            extra={**_ended(event, "snoozed", event.duration), "due_at": event.due_at},
         )
 
     def job_cancelled(self, event: events.JobCancelled) -> None:
@@ -145,7 +148,7 @@ class _EventLog:
             event.job.id,
             event.job.task_identifier,
             "" if event.reason is None else f": {event.reason}",
-            extra={**_about(event), "duration": event.duration},
+            extra=_ended(event, "cancelled", event.duration),
         )
 
     def job_discarded(self, event: events.JobDiscarded) -> None:
@@ -154,7 +157,7 @@ class _EventLog:
             event.job.id,
             event.job.task_identifier,
             message_of(event.error, most=LONGEST_LOGGED),
-            extra={**_about(event), "duration": event.duration},
+            extra=_ended(event, "discarded", event.duration),
         )
 
     def job_returned(self, event: events.JobReturned) -> None:
@@ -163,7 +166,7 @@ class _EventLog:
             event.job.id,
             event.job.task_identifier,
             event.reason,
-            extra=_about(event),
+            extra={**_about(event), "outcome": "returned"},
         )
 
     def job_lost(self, event: events.JobLost) -> None:
@@ -226,6 +229,12 @@ def _about(event: events.JobEvent) -> dict[str, object]:
         "worker_id": event.worker_id,
         "pool_id": event.pool_id,
     }
+
+
+def _ended(event: events.JobEvent, outcome: str, duration: float) -> dict[str, object]:
+    """The fields of a record about an attempt that has ended."""
+    wait = clock.utc_now().timestamp() - duration - event.job.run_at_seconds
+    return {**_about(event), "outcome": outcome, "wait": max(0.0, wait), "duration": duration}
 
 
 def _described(event: Event) -> str:
