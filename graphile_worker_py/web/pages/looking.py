@@ -36,17 +36,16 @@ from graphile_worker_py.web import (
 )
 from graphile_worker_py.web import recurring as recurring_items
 from graphile_worker_py.web.api.models import JobId
-from graphile_worker_py.web.census import Counts
 from graphile_worker_py.web.changes import gone_after
 from graphile_worker_py.web.context import Viewer, web_of
 from graphile_worker_py.web.copying import copies
 from graphile_worker_py.web.pages import trends
 from graphile_worker_py.web.pages.rendering import count_note, render, root
+from graphile_worker_py.web.pages.suggesting import suggestions
 from graphile_worker_py.web.site import Site
 
 router = APIRouter()
 PAGE_SIZE: Final = 50
-MOST_SUGGESTED: Final = 100
 LONGEST_SHOWN: Final = 20_000
 Text = Annotated[str, Query(max_length=1000)]
 
@@ -74,7 +73,13 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         title="Jobs",
         access=access,
         q=q,
-        suggestions=_suggestions(standing.counts, q),
+        suggestions=suggestions(
+            q,
+            standing.counts,
+            [] if page is None else page.jobs,
+            access,
+            site.redaction,
+        ),
         after=after,
         fault=fault,
         wanted=wanted,
@@ -86,18 +91,6 @@ async def jobs(request: Request, access: Viewer, q: Text = "", after: Text = "")
         error_of=lambda job: shown.error_of(job, access, site.redaction),
         reported={} if page is None else await history.reported(site, page.jobs),
     )
-
-
-def _suggestions(counts: Counts | None, q: str) -> list[str]:
-    """What may follow in the filter; of tasks and queues, those that have jobs."""
-    tasks = [] if counts is None else sorted(counts.tasks())[:MOST_SUGGESTED]
-    queues = [] if counts is None else sorted(counts.queues or ())[:MOST_SUGGESTED]
-    terms = [
-        *(Filter(state=state) for state in JobState),
-        *(Filter(task=name) for name in tasks),
-        *(Filter(queue=name) for name in queues),
-    ]
-    return [f"{q} {filters.written(term)}".strip() for term in terms]
 
 
 def _narrowed(wanted: Filter, state: JobState | None) -> str:
