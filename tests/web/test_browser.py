@@ -22,6 +22,7 @@ HOSTILE = "<script>alert(1)</script>\"'&" + "x" * 90
 PAGES = (
     "/",
     "/jobs",
+    "/jobs/new?task=send_mail",
     "/jobs/1",
     "/jobs/7",
     "/jobs/1/stack",
@@ -126,6 +127,45 @@ async def test_a_failed_job_is_found_understood_retried_and_seen_to_complete(
         await expect(page.locator("#list")).to_contain_text("No jobs")
 
 
+async def test_a_job_is_added_and_seen_to_complete(dsn: str, stored: Jobs) -> None:
+    seen: list[Any] = []
+
+    async def send_mail(payload: Any) -> None:
+        seen.append(payload)
+
+    app = create_app(dsn, authorize=lambda _request: Access.operator("anna"))
+    async with (
+        served(app) as url,
+        Runner(dsn, tasks={"send_mail": send_mail}, poll_interval=0.2),
+        browsing() as browser,
+        opened(browser, url) as watched,
+    ):
+        page = watched.page
+        await page.goto("/jobs")
+        await page.click("text=Add a job")
+        await expect(page.locator("#tasks option")).to_have_attribute("value", "send_mail")
+        await expect(page.locator("#live")).to_be_hidden()  # nothing here renews itself
+        await page.fill("#task", "send_mail")
+        await page.fill("#payload", '{"to": ')
+        await page.fill("#run_at", "2090-01-31T04:00")
+        await page.click("text=Add the job")
+        await expect(page.locator("#payload-bad")).to_contain_text("This is not JSON")
+        watched.faults.clear()  # the browser notes the status 422
+        if shutil.which("npm") is not None:
+            source = await asyncio.to_thread(axe_source)
+            assert await serious_faults(page, source) == []
+        await expect(page.locator("#run_at")).to_have_value("2090-01-31T04:00")
+        await page.fill("#payload", '{"to": "a@example.com"}')
+        await page.click("text=Add the job")
+        await expect(page.locator("[role=status]")).to_contain_text("1 job added")
+        await expect(page.locator("#explain")).to_contain_text("Due in")
+        await page.click("text=Run now")
+        await expect(page.locator("[role=status]")).to_contain_text("1 job rescheduled")
+        await page.goto("/jobs")
+        await expect(page.locator("#list")).to_contain_text("No jobs")
+    assert seen == [{"to": "a@example.com"}]
+
+
 async def test_a_page_renews_itself_until_it_is_paused(dsn: str, stored: Jobs) -> None:
     app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
     async with served(app) as url, browsing() as browser, opened(browser, url) as watched:
@@ -177,6 +217,11 @@ async def test_all_but_live_updates_works_without_javascript(dsn: str, stored: J
         await page.fill("input[name=token]", app.state.door.token)
         await page.click("main button")
         await expect(page).to_have_url(f"{url}/jobs")
+        await page.click("text=Add a job")
+        await page.fill("#task", "b")
+        await page.click("text=Add the job")
+        await expect(page.locator("h1")).to_contain_text("Job 4")
+        await page.goto("/jobs")
         await page.fill("#q", "state:failed")
         await page.click(".filter button")
         await page.check("input[name=all]")

@@ -21,6 +21,7 @@ PAGES = (
     "/",
     "/jobs",
     "/jobs?q=state:running",
+    "/jobs/new",
     "/jobs/{running}",
     "/jobs/{waiting}",
     "/jobs/{keyed}",

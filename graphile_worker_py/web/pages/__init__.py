@@ -5,7 +5,15 @@ from importlib.resources import files
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from graphile_worker_py.web.pages import changing, entering, limits, looking, overview, stacks
+from graphile_worker_py.web.pages import (
+    adding,
+    changing,
+    entering,
+    limits,
+    looking,
+    overview,
+    stacks,
+)
 from graphile_worker_py.web.pages.rendering import error_page as error_page
 
 
@@ -16,6 +24,7 @@ def add_pages(app: FastAPI) -> None:
     for part in (
         entering.router,
         overview.router,
+        adding.router,
         changing.router,
         limits.router,
         looking.router,
