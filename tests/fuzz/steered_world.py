@@ -26,6 +26,7 @@ from graphile_worker_py import (
 from graphile_worker_py.events import PoolFatalError
 from graphile_worker_py.postgres.database import Database
 from graphile_worker_py.sql.get_jobs import get_jobs
+from graphile_worker_py.sql.keyed_jobs import get_keyed_jobs
 from graphile_worker_py.sql.limit_permits import take_permits
 from graphile_worker_py.sql.task_ids import read_task_ids
 from tests.support.eventually import eventually
@@ -38,7 +39,10 @@ Target = tuple[str, str]
 
 LIMIT: Final = ConcurrencyLimit(2, name="stripe")
 LIMITED: Final = ("charge", "refund")
-TASKS: Final = ("mail", *LIMITED)
+EACH: Final = ConcurrencyLimit(1, name="carriers", key="carrier")
+KEYED: Final = "ship"
+TASKS: Final = ("mail", *LIMITED, KEYED)
+CARRIERS: Final = ("x", "y")
 PLACES: Final = 2
 """How many jobs each pool runs at once."""
 TARGETS: Final[tuple[Target, ...]] = (
@@ -50,7 +54,7 @@ TARGETS: Final[tuple[Target, ...]] = (
 )
 ROWS: Final = """
 select jobs.id, tasks.identifier as task, queues.queue_name as queue, jobs.attempts,
-  jobs.locked_by as pool
+  jobs.locked_by as pool, jobs.payload ->> 'carrier' as carrier
 from graphile_worker._private_jobs as jobs
 join graphile_worker._private_tasks as tasks on tasks.id = jobs.task_id
 left join graphile_worker._private_job_queues as queues on queues.id = jobs.job_queue_id
@@ -78,6 +82,7 @@ delete from graphile_worker_py.pools;
 delete from graphile_worker_py.pauses;
 delete from graphile_worker_py.limits;
 delete from graphile_worker_py.limit_permits;
+delete from graphile_worker_py.limit_leases;
 """
 
 
@@ -87,38 +92,43 @@ def as_argument(target: Target) -> dict[str, Any]:
     return {kind: name or True}
 
 
+DECLARED: Final = {LIMIT: LIMIT.amount, EACH: EACH.amount}
+
+
 @dataclass(kw_only=True)
 class Model:
     """What was asked for, and what the tasks themselves have seen.
 
     Attributes:
         added: All jobs.
+        carriers: What the jobs are told apart by.
         ended: How often the task of each job has come to its end.
         deaths: How often a pool died with each job.
         paused: What is paused.
         known: What each pool has to have known when the present step began.
-        amount: The limit.
-        most: The most that the limit allowed since the last step.
+        amounts: Each limit; that of the carriers is for each of them.
+        most: The most that each limit allowed since the last step.
         broken: What should not have happened.
     """
 
     added: dict[int, str] = field(default_factory=dict)
+    carriers: dict[int, str] = field(default_factory=dict)
     ended: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
     paused: set[Target] = field(default_factory=set)
     known: set[Target] = field(default_factory=set)
-    amount: int = LIMIT.amount
-    most: int = LIMIT.amount
+    amounts: dict[ConcurrencyLimit, int] = field(default_factory=lambda: dict(DECLARED))
+    most: dict[ConcurrencyLimit, int] = field(default_factory=lambda: dict(DECLARED))
     broken: list[str] = field(default_factory=list)
 
-    def set_amount(self, amount: int) -> None:
-        """Change the limit; until the step is over, the greater number counts."""
-        self.most = max(self.most, amount)
-        self.amount = amount
+    def set_amount(self, limit: ConcurrencyLimit, amount: int) -> None:
+        """Change a limit; until the step is over, the greater number counts."""
+        self.most[limit] = max(self.most[limit], amount)
+        self.amounts[limit] = amount
 
     def settled(self) -> None:
         """Say that all pools know everything."""
-        self.most = self.amount
+        self.most = dict(self.amounts)
         self.known = set(self.paused)
 
 
@@ -237,10 +247,11 @@ class World:
         self.pools.append(WorkerPool(name, await runner.__aenter__()))
 
     def _tasks(self, pool_name: str) -> list[Task[Any]]:
-        async def work(_payload: Any, ctx: JobContext) -> None:
+        async def work(payload: Any, ctx: JobContext) -> None:
             (pool,) = [pool for pool in self.pools if pool.id == ctx.pool_id]
             job = ctx.job
             self.model.added.setdefault(job.id, job.task_identifier)  # before the add was answered
+            self.model.carriers.setdefault(job.id, payload["carrier"])
             self._begins(pool_name, job.id, job.task_identifier, job.job_queue_id is not None)
             if not self.ends_by_itself:
                 pool.running[job.id] = asyncio.get_running_loop().create_future()
@@ -251,7 +262,7 @@ class World:
             self.model.ended[job.id] += 1
 
         limited = [task(name, limits=[LIMIT])(work) for name in LIMITED]
-        return [task("mail")(work), *limited]
+        return [task("mail")(work), *limited, task(KEYED, limits=[EACH])(work)]
 
     def _begins(self, pool_name: str, job_id: int, name: str, queued: bool) -> None:
         model = self.model
@@ -259,14 +270,28 @@ class World:
         stopped |= {("queue", "q")} if queued else set()
         if stopped & model.known & model.paused:
             model.broken.append(f"job {job_id} began while {stopped & model.known} was paused")
-        if name in LIMITED and self.limited() + 1 > model.most:
-            model.broken.append(f"job {job_id} began as number {self.limited() + 1}/{model.most}")
+        most = model.most[LIMIT]
+        if name in LIMITED and self.limited() + 1 > most:
+            model.broken.append(f"job {job_id} began as number {self.limited() + 1}/{most}")
+        most, running = model.most[EACH], self.carried(model.carriers[job_id])
+        if name == KEYED and running + 1 > most:
+            model.broken.append(f"job {job_id} of a carrier began as number {running + 1}/{most}")
+
+    def _held(self) -> list[int]:
+        """The jobs that run, or were held by a pool that died."""
+        held = [job_id for pool in self.pools for job_id in pool.running]
+        return held + [job_id for ids in self.ghosts.values() for job_id in ids]
 
     def limited(self) -> int:
-        """How many jobs run, or were held by a pool that died, for which the limit is."""
-        held = [job_id for pool in self.pools for job_id in pool.running]
-        held += [job_id for ids in self.ghosts.values() for job_id in ids]
-        return sum(self.model.added[job_id] in LIMITED for job_id in held)
+        """How many of these there are for which the limit is."""
+        return sum(self.model.added[job_id] in LIMITED for job_id in self._held())
+
+    def carried(self, carrier: str) -> int:
+        """How many of these a carrier has."""
+        return sum(
+            self.model.added[job_id] == KEYED and self.model.carriers[job_id] == carrier
+            for job_id in self._held()
+        )
 
     async def vanish(self, count: int) -> None:
         """Be a pool that takes permits, fetches jobs, and is never heard of again."""
@@ -284,10 +309,24 @@ class World:
                 fetched = await database.run(query)
                 assert fetched is not None
                 held += [job.id for job in fetched.jobs]
+        held += await self._take_keyed(database, ghost, count)
         used = sum(self.model.added[job_id] in LIMITED for job_id in held)
         ask |= {"wanted": used, "wants": used}
         await database.run(take_permits("graphile_worker", "stripe", LIMIT, **ask))
         self.ghosts[ghost] = held
+
+    async def _take_keyed(self, database: Database, ghost: str, count: int) -> list[int]:
+        ask: dict[str, Any] = {"pool_id": ghost, "tasks": [KEYED], "wanted": 0, "wants": 0}
+        await database.run(take_permits("graphile_worker", "carriers", EACH, **ask))
+        ids = await database.run(read_task_ids([KEYED]))
+        if not ids.numbers:
+            return []
+        limits = [("carriers", "carrier")]
+        fetch: dict[str, Any] = {"task_ids": ids, "count": count, "forbidden_flags": None}
+        query = get_keyed_jobs("graphile_worker", limits, 0, pool_id=ghost, **fetch)
+        fetched = await database.run(query)
+        assert fetched is not None
+        return [job.id for job in fetched.jobs]
 
     def die(self, ghost: str) -> None:
         """Let its last heartbeat be long ago."""
@@ -321,7 +360,7 @@ class World:
         (held,) = self.query(PERMITS)
         assert self.query("select name from graphile_worker_py.limits") or not self.pools
         assert {pool.id for pool in self.pools} <= {row["pool_id"] for row in self.query(NAMED)}
-        assert held["permits"] <= max(model.amount, self.limited())
+        assert held["permits"] <= max(model.amounts[LIMIT], self.limited())
         assert all(pool.knows(model.paused) for pool in self.pools)
         return True
 
@@ -332,11 +371,15 @@ class World:
             len(pool.running) < PLACES and not pool.is_closed(paused) for pool in self.pools
         ):
             return False
-        limited = sum(row["task"] in LIMITED for row in rows.values() if row["pool"] is not None)
+        held = [row for row in rows.values() if row["pool"] is not None]
+        limited = sum(row["task"] in LIMITED for row in held)
+        carried = Counter(row["carrier"] for row in held if row["task"] == KEYED)
+        amounts = self.model.amounts
         return any(
             row["pool"] is None
             and ("task", row["task"]) not in paused
-            and (row["task"] not in LIMITED or limited < self.model.amount)
+            and (row["task"] not in LIMITED or limited < amounts[LIMIT])
+            and (row["task"] != KEYED or carried[row["carrier"]] < amounts[EACH])
             and (row["queue"] is None or self._is_free(row["queue"], rows))
             for row in rows.values()
         )
@@ -358,9 +401,10 @@ class World:
         for target in TARGETS:
             await self.utils.resume(**as_argument(target))
         self.model.paused.clear()
-        if await self.utils.limits():
-            await self.utils.clear_limit("stripe", kind=LimitKind.CONCURRENCY)
-        self.model.set_amount(LIMIT.amount)
+        for limit in await self.utils.limits():
+            await self.utils.clear_limit(limit.name, kind=LimitKind.CONCURRENCY)
+        for declared in DECLARED:
+            self.model.set_amount(declared, declared.amount)
         self.ends_by_itself = True
         for pool in self.pools:
             for future in pool.running.values():

@@ -15,8 +15,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from graphile_worker_py import JobSpec
-from tests.fuzz.steered_world import LIMIT, TARGETS, TASKS, Model, Target, World, as_argument
+from graphile_worker_py import ConcurrencyLimit, JobSpec
+from tests.fuzz.steered_world import (
+    CARRIERS,
+    EACH,
+    LIMIT,
+    TARGETS,
+    TASKS,
+    Model,
+    Target,
+    World,
+    as_argument,
+)
 
 T = TypeVar("T")
 
@@ -26,8 +36,13 @@ MOST_IDLE = 0.1
 MOST_IDLE_EVER = 1.5
 """A permit that another pool keeps for its slice of time, and does not use."""
 places = st.integers(0, 20)
+limits = st.sampled_from([LIMIT, EACH])
 specs = st.lists(
-    st.tuples(st.sampled_from(TASKS), st.sampled_from([None, None, "q"])), min_size=1, max_size=6
+    st.tuples(
+        st.sampled_from(TASKS), st.sampled_from([None, None, "q"]), st.sampled_from(CARRIERS)
+    ),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -62,14 +77,18 @@ class SteeredPools(RuleBasedStateMachine):
         return result
 
     @rule(wanted=specs)
-    def add(self, wanted: list[tuple[str, str | None]]) -> None:
+    def add(self, wanted: list[tuple[str, str | None, str]]) -> None:
         """Add jobs, which may begin before their ids are known."""
 
         async def add() -> None:
             jobs = await self.world.utils.add_jobs(
-                [JobSpec(task, queue_name=queue) for task, queue in wanted]
+                [
+                    JobSpec(task, {"carrier": carrier}, queue_name=queue)
+                    for task, queue, carrier in wanted
+                ]
             )
             self.model.added |= {job.id: job.task_identifier for job in jobs}
+            self.model.carriers |= {job.id: job.payload["carrier"] for job in jobs}
 
         self.act(add())
 
@@ -103,17 +122,19 @@ class SteeredPools(RuleBasedStateMachine):
         self.model.paused.remove(target)
         self.act(self.world.utils.resume(**as_argument(target)))
 
-    @rule(amount=st.integers(0, 3))
-    def set_limit(self, amount: int) -> None:
-        """Let an operator set the limit."""
-        self.model.set_amount(amount)
-        self.act(self.world.utils.set_limit("stripe", amount))
+    @rule(limit=limits, amount=st.integers(0, 3))
+    def set_limit(self, limit: ConcurrencyLimit, amount: int) -> None:
+        """Let an operator set a limit."""
+        assert limit.name is not None
+        self.model.set_amount(limit, amount)
+        self.act(self.world.utils.set_limit(limit.name, amount))
 
-    @rule()
-    def clear_limit(self) -> None:
+    @rule(limit=limits)
+    def clear_limit(self, limit: ConcurrencyLimit) -> None:
         """Let the number of the code count again."""
-        self.model.set_amount(LIMIT.amount)
-        self.act(self.world.utils.clear_limit("stripe"))
+        assert limit.name is not None
+        self.model.set_amount(limit, limit.amount)
+        self.act(self.world.utils.clear_limit(limit.name))
 
     @precondition(lambda self: len(self.world.pools) < MOST_POOLS)
     @rule()
