@@ -1,7 +1,8 @@
 """A worker whose jobs have a limit, in a process of its own: `python -m … DSN LIMIT OPTIONS`.
 
-LIMIT is how many jobs run at once, or how many start a second and at once: `5` or `200,20`. The
-task itself says when it begins and ends, by the clock that all processes share.
+LIMIT is how many jobs run at once, how many of each value of a field, or how many start a second
+and at once: `5`, `5 tenant` or `200,20`. The task itself says when it begins and ends, by the clock
+that all processes share.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ def limit_of(text: str) -> ConcurrencyLimit | RateLimit:
     amount, _, burst = text.partition(",")
     if burst:
         return RateLimit(float(amount), burst=int(burst), name="stripe")
-    return ConcurrencyLimit(int(amount), name="stripe")
+    amount, _, key = text.partition(" ")
+    return ConcurrencyLimit(int(amount), name="stripe", key=key or None)
 
 
 async def main(dsn: str, limit: ConcurrencyLimit | RateLimit, options: dict[str, Any]) -> None:

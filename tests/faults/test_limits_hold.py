@@ -32,7 +32,9 @@ select count(*) filter (where jobs.locked_at is not null)
 from graphile_worker._private_jobs as jobs
 """
 ADD: Final = """
-select (graphile_worker.add_job('work', json_build_object('seconds', 0.05 * random()))).id
+select (graphile_worker.add_job(
+  'work', json_build_object('seconds', 0.05 * random(), 'tenant', 'the only one')
+)).id
 from generate_series(1, %s)
 """
 OPTIONS: Final = {
@@ -117,8 +119,9 @@ class Watch:
 class Crew:
     """Two workers that are killed, and two that reach the database through a proxy."""
 
-    def __init__(self, dsn: str, proxy: Proxy, processes: Processes) -> None:
+    def __init__(self, dsn: str, limit: str, proxy: Proxy, processes: Processes) -> None:
         self._dsn = dsn
+        self._limit = limit
         self._proxy = proxy
         self._processes = processes
         self._killed: dict[Process, float] = {}
@@ -129,7 +132,7 @@ class Crew:
         ]
 
     def _start(self, dsn: str, options: dict[str, Any]) -> Process:
-        command = [sys.executable, "-m", "tests.faults.limited_worker", dsn, str(AMOUNT)]
+        command = [sys.executable, "-m", "tests.faults.limited_worker", dsn, self._limit]
         return self._processes.start([*command, json.dumps(OPTIONS | options)], cwd=ROOT)
 
     async def up(self) -> None:
@@ -187,16 +190,17 @@ class Crew:
         return {int(line.split()[1]) for worker in workers for line in worker.lines("end")}
 
 
+@pytest.mark.parametrize("limit", [f"{AMOUNT}", f"{AMOUNT} tenant"], ids=["permits", "leases"])
 @pytest.mark.timeout(600)  # with `--long`
 async def test_nothing_lets_more_jobs_run_or_be_locked_than_the_limit_allows(
-    dsn: str, processes: Processes, pytestconfig: pytest.Config
+    dsn: str, processes: Processes, pytestconfig: pytest.Config, limit: str
 ) -> None:
     rounds = 60 if pytestconfig.getoption("--long") else len(FAULTS)
     dice = random.Random(rounds)
     watch, added = Watch(dsn), set[int]()
     await run_migrations(dsn, side_schema=True)
     async with Proxy(dsn).running() as proxy, WorkerUtils(dsn) as utils:
-        crew = Crew(dsn, proxy, processes)
+        crew = Crew(dsn, limit, proxy, processes)
         await crew.up()
         await eventually(utils.limits)
         with watch.watching():
