@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from graphile_worker_py import (
     ConfigurationError,
+    CrontabError,
     Discard,
     JobContext,
     PayloadError,
@@ -342,6 +343,33 @@ async def test_drain_runs_jobs_that_jobs_add(gw: Kit) -> None:
     assert [job.task_identifier for job in report.completed].count("send_email") == 2
     assert {"ada, attempt 1", "grace, attempt 1"} < set(report.results.values())
     assert await gw.all_added() == []
+
+
+async def test_recurring_jobs_are_added_for_the_time_that_the_clock_passes(
+    gw: Kit, gw_clock: TestClock
+) -> None:
+    @task(cron="30 2 * * *", timezone="Europe/Vienna")
+    async def rollup(payload: Any) -> Any:
+        return payload["_cron"]["ts"]
+
+    assert await gw.add_recurring([rollup]) == []
+    gw_clock.travel(days=3)
+    added = await gw.add_recurring([rollup], crontab="0 0 * * * sweep ?max=2")
+    assert [job.task_identifier for job in added].count("rollup") == 3
+    sweeps = [job for job in added if job.task_identifier == "sweep"]
+    assert [job.max_attempts for job in sweeps] == [2, 2, 2]
+    assert [job.run_at for job in added] == sorted(job.run_at for job in added)
+    assert await gw.add_recurring([rollup]) == []  # each is added once
+    report = await gw.drain([rollup], with_scheduled=False)
+    assert len(set(report.results.values())) == 3
+    with pytest.raises(CrontabError, match="hour '25' is out of range"):
+        await gw.add_recurring([rollup], crontab="0 25 * * * sweep")
+
+
+def test_plain_tests_add_recurring_jobs_too(gw_sync: SyncKit, gw_clock: TestClock) -> None:
+    gw_clock.travel(hours=1)
+    # A minute may begin while the test runs.
+    assert len(gw_sync.add_recurring(crontab="* * * * * tick")) in (60, 61)
 
 
 async def test_drain_raises_the_error_of_a_task_and_tries_it_once(gw: Kit) -> None:

@@ -1,12 +1,13 @@
 """What the fixture `gw` offers to a test with an event loop."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeAlias, Unpack
 
 from graphile_worker_py.adding.adder import JobAdder
 from graphile_worker_py.errors import ConfigurationError
+from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.loading.given import collected_tasks
 from graphile_worker_py.plugins import Plugins
@@ -23,6 +24,7 @@ from graphile_worker_py.testing.draining import Drain, Report
 from graphile_worker_py.testing.inlining import Inline
 from graphile_worker_py.testing.matching import NOT_GIVEN, Expected, Wanted
 from graphile_worker_py.testing.performing import perform
+from graphile_worker_py.testing.recurring import recurring_jobs
 from graphile_worker_py.worker_utils import WorkerUtils
 
 GivenTasks: TypeAlias = Tasks | ModuleType | str
@@ -63,6 +65,7 @@ class Kit:
         self._inline = Inline(self.call)
         self._utils = _Utils(LooseConnections(dsn), self._inline)
         self._drained: list[Report] = []
+        self._recurred_until = self.clock.now()
 
     @property
     def utils(self) -> WorkerUtils:
@@ -133,6 +136,29 @@ class Kit:
         """Delete all jobs that no worker runs, for tests on a database that they share."""
         jobs = await self._utils.list_jobs(limit=None)
         await self._utils.complete_jobs(job.id for job in jobs)
+
+    async def add_recurring(
+        self, tasks: GivenTasks | None = None, *, crontab: str | None = None
+    ) -> Sequence[Job]:
+        """Add the recurring jobs that were due since the last call, or since the test began.
+
+        They are those that a worker adds while the test's clock passes these minutes.
+
+        Args:
+            tasks: Tasks of which some have `cron`; None means those of the fixture `gw_tasks`.
+            crontab: The text of a crontab, for further jobs.
+
+        Returns:
+            The jobs, in their order.
+
+        Raises:
+            CrontabError: A pattern, a time zone or the crontab is wrong.
+        """
+        since, until = self._recurred_until, self.clock.now()
+        named = self.named_tasks(tasks)
+        specs = recurring_jobs(named.values(), crontab, since=since, until=until)
+        self._recurred_until = until
+        return await self._utils.add_jobs(specs)
 
     async def drain(
         self,

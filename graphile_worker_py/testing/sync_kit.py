@@ -1,12 +1,13 @@
 """What the fixture `gw_sync` offers to a test without an event loop."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from graphile_worker_py.job import Job
 from graphile_worker_py.job.spec import JobSpec, PayloadT, SpecOptions, TaskName
 from graphile_worker_py.plugins import Plugins
 from graphile_worker_py.postgres.given import SyncGiven
@@ -101,6 +102,12 @@ class SyncKit:
     def clear(self) -> None:
         """Delete all jobs that no worker runs. See `Kit.clear`."""
         _blocking(self._kit.clear())
+
+    def add_recurring(
+        self, tasks: GivenTasks | None = None, *, crontab: str | None = None
+    ) -> Sequence[Job]:
+        """Add the recurring jobs that were due since the last call. See `Kit.add_recurring`."""
+        return _blocking(self._kit.add_recurring(tasks, crontab=crontab))
 
     def drain(
         self,
