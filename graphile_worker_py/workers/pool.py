@@ -64,6 +64,8 @@ class WorkerPool:
     """
 
     parts: Parts
+    _rings: Rings | None = None
+    _watchdog: Watchdog | None = None
 
     def __init__(
         self,
@@ -104,9 +106,7 @@ class WorkerPool:
         self._stop_reason: str | None = None
         self._kill_reason: str | None = None
         self._fatal: BaseException | None = None
-        self._rings: Rings | None = None
         self._is_stuck = False
-        self._watchdog: Watchdog | None = None
 
     @property
     def kill_reason(self) -> str | None:
