@@ -62,7 +62,7 @@ async def end_all(dsn: str) -> None:
 
 def ended_here(dsn: str) -> list[int]:
     """The ports of this process whose connection to the server was closed by the server."""
-    server = int(conninfo_to_dict(dsn)["port"])
+    server = int(str(conninfo_to_dict(dsn)["port"]))
     return [
         socket.laddr.port
         for socket in psutil.Process().net_connections("tcp")
