@@ -7,6 +7,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Final, assert_never
 
+from graphile_worker_py.aio import finish
 from graphile_worker_py.job import Job
 from graphile_worker_py.postgres.together import side_by_side
 from graphile_worker_py.sql.cancel_jobs import CancelState
@@ -197,17 +198,25 @@ async def change_many(
     """
     utils = await site.utils()
     done = skipped = 0
-    try:
-        for start in range(0, len(ids), CHUNK):
-            chunk = ids[start : start + CHUNK]
-            changed = len(await apply(utils, change, chunk))
-            done += changed
-            skipped += len(chunk) - changed
-            yield Progress(done=done, skipped=skipped)
-            if not await goes_on():
-                break
-    finally:
+
+    async def change_chunk(chunk: Sequence[int]) -> None:
+        nonlocal done, skipped
+        changed = len(await apply(utils, change, chunk))
+        done += changed
+        skipped += len(chunk) - changed
+
+    async def note() -> None:
         text = f"{len(ids)} ids" if wanted is None else filters.written(wanted)
         details = change.details()
         await audit.record(site, access, change.action, count=done, wanted=text, details=details)
         await site.changed()
+
+    try:
+        for start in range(0, len(ids), CHUNK):
+            # A client that goes away ends this, but not in the middle: the count must be right.
+            await finish(change_chunk(ids[start : start + CHUNK]))
+            yield Progress(done=done, skipped=skipped)
+            if not await goes_on():
+                break
+    finally:
+        await finish(note())

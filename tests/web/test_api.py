@@ -1,11 +1,15 @@
 """The API of docs/http-api.md: add, read, list, change."""
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
+from graphile_worker_py.web import changes
+from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.web.serving import problem
 
@@ -163,6 +167,36 @@ async def test_a_bulk_action_reports_each_chunk_where_that_is_wanted(
     lines = [json.loads(line)["done"] for line in answer.text.splitlines()]
     assert lines == [0, 1000, 2000, 2500]
     assert stored.ids() == []
+
+
+async def test_a_closed_connection_stops_a_bulk_action_after_its_chunk(
+    client: httpx.AsyncClient, stored: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "CHUNK", 10)
+    ids = stored.add_many(60, "a")
+    request = {"action": "delete", "filter": ""}
+    headers = {"accept": "application/x-ndjson"}
+    with psycopg.connect(stored.dsn) as conn:
+        # The third chunk waits for this transaction, so that the client is gone meanwhile.
+        conn.execute(
+            "select from graphile_worker._private_jobs where id = %s for update", [ids[25]]
+        )
+        async with client.stream(
+            "POST", "/api/v1/jobs/actions", json=request, headers=headers
+        ) as answer:
+            async for line in answer.aiter_lines():
+                if json.loads(line)["done"] == 20:
+                    break
+        await asyncio.sleep(0.5)  # till the server knows that the client is gone
+
+    async def noted() -> list[Any]:
+        items: list[Any] = (await client.get("/api/v1/audit")).json()["items"]
+        return items
+
+    await eventually(noted)
+    (audit,) = await noted()
+    assert audit["count"] == 30
+    assert len(stored.ids()) == 30
 
 
 async def test_an_array_is_added_as_a_whole_or_not_at_all(

@@ -138,3 +138,42 @@ async def test_a_read_only_database_can_be_looked_at_and_not_changed(
         page = await client.get(f"/jobs/{job_id}", headers={"accept": "text/html"})
         assert "read-only" in page.text
         assert "Retry now" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status"),
+    [
+        ("/jobs/action", {"action": "retry", "all": "1", "up_to": "x"}, 422),
+        ("/jobs/action", {"action": "retry", "id": "9" * 30}, 422),
+        ("/jobs/action", {"action": "retry", "all": "1", "q": "state:x"}, 422),
+        ("/jobs/action", {"action": "none", "id": "1"}, 422),
+        ("/jobs/1/action", {"action": "reschedule", "priority": "-32769"}, 422),
+        ("/jobs/1/action", {"action": "reschedule", "priority": "\u00b2"}, 422),
+        ("/jobs/1/action", {"action": "reschedule", "run_at": "9999-99-99"}, 422),
+        ("/jobs/1/action", {"action": "fail", "reason": "a\0b"}, 422),
+        ("/jobs/1/action", {"action": "edit", "payload": "{", "shown": "{}"}, 422),
+        ("/jobs/77/action", {"action": "retry"}, 404),
+        ("/workers/unlock", {"pool": "a\0"}, 422),
+        ("/pauses", {"target": "task", "name": ""}, 422),
+        ("/limits", {"name": "none", "kind": "rate", "amount": "1"}, 404),
+        ("/recurring/run", {"item": "none"}, 404),
+        ("/maintenance/cleanup", {"task": "DELETE_PERMAFAILED_JOBS", "older_than": "x"}, 422),
+    ],
+)
+async def test_a_wrong_form_gets_a_page_that_says_what_is_wrong(
+    client: httpx.AsyncClient, stored: Jobs, path: str, form: dict[str, str], status: int
+) -> None:
+    stored.add("a")
+    before = stored.all()
+    answer = await client.post(path, data=form, headers={"accept": "text/html"})
+    assert answer.status_code == status, answer.text
+    assert "<h1>" in answer.text
+    assert "Traceback" not in answer.text
+    assert stored.all() == before
+
+
+async def test_a_form_takes_the_smallest_priority(client: httpx.AsyncClient, stored: Jobs) -> None:
+    job_id = stored.add("a")
+    form = {"action": "reschedule", "priority": "-32768"}
+    assert (await client.post(f"/jobs/{job_id}/action", data=form)).status_code == 303
+    assert stored.one(job_id)["priority"] == -32768

@@ -93,9 +93,17 @@ def _moment(form: Form) -> datetime | None:
 def _priority(text: str) -> int | None:
     if not text:
         return None
-    if not text.removeprefix("-").isdecimal() or abs(int(text[:7])) > 32767:
+    is_number = text.removeprefix("-").isdecimal() and len(text) < 7
+    if not is_number or not -32768 <= int(text) <= 32767:
         raise _refused("a priority is a whole number from -32768 to 32767")
     return int(text)
+
+
+def _newest(text: str) -> int:
+    """The newest job that is meant, as the page with the count has said."""
+    if text and not (text.isdecimal() and len(text) < 20):
+        raise _refused("a job that is meant last is no id")
+    return int(text or BIGINT_MAX)
 
 
 async def _check_level(request: Request, access: Access, action: Action) -> None:
@@ -125,7 +133,7 @@ async def change_jobs(request: Request, access: Operator) -> Response:
     if wanted is not None:
         selection = await changes.select(site, wanted)
         # Jobs that came after the count are not meant.
-        newest = int(form.get("up_to") or BIGINT_MAX)
+        newest = _newest(form.get("up_to"))
         ids, complete = [each for each in selection.ids if each <= newest], selection.complete
     if not ids:
         raise _refused("no job was chosen, or none matches any more")
