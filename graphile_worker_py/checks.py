@@ -115,7 +115,7 @@ def check_smallint(name: str, value: object, *, smallest: int = SMALLINT_MIN) ->
 def check_aware(name: str, value: object) -> datetime:
     """Check a point in time; a naive one would mean another instant on each machine.
 
-    Of a subclass, or with a time zone of somebody's own, the same instant is returned as a plain
+    Of a subclass, or with the caller's own time zone class, the same instant is returned as a plain
     one in UTC: only that can be written as JSON, and calls no code of others later.
     """
     if not isinstance(value, datetime):

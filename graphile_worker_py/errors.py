@@ -137,7 +137,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """A text of at most so many characters: head and tail of a longer one."""
+    """A text cut to a number of characters: head and tail of a longer one."""
     if len(text) <= most:
         return text
     head, tail = most * 4 // 5, most // 5 - 50

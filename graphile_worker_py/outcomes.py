@@ -172,10 +172,10 @@ def fixed(seconds: float) -> DelayFunction:
 
 
 class RetryPolicy(Record):
-    """What a failed attempt of a task leads to. It acts in the worker, whoever added the job.
+    """What a failed attempt of a task leads to. It acts in the worker, wherever the job came from.
 
     Args:
-        max_attempts: The job has failed for good after so many attempts; its own `max_attempts`
+        max_attempts: The job has failed for good after this many attempts; its own `max_attempts`
             counts too, if it is smaller. None means only the job's own.
         delay: Seconds until the next attempt, from the attempt and its error. None means Graphile
             Worker's: e to the power of the attempt, at most six hours.

@@ -295,7 +295,7 @@ class SyncWorkerUtils(SyncSteering, SyncLimitSteering, SyncLooksNow, SyncLooksBa
         older_than: timedelta | str | None = None,
         conn: SyncGiven | None = None,
     ) -> dict[CleanupTask, int]:
-        """Delete what nobody needs any more. See `WorkerUtils.cleanup`."""
+        """Delete what is no longer needed. See `WorkerUtils.cleanup`."""
         queries = cleaning.cleanup(tasks, task_identifiers_to_keep, older_than)
         return {task: self._run(query, conn) for task, query in queries.items()}
 

@@ -206,7 +206,7 @@ class WorkerUtils(JobAdder, Steering, LimitSteering, LooksNow, LooksBack):
             run_at: Not before this time, an aware datetime.
             priority: Smaller runs first.
             attempts: How often a job counts as tried; 0 gives it all its attempts back.
-            max_attempts: It is given up after so many failures, at least 1.
+            max_attempts: It is given up after this many failures, at least 1.
             conn: As for `complete_jobs`.
 
         Returns:

@@ -57,7 +57,7 @@ def cancel(change: Change, ids: tuple[str, ...], reason: str | None, grace: floa
 @click.option("--task", metavar="IDENTIFIER", help="Only jobs of this task.")
 @click.option("--error", metavar="PATTERN", help="Only jobs with this last error, as 'timeout%'.")
 @click.option(
-    "--limit", type=int, default=1000, show_default=True, metavar="N", help="At most so many jobs."
+    "--limit", type=int, default=1000, show_default=True, metavar="N", help="At most N jobs."
 )
 @changing
 def retry(

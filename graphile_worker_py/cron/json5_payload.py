@@ -8,7 +8,7 @@ from typing import Any, Final
 import json5
 
 MOST_JSON5: Final = 32_768
-"""Characters; reading so many takes a second."""
+"""Characters; reading this many takes a second."""
 _EXACT: Final = 2**53
 _PLAIN: Final = 1e21
 

@@ -216,7 +216,7 @@ class Cron:
         try:
             await self._database.drive(crontab_items.publish(self._database.schema, items))
         except (MissingTablesError, psycopg.Error, OSError) as error:
-            # Without the side schema nobody can see them, and nothing else is missing.
+            # Without the side schema the pages can't show them, and nothing else is missing.
             logger.debug("Could not write the cron items (%s)", one_line(error))
         else:
             self._publish_at = now + PUBLISH_INTERVAL

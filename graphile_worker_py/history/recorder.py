@@ -258,7 +258,7 @@ class Recorder:
                 self.logs.pop(settled[0].id, None)
 
     def hear_awaited(self, _said: Mapping[str, Any] | None) -> None:
-        """Somebody may wait for jobs now; heartbeats tell when nobody does any more."""
+        """A caller may wait for jobs now; heartbeats report when none does."""
         self._awaited = self._heard = True
 
     async def beat(self, conn: AsyncConnection[Any]) -> None:

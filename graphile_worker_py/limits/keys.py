@@ -108,7 +108,7 @@ class KeyedLimit:
 class KeyedLook:
     """The fetches of tasks that have the same limits with a key.
 
-    A fetch passes the jobs of values that have all they may have, and at most so many of them.
+    A fetch passes at most this many jobs of values that are at their limit.
     Where more stand before the others, the next fetch goes on behind them. How far that was is
     remembered for a while, so that it need not be found again for each fetch.
 

@@ -55,7 +55,7 @@ class LooksNow(ABC):
             key: Its job key.
             text: Found in its payload, key or `last_error`, in upper or lower case.
             locked_by: Id of the worker pool that runs it.
-            limit: At most so many jobs; None means all.
+            limit: The largest number of jobs; None means all.
             after: Go on after this job: the id of the last one of the page before.
             conn: As for `complete_jobs`.
         """

@@ -112,7 +112,7 @@ class CircuitBreaker(Record, kw_only=False):
 
     Args:
         name: Tasks whose breakers have one name share it.
-        failures: After so many failures the breaker opens, at least 1.
+        failures: The number of failures that opens the breaker, at least 1.
         window: Seconds; failures that are older do not count.
         open_for: Seconds until one job is let through.
 

@@ -102,7 +102,7 @@ class TaskSessions:
     async def is_used(self, conn: AsyncConnection[Any]) -> bool:
         """Whether something goes on using a connection, which then is closed.
 
-        A commit or rollback would wait for it: for ever, if it is a stream that nobody reads.
+        A commit or rollback would wait for it: for ever, if it is a stream that is not read.
         """
         if not conn.lock.locked():
             return False

@@ -146,7 +146,7 @@ def close_breaker(worker_schema: str, name: str) -> Query[None]:
     return Query(_CHANGE, (worker_schema, name, None, None, 0), no_result, prepare=False)
 
 
-# A pool whose jobs were freed has no probe any more.
+# A pool whose jobs were freed no longer has a probe.
 _PROBE: Final = """
 update graphile_worker_py.breakers as breakers
 set probe_by = $3::pg_catalog.text

@@ -65,7 +65,7 @@ class Reserved(Record, kw_only=False):
 
 
 def reserve(schema: str, count: int) -> Query[Reserved | None]:
-    """Take ids for so many jobs and announce them; None where COPY is not to be used."""
+    """Take ids for a number of jobs and announce them; None where COPY is not to be used."""
 
     def read(rows: list[tuple[Any, ...]]) -> Reserved | None:
         return Reserved(rows[0][0], rows[0][1]) if rows else None

@@ -27,7 +27,7 @@ class JobState(StrEnum):
     READY = "ready"
     """Due, and waiting for a worker, or for the job of its queue that is running."""
     SCHEDULED = "scheduled"
-    """Not due yet: put off by whoever added it, or waiting to be tried again."""
+    """Not due yet: added for later, or waiting to be tried again."""
     RUNNING = "running"
     """Locked by a worker pool."""
     FAILED = "failed"
@@ -242,7 +242,7 @@ class JobQueue(Record):
     Args:
         name: Its name.
         jobs: How many jobs it has, in whatever state.
-        locked_by: Id of the worker pool that runs a job of it; None if nobody does.
+        locked_by: Id of the worker pool that runs a job of it; None if no pool does.
         locked_at: Since when.
     """
 

@@ -122,7 +122,7 @@ order by 2 desc, 1
 
 
 def old_partitions(table: str, unit: str, *, older_than: float) -> Query[list[Partition]]:
-    """Read which partitions have only rows that are older than so many seconds."""
+    """Read which partitions have only rows older than a number of seconds."""
 
     def read(rows: list[tuple[Any, ...]]) -> list[Partition]:
         return [Partition(name, Attachment(attachment)) for name, attachment in rows]

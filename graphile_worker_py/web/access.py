@@ -1,4 +1,4 @@
-"""Who may do what, and how somebody proves to be who they are."""
+"""Who may do what, and how users prove who they are."""
 
 import base64
 import hashlib
@@ -66,7 +66,7 @@ Authorize: TypeAlias = Callable[[Request], "Awaitable[Access | None] | Access | 
 
 
 class Door(Protocol):
-    """How somebody gets in."""
+    """How users get in."""
 
     @property
     def form(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class TokenDoor:
         """The token, which the command prints as a link."""
 
     async def knock(self, request: Request) -> Access | None:  # noqa: ARG002
-        """Nobody gets in by a header."""
+        """No user gets in by a header."""
         return None
 
     def log_in(self, given: Mapping[str, str]) -> Access | None:

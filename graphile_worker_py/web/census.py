@@ -1,6 +1,6 @@
 """Count the jobs of a large table bit by bit, and say how old each number is.
 
-No index helps to count millions of jobs, so no page does. While somebody looks, a sweep reads the
+No index helps to count millions of jobs, so no page does. While a page is open, a sweep reads the
 table in chunks of ids and rests after each, so that it takes a small share of a server's core. A
 small table fits into one chunk, and its numbers are exact.
 """
@@ -145,7 +145,7 @@ class Standing:
 
 
 class Census:
-    """Sweeps the table while somebody looks.
+    """Sweeps the table while a page is open.
 
     Args:
         read: Sends a statement.

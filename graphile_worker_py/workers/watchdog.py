@@ -212,7 +212,7 @@ class Watchdog:
         _in_time(lambda: self._logger.handle(record))
 
     def _watch_native_code(self, now: float) -> None:
-        """Set a timer that ends the process even if no Python code runs any more."""
+        """Set a timer that ends the process even if Python code no longer runs."""
         if self._exits and now - self._armed_at >= self._look_every:
             # faulthandler needs a standard error for the stacks.
             with suppress(AttributeError, OSError, RuntimeError, ValueError):

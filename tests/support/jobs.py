@@ -84,7 +84,7 @@ class Jobs:
             return rows_of(conn.execute(sql, values or None))
 
     async def in_thread(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        """`query`, in a thread: for a change of a table, which waits until nobody uses it.
+        """`query`, in a thread: for a change of a table, which waits until no session uses it.
 
         A runner of the same event loop may be in the middle of a transaction.
         """

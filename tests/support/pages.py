@@ -10,7 +10,7 @@ right above it say how it is run; readers do not see them:
 - `fails TASK PAYLOAD`: the same; the job must fail, or be discarded. What its error says counts as
   printed.
 - `until "TEXT"`: it is a program that does not end by itself. It must print TEXT, and end well
-  when it is interrupted. `until 4 "TEXT"`: it must print it so many times.
+  when it is interrupted. `until 4 "TEXT"`: it must print it this many times.
 - `file NAME`: it is not run, but put into a file that later blocks use.
 - `with OLD = NEW`: OLD is replaced before it is run.
 - `sql STATEMENT`: this is done in the database before.
@@ -24,8 +24,8 @@ right above it say how it is run; readers do not see them:
 
 The blocks of a page are run in their order, in one directory and on one database.
 
-It is long because it knows many languages: how to run a block and how to check one that is not run
-stand together, so that none is forgotten.
+How to run a block and how to check one that is not run stand together, so that no language is
+forgotten.
 """
 
 import ast

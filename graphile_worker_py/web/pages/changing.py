@@ -136,7 +136,7 @@ async def change_jobs(request: Request, access: Operator) -> Response:
         newest = _newest(form.get("up_to"))
         ids, complete = [each for each in selection.ids if each <= newest], selection.complete
     if not ids:
-        raise _refused("no job was chosen, or none matches any more")
+        raise _refused("no job was chosen, or the chosen ones no longer match")
     if not form.get("confirmed"):
         return render(
             request,

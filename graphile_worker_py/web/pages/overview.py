@@ -60,7 +60,7 @@ async def overview(request: Request) -> Response:
 
 
 def _backlog(standing: Standing) -> object:
-    """The jobs by state since somebody began to look."""
+    """The jobs by state since a page was first open."""
     samples = _thinned(standing.samples, 120)
     if len(samples) < 2:
         return None
