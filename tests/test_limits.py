@@ -10,6 +10,7 @@ from graphile_worker_py import (
     Cause,
     ConcurrencyLimit,
     ConfigurationError,
+    JobContext,
     RateLimit,
     Runner,
     Task,
@@ -156,6 +157,33 @@ async def test_what_one_pool_does_not_need_serves_another_at_once(dsn: str) -> N
         await eventually(lambda: other.running == 1, timeout=0.9)
         other.gate.set()
     assert other.ended == 1
+
+
+async def test_a_pool_without_a_free_place_keeps_no_permit_from_others(dsn: str) -> None:
+    jobs, ends = Jobs(dsn), dict[int, asyncio.Event]()
+
+    async def work(_payload: Any, ctx: JobContext) -> None:
+        ends[ctx.job.id] = asyncio.Event()
+        async with asyncio.timeout(4):  # where the test fails, too
+            await ends[ctx.job.id].wait()
+
+    tasks = [task("charge", limits=[ConcurrencyLimit(2, name="stripe")])(work), task("mail")(work)]
+    # Heartbeats would tell what a pool can use, too.
+    options: dict[str, Any] = {"poll_interval": 60, "heartbeat_interval": 30, "dead_after": 100}
+    claims = "select name from graphile_worker_py.limit_permits where wants > permits"
+    async with Runner(dsn, tasks=tasks[:1], concurrent_jobs=2, **options):
+        charges = [jobs.add("charge") for _ in range(3)]
+        await eventually(lambda: len(ends) == 2)
+        async with Runner(dsn, tasks=tasks, concurrent_jobs=1, **options):
+            await eventually(lambda: len(jobs.query(claims)) == 1)
+            mail = jobs.add("mail")
+            await eventually(lambda: mail in ends)
+            first, third = charges[0], charges[2]
+            ends[first].set()
+            await eventually(lambda: third in ends, timeout=1)
+            for end in ends.values():
+                end.set()
+            await eventually(lambda: jobs.all() == [])
 
 
 async def test_pools_take_turns_where_there_are_fewer_permits_than_pools(dsn: str) -> None:

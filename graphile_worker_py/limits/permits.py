@@ -76,6 +76,8 @@ class PoolPermits:
         self._busy_since = 0.0
         self._idle_since: float | None = None
         self._least_idle = 0
+        self._full_since: float | None = None  # the pool has no place for more jobs
+        self._claimed = 0  # how many permits the database was told it could use
         self._heard = False
         self._warned: tuple[int, int] | None = None
 
@@ -131,6 +133,13 @@ class PoolPermits:
         self._note_idle()
         return self.backlog and self._now() >= self._ask_from
 
+    def filled(self, *, is_full: bool) -> None:
+        """Note whether jobs, of whichever tasks, have taken all places that the pool had."""
+        if not is_full:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = self._now()
+
     def next_ask(self) -> float | None:
         """When to try again to fetch more; None if jobs don't wait, or never may."""
         return self._ask_from if self.backlog and not self.is_paused else None
@@ -163,10 +172,20 @@ class PoolPermits:
         """When `look` has something to do; None if not before something changes."""
         if self._heard or self._permits > max(self.locked, self._cap()):
             return 0.0
+        times = [at for at in (self._idle_until(), self._claims_until()) if at is not None]
+        return min(times, default=None)
+
+    def _idle_until(self) -> float | None:
         if self._idle_since is None:
             return None
         waits = self._answer is not None and self._answer.waiting
         return self._idle_since + (PAUSES.idle_while_others_wait if waits else PAUSES.idle)
+
+    def _claims_until(self) -> float | None:
+        """Until when other pools leave a permit to this one, although it has no place for a job."""
+        if self._full_since is None or self._claimed <= self._permits:
+            return None
+        return self._full_since + PAUSES.idle_while_others_wait
 
     def hear(self) -> None:
         """Note that something has changed in the database."""
@@ -174,13 +193,14 @@ class PoolPermits:
         self._ask_from = 0.0
 
     async def look(self) -> None:
-        """Give back what is idle, or above the fair share."""
+        """Give back what is idle, or above the fair share, and claim no more than can be used."""
         due = self.next_look()
         if due is None or due > self._now():
             return
         self._heard = False
         keep = max(self.locked, self._cap())
-        if self._idle_since is not None and due:
+        idle_until = self._idle_until()
+        if idle_until is not None and due and idle_until <= self._now():
             keep = max(self.locked, min(keep, self._permits - self._least_idle))
             self._idle_since = None
         if keep == 0 and self._permits and self._answer and self._answer.waiting:
@@ -199,7 +219,7 @@ class PoolPermits:
             await self._sync(self.locked, wants=0)
 
     def _wants(self) -> int:
-        return self.locked + (1 if self.backlog else 0)
+        return self.locked + (1 if self.backlog and self._full_since is None else 0)
 
     async def _sync(
         self, wanted: int, *, wants: int, conn: AsyncConnection[Any] | None = None
@@ -220,6 +240,7 @@ class PoolPermits:
                 answer = await self._pool.parts.fetching.run(query)
             else:
                 answer = await self._pool.database.run(query, conn=conn)
+            self._claimed = wants
             self._learn(answer)
 
     def _learn(self, answer: Permits) -> None:

@@ -173,6 +173,8 @@ class PoolLimits:
                 await self._fetch_group(group, replace(request, count=left), proceed, found)
         if not found.jobs and self._pool.once:
             await self._wait_for_tokens(groups, found)
+        for permits in self._permits.values():
+            permits.filled(is_full=len(found.jobs) >= request.count)
         self._changed.set()
         return Fetched(found.jobs, found.more, found.queued, found.hidden)
 
