@@ -112,6 +112,8 @@ async def test_a_failed_job_is_retried_and_a_running_one_is_not(
     for action in ("retry", "cancel", "fail"):
         answer = await client.post(f"/api/v1/jobs/{running}/{action}")
         assert problem(answer, 409)["locked_by"] == "pool-1"
+    answer = await client.delete(f"/api/v1/jobs/{running}")
+    assert problem(answer, 409)["locked_by"] == "pool-1"
 
 
 async def test_jobs_are_rescheduled_given_up_cancelled_and_deleted(

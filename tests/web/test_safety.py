@@ -232,3 +232,28 @@ async def test_a_role_that_can_only_read_suffices_for_looking(dsn: str, stored: 
     finally:
         stored.query("drop owned by jobs_viewer")
         stored.query("drop role jobs_viewer")
+
+
+async def test_under_tls_the_cookie_is_bound_to_the_host(dsn: str) -> None:
+    app = create_app(dsn)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://localhost") as client:
+        answer = await client.get("/", params={"token": app.state.door.token})
+    await app.state.web.site.close()
+    cookie = answer.headers["set-cookie"].lower()
+    assert cookie.startswith("__host-")
+    parts = {each.strip() for each in cookie.split(";")}
+    assert {"httponly", "secure", "samesite=strict", "path=/"} <= parts
+
+
+async def test_a_payload_of_a_megabyte_is_cut_and_can_be_downloaded(
+    client: httpx.AsyncClient, stored: Jobs
+) -> None:
+    job_id = stored.add("a", {"x": "y" * 1_048_576})
+    page = await client.get(f"/jobs/{job_id}", headers={"accept": "text/html"})
+    assert len(page.text) < 50_000
+    address = f"/api/v1/jobs/{job_id}/payload"
+    assert f'href="{address}" download' in page.text
+    assert (await client.get(address)).json() == {"x": "y" * 1_048_576}
+    listed = (await client.get("/api/v1/jobs")).json()["items"]
+    assert listed[0]["payload"] == "[1 MB or more: download it]"
