@@ -88,9 +88,8 @@ async def _changing(request: Request, access: Access, level: Level) -> Access:
         raise ProblemError(
             HTTPStatus.FORBIDDEN, f"{access.user} may not do this: it needs {level.name.lower()}"
         )
-    site = web_of(request).site
-    await site.open()
-    if site.is_read_only:
+    # A database that was not reached yet is not asked: the rest of the request may be wrong.
+    if web_of(request).site.is_read_only:
         raise ProblemError(HTTPStatus.FORBIDDEN, "nothing can be changed here: it is read-only")
     return access
 

@@ -124,6 +124,27 @@ async def test_a_missing_or_old_schema_says_what_to_do(dsn: str, stored: Jobs) -
             assert "migrate" in document["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        (JOBS, {"task": 1}, "/task"),
+        (JOBS, {"tusk": "a"}, "/task"),
+        (f"{JOBS}/1/reschedule", {"priority": "high"}, "/priority"),
+        (f"{JOBS}/actions", {"action": "explode", "ids": [1]}, "/action"),
+    ],
+)
+async def test_a_wrong_body_is_pointed_at_before_the_database_is_reached(
+    path: str, body: dict[str, Any], pointer: str
+) -> None:
+    app = create_app(
+        "postgresql://app@127.0.0.1:9/app", authorize=lambda _request: Access.operator("a")
+    )
+    async with served(app) as url, client_of(url) as client:
+        told = problem(await client.post(path, json=body), 422)
+        assert pointer in [error["pointer"] for error in told["errors"]]
+        problem(await client.post(JOBS, json={"task": "a"}), 503)
+
+
 async def test_a_read_only_database_can_be_looked_at_and_not_changed(
     dsn: str, stored: Jobs
 ) -> None:
