@@ -98,6 +98,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.update(item for item in items if not _uses_server(item))
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+    items.sort(key=_is_short)
+
+
+def _is_short(item: pytest.Item) -> bool:
+    """Whether it is of a folder of short tests. The others begin first, so that none ends last."""
+    return item.path.parent.name == "tests"
 
 
 def _uses_server(item: pytest.Item) -> bool:
