@@ -10,6 +10,8 @@ import pytest
 from tests.support.processes import Process, Processes
 from tests.support.rows import rows_of
 
+pytestmark = pytest.mark.any_server
+
 COMMAND = [sys.executable, "-m", "graphile_worker_py", "bench"]
 SMALL = ["--count", "100", "--json"]
 OWN_SCHEMA = "graphile_worker_bench"

@@ -31,6 +31,8 @@ from benchmarks.report import (
 from tests.support.node import Node
 from tests.support.server import Server
 
+pytestmark = pytest.mark.any_server
+
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results.json"
 
 

@@ -29,6 +29,10 @@ from tests.support.node import WITHOUT_SIDE_SCHEMA
 from tests.support.running import Jobs, Told
 
 OPEN = "select open_until is not null as open from graphile_worker_py.breakers"
+ADD_NUMBERS = """
+select count(graphile_worker.add_job('charge', to_json(n))) as count
+from generate_series(0, %s) as n
+"""
 
 
 class Endpoint:
@@ -66,14 +70,13 @@ def is_open(jobs: Jobs) -> bool:
     return jobs.query(OPEN) == [{"open": True}]
 
 
-@pytest.mark.parametrize("prefetched", [0, 50])
+@pytest.mark.parametrize(("count", "prefetched"), [(100, 0), (100, 50), (10_000, 0)])
 async def test_an_endpoint_that_is_down_costs_no_more_attempts_than_failures_and_probes(
-    dsn: str, jobs: Jobs, prefetched: int
+    dsn: str, jobs: Jobs, count: int, prefetched: int
 ) -> None:
     endpoint, free = Endpoint(), Endpoint(is_down=False)
     endpoint.gate.clear()
-    for number in range(100):
-        jobs.add("charge", number)
+    jobs.query(ADD_NUMBERS, count - 1)
     tasks = [endpoint.task(), Task(free.call, "mail")]
     queue: dict[str, Any] = (
         {"local_queue": LocalQueueOptions(size=prefetched)} if prefetched else {}
@@ -99,8 +102,8 @@ async def test_an_endpoint_that_is_down_costs_no_more_attempts_than_failures_and
         endpoint.is_down = False
         jobs.make_due()
         await utils.reset_breaker("stripe")
-        await eventually(lambda: len(endpoint.ended) == 100)
-    assert sorted(endpoint.ended) == list(range(100))
+        await eventually(lambda: len(endpoint.ended) == count, timeout=15)
+    assert sorted(endpoint.ended) == list(range(count))
 
 
 async def test_one_job_is_let_through_when_the_time_is_over_and_decides(

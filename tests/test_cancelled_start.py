@@ -22,6 +22,8 @@ from graphile_worker_py import (
 )
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 
 class Swallow(Plugin):
     """Loses the cancellation of a start."""

@@ -15,6 +15,8 @@ from tests.support.app import GRACE
 from tests.support.processes import Process, Processes
 from tests.support.rows import rows_of
 
+pytestmark = pytest.mark.any_server
+
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "graphile_worker_py"]
 

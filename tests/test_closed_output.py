@@ -14,6 +14,8 @@ from tests.support.eventually import eventually
 from tests.support.processes import Processes, clean_environment
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 TASKS = """
 from graphile_worker_py import task
 

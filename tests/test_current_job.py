@@ -15,6 +15,8 @@ from graphile_worker_py.telemetry.structlog import add_job
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 TASKS = """
 import asyncio
 import logging

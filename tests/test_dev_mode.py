@@ -16,6 +16,8 @@ from tests.support.eventually import eventually
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 STRICT = [sys.executable, "-X", "dev", "-W", "error"]
 MARK = "TEST_DEV_MODE_RUN"
 

@@ -19,6 +19,8 @@ from tests.support.processes import Processes
 from tests.support.upstream import NAMES
 from tools import events_page, http_api_page
 
+pytestmark = pytest.mark.any_server
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

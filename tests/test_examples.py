@@ -20,6 +20,8 @@ from tests.support.node import LATEST, Node
 from tests.support.own_server import quiet_port
 from tests.support.processes import Process, Processes
 
+pytestmark = pytest.mark.any_server
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

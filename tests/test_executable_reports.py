@@ -8,6 +8,8 @@ import pytest
 from graphile_worker_py import Runner, WorkerUtils, load_tasks, run_migrations
 from tests.support.eventually import eventually
 
+pytestmark = pytest.mark.any_server
+
 FD = '>&"$GRAPHILE_WORKER_PROGRESS_FD"'
 
 

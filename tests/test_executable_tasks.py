@@ -20,6 +20,8 @@ from graphile_worker_py.executors.executable import LINE_LIMIT, STDERR_TAIL, exe
 from tests.support.eventually import eventually
 from tests.support.running import Told
 
+pytestmark = pytest.mark.any_server
+
 Row = tuple[Any, ...]
 
 

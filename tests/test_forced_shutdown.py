@@ -28,6 +28,8 @@ from graphile_worker_py.events import (
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told, impatient
 
+pytestmark = pytest.mark.any_server
+
 
 async def hang(payload: Any) -> None:
     """A task that never ends by itself."""

@@ -12,6 +12,8 @@ from tests.forking import CHILDREN, JOBS
 from tests.support.jobs import Jobs
 from tests.support.processes import Processes
 
+pytestmark = pytest.mark.any_server
+
 
 def lines(processes: Processes, module: str, *args: str) -> list[str]:
     """What a program of these tests has printed, in no order."""

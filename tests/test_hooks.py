@@ -25,6 +25,8 @@ from graphile_worker_py import (
 from graphile_worker_py.events import JobSuccess
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 
 async def ran(dsn: str, *plugins: Any, payloads: list[Any], flags: list[str] | None = None) -> Any:
     """Add a job a payload, run what is due; what the task saw, and the jobs that are left."""

@@ -27,6 +27,8 @@ from graphile_worker_py.testing import Kit, SyncKit
 from tests import injected_tasks
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 MAIN = threading.main_thread()
 
 

@@ -15,6 +15,8 @@ from graphile_worker_py.events import JobError, JobSuccess
 from tests import process_tasks
 from tests.support.running import Jobs, Told
 
+pytestmark = pytest.mark.any_server
+
 COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
 KINDS = ["async", "async that waits", "inline", "thread"]
 

@@ -8,6 +8,8 @@ import pytest
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 TASKS = """
 import asyncio, threading, time
 from graphile_worker_py import task

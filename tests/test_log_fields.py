@@ -25,6 +25,8 @@ from tests.process_tasks import log_fields
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 FIELDS = {
     "order": {"id": 7, "lines": [1, 2]},
     "user": "ada",

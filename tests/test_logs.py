@@ -16,6 +16,8 @@ from graphile_worker_py.cli.logs import PlainFormatter, configure_logging
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 TASKS = """
 from graphile_worker_py import task
 

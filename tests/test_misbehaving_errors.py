@@ -14,6 +14,8 @@ from tests.misbehaving_errors import ALL, ERRORS, ExitingError
 from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
 
+pytestmark = pytest.mark.any_server
+
 NAMES = [task.identifier for task in ALL]
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 PROGRAM = """
 import asyncio
 from graphile_worker_py import LocalQueueOptions, run_once

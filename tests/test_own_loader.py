@@ -4,8 +4,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from graphile_worker_py import JobContext, load_tasks, run_once
 from tests.support.running import Jobs
+
+pytestmark = pytest.mark.any_server
 
 
 def statement(file: Path) -> Callable[[Any, JobContext], Awaitable[None]]:

@@ -20,6 +20,8 @@ from graphile_worker_py import (
 from graphile_worker_py.events import JobSuccess, PoolListenSuccess, WorkerGetJobError
 from tests.support.running import Jobs, Told
 
+pytestmark = pytest.mark.any_server
+
 
 class Watch(Plugin):
     """Notes what the steps raise, and passes it on."""

@@ -12,6 +12,8 @@ from graphile_worker_py.plugins import Part, PartEnd
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told
 
+pytestmark = pytest.mark.any_server
+
 
 class Parts(Plugin):
     """Adds a part, and notes when it begins and ends."""

@@ -36,6 +36,8 @@ from tests.support.eventually import eventually
 from tests.support.processes import Processes, is_alive
 from tests.support.running import Jobs, Told, impatient
 
+pytestmark = pytest.mark.any_server
+
 ALL = [value for value in vars(tasks).values() if isinstance(value, Task)]
 
 

@@ -63,7 +63,7 @@ def test_greet_without_event_loop(gw_sync):
 ANYIO = """
 import pytest
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.any_server]
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from tests.support.app import make_app, work_until_sigterm
 from tests.support.processes import Processes
 
+pytestmark = pytest.mark.any_server
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -23,6 +23,8 @@ from tests.support.eventually import eventually
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 COMMAND = (sys.executable, "-m", "graphile_worker_py")
 BOOT = """
 import os

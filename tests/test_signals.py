@@ -17,6 +17,8 @@ from tests.support.locking import table_locked
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 ROOT = Path(__file__).parents[1]
 Start = Callable[[str], Process]
 COMMAND = """

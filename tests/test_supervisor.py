@@ -22,6 +22,8 @@ from graphile_worker_py.processes.supervisor import Patience
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-W", "error", "-m", "graphile_worker_py"]
 TASKS = """

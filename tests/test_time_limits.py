@@ -10,6 +10,8 @@ from graphile_worker_py.events import JobComplete, JobError, JobSuccess, TaskStu
 from tests.support.eventually import eventually
 from tests.support.running import Jobs, Told, impatient
 
+pytestmark = pytest.mark.any_server
+
 TOO_LATE = "task 'stubborn' ran longer than its timeout of 0.01 s"
 
 

@@ -37,6 +37,8 @@ from graphile_worker_py.events import JobError
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 
+pytestmark = pytest.mark.any_server
+
 ROOT = Path(__file__).parent.parent
 
 

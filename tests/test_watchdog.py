@@ -20,6 +20,8 @@ from tests.support.eventually import eventually
 from tests.support.processes import Process, Processes
 from tests.support.running import Jobs, Told, impatient
 
+pytestmark = pytest.mark.any_server
+
 TASKS = """
 import re, time
 

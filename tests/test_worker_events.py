@@ -20,6 +20,8 @@ from graphile_worker_py.events import (
 from tests.support.processes import Processes
 from tests.support.running import Jobs, Told
 
+pytestmark = pytest.mark.any_server
+
 SIGNALLED = """
 import asyncio
 from graphile_worker_py import Events, Runner

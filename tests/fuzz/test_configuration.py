@@ -18,6 +18,8 @@ from graphile_worker_py.options import OPTIONS, WORKER_OPTION_NAMES
 from graphile_worker_py.postgres.connecting import checked_conninfo
 from tests.fuzz.strategies import any_text, as_toml, storable_text, toml_values
 
+pytestmark = pytest.mark.any_server
+
 names = st.sampled_from(sorted(OPTIONS)) | st.sampled_from(
     ["local_queue", "local_queue.refetch_delay", "tool", "tool.graphile-worker", "connection.env"]
 )

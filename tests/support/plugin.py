@@ -46,8 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--only-database",
         action="store_true",
-        help="Leave out the tests that do not use the server of the test run: they can't differ on"
-        " another one",
+        help="Leave out the tests that can't differ on another server: they use none, or are about"
+        " processes, files, texts or a browser",
     )
     parser.addoption(
         "--long",
@@ -85,6 +85,7 @@ def processes() -> Iterator[Processes]:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, and let Ctrl-C end a run that a shell has started in the background."""
     config.addinivalue_line("markers", "long: runs only with --long")
+    config.addinivalue_line("markers", "any_server: can't differ on another server")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -107,6 +108,8 @@ def _is_short(item: pytest.Item) -> bool:
 
 
 def _uses_server(item: pytest.Item) -> bool:
+    if item.get_closest_marker("any_server") is not None:
+        return False
     return bool({"server", "own_server"} & set(getattr(item, "fixturenames", ())))
 
 

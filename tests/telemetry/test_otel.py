@@ -23,6 +23,8 @@ from graphile_worker_py import JobSpec, Snooze, SyncWorkerUtils, WorkerUtils, ru
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.telemetry.otel import OpenTelemetry
 
+pytestmark = pytest.mark.any_server
+
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

@@ -8,6 +8,7 @@ from asyncio import to_thread as in_thread
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from graphile_worker_py.telemetry.siblings import joined
@@ -16,6 +17,8 @@ from tests.support.own_server import quiet_port
 from tests.support.processes import Processes
 from tests.support.running import Jobs
 from tests.telemetry.test_prometheus import get
+
+pytestmark = pytest.mark.any_server
 
 TASKS = """
 from graphile_worker_py import task

@@ -18,6 +18,8 @@ from graphile_worker_py.telemetry.job_numbers import MOST_TASKS, OTHER
 from graphile_worker_py.telemetry.prometheus import Metrics
 from tests.support.eventually import eventually
 
+pytestmark = pytest.mark.any_server
+
 
 @task
 async def succeed(_payload: Any) -> None:

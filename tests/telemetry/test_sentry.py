@@ -12,6 +12,8 @@ from graphile_worker_py import Discard, RetryIn, WorkerUtils, run_once, task
 from graphile_worker_py.plugins.hooks import Hooks
 from graphile_worker_py.telemetry.sentry import Sentry
 
+pytestmark = pytest.mark.any_server
+
 
 @task
 async def succeed(_payload: Any) -> None:

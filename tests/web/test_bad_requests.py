@@ -9,6 +9,8 @@ from graphile_worker_py.web import Access, create_app
 from tests.support.jobs import Jobs
 from tests.web.serving import client_of, problem, served
 
+pytestmark = pytest.mark.any_server
+
 JOBS = "/api/v1/jobs"
 
 

@@ -17,7 +17,10 @@ from tests.support.missing import missing
 from tests.web.browser import Watched, axe_source, browsing, opened, serious_faults
 from tests.web.serving import served
 
-pytestmark = pytest.mark.timeout(120)  # a browser is slow on a busy machine
+pytestmark = [
+    pytest.mark.any_server,
+    pytest.mark.timeout(120),  # a browser is slow on a busy machine
+]
 HOSTILE = "<script>alert(1)</script>\"'&" + "x" * 90
 PAGES = (
     "/",

@@ -12,6 +12,8 @@ from graphile_worker_py.cli.main import main
 from tests.support.processes import Process, Processes
 from tests.web.serving import client_of, problem
 
+pytestmark = pytest.mark.any_server
+
 COMMAND = ("graphile-worker-py", "web", "--port", "0")
 PATH = "/api/v1/jobs"
 

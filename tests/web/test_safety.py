@@ -16,6 +16,8 @@ from tests.support.jobs import Jobs
 from tests.support.pages import blocks_of
 from tests.web.serving import client_of, problem, served
 
+pytestmark = pytest.mark.any_server
+
 HTML = {"accept": "text/html"}
 PATH = "/api/v1/jobs"
 PAGES = ("jobs", "tasks", "queues", "limits", "workers", "recurring", "errors", "maintenance")

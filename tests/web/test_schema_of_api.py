@@ -10,6 +10,8 @@ from tests.support.jobs import Jobs
 from tests.support.processes import Processes
 from tests.web.test_adding_once import start
 
+pytestmark = pytest.mark.any_server
+
 
 async def test_the_document_is_openapi_3_1_and_names_every_call(client: httpx.AsyncClient) -> None:
     document = (await client.get("/api/v1/openapi.json")).json()

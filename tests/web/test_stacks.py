@@ -17,6 +17,8 @@ from tests.support.eventually import eventually
 from tests.support.jobs import Jobs
 from tests.web.serving import client_of, problem, served
 
+pytestmark = pytest.mark.any_server
+
 HTML = {"accept": "text/html"}
 
 
