@@ -108,9 +108,9 @@ class KeyedLimit:
 class KeyedLook:
     """The fetches of tasks that have the same limits with a key.
 
-    A fetch passes at most this many jobs of values that are at their limit.
-    Where more stand before the others, the next fetch goes on behind them. How far that was is
-    remembered for a while, so that it need not be found again for each fetch.
+    A fetch passes at most `MOST_PASSED` jobs of values that are at their limit. Where more stand
+    before the others, the next fetch goes on behind them. How far that was is remembered for a
+    while, so that it need not be found again for each fetch.
 
     Args:
         limits: The limits.

@@ -99,6 +99,19 @@ RECORDED = (
 )
 
 
+@asynccontextmanager
+async def at_work(dsn: str, access: Access, send_mail: Any) -> AsyncIterator[Watched]:
+    """A page of a database where a worker runs one task."""
+    app = create_app(dsn, authorize=lambda _request: access)
+    async with (
+        served(app) as url,
+        Runner(dsn, tasks={"send_mail": send_mail}, poll_interval=0.2),
+        browsing() as browser,
+        opened(browser, url) as watched,
+    ):
+        yield watched
+
+
 async def test_a_failed_job_is_found_understood_retried_and_seen_to_complete(
     dsn: str, stored: Jobs
 ) -> None:
@@ -109,17 +122,11 @@ async def test_a_failed_job_is_found_understood_retried_and_seen_to_complete(
 
     job_id = stored.add("send_mail", {"to": "a@example.com"})
     stored.exhaust(job_id)
-    app = create_app(dsn, authorize=lambda _request: Access.admin("anna"))
-    async with (
-        served(app) as url,
-        Runner(dsn, tasks={"send_mail": send_mail}, poll_interval=0.2),
-        browsing() as browser,
-        opened(browser, url) as watched,
-    ):
+    async with at_work(dsn, Access.admin("anna"), send_mail) as watched:
         page = watched.page
         await page.goto("/")
         await page.click("a.tile.failed")
-        await expect(page).to_have_url(f"{url}/jobs?q=state:failed")
+        await expect(page).to_have_url("/jobs?q=state:failed")
         await page.click(f"td.id a:has-text('{job_id}')")
         await expect(page.locator("#explain")).to_contain_text("All 25 attempts are used up")
         await page.click("text=Retry now")
@@ -136,13 +143,7 @@ async def test_a_job_is_added_and_seen_to_complete(dsn: str, stored: Jobs) -> No
     async def send_mail(payload: Any) -> None:
         seen.append(payload)
 
-    app = create_app(dsn, authorize=lambda _request: Access.operator("anna"))
-    async with (
-        served(app) as url,
-        Runner(dsn, tasks={"send_mail": send_mail}, poll_interval=0.2),
-        browsing() as browser,
-        opened(browser, url) as watched,
-    ):
+    async with at_work(dsn, Access.operator("anna"), send_mail) as watched:
         page = watched.page
         await page.goto("/jobs")
         await page.click("text=Add a job")
